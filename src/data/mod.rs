@@ -1,0 +1,77 @@
+//! Reading, preprocessing, storing and splitting scans. Nothing here knows libtorch.
+
+pub mod layouts;
+pub mod loader;
+pub mod nifti;
+pub mod phantom;
+pub mod preprocess;
+pub mod split;
+pub mod store;
+pub mod volume;
+
+use crate::dim::{Region, Shape, voxels};
+use crate::transform::spatial::Orientation;
+use anyhow::{Result, ensure};
+
+/// Random access to preprocessed scans. The store implements it; tests use arrays in memory ([`Arrays`]).
+pub trait Scans: Send + Sync {
+    /// Number of scans.
+    fn len(&self) -> usize;
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+    /// Name of a scan, for messages and records.
+    fn id(&self, scan: usize) -> &str;
+    /// Channels of every scan.
+    fn channels(&self) -> usize;
+    fn shape(&self, scan: usize) -> Shape;
+    /// Copies a region of all channels, turned by `orientation`, into `out`: `[C, ..orientation.output(region.size)]`,
+    /// row-major. Errors if the region leaves the scan or `out` has another length.
+    fn read(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [f32]) -> Result<()>;
+}
+
+/// Scans held in memory.
+pub struct Arrays {
+    pub ids: Vec<String>,
+    /// `[C, D, H, W]` each, with equal `C`.
+    pub images: Vec<ndarray::Array4<f32>>,
+}
+
+impl Scans for Arrays {
+    fn len(&self) -> usize {
+        self.images.len()
+    }
+
+    fn id(&self, scan: usize) -> &str {
+        &self.ids[scan]
+    }
+
+    fn channels(&self) -> usize {
+        self.images[0].dim().0
+    }
+
+    fn shape(&self, scan: usize) -> Shape {
+        let (_, d, h, w) = self.images[scan].dim();
+        [d, h, w]
+    }
+
+    fn read(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [f32]) -> Result<()> {
+        let shape = self.shape(scan);
+        ensure!(region.fits(shape), "{}: region {region:?} leaves the scan of {shape:?}", self.id(scan));
+        let size = orientation.output(region.size);
+        ensure!(out.len() == self.channels() * voxels(size), "{}: buffer of {} for {size:?}", self.id(scan), out.len());
+        let mut out = out.iter_mut();
+        for c in 0..self.channels() {
+            for x in ndarray::indices((size[0], size[1], size[2])) {
+                let x = [x.0, x.1, x.2];
+                let mut y = region.start;
+                for a in 0..3 {
+                    let n = region.size[orientation.source[a]];
+                    y[orientation.source[a]] += if orientation.flip[a] { n - 1 - x[a] } else { x[a] };
+                }
+                *out.next().expect("length checked") = self.images[scan][[c, y[0], y[1], y[2]]];
+            }
+        }
+        Ok(())
+    }
+}

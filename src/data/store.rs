@@ -1,0 +1,1 @@
+//! Preprocessed scans on disk: one memory-mapped safetensors file a subject, and an index.

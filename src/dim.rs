@@ -1,0 +1,81 @@
+//! Spatial rank, shapes and boxes, shared by the 2D and the 3D code.
+
+use serde::{Deserialize, Serialize};
+
+/// Spatial extent `[D, H, W]` in voxels; an image has `D = 1`.
+pub type Shape = [usize; 3];
+
+/// Number of voxels of a shape.
+pub fn voxels(shape: Shape) -> usize {
+    shape.iter().product()
+}
+
+/// Spatial rank of the data: 2 for images, 3 for volumes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "u8", try_from = "u8")]
+pub enum Rank {
+    Two,
+    Three,
+}
+
+impl Rank {
+    /// Number of spatial axes.
+    pub fn n(self) -> usize {
+        match self {
+            Rank::Two => 2,
+            Rank::Three => 3,
+        }
+    }
+
+    /// The axes of a [`Shape`] that this rank uses.
+    pub fn axes(self) -> std::ops::Range<usize> {
+        3 - self.n()..3
+    }
+
+    /// `side` along every axis in use, 1 along the others.
+    pub fn cube(self, side: usize) -> Shape {
+        let mut shape = [1; 3];
+        self.axes().for_each(|a| shape[a] = side);
+        shape
+    }
+
+    /// Rank of data of this shape: a depth of 1 means images.
+    pub fn of(shape: Shape) -> Rank {
+        if shape[0] == 1 { Rank::Two } else { Rank::Three }
+    }
+}
+
+impl From<Rank> for u8 {
+    fn from(rank: Rank) -> u8 {
+        rank.n() as u8
+    }
+}
+
+impl TryFrom<u8> for Rank {
+    type Error = String;
+    fn try_from(n: u8) -> Result<Self, String> {
+        match n {
+            2 => Ok(Rank::Two),
+            3 => Ok(Rank::Three),
+            _ => Err(format!("rank must be 2 or 3, found {n}")),
+        }
+    }
+}
+
+/// A box of voxels: first corner and extent.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Region {
+    pub start: Shape,
+    pub size: Shape,
+}
+
+impl Region {
+    pub fn whole(size: Shape) -> Self {
+        Region { start: [0; 3], size }
+    }
+
+    /// Whether the box lies inside a volume of this shape.
+    pub fn fits(&self, shape: Shape) -> bool {
+        (0..3).all(|a| self.start[a] + self.size[a] <= shape[a])
+    }
+}

@@ -1,0 +1,28 @@
+//! libtorch's CUDA half, loaded only when asked for: linking it would cost every start-up more than a second.
+
+use std::sync::OnceLock;
+
+static LOADED: OnceLock<Result<(), String>> = OnceLock::new();
+
+/// Loads `libtorch_cuda.so` into the process, once; afterwards `tch::Cuda` sees the devices. Ok does not yet mean that there
+/// is a device.
+pub fn load_cuda() -> Result<(), String> {
+    LOADED
+        .get_or_init(|| {
+            use libloading::os::unix::{Library, RTLD_GLOBAL, RTLD_NOW};
+            // SAFETY: the library is libtorch's own, found next to the libtorch already loaded; its initialisers register kernels.
+            match unsafe { Library::open(Some("libtorch_cuda.so"), RTLD_NOW | RTLD_GLOBAL) } {
+                Ok(library) => {
+                    std::mem::forget(library);
+                    Ok(())
+                }
+                Err(e) => Err(e.to_string()),
+            }
+        })
+        .clone()
+}
+
+/// Why the CUDA libraries could not be loaded, if they were asked for and could not.
+pub fn load_error() -> Option<String> {
+    LOADED.get().and_then(|r| r.clone().err())
+}

@@ -1,0 +1,88 @@
+//! Building and saving TorchScript modules with real parameters.
+
+use super::check;
+use crate::nn::script::ScriptModule;
+use anyhow::{Context, Result, ensure};
+use std::ffi::{CString, c_char, c_int};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+use torch_sys::C_tensor;
+
+#[repr(C)]
+struct P3dModule {
+    _opaque: [u8; 0],
+}
+
+unsafe extern "C" {
+    fn p3d_module_new(name: *const c_char, sibling: *mut P3dModule) -> *mut P3dModule;
+    fn p3d_module_free(module: *mut P3dModule);
+    fn p3d_module_parameter(module: *mut P3dModule, name: *const c_char, value: *mut C_tensor) -> c_int;
+    fn p3d_module_buffer(module: *mut P3dModule, name: *const c_char, value: *mut C_tensor) -> c_int;
+    fn p3d_module_child(module: *mut P3dModule, name: *const c_char, child: *mut P3dModule) -> c_int;
+    fn p3d_module_define(module: *mut P3dModule, source: *const c_char) -> c_int;
+    fn p3d_module_save(module: *mut P3dModule, path: *const c_char, extra_name: *const c_char, extra: *const c_char) -> c_int;
+    fn p3d_module_extra(path: *const c_char, extra_name: *const c_char, out: *mut c_char, capacity: usize) -> i64;
+}
+
+/// Name of the JSON description inside a `.pt`.
+const EXTRA: &str = "pretext3d.json";
+
+/// A module under construction, freed on drop.
+struct Module(*mut P3dModule);
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        // SAFETY: made by `p3d_module_new` and freed once; libtorch counts references to what lies inside.
+        unsafe { p3d_module_free(self.0) }
+    }
+}
+
+fn c_string(text: &str) -> Result<CString> {
+    CString::new(text).with_context(|| format!("a NUL byte in {text:?}"))
+}
+
+/// Builds `module` under the qualified name; `root` is any module of the same tree, whose compilation unit is shared.
+fn build(name: &str, module: &ScriptModule, root: Option<&Module>) -> Result<Module> {
+    let sibling = root.map_or(std::ptr::null_mut(), |m| m.0);
+    // SAFETY: strings are NUL-terminated and outlive each call; tensors and modules are live.
+    unsafe {
+        let built = Module(p3d_module_new(c_string(name)?.as_ptr(), sibling));
+        check(name, built.0.is_null() as c_int)?;
+        let root = root.unwrap_or(&built);
+        for (key, value) in &module.parameters {
+            check(key, p3d_module_parameter(built.0, c_string(key)?.as_ptr(), value.as_ptr() as *mut C_tensor))?;
+        }
+        for (key, value) in &module.buffers {
+            check(key, p3d_module_buffer(built.0, c_string(key)?.as_ptr(), value.as_ptr() as *mut C_tensor))?;
+        }
+        for (key, child) in &module.children {
+            let child = build(&format!("{name}_{key}"), child, Some(root))?;
+            check(key, p3d_module_child(built.0, c_string(key)?.as_ptr(), child.0))?;
+        }
+        check(name, p3d_module_define(built.0, c_string(&module.source)?.as_ptr()))?;
+        Ok(built)
+    }
+}
+
+/// Saves the module for `torch.jit.load`, with `description` as the extra file `pretext3d.json`.
+pub fn save_script(module: &ScriptModule, path: &Path, description: &str) -> Result<()> {
+    let built = build("__torch__.Pretext3d", module, None)?;
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: as in `build`.
+    let status = unsafe { p3d_module_save(built.0, path.as_ptr(), c_string(EXTRA)?.as_ptr(), c_string(description)?.as_ptr()) };
+    check("saving TorchScript", status)
+}
+
+/// The JSON description inside a `.pt` that [`save_script`] wrote.
+pub fn read_extra(path: &Path) -> Result<String> {
+    let file = CString::new(path.as_os_str().as_bytes())?;
+    let name = c_string(EXTRA)?;
+    let mut text = vec![0u8; 1 << 20];
+    // SAFETY: the shim writes at most `capacity` bytes.
+    let length = unsafe { p3d_module_extra(file.as_ptr(), name.as_ptr(), text.as_mut_ptr().cast(), text.len()) };
+    check(&path.display().to_string(), (length < 0) as c_int)?;
+    ensure!(length as usize <= text.len(), "{}: its description is over 1 MiB", path.display());
+    ensure!(length > 0, "{}: no {EXTRA} inside; not a file of pretext3d", path.display());
+    text.truncate(length as usize);
+    Ok(String::from_utf8(text)?)
+}

@@ -1,0 +1,166 @@
+// The few libtorch features that tch does not expose: fused optimizers, CPU autocast, memory formats and TorchScript modules
+// with real parameters. Each entry catches every exception; `p3d_error` then holds the message and the result is non-zero.
+
+#include <torch/csrc/jit/api/module.h>
+#include <torch/script.h>
+#include <ATen/autocast_mode.h>
+#include <ATen/ops/_fused_adam.h>
+#include <ATen/ops/_fused_adamw.h>
+#include <ATen/ops/_fused_sgd.h>
+
+#include <string>
+#include <unordered_map>
+
+namespace {
+
+thread_local std::string error;
+
+template <typename F> int guarded(F &&f) {
+  try {
+    f();
+    return 0;
+  } catch (const c10::Error &e) {
+    error = e.what_without_backtrace();
+  } catch (const std::exception &e) {
+    error = e.what();
+  } catch (...) {
+    error = "unknown C++ exception";
+  }
+  return 1;
+}
+
+std::vector<at::Tensor> list(at::Tensor *const *tensors, size_t n) {
+  std::vector<at::Tensor> out;
+  out.reserve(n);
+  for (size_t i = 0; i < n; i++) out.push_back(*tensors[i]);
+  return out;
+}
+
+at::DeviceType device_type(int cuda) { return cuda ? at::kCUDA : at::kCPU; }
+
+} // namespace
+
+struct P3dModule {
+  torch::jit::Module module;
+};
+
+extern "C" {
+
+const char *p3d_error() { return error.c_str(); }
+
+int p3d_autocast_get(int cuda) { return at::autocast::is_autocast_enabled(device_type(cuda)); }
+
+int p3d_autocast_set(int cuda, int enabled) {
+  return guarded([&] {
+    at::autocast::set_autocast_dtype(device_type(cuda), at::kBFloat16);
+    at::autocast::set_autocast_enabled(device_type(cuda), enabled != 0);
+  });
+}
+
+// Drops the bfloat16 copies of the weights; must follow every change of a weight.
+int p3d_autocast_clear() {
+  return guarded([] { at::autocast::clear_cache(); });
+}
+
+// format: 0 contiguous, 1 channels-last (4 or 5 dimensions). Replaces the tensor's storage.
+int p3d_set_memory_format(at::Tensor *tensor, int format) {
+  return guarded([&] {
+    auto layout = at::MemoryFormat::Contiguous;
+    if (format && tensor->dim() == 4) layout = at::MemoryFormat::ChannelsLast;
+    if (format && tensor->dim() == 5) layout = at::MemoryFormat::ChannelsLast3d;
+    at::NoGradGuard guard;
+    tensor->set_data(tensor->contiguous(layout));
+  });
+}
+
+enum { P3D_ADAMW = 0, P3D_ADAM = 1, P3D_SGD = 2 };
+
+// One optimizer step on parameters that all have gradients. `first` and `second` are the moments (SGD: momentum buffers in
+// `first`), `steps` float tensors counting updates; all are updated in place.
+int p3d_optimizer_step(int kind, at::Tensor *const *params, at::Tensor *const *grads, at::Tensor *const *first,
+                       at::Tensor *const *second, at::Tensor *const *steps, size_t n, double lr, double beta1,
+                       double beta2, double weight_decay, double eps, int is_first_step) {
+  return guarded([&] {
+    at::NoGradGuard guard;
+    auto p = list(params, n), g = list(grads, n), m = list(first, n);
+    if (kind == P3D_SGD) {
+      at::_fused_sgd_(p, g, m, weight_decay, beta1, lr, /*dampening=*/0.0, /*nesterov=*/false, /*maximize=*/false,
+                      is_first_step != 0);
+      return;
+    }
+    auto v = list(second, n), s = list(steps, n);
+    at::_foreach_add_(s, 1);
+    if (kind == P3D_ADAMW) {
+      at::_fused_adamw_(p, g, m, v, {}, s, lr, beta1, beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
+    } else {
+      at::_fused_adam_(p, g, m, v, {}, s, lr, beta1, beta2, weight_decay, eps, /*amsgrad=*/false, /*maximize=*/false);
+    }
+  });
+}
+
+// Scales the gradients so that their joint L2 norm is at most `max_norm` (0: only measures); `norm` receives the norm
+// before, a scalar tensor on the gradients' device.
+int p3d_clip_gradients(at::Tensor *const *grads, size_t n, double max_norm, at::Tensor *norm) {
+  return guarded([&] {
+    at::NoGradGuard guard;
+    auto g = list(grads, n);
+    auto total = at::stack(at::_foreach_norm(g, 2)).norm();
+    if (max_norm > 0) at::_foreach_mul_(g, at::clamp_max(max_norm / (total + 1e-6), 1.0));
+    *norm = total;
+  });
+}
+
+// TorchScript: a module tree built from the leaves up.
+
+P3dModule *p3d_module_new(const char *name, P3dModule *sibling) {
+  P3dModule *out = nullptr;
+  guarded([&] {
+    auto unit = sibling ? sibling->module._ivalue()->compilation_unit() : std::make_shared<torch::jit::CompilationUnit>();
+    torch::jit::Module module(c10::QualifiedName(name), unit);
+    module.register_attribute("training", c10::BoolType::get(), true);
+    out = new P3dModule{module};
+  });
+  return out;
+}
+
+void p3d_module_free(P3dModule *module) { delete module; }
+
+int p3d_module_parameter(P3dModule *module, const char *name, at::Tensor *value) {
+  return guarded([&] {
+    // Without requires_grad at this point the loaded module could not be trained.
+    module->module.register_parameter(name, value->detach().cpu().contiguous().clone().set_requires_grad(true), false);
+  });
+}
+
+int p3d_module_buffer(P3dModule *module, const char *name, at::Tensor *value) {
+  return guarded([&] { module->module.register_buffer(name, value->detach().cpu().contiguous().clone()); });
+}
+
+int p3d_module_child(P3dModule *module, const char *name, P3dModule *child) {
+  return guarded([&] { module->module.register_module(name, child->module); });
+}
+
+int p3d_module_define(P3dModule *module, const char *source) {
+  return guarded([&] { module->module.define(source); });
+}
+
+int p3d_module_save(P3dModule *module, const char *path, const char *extra_name, const char *extra) {
+  return guarded([&] {
+    std::unordered_map<std::string, std::string> files{{extra_name, extra}};
+    module->module.save(path, files);
+  });
+}
+
+// Reads the extra file of a saved module; returns its length, or -1.
+long p3d_module_extra(const char *path, const char *extra_name, char *out, size_t capacity) {
+  long length = -1;
+  guarded([&] {
+    std::unordered_map<std::string, std::string> files{{extra_name, ""}};
+    torch::jit::load(path, at::kCPU, files);
+    const auto &text = files[extra_name];
+    length = static_cast<long>(text.size());
+    if (text.size() <= capacity) text.copy(out, text.size());
+  });
+  return length;
+}
+}

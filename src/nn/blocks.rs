@@ -1,0 +1,120 @@
+//! Layers for rank 2 and 3 alike.
+
+use super::script::ScriptModule;
+use crate::dim::Rank;
+use crate::ffi;
+use tch::nn::{self, Init, init};
+use tch::{Device, Kind, Tensor};
+
+/// As `torch.nn.BatchNorm*d`.
+pub const NORM_MOMENTUM: f64 = 0.1;
+pub const NORM_EPS: f64 = 1e-5;
+
+/// Convolution with "same" padding and stride 1; parameters `weight` and `bias` as in PyTorch.
+#[derive(Debug)]
+pub struct Conv {
+    weight: Tensor,
+    bias: Tensor,
+    rank: Rank,
+    padding: i64,
+}
+
+impl Conv {
+    pub fn new(vs: nn::Path, rank: Rank, inputs: i64, outputs: i64, kernel: i64) -> Self {
+        assert!(kernel % 2 == 1, "same padding needs an odd kernel");
+        let mut dims = vec![outputs, inputs];
+        dims.extend(vec![kernel; rank.n()]);
+        // He initialisation: each convolution feeds a ReLU.
+        let he = init::DEFAULT_KAIMING_NORMAL;
+        Conv {
+            weight: vs.var("weight", &dims, he),
+            bias: vs.var("bias", &[outputs], Init::Const(0.)),
+            rank,
+            padding: kernel / 2,
+        }
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let conv = |x: &Tensor| match self.rank {
+            Rank::Two => x.conv2d(&self.weight, Some(&self.bias), 1, self.padding, 1, 1),
+            Rank::Three => x.conv3d(&self.weight, Some(&self.bias), 1, self.padding, 1, 1),
+        };
+        // The bfloat16 weight gradient of conv3d is garbage on the CPU where 1 < depth < kernel (torch 2.11, oneDNN 3.10).
+        let (depth, kernel) = (x.size()[2], 2 * self.padding + 1);
+        if self.rank == Rank::Three
+            && x.device() == Device::Cpu
+            && 1 < depth
+            && depth < kernel
+            && ffi::autocast_enabled(Device::Cpu)
+        {
+            return ffi::without_autocast(Device::Cpu, || conv(&x.to_kind(Kind::Float)));
+        }
+        conv(x)
+    }
+
+    pub fn script(&self) -> ScriptModule {
+        let n = self.rank.n();
+        ScriptModule::new(format!(
+            "def forward(self, x: Tensor) -> Tensor:\n    return torch.conv{n}d(x, self.weight, self.bias, padding={})\n",
+            self.padding
+        ))
+        .parameter("weight", &self.weight)
+        .parameter("bias", &self.bias)
+    }
+}
+
+/// Batch normalisation over all axes but the channels.
+#[derive(Debug)]
+pub struct Norm {
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+}
+
+impl Norm {
+    pub fn new(vs: nn::Path, channels: i64) -> Self {
+        Norm {
+            weight: vs.var("weight", &[channels], Init::Const(1.)),
+            bias: vs.var("bias", &[channels], Init::Const(0.)),
+            running_mean: vs.zeros_no_train("running_mean", &[channels]),
+            running_var: vs.ones_no_train("running_var", &[channels]),
+        }
+    }
+
+    pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        x.batch_norm(
+            Some(&self.weight),
+            Some(&self.bias),
+            Some(&self.running_mean),
+            Some(&self.running_var),
+            train,
+            NORM_MOMENTUM,
+            NORM_EPS,
+            true,
+        )
+    }
+
+    pub fn script(&self) -> ScriptModule {
+        ScriptModule::new(format!(
+            "def forward(self, x: Tensor) -> Tensor:\n    return torch.batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var, self.training, {NORM_MOMENTUM}, {NORM_EPS}, True)\n"
+        ))
+        .parameter("weight", &self.weight)
+        .parameter("bias", &self.bias)
+        .buffer("running_mean", &self.running_mean)
+        .buffer("running_var", &self.running_var)
+    }
+}
+
+/// Max-pooling by 2 along every spatial axis, odd sides rounded down.
+pub fn max_pool(x: &Tensor, rank: Rank) -> Tensor {
+    match rank {
+        Rank::Two => x.max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false),
+        Rank::Three => x.max_pool3d([2, 2, 2], [2, 2, 2], [0, 0, 0], [1, 1, 1], false),
+    }
+}
+
+/// Mean over all spatial axes: `[B, C, ...]` to `[B, C]`.
+pub fn global_average(x: &Tensor) -> Tensor {
+    x.flatten(2, -1).mean_dim(2, false, Kind::Float)
+}

@@ -1,0 +1,104 @@
+//! Small networks on the deepest feature map, shared by the tasks.
+
+use super::Encoder;
+use super::blocks::{Norm, global_average, max_pool};
+use crate::dim::{Rank, Shape, voxels};
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+use tch::Tensor;
+use tch::nn::{self, Init, Module, init};
+
+/// Widths of the reference's fully connected head.
+const HIDDEN: [i64; 2] = [2048, 1024];
+const DROPOUT: f64 = 0.5;
+
+/// How the deepest feature map becomes a vector, and the layers after it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum HeadKind {
+    /// Pool 2, flatten, 2048 - 1024 - outputs with batch normalisation and dropout 0.5 (the reference's `big_fully`).
+    Big,
+    /// Global average, then one linear layer: far fewer parameters, and blind to where a feature is.
+    Gap,
+}
+
+/// Turns the deepest map `[N, C, ...]` into vectors `[N, F]`.
+#[derive(Clone, Copy, Debug)]
+pub struct Pool {
+    kind: HeadKind,
+    rank: Rank,
+    /// Whether pooling by 2 leaves anything.
+    halve: bool,
+    /// Length `F` of each vector.
+    pub features: i64,
+}
+
+impl Pool {
+    /// Errors if a view of this shape is smaller than the encoder can pool.
+    pub fn new(kind: HeadKind, encoder: &dyn Encoder, view: Shape) -> Result<Self> {
+        let (rank, deepest) = (encoder.rank(), encoder.deepest());
+        let map = encoder.deepest_shape(view);
+        ensure!(
+            voxels(map) > 0,
+            "a patch of {view:?} voxels is too small: the encoder pools every side by {}",
+            deepest.reduction
+        );
+        let halve = rank.axes().all(|a| map[a] >= 2);
+        let cells: usize = rank.axes().map(|a| if halve { map[a] / 2 } else { map[a] }).product();
+        let features = match kind {
+            HeadKind::Big => deepest.channels * cells as i64,
+            HeadKind::Gap => deepest.channels,
+        };
+        Ok(Pool { kind, rank, halve, features })
+    }
+
+    pub fn forward(&self, map: &Tensor) -> Tensor {
+        match self.kind {
+            HeadKind::Gap => global_average(map),
+            // `contiguous`: the order of the features must not depend on the memory layout.
+            HeadKind::Big if self.halve => max_pool(map, self.rank).contiguous().flatten(1, -1),
+            HeadKind::Big => map.contiguous().flatten(1, -1),
+        }
+    }
+}
+
+/// Vectors `[N, inputs]` to logits `[N, outputs]`.
+#[derive(Debug)]
+pub struct Mlp {
+    hidden: Vec<(nn::Linear, Norm)>,
+    last: nn::Linear,
+}
+
+impl Mlp {
+    pub fn new(vs: nn::Path, kind: HeadKind, inputs: i64, outputs: i64) -> Self {
+        let widths: &[i64] = match kind {
+            HeadKind::Big => &HIDDEN,
+            HeadKind::Gap => &[],
+        };
+        let mut inputs = inputs;
+        let hidden = widths
+            .iter()
+            .enumerate()
+            .map(|(i, &width)| {
+                let layer = linear(&vs / format!("linear{i}"), inputs, width);
+                inputs = width;
+                (layer, Norm::new(&vs / format!("norm{i}"), width))
+            })
+            .collect();
+        Mlp { hidden, last: linear(&vs / "output", inputs, outputs) }
+    }
+
+    pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        let mut x = x.shallow_clone();
+        for (layer, norm) in &self.hidden {
+            x = norm.forward(&layer.forward(&x).relu(), train).dropout(DROPOUT, train);
+        }
+        self.last.forward(&x)
+    }
+}
+
+/// Linear layer with He-scaled weights and zero bias.
+pub fn linear(vs: nn::Path, inputs: i64, outputs: i64) -> nn::Linear {
+    let he = init::DEFAULT_KAIMING_NORMAL;
+    nn::linear(vs, inputs, outputs, nn::LinearConfig { ws_init: he, bs_init: Some(Init::Const(0.)), bias: true })
+}

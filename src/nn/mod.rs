@@ -1,0 +1,50 @@
+//! Networks: building blocks, encoders and heads. Nothing here knows a task.
+
+pub mod blocks;
+pub mod heads;
+pub mod script;
+pub mod unet;
+
+use crate::dim::{Rank, Shape};
+use script::ScriptModule;
+use tch::Tensor;
+
+pub use unet::{UNet, UNetConfig};
+
+/// One level of an encoder's feature pyramid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Level {
+    pub channels: i64,
+    /// Input voxels per feature voxel along each spatial axis; the extent is `side / reduction`, rounded down.
+    pub reduction: i64,
+}
+
+/// A fully convolutional encoder; whoever builds on it reads its shape from [`Encoder::levels`].
+pub trait Encoder {
+    /// Architecture name, as in the exported description.
+    fn name(&self) -> &'static str;
+    fn rank(&self) -> Rank;
+    fn in_channels(&self) -> i64;
+    /// The pyramid, finest first.
+    fn levels(&self) -> &[Level];
+    /// `[B, C, D, H, W]` (images `[B, C, H, W]`) to one tensor a level, finest first.
+    fn forward(&self, x: &Tensor, train: bool) -> Vec<Tensor>;
+    /// The same network as TorchScript.
+    fn script(&self) -> ScriptModule;
+
+    fn deepest(&self) -> Level {
+        *self.levels().last().expect("an encoder has at least one level")
+    }
+
+    /// Extent of the deepest feature map for an input of this shape; a side of 0 means that the input is too small.
+    fn deepest_shape(&self, input: Shape) -> Shape {
+        let mut shape = [1; 3];
+        self.rank().axes().for_each(|a| shape[a] = input[a] / self.deepest().reduction as usize);
+        shape
+    }
+
+    /// Encodes every view of a batch `[B, V, C, ...]` and returns the deepest maps, `[B * V, C', ...]`.
+    fn encode_views(&self, views: &Tensor, train: bool) -> Tensor {
+        self.forward(&views.flatten(0, 1), train).pop().expect("an encoder has at least one level")
+    }
+}

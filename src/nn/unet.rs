@@ -1,0 +1,143 @@
+//! The contracting half of a U-Net, for volumes and images (method 4; Taleb et al. 2020, appendix).
+
+use super::blocks::{Conv, Norm, max_pool};
+use super::script::ScriptModule;
+use super::{Encoder, Level};
+use crate::dim::Rank;
+use serde::{Deserialize, Serialize};
+use std::fmt::Write;
+use tch::{Tensor, nn};
+
+/// Shape of the U-Net encoder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct UNetConfig {
+    pub rank: Rank,
+    pub in_channels: i64,
+    /// Filters of the first level, doubled at each further one.
+    pub filters: i64,
+    /// Resolutions, with a max-pooling by 2 between them.
+    pub levels: usize,
+    /// Dropout probability after each level, 0 for none.
+    pub dropout: f64,
+}
+
+impl UNetConfig {
+    /// The paper's network.
+    pub fn paper(rank: Rank, in_channels: i64) -> Self {
+        UNetConfig { rank, in_channels, filters: 16, levels: 5, dropout: 0. }
+    }
+}
+
+/// Two times convolution, ReLU, batch normalisation, in the reference's order.
+#[derive(Debug)]
+struct Stage {
+    convs: [Conv; 2],
+    norms: [Norm; 2],
+    dropout: f64,
+}
+
+impl Stage {
+    fn new(vs: nn::Path, rank: Rank, inputs: i64, outputs: i64, dropout: f64) -> Self {
+        let conv = |i: usize, inputs| Conv::new(&vs / format!("conv{i}"), rank, inputs, outputs, 3);
+        let norm = |i: usize| Norm::new(&vs / format!("norm{i}"), outputs);
+        Stage { convs: [conv(0, inputs), conv(1, outputs)], norms: [norm(0), norm(1)], dropout }
+    }
+
+    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        let mut x = x.shallow_clone();
+        for (conv, norm) in self.convs.iter().zip(&self.norms) {
+            x = norm.forward(&conv.forward(&x).relu_(), train);
+        }
+        if self.dropout > 0. { x.dropout(self.dropout, train) } else { x }
+    }
+
+    fn script(&self) -> ScriptModule {
+        let mut source = String::from(
+            "def forward(self, x: Tensor) -> Tensor:\n    x = self.norm0(torch.relu(self.conv0(x)))\n    x = self.norm1(torch.relu(self.conv1(x)))\n",
+        );
+        if self.dropout > 0. {
+            writeln!(source, "    x = torch.dropout(x, {}, self.training)", self.dropout).unwrap();
+        }
+        source += "    return x\n";
+        let mut module = ScriptModule::new(source);
+        for i in 0..2 {
+            module = module.child(format!("conv{i}"), self.convs[i].script()).child(format!("norm{i}"), self.norms[i].script());
+        }
+        module
+    }
+}
+
+/// U-Net encoder; its parameters are `level{i}.conv{0,1}` and `level{i}.norm{0,1}`.
+#[derive(Debug)]
+pub struct UNet {
+    config: UNetConfig,
+    stages: Vec<Stage>,
+    levels: Vec<Level>,
+}
+
+impl UNet {
+    pub fn new(vs: nn::Path, config: UNetConfig) -> Self {
+        let levels: Vec<Level> =
+            (0..config.levels).map(|i| Level { channels: config.filters << i, reduction: 1 << i }).collect();
+        let mut inputs = config.in_channels;
+        let stages = levels
+            .iter()
+            .enumerate()
+            .map(|(i, level)| {
+                let stage = Stage::new(&vs / format!("level{i}"), config.rank, inputs, level.channels, config.dropout);
+                inputs = level.channels;
+                stage
+            })
+            .collect();
+        UNet { config, stages, levels }
+    }
+
+    pub fn config(&self) -> &UNetConfig {
+        &self.config
+    }
+}
+
+impl Encoder for UNet {
+    fn name(&self) -> &'static str {
+        "unet"
+    }
+
+    fn rank(&self) -> Rank {
+        self.config.rank
+    }
+
+    fn in_channels(&self) -> i64 {
+        self.config.in_channels
+    }
+
+    fn levels(&self) -> &[Level] {
+        &self.levels
+    }
+
+    fn forward(&self, x: &Tensor, train: bool) -> Vec<Tensor> {
+        let mut pyramid: Vec<Tensor> = Vec::with_capacity(self.stages.len());
+        for stage in &self.stages {
+            let map = match pyramid.last() {
+                None => stage.forward(x, train),
+                Some(finer) => stage.forward(&max_pool(finer, self.config.rank), train),
+            };
+            pyramid.push(map);
+        }
+        pyramid
+    }
+
+    fn script(&self) -> ScriptModule {
+        let n = self.config.rank.n();
+        let mut source = String::from("def forward(self, x: Tensor) -> List[Tensor]:\n    f0 = self.level0(x)\n");
+        for i in 1..self.stages.len() {
+            writeln!(source, "    f{i} = self.level{i}(torch.max_pool{n}d(f{}, 2))", i - 1).unwrap();
+        }
+        let names: Vec<String> = (0..self.stages.len()).map(|i| format!("f{i}")).collect();
+        writeln!(source, "    return [{}]", names.join(", ")).unwrap();
+        self.stages
+            .iter()
+            .enumerate()
+            .fold(ScriptModule::new(source), |module, (i, stage)| module.child(format!("level{i}"), stage.script()))
+    }
+}

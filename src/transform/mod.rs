@@ -1,0 +1,4 @@
+//! Transforms that draw parameters first and are then deterministic, so that each can be replayed exactly.
+
+pub mod intensity;
+pub mod spatial;
