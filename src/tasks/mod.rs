@@ -77,11 +77,11 @@ pub fn build(
     seed: u64,
 ) -> Result<Box<dyn Task>> {
     Ok(match kind {
-        TaskKind::Rot => Box::new(rotation::Rotation::new(&configs.rot, window, channels, rank)?),
+        TaskKind::Rot => Box::new(rotation::Rotation::new(&configs.rot, window, rank)?),
         TaskKind::Rpl => Box::new(rpl::Rpl::new(&configs.rpl, window, channels, rank)?),
         TaskKind::Jig => Box::new(jigsaw::Jigsaw::new(&configs.jig, window, channels, rank, seed)?),
-        TaskKind::Cpc => Box::new(cpc::Cpc::new(&configs.cpc, window, channels, rank)?),
-        TaskKind::Exe => Box::new(exemplar::Exemplar::new(&configs.exe, window, channels, rank)?),
+        TaskKind::Cpc => cpc::Cpc::boxed(&configs.cpc, window, channels, rank)?,
+        TaskKind::Exe => exemplar::Exemplar::boxed(&configs.exe, window, channels, rank)?,
     })
 }
 
@@ -140,6 +140,11 @@ pub struct Outcome {
 /// A task's network above the encoder, with its loss.
 pub trait Head {
     fn forward(&self, encoder: &dyn Encoder, batch: &Batch, train: bool) -> Outcome;
+}
+
+/// Accuracy over this many equally likely classes.
+fn accuracy(classes: usize) -> MetricInfo {
+    MetricInfo { name: "accuracy", chance: Some(1. / classes as f64) }
 }
 
 /// Cross-entropy in float32 and accuracy of logits `[N, classes]` against class ids `[N]`.
