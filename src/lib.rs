@@ -8,6 +8,7 @@ pub mod cli;
 pub mod config;
 pub mod data;
 pub mod dim;
+pub mod export;
 pub mod ffi;
 pub mod fs;
 pub mod nn;

@@ -22,7 +22,9 @@ pub fn load_cuda() -> Result<(), String> {
         .clone()
 }
 
-/// Why the CUDA libraries could not be loaded, if they were asked for and could not.
-pub fn load_error() -> Option<String> {
-    LOADED.get().and_then(|r| r.clone().err())
+/// Whether this machine has NVIDIA's driver; cheap, unlike [`load_cuda`].
+pub fn cuda_driver() -> Result<(), String> {
+    use libloading::os::unix::Library;
+    // SAFETY: the driver's library, which libtorch would load itself.
+    unsafe { Library::new("libcuda.so.1") }.map(drop).map_err(|e| e.to_string())
 }

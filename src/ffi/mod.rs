@@ -3,7 +3,7 @@
 mod cuda;
 mod script;
 
-pub use cuda::{load_cuda, load_error};
+pub use cuda::{cuda_driver, load_cuda};
 pub use script::{read_extra, read_state, save_script};
 
 use anyhow::{Result, bail};
@@ -12,6 +12,7 @@ use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
 unsafe extern "C" {
+    fn p3d_torch_version() -> *const c_char;
     fn p3d_error() -> *const c_char;
     fn p3d_autocast_get(cuda: c_int) -> c_int;
     fn p3d_autocast_set(cuda: c_int, enabled: c_int) -> c_int;
@@ -47,6 +48,12 @@ fn check(what: &str, status: c_int) -> Result<()> {
 
 fn pointers(tensors: &[Tensor]) -> Vec<*mut C_tensor> {
     tensors.iter().map(|t| t.as_ptr() as *mut C_tensor).collect()
+}
+
+/// Version of the libtorch that this binary was built against, e.g. `2.11.0`.
+pub fn torch_version() -> String {
+    // SAFETY: a string literal.
+    unsafe { CStr::from_ptr(p3d_torch_version()) }.to_string_lossy().into_owned()
 }
 
 /// Whether operations on this kind of device currently run in bfloat16 where that is safe.

@@ -3,6 +3,7 @@
 
 #include <torch/csrc/jit/api/module.h>
 #include <torch/script.h>
+#include <torch/version.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_adamw.h>
@@ -45,6 +46,8 @@ struct P3dModule {
 };
 
 extern "C" {
+
+const char *p3d_torch_version() { return TORCH_VERSION; }
 
 const char *p3d_error() { return error.c_str(); }
 

@@ -117,6 +117,14 @@ pub trait Task: Send + Sync {
     fn caption(&self, drawn: &Drawn) -> String;
     /// Adds the task's own parameters under `vs` and returns the network above the encoder.
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>>;
+    /// Samples a batch unless the user says otherwise.
+    fn batch_size(&self) -> u64 {
+        4
+    }
+    /// Samples drawn from each scan in an epoch unless the user says otherwise.
+    fn draws(&self) -> u64 {
+        1
+    }
     /// Metrics of [`Outcome::metrics`], in order; the first one selects the best checkpoint (higher is better).
     fn metrics(&self) -> Vec<MetricInfo>;
 }

@@ -11,6 +11,7 @@ use rand::RngCore;
 use tch::{Device, nn::VarStore};
 
 pub struct Network {
+    pub config: UNetConfig,
     pub vs: VarStore,
     pub encoder: Box<dyn Encoder>,
     /// In the order of the tasks.
@@ -23,12 +24,12 @@ impl Network {
         seed_libtorch(seed, 0);
         let vs = VarStore::new(Device::Cpu);
         let root = vs.root();
-        let encoder = UNet::new(&root / weights::ENCODER.trim_end_matches('.'), config);
+        let encoder = UNet::new(&root / weights::ENCODER.trim_end_matches('.'), config.clone());
         let heads = tasks
             .iter()
             .map(|task| task.head(&(&root / task.name()), &encoder).with_context(|| format!("task {}", task.name())))
             .collect::<Result<_>>()?;
-        Ok(Network { vs, encoder: Box::new(encoder), heads })
+        Ok(Network { config, vs, encoder: Box::new(encoder), heads })
     }
 
     /// Moves to the device and lays convolution weights out with the channels last.
@@ -50,14 +51,4 @@ pub fn layout_views(views: &tch::Tensor, rank: Rank) -> Result<tch::Tensor> {
 /// Seeds libtorch's own generators (initialisation, dropout) for one step; nothing of them then needs saving.
 pub fn seed_libtorch(seed: u64, step: u64) {
     tch::manual_seed(rng(seed, Stream::Network, step, 0).next_u64() as i64 & i64::MAX);
-}
-
-/// Description of the encoder for reports and exports.
-pub fn describe(encoder: &dyn Encoder) -> serde_json::Value {
-    serde_json::json!({
-        "architecture": encoder.name(),
-        "rank": encoder.rank().n(),
-        "input_channels": encoder.in_channels(),
-        "levels": encoder.levels(),
-    })
 }

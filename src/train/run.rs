@@ -4,6 +4,8 @@ use super::config::PretrainConfig;
 use super::means::Means;
 use super::network::Network;
 use crate::checkpoint::{self, Tensors};
+use crate::export::Input;
+use crate::nn::UNetConfig;
 use crate::optim::Optimizer;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -37,8 +39,8 @@ pub struct Run {
 }
 
 impl Run {
-    /// Makes the folder and writes `config.json`: the settings, the command line and the versions.
-    pub fn create(config: &PretrainConfig, fingerprint: &str) -> Result<Run> {
+    /// Makes the folder and writes `config.json`: settings, command line, versions, network and what its input must be.
+    pub fn create(config: &PretrainConfig, network: &UNetConfig, input: &Input) -> Result<Run> {
         let dir = match &config.out {
             Some(dir) => {
                 ensure!(
@@ -60,7 +62,8 @@ impl Run {
             "settings": config.settings(),
             "command_line": std::env::args().collect::<Vec<_>>(),
             "versions": versions(),
-            "data_fingerprint": fingerprint,
+            "network": network,
+            "input": input,
         });
         crate::fs::write_atomic(&run.config_file(), |file| Ok(serde_json::to_writer_pretty(file, &description)?))?;
         Ok(run)
