@@ -18,6 +18,17 @@ impl Orientation {
     pub fn output(&self, input: Shape) -> Shape {
         self.source.map(|a| input[a])
     }
+
+    /// The permutation that undoes this one.
+    pub fn inverse(self) -> Orientation {
+        let mut inverse = self;
+        for a in 0..3 {
+            inverse.source[self.source[a]] = a;
+            inverse.flip[self.source[a]] = self.flip[a];
+        }
+        inverse
+    }
+
     /// `numpy.rot90(x, k=turns, axes=plane)`: quarter turns from `plane.0` towards `plane.1`. Each turns cubes into cubes.
     pub fn rot90(turns: usize, plane: (usize, usize)) -> Self {
         let (a, b) = plane;
