@@ -130,7 +130,9 @@ mod tests {
                 let patches: Vec<Region> = (0..grid.cells.count()).map(|c| grid.draw(c, &mut rng)).collect();
                 for (c, p) in patches.iter().enumerate() {
                     let cell = grid.cells.region(c);
-                    assert!((0..3).all(|a| p.start[a] >= cell.start[a] && p.start[a] + p.size[a] <= cell.start[a] + cell.size[a]));
+                    assert!(
+                        (0..3).all(|a| p.start[a] >= cell.start[a] && p.start[a] + p.size[a] <= cell.start[a] + cell.size[a])
+                    );
                     assert!(p.fits(rank.cube(window)));
                     assert!(patches[..c].iter().all(|q| !touch(p, q)));
                 }

@@ -137,7 +137,16 @@ impl Cpc {
 
 /// Copies a box of `size` at `start` of one channel, reversed along the flipped axes, to `place` in another channel.
 #[allow(clippy::too_many_arguments)]
-fn copy_box(source: &[f32], shape: Shape, start: Shape, size: Shape, flip: [bool; 3], out: &mut [f32], out_shape: Shape, place: Shape) {
+fn copy_box(
+    source: &[f32],
+    shape: Shape,
+    start: Shape,
+    size: Shape,
+    flip: [bool; 3],
+    out: &mut [f32],
+    out_shape: Shape,
+    place: Shape,
+) {
     let from = |a: usize, x: usize| start[a] + if flip[a] { size[a] - 1 - x } else { x };
     for x0 in 0..size[0] {
         for x1 in 0..size[1] {

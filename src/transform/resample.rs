@@ -125,9 +125,8 @@ impl Resample {
         for x0 in 0..shape[0] {
             for x1 in 0..shape[1] {
                 let offset = [x0 as f64 - centre[0], x1 as f64 - centre[1], -centre[2]];
-                let base = std::array::from_fn(|a| {
-                    fixed(centre[a] + matrix[a].iter().zip(offset).map(|(m, x)| m * x).sum::<f64>())
-                });
+                let base =
+                    std::array::from_fn(|a| fixed(centre[a] + matrix[a].iter().zip(offset).map(|(m, x)| m * x).sum::<f64>()));
                 row.locate(base, step);
                 let start = (x0 * shape[1] + x1) * shape[2];
                 for ((input, out), &fill) in input.chunks_exact(n).zip(out.chunks_exact_mut(n)).zip(fill) {
