@@ -18,4 +18,14 @@ impl Orientation {
     pub fn output(&self, input: Shape) -> Shape {
         self.source.map(|a| input[a])
     }
+
+    /// The permutation that undoes this one.
+    pub fn inverse(self) -> Orientation {
+        let mut inverse = self;
+        for a in 0..3 {
+            inverse.source[self.source[a]] = a;
+            inverse.flip[self.source[a]] = self.flip[a];
+        }
+        inverse
+    }
 }
