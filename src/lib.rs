@@ -8,6 +8,7 @@ pub mod data;
 pub mod dim;
 pub mod ffi;
 pub mod fs;
+pub mod machine;
 pub mod nn;
 pub mod patch;
 pub mod report;

@@ -3,7 +3,7 @@
 mod cuda;
 mod script;
 
-pub use cuda::{load_cuda, load_error};
+pub use cuda::{Gpu, gpus, load_cuda, load_error};
 pub use script::{read_extra, save_script};
 
 use anyhow::{Result, bail};
@@ -13,6 +13,8 @@ use torch_sys::C_tensor;
 
 unsafe extern "C" {
     fn p3d_error() -> *const c_char;
+    fn p3d_compiled_version() -> *const c_char;
+    fn p3d_config() -> *const c_char;
     fn p3d_autocast_get(cuda: c_int) -> c_int;
     fn p3d_autocast_set(cuda: c_int, enabled: c_int) -> c_int;
     fn p3d_autocast_clear() -> c_int;
@@ -43,6 +45,18 @@ fn check(what: &str, status: c_int) -> Result<()> {
         bail!("{what}: {}", message.lines().next().unwrap_or_default());
     }
     Ok(())
+}
+
+/// The version of libtorch's headers that the shim was compiled with.
+pub fn compiled_version() -> String {
+    // SAFETY: a static NUL-terminated string.
+    unsafe { CStr::from_ptr(p3d_compiled_version()) }.to_string_lossy().into_owned()
+}
+
+/// The build settings of the libtorch that is running, as `torch.__config__.show()`, and its CPU capability.
+pub fn torch_config() -> String {
+    // SAFETY: a static NUL-terminated string.
+    unsafe { CStr::from_ptr(p3d_config()) }.to_string_lossy().into_owned()
 }
 
 fn pointers(tensors: &[Tensor]) -> Vec<*mut C_tensor> {
