@@ -61,13 +61,10 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
 
     let progress: Progress = serde_json::from_str(metadata.get("progress").context("not a run's checkpoint")?)?;
     // A checkpoint is written after its epoch is counted.
-    let history = History::open(&run.dir, None)?;
-    let metrics: Map<String, Value> = history
-        .rows()
-        .iter()
-        .find(|row| row.epoch() == progress.epoch)
-        .map(|row| row.iter().map(|(name, value)| (name.to_owned(), json!(value))).collect())
-        .unwrap_or_default();
+    let rows = History::read(&run.dir)?;
+    let row = rows.iter().find(|row| row.epoch as u64 == progress.epoch);
+    let metrics: Map<String, Value> =
+        row.map(|row| row.values().iter().map(|(name, value)| (name.clone(), json!(value))).collect()).unwrap_or_default();
     let settings = run.settings()?;
     let text = serde_json::to_string_pretty(&json!({
         "format": FORMAT,

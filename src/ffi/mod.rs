@@ -3,7 +3,7 @@
 mod cuda;
 mod script;
 
-pub use cuda::{cuda_driver, load_cuda};
+pub use cuda::{Gpu, gpus, load_cuda};
 pub use script::{read_extra, read_state, save_script};
 
 use anyhow::{Result, bail};
@@ -12,8 +12,9 @@ use tch::{Device, Tensor};
 use torch_sys::C_tensor;
 
 unsafe extern "C" {
-    fn p3d_torch_version() -> *const c_char;
     fn p3d_error() -> *const c_char;
+    fn p3d_compiled_version() -> *const c_char;
+    fn p3d_config() -> *const c_char;
     fn p3d_autocast_get(cuda: c_int) -> c_int;
     fn p3d_autocast_set(cuda: c_int, enabled: c_int) -> c_int;
     fn p3d_autocast_clear() -> c_int;
@@ -46,14 +47,20 @@ fn check(what: &str, status: c_int) -> Result<()> {
     Ok(())
 }
 
-fn pointers(tensors: &[Tensor]) -> Vec<*mut C_tensor> {
-    tensors.iter().map(|t| t.as_ptr() as *mut C_tensor).collect()
+/// The version of libtorch's headers that the shim was compiled with.
+pub fn compiled_version() -> String {
+    // SAFETY: a static NUL-terminated string.
+    unsafe { CStr::from_ptr(p3d_compiled_version()) }.to_string_lossy().into_owned()
 }
 
-/// Version of the libtorch that this binary was built against, e.g. `2.11.0`.
-pub fn torch_version() -> String {
-    // SAFETY: a string literal.
-    unsafe { CStr::from_ptr(p3d_torch_version()) }.to_string_lossy().into_owned()
+/// The build settings of the libtorch that is running, as `torch.__config__.show()`, and its CPU capability.
+pub fn torch_config() -> String {
+    // SAFETY: a static NUL-terminated string.
+    unsafe { CStr::from_ptr(p3d_config()) }.to_string_lossy().into_owned()
+}
+
+fn pointers(tensors: &[Tensor]) -> Vec<*mut C_tensor> {
+    tensors.iter().map(|t| t.as_ptr() as *mut C_tensor).collect()
 }
 
 /// Whether operations on this kind of device currently run in bfloat16 where that is safe.

@@ -4,10 +4,12 @@
 #include <torch/csrc/jit/api/module.h>
 #include <torch/script.h>
 #include <torch/version.h>
+#include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
+#include <torch/version.h>
 
 #include <string>
 #include <unordered_map>
@@ -47,9 +49,20 @@ struct P3dModule {
 
 extern "C" {
 
-const char *p3d_torch_version() { return TORCH_VERSION; }
-
 const char *p3d_error() { return error.c_str(); }
+
+// The version of the headers that this file was compiled with.
+const char *p3d_compiled_version() { return TORCH_VERSION; }
+
+// The build settings of the libtorch that is running.
+const char *p3d_config() {
+  static const std::string config = [] {
+    std::string text;
+    guarded([&] { text = at::show_config() + "\nCPU capability: " + at::get_cpu_capability(); });
+    return text;
+  }();
+  return config.c_str();
+}
 
 int p3d_autocast_get(int cuda) { return at::autocast::is_autocast_enabled(device_type(cuda)); }
 

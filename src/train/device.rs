@@ -53,11 +53,11 @@ impl DeviceChoice {
             DeviceChoice::Cpu => Ok(Device::Cpu),
             // Loading the CUDA half of libtorch takes over a second: only where there is a driver.
             DeviceChoice::Auto => {
-                let found = ffi::cuda_driver().is_ok() && ffi::load_cuda().is_ok() && Cuda::is_available();
+                let found = ffi::gpus().is_ok_and(|gpus| !gpus.is_empty()) && ffi::load_cuda().is_ok() && Cuda::is_available();
                 Ok(if found { Device::Cuda(0) } else { Device::Cpu })
             }
             DeviceChoice::Cuda(n) => {
-                if let Err(reason) = ffi::cuda_driver() {
+                if let Err(reason) = ffi::gpus() {
                     bail!("--device {self}: no NVIDIA driver on this machine ({reason})");
                 }
                 if let Err(reason) = ffi::load_cuda() {

@@ -5,15 +5,17 @@ use super::means::Means;
 use super::run::{Progress, Run};
 use super::stop::Stop;
 use super::trainer::Trainer;
-use crate::data::split::Split;
+use crate::data::split::{Split, subject};
 use crate::data::store::Store;
 use crate::data::{Scans, loader::Loader};
 use crate::dim::{Rank, Shape};
 use crate::report::history::{History, Row};
-use crate::report::progress::{Bar, StepInfo};
-use crate::report::{curves, tensorboard::EventWriter};
+use crate::report::curves::{Metric, write_curves};
+use crate::report::progress::{Progress as Bar, StepInfo};
+use crate::report::tensorboard::{EventWriter, wall_time};
 use crate::{export, weights};
 use anyhow::{Context, Result, ensure};
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -38,8 +40,8 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
 
     let run = resume.map(|dir| Run::reopen(dir, config)).transpose()?;
     let split = choose_split(config, &store, run.as_ref())?;
-    let train = Arc::new(store.subset(&split.fraction(config.fraction)?)?);
-    let valid = Arc::new(store.subset(&split.val)?);
+    let train = Arc::new(store.subset(&scans_of(&store, &split.fraction(config.fraction)?))?);
+    let valid = Arc::new(store.subset(&scans_of(&store, &split.val))?);
     let (rank, window) = geometry(config, &store)?;
     let mut trainer = Trainer::new(config, device, rank, window, train.clone(), valid.clone())?;
     let mut report = String::new();
@@ -69,8 +71,8 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
         valid.len(),
         trainer.steps
     );
-    let history = History::open(&run.dir, Some(progress.epoch))?;
-    let events = EventWriter::create(&run.dir)?;
+    let history = History::open(&run.dir, Some(progress.epoch as usize))?;
+    let events = EventWriter::create(&run.dir, progress.epoch + u64::from(progress.epoch > 0))?;
     let mut session = Session { config, run, trainer, progress, history, events, stop };
     if let Ended::Stopped = session.epochs()? {
         let dir = session.run.dir.display();
@@ -93,8 +95,17 @@ fn choose_split(config: &PretrainConfig, store: &Store, run: Option<&Run>) -> Re
             Split::draw(&subjects, config.val_fraction, 0., config.seed)?
         }
     };
-    split.check(store.ids())?;
+    let unused = split.check(store.ids())?;
+    if !unused.is_empty() {
+        eprintln!("{} subjects of the store are on no side of the split and are not used", unused.len());
+    }
     Ok(split)
+}
+
+/// The stored scans of these subjects.
+fn scans_of(store: &Store, subjects: &[String]) -> Vec<String> {
+    let wanted: HashSet<&str> = subjects.iter().map(String::as_str).collect();
+    store.ids().iter().filter(|id| wanted.contains(subject(id))).cloned().collect()
 }
 
 /// Rank and window side for these scans.
@@ -126,24 +137,26 @@ struct Session<'a> {
 
 impl Session<'_> {
     fn epochs(&mut self) -> Result<Ended> {
-        let mut bar = Bar::new(self.config.epochs, self.trainer.steps);
+        let tty = console::user_attended_stderr();
+        let mut bar = Bar::new(self.config.epochs as usize, self.trainer.steps as usize, tty);
         while self.progress.epoch < self.config.epochs {
             let started = Instant::now();
             let first_step = self.progress.step;
             let Some(wait) = self.train_epoch(&mut bar)? else { return Ok(Ended::Stopped) };
             let seconds = started.elapsed().as_secs_f64();
             let validation = self.trainer.validate(self.config.val_draws)?;
-            let mut row = Row::new(self.progress.epoch + 1);
+            let mut row = Row::new(self.progress.epoch as usize + 1);
             let steps = self.trainer.steps;
             row.set("step", ((self.progress.epoch + 1) * steps) as f64);
             row.set("lr", self.trainer.lr(self.progress.epoch, steps - 1));
-            self.progress.means.iter().for_each(|(name, value)| row.set(&format!("train/{name}"), value));
-            validation.iter().for_each(|(name, value)| row.set(&format!("val/{name}"), value));
+            self.progress.means.iter().for_each(|(name, value)| row.set(format!("train/{name}"), value));
+            validation.iter().for_each(|(name, value)| row.set(format!("val/{name}"), value));
             row.set("seconds", seconds);
             row.set("samples_per_s", ((steps - first_step) * self.trainer.samples_per_step()) as f64 / seconds);
             row.set("wait_share", wait.as_secs_f64() / seconds);
             self.finish_epoch(row, &validation, &mut bar)?;
         }
+        bar.finish();
         Ok(Ended::Finished)
     }
 
@@ -159,10 +172,13 @@ impl Session<'_> {
             self.progress.step += 1;
             let seconds = started.elapsed().as_secs_f64();
             let done = (self.progress.step - first_step) * self.trainer.samples_per_step();
+            let means = &self.progress.means;
+            let metrics: Vec<_> = means.iter().filter(|m| m.0.contains('.')).map(|(n, v)| (n.to_owned(), v)).collect();
             bar.step(&StepInfo {
-                epoch: epoch + 1,
-                step: self.progress.step,
-                means: &self.progress.means.iter().collect::<Vec<_>>(),
+                epoch: epoch as usize + 1,
+                step: self.progress.step as usize,
+                loss: means.get("loss").unwrap_or(f64::NAN),
+                metrics: &metrics,
                 samples_per_s: done as f64 / seconds,
                 wait_share: batches.wait().as_secs_f64() / seconds,
             });
@@ -173,7 +189,7 @@ impl Session<'_> {
                 saved = Instant::now();
             }
             if stop {
-                bar.clear();
+                bar.finish();
                 return Ok(None);
             }
         }
@@ -191,13 +207,16 @@ impl Session<'_> {
             self.progress.best = Some((epoch, score));
         }
         bar.epoch(&row);
-        self.events.row(&row)?;
+        for (column, value) in row.values() {
+            self.events.scalar(column, row.epoch as u64, wall_time(), *value as f32)?;
+        }
+        self.events.flush()?;
         self.history.append(row)?;
-        let chances = self.trainer.tasks.iter().flat_map(|run| {
+        let metrics: Vec<Metric> = self.trainer.tasks.iter().flat_map(|run| {
             let name = run.task.name();
-            run.task.metrics().into_iter().filter_map(move |m| Some((format!("{name}.{}", m.name), m.chance?)))
-        });
-        curves::draw(&self.run.dir.join("curves.png"), self.history.rows(), &chances.collect::<Vec<_>>())?;
+            run.task.metrics().into_iter().map(move |m| Metric { column: format!("{name}.{}", m.name), chance: m.chance })
+        }).collect();
+        write_curves(&self.run.dir.join("curves.png"), &self.config.name(), self.history.rows(), &metrics)?;
         if better {
             self.run.save("best", &self.trainer.network, &self.trainer.optimizer, &self.progress)?;
         }

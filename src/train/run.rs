@@ -156,5 +156,5 @@ pub fn split_checkpoint(tensors: Tensors) -> (Tensors, Tensors) {
 
 /// Versions that a result depends on.
 pub fn versions() -> Value {
-    json!({ "pretext3d": env!("CARGO_PKG_VERSION"), "libtorch": crate::ffi::torch_version() })
+    json!({ "pretext3d": env!("CARGO_PKG_VERSION"), "libtorch": crate::ffi::compiled_version() })
 }
