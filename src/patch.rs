@@ -18,6 +18,11 @@ pub fn draw_window(scans: &dyn Scans, scan: usize, rank: Rank, side: usize, rng:
     Ok(Region { start: std::array::from_fn(|a| rng.random_range(0..=shape[a] - size[a])), size })
 }
 
+/// Side of the largest window that every scan holds: the smallest extent along any axis in use.
+pub fn largest_window(scans: &dyn Scans, rank: Rank) -> usize {
+    (0..scans.len()).flat_map(|scan| rank.axes().map(move |a| scans.shape(scan)[a])).min().unwrap_or(0)
+}
+
 /// A grid of `n` cells along every axis in use, from the window's first corner on; cell ids are row-major in `(i, j, k)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Grid {

@@ -138,3 +138,94 @@ impl<T> Drop for Loader<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+
+    /// An item that is counted while it exists.
+    struct Counted(usize, Arc<AtomicUsize>);
+
+    impl Drop for Counted {
+        fn drop(&mut self) {
+            self.1.fetch_sub(1, SeqCst);
+        }
+    }
+
+    #[test]
+    fn items_come_in_order_and_few_exist_at_a_time() {
+        for threads in 1..=4 {
+            let (alive, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+            let (alive_in, most_in) = (alive.clone(), most.clone());
+            let loader = Loader::new(threads, 3, 5..105, move |i| {
+                most_in.fetch_max(alive_in.fetch_add(1, SeqCst) + 1, SeqCst);
+                // Uneven work, so that threads overtake each other.
+                std::thread::sleep(Duration::from_micros((i as u64 * 7919) % 600));
+                Ok(Counted(i * i, alive_in.clone()))
+            });
+            let items: Vec<usize> = loader.map(|item| item.unwrap().0).collect();
+            assert_eq!(items, (5..105).map(|i| i * i).collect::<Vec<_>>());
+            assert_eq!(alive.load(SeqCst), 0);
+            let most = most.load(SeqCst);
+            // One more may be in the consumer's hand.
+            assert!(most <= 3 + threads + 1, "{most} items at once with {threads} threads");
+        }
+    }
+
+    #[test]
+    fn an_unhurried_consumer_bounds_the_workers() {
+        let made = Arc::new(AtomicUsize::new(0));
+        let count = made.clone();
+        let mut loader = Loader::new(2, 3, 0..1000, move |i| {
+            count.fetch_add(1, SeqCst);
+            Ok(i)
+        });
+        assert_eq!(loader.next().unwrap().unwrap(), 0);
+        std::thread::sleep(Duration::from_millis(50));
+        assert_eq!(made.load(SeqCst), 1 + 3 + 2);
+    }
+
+    #[test]
+    fn errors_and_panics_come_at_their_place_and_end_the_iteration() {
+        for threads in 1..=4 {
+            let make = |bad: usize, panics: bool| {
+                move |i| {
+                    anyhow::ensure!(i != bad || panics, "scan {i} is broken");
+                    assert!(i != bad, "index {i} is wrong");
+                    Ok(i)
+                }
+            };
+            let items: Vec<_> = Loader::new(threads, 8, 0..50, make(17, false)).collect();
+            assert_eq!(items.len(), 18);
+            assert!(items[..17].iter().enumerate().all(|(i, item)| *item.as_ref().unwrap() == i));
+            assert_eq!(items[17].as_ref().unwrap_err().to_string(), "scan 17 is broken");
+            let error = Loader::new(threads, 8, 0..50, make(3, true)).nth(3).unwrap().unwrap_err().to_string();
+            assert!(error.contains("item 3") && error.contains("panicked") && error.contains("index 3 is wrong"), "{error}");
+        }
+    }
+
+    #[test]
+    fn dropping_it_early_stops_the_threads() {
+        let alive = Arc::new(AtomicUsize::new(0));
+        let count = alive.clone();
+        let mut loader = Loader::new(3, 4, 0..usize::MAX, move |i| {
+            count.fetch_add(1, SeqCst);
+            Ok(Counted(i, count.clone()))
+        });
+        drop(loader.next());
+        drop(loader);
+        assert_eq!(alive.load(SeqCst), 0);
+        assert!(Loader::new(2, 2, 3..3, |i| Ok(i)).next().is_none());
+    }
+
+    #[test]
+    fn waiting_is_counted() {
+        let mut loader = Loader::new(1, 1, 0..3, |i| {
+            std::thread::sleep(Duration::from_millis(20));
+            Ok(i)
+        });
+        assert_eq!(loader.by_ref().count(), 3);
+        assert!(loader.wait() >= Duration::from_millis(50), "{:?}", loader.wait());
+    }
+}

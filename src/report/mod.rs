@@ -1,1 +1,4 @@
+//! What people look at: pictures, curves, tables and progress. Formats numbers, computes none.
 
+mod canvas;
+pub mod sheet;

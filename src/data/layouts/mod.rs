@@ -31,6 +31,8 @@ pub enum Source {
 /// One subject's files.
 #[derive(Clone, Debug)]
 pub struct Subject {
+    /// Unique in the dataset. `subject/scan` where one person has several scans: the part before the slash is what splits go by
+    /// ([`crate::data::split::subject`]). Every part is fit to be a file name.
     pub id: String,
     /// One file a channel, in [`Dataset::channels`]' order; or a single 4D file that holds them all.
     pub channels: Vec<Source>,
@@ -63,6 +65,8 @@ pub struct Dataset {
     pub labels: Option<Vec<LabelValue>>,
     /// Sorted by id, ids unique.
     pub subjects: Vec<Subject>,
-    /// Files that were left out, each with the reason.
+    /// Scans and labels that were left out though they look like data, each with the reason.
     pub problems: Vec<Problem>,
+    /// What was left out by the layout's own rules and loses no scan: side files such as tables, contrasts few subjects have.
+    pub ignored: Vec<Problem>,
 }

@@ -3,22 +3,21 @@
 use crate::data::preprocess::Dtype;
 use crate::dim::Shape;
 use crate::fs::write_atomic;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use memmap2::Mmap;
 use ndarray::{ArrayView3, ArrayView4};
+use safetensors::SafeTensorError;
 use safetensors::tensor::{Metadata, SafeTensors, TensorInfo};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::Write;
 use std::path::Path;
 
 /// Data begins on a multiple of this, so that mapped slices are aligned for any vector load.
 const ALIGNMENT: usize = 64;
-/// No header of ours comes near it; a larger length is not one.
-const MAX_HEADER: u64 = 1 << 20;
 
 /// Voxels of a file, borrowed from its mapping.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -40,8 +39,6 @@ pub struct Header {
     pub shape: Shape,
     pub dtype: Dtype,
     pub has_label: bool,
-    /// Length of the whole file.
-    pub bytes: u64,
     pub text: BTreeMap<String, String>,
     image: std::ops::Range<usize>,
     label: std::ops::Range<usize>,
@@ -100,27 +97,6 @@ pub fn write(
     Ok(((8 + header.len() + bytes.len() + label_bytes.len()) as u64, fingerprint))
 }
 
-/// Reads and checks a file's header, and that the file has the length it announces. The voxels are not read.
-pub fn read_header(path: &Path) -> Result<Header> {
-    let mut file = File::open(path).with_context(|| path.display().to_string())?;
-    header(&mut file).with_context(|| format!("{}: not a subject's file of a store", path.display()))
-}
-
-fn header(file: &mut File) -> Result<Header> {
-    let length = file.metadata()?.len();
-    let mut size = [0u8; 8];
-    file.read_exact(&mut size).context("truncated")?;
-    let size = u64::from_le_bytes(size);
-    ensure!(size <= MAX_HEADER && 8 + size <= length, "truncated: header of {size} bytes in a file of {length}");
-    let mut head = vec![0u8; 8 + size as usize];
-    head[..8].copy_from_slice(&size.to_le_bytes());
-    file.read_exact(&mut head[8..])?;
-    let (_, metadata): (usize, Metadata) = SafeTensors::read_metadata(&head).map_err(|e| anyhow::anyhow!("{e}"))?;
-    let header = parse(&metadata, 8 + size as usize)?;
-    ensure!(header.bytes == length, "truncated: {} bytes expected, found {length}", header.bytes);
-    Ok(header)
-}
-
 fn parse(metadata: &Metadata, data: usize) -> Result<Header> {
     let image: &TensorInfo = metadata.info("image").context("no tensor `image`")?;
     let dtype = match image.dtype {
@@ -140,7 +116,6 @@ fn parse(metadata: &Metadata, data: usize) -> Result<Header> {
         shape,
         dtype,
         has_label: label.is_some(),
-        bytes: (data + metadata.data_len()) as u64,
         text: metadata.metadata().iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
         image: range(image),
         label: label.map_or(0..0, range),
@@ -148,15 +123,28 @@ fn parse(metadata: &Metadata, data: usize) -> Result<Header> {
 }
 
 impl Mapped {
+    /// Maps a file and checks its header, and that the file has the length it announces. The voxels are not read.
     pub fn open(path: &Path) -> Result<Mapped> {
-        let mut file = File::open(path).with_context(|| path.display().to_string())?;
-        let header = header(&mut file).with_context(|| format!("{}: not a subject's file of a store", path.display()))?;
+        Mapped::map(path).with_context(|| format!("{}: not a subject's file of a store", path.display()))
+    }
+
+    fn map(path: &Path) -> Result<Mapped> {
+        let file = File::open(path)?;
+        ensure!(file.metadata()?.len() > 8, "truncated: no header");
         // SAFETY: the files of a store are replaced by renaming, never written in place, so a mapping keeps its contents.
-        let map = unsafe { Mmap::map(&file) }.with_context(|| format!("mapping {}", path.display()))?;
-        ensure!(map.len() as u64 == header.bytes, "{}: changed while it was opened", path.display());
-        let mapped = Mapped { map, header };
-        mapped.voxels().with_context(|| path.display().to_string())?;
+        let map = unsafe { Mmap::map(&file) }?;
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| match e {
+            SafeTensorError::MetadataIncompleteBuffer => anyhow!("truncated: {} bytes are not all of its voxels", map.len()),
+            other => anyhow!("{other}"),
+        })?;
+        let mapped = Mapped { header: parse(&metadata, 8 + header)?, map };
+        mapped.voxels()?;
         Ok(mapped)
+    }
+
+    /// Length of the file in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.map.len() as u64
     }
 
     pub fn header(&self) -> &Header {
@@ -166,7 +154,7 @@ impl Mapped {
     /// The whole image, `[C, D, H, W]`.
     pub fn voxels(&self) -> Result<Voxels<'_>> {
         let bytes = &self.map[self.header.image.clone()];
-        let misaligned = |_| anyhow::anyhow!("image is not aligned in the file");
+        let misaligned = |_| anyhow!("image is not aligned in the file");
         Ok(match self.header.dtype {
             Dtype::F16 => Voxels::F16(bytemuck::try_cast_slice(bytes).map_err(misaligned)?),
             Dtype::F32 => Voxels::F32(bytemuck::try_cast_slice(bytes).map_err(misaligned)?),
