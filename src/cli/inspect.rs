@@ -16,9 +16,12 @@ use std::path::{Path, PathBuf};
 /// Most pictures of one sample; a sample with more views than fit shows its first channel only.
 const MAX_PANELS: usize = 16;
 
+/// Samples on the sheet at most; the batch holds all.
+const MAX_DRAWN: usize = 16;
+
 /// Write what the network sees: pictures and the exact batch
 ///
-/// Writes TASK.png, a sheet of every view's mid slices with the labels, and TASK.safetensors: `views` [N, V, C, D, H, W]
+/// Writes TASK.png, a sheet of every view's mid slices with the labels (the first 16 samples), and TASK.safetensors: `views` [N, V, C, D, H, W]
 /// float32, `targets` [N, T] int64, and, as JSON under the metadata key `inspect`, the settings and for every sample the scan's
 /// id, the caption and each number that was drawn, enough to cut the sample again.
 #[derive(clap::Args)]
@@ -111,7 +114,7 @@ fn draw(path: &Path, task: &dyn Task, store: &Store, views: &[f32], samples: &[(
     let size = voxels(task.view_shape());
     let mut images = views.chunks_exact(size).map(|image| ArrayView3::from_shape(task.view_shape(), image));
     let mut rows = Vec::with_capacity(samples.len());
-    for (scan, drawn) in samples {
+    for (scan, drawn) in samples.iter().take(MAX_DRAWN) {
         let mut row = Vec::new();
         for view in 0..task.views() {
             for (channel, name) in names.iter().enumerate() {
@@ -127,5 +130,7 @@ fn draw(path: &Path, task: &dyn Task, store: &Store, views: &[f32], samples: &[(
         }
         rows.push(row);
     }
-    write_sheet(path, &format!("{}: what the network sees", task.name()), &rows)
+    let part =
+        if samples.len() > rows.len() { format!(", first {} of {} samples", rows.len(), samples.len()) } else { String::new() };
+    write_sheet(path, &format!("{}: what the network sees{part}", task.name()), &rows)
 }

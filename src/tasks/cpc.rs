@@ -133,6 +133,18 @@ impl Cpc {
         }
         Ok(())
     }
+
+    fn network(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<CpcHead> {
+        let pool = Pool::new(HeadKind::Gap, encoder, self.view_shape()).context("cpc")?;
+        let (n, code) = (self.grid.n, self.code as i64);
+        // Codes spread by one cell a layer in the plane: n - 1 layers take them from corner to corner.
+        let context = (1..n).map(|i| CausalConv::new(vs / format!("context{i}"), self.grid.rank, code)).collect();
+        // The method has no temperature. Predictions this small start the loss near its chance level all the same.
+        let small = Init::Randn { mean: 0., stdev: 1. / self.code as f64 };
+        let predict = (self.first_step..n).map(|l| vs.var(&format!("predict{l}"), &[code, code], small)).collect();
+        let project = linear(vs / "code", pool.features, code);
+        Ok(CpcHead { pool, project, context, predict, first_step: self.first_step, grid: self.grid })
+    }
 }
 
 /// Copies a box of `size` at `start` of one channel, reversed along the flipped axes, to `place` in another channel.
@@ -191,15 +203,7 @@ impl Task for Cpc {
     }
 
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>> {
-        let pool = Pool::new(HeadKind::Gap, encoder, self.view_shape()).context("cpc")?;
-        let (n, code) = (self.grid.n, self.code as i64);
-        // Codes spread by one cell a layer in the plane: n - 1 layers take them from corner to corner.
-        let context = (1..n).map(|i| CausalConv::new(vs / format!("context{i}"), self.grid.rank, code)).collect();
-        // The method has no temperature. Predictions this small start the loss near its chance level all the same.
-        let small = Init::Randn { mean: 0., stdev: 1. / self.code as f64 };
-        let predict = (self.first_step..n).map(|l| vs.var(&format!("predict{l}"), &[code, code], small)).collect();
-        let project = linear(vs / "code", pool.features, code);
-        Ok(Box::new(CpcHead { pool, project, context, predict, first_step: self.first_step, grid: self.grid }))
+        Ok(Box::new(self.network(vs, encoder)?))
     }
 
     fn metrics(&self) -> Vec<MetricInfo> {
@@ -304,3 +308,6 @@ fn scores(codes: &Tensor, contexts: &Tensor, predict: &[Tensor], first_step: usi
     }
     (Tensor::cat(&predictions, 0).matmul(&codes.reshape([-1, code]).tr()), Tensor::cat(&own, 0))
 }
+
+#[cfg(test)]
+mod tests;

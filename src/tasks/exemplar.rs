@@ -114,6 +114,17 @@ impl Exemplar {
         }
         Ok(())
     }
+
+    fn network(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<ExemplarHead> {
+        let pool = Pool::new(HeadKind::Gap, encoder, self.view_shape()).context("exe")?;
+        Ok(ExemplarHead {
+            hidden: linear(vs / "hidden", pool.features, pool.features),
+            norm: Norm::new(vs / "norm", pool.features),
+            output: linear(vs / "output", pool.features, self.config.embedding as i64),
+            pool,
+            margin: self.config.margin,
+        })
+    }
 }
 
 impl Task for Exemplar {
@@ -155,14 +166,7 @@ impl Task for Exemplar {
     }
 
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>> {
-        let pool = Pool::new(HeadKind::Gap, encoder, self.view_shape()).context("exe")?;
-        Ok(Box::new(ExemplarHead {
-            hidden: linear(vs / "hidden", pool.features, pool.features),
-            norm: Norm::new(vs / "norm", pool.features),
-            output: linear(vs / "output", pool.features, self.config.embedding as i64),
-            pool,
-            margin: self.config.margin,
-        }))
+        Ok(Box::new(self.network(vs, encoder)?))
     }
 
     fn metrics(&self) -> Vec<MetricInfo> {
@@ -219,4 +223,95 @@ fn triplet_distances(x: &Tensor) -> (Tensor, Tensor) {
         (difference.square().sum_dim_intlist(-1, false, Kind::Float) + EPS).sqrt()
     };
     (distance(1), distance(2))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Arrays;
+    use crate::rng::{Stream, rng};
+    use crate::tasks::tests::{batch, check, encoder, scans};
+    use crate::tasks::{TaskConfigs, TaskKind};
+    use tch::Device;
+
+    #[test]
+    fn head_runs_forward_and_backward() {
+        check(TaskKind::Exe, &TaskConfigs::default(), 20);
+    }
+
+    #[test]
+    fn loss_and_metrics_as_written_out() {
+        let (rank, size) = (Rank::Three, 4);
+        let task = Exemplar::new(&ExemplarConfig { margin: 0.3, embedding: 6 }, 8, 2, rank).unwrap();
+        let vs = nn::VarStore::new(Device::Cpu);
+        let encoder = encoder(&vs, rank);
+        let head = task.network(&vs.root(), &encoder).unwrap();
+        let (batch, _) = batch(&task, &scans([9, 8, 10]), rank, size);
+        let x = tch::no_grad(|| head.embed(&encoder, &batch.views, false));
+        let x: Vec<Vec<Vec<f64>>> = (0..size as i64)
+            .map(|b| (0..3).map(|v| Vec::try_from(x.get(b).get(v).to_kind(Kind::Double)).unwrap()).collect())
+            .collect();
+        let distance = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| (a - b) * (a - b)).sum::<f64>().sqrt();
+        let (mut loss, mut right) = (0., 0.);
+        for views in &x {
+            assert!(views.iter().all(|v| (distance(v, &[0.; 6]) - 1.).abs() < 1e-5), "embeddings are unit vectors");
+            let (near, far) = (distance(&views[0], &views[1]), distance(&views[0], &views[2]));
+            loss += f64::max(0., near - far + 0.3) / size as f64;
+            right += f64::from(near < far) / size as f64;
+        }
+        let originals: Vec<&Vec<f64>> = x.iter().flat_map(|v| [&v[0], &v[2]]).collect();
+        let mut pairs = Vec::new();
+        for (i, a) in originals.iter().enumerate() {
+            pairs.extend(originals[..i].iter().map(|b| distance(a, b)));
+        }
+        let spread = pairs.iter().sum::<f64>() / pairs.len() as f64;
+        let outcome = head.forward(&encoder, &batch, false);
+        let found = [&outcome.loss, &outcome.metrics[0], &outcome.metrics[1]].map(|t| f64::try_from(t).unwrap());
+        for (found, expected) in found.iter().zip([loss, right, spread]) {
+            assert!((found - expected).abs() < 1e-4, "{found:?}: expected {expected}");
+        }
+        assert!(loss > 0. && spread > 0.);
+    }
+
+    #[test]
+    fn identical_views_have_a_finite_gradient() {
+        let x = Tensor::ones([2, 3, 4], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+        let (near, far) = triplet_distances(&x);
+        (near - far + 0.5).relu().mean(Kind::Float).backward();
+        assert!(bool::try_from(x.grad().isfinite().all()).unwrap());
+    }
+
+    #[test]
+    fn samples_replay_from_their_record() {
+        let scans = scans([11, 9, 10]);
+        let task = Exemplar::new(&ExemplarConfig::default(), 8, 2, Rank::Three).unwrap();
+        let mut negatives = std::collections::BTreeSet::new();
+        for seed in 0..40 {
+            let (mut out, mut again) = (vec![f32::NAN; 3 * 2 * 512], vec![f32::NAN; 3 * 2 * 512]);
+            let drawn = task.sample(&scans, 1, &mut rng(seed, Stream::Train, 0, 0), &mut out).unwrap();
+            let record: Params = serde_json::from_str(&drawn.params.to_string()).unwrap();
+            task.render(&scans, 1, &record, &mut again).unwrap();
+            assert_eq!(out, again);
+            negatives.insert(record.negative);
+            // The anchor and the negative are the scans themselves.
+            let (a, n) = (record.window.start, record.negative_window.start);
+            assert_eq!(out[0], scans.images[1][[0, a[0], a[1], a[2]]]);
+            assert_eq!(out[2 * 2 * 512], scans.images[record.negative][[0, n[0], n[1], n[2]]]);
+        }
+        assert_eq!(Vec::from_iter(negatives), [0, 2], "negatives are all scans but the anchor's");
+    }
+
+    #[test]
+    fn refuses_one_scan_and_a_margin_out_of_reach() {
+        let mut one = scans([8; 3]);
+        one.images.truncate(1);
+        one.ids = vec!["lonely".into()];
+        let one: Arrays = one;
+        let task = Exemplar::new(&ExemplarConfig::default(), 8, 2, Rank::Three).unwrap();
+        let mut out = vec![0.; 3 * 2 * 512];
+        let error = task.sample(&one, 0, &mut rng(0, Stream::Train, 0, 0), &mut out).err().unwrap();
+        assert!(error.to_string().contains("lonely"), "{error}");
+        let far = ExemplarConfig { margin: 2., ..Default::default() };
+        assert!(Exemplar::new(&far, 8, 2, Rank::Three).err().unwrap().to_string().contains("found 2"));
+    }
 }

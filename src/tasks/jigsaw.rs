@@ -5,7 +5,7 @@
 //! carries its patches once, in grid order, and several permutations to shuffle the features by: many labelled puzzles for one
 //! encoding, where the reference has one.
 
-use super::{Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, classify};
+use super::{Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, classify, warn_of_touching_patches};
 use crate::data::Scans;
 use crate::dim::{Rank, Shape, voxels};
 use crate::nn::Encoder;
@@ -138,6 +138,7 @@ impl Jigsaw {
             config.permutations
         );
         let grid = JitteredGrid::new(rank, window, config.grid, config.jitter).context("jig")?;
+        warn_of_touching_patches("jig", grid.jitter);
         let permutations = permutations(config.permutations, grid.cells.count(), seed)?;
         Ok(Jigsaw { config: config.clone(), grid, window, channels, permutations })
     }

@@ -150,6 +150,13 @@ pub trait Head {
     fn forward(&self, encoder: &dyn Encoder, batch: &Batch, train: bool) -> Outcome;
 }
 
+/// The check that a grid task does not live on matching edges turns the gap off; nobody should by accident.
+fn warn_of_touching_patches(task: &str, jitter: usize) {
+    if jitter == 0 {
+        eprintln!("warning: --{task}-jitter 0: neighbouring patches touch, so that matching their edges solves the task");
+    }
+}
+
 /// Accuracy over this many equally likely classes.
 fn accuracy(classes: usize) -> MetricInfo {
     MetricInfo { name: "accuracy", chance: Some(1. / classes as f64) }

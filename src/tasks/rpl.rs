@@ -1,7 +1,7 @@
 //! Relative patch location (Taleb et al. 2020, section 3; after Doersch et al. 2015): from which cell of the grid, seen from
 //! the centre one, does the second patch come?
 
-use super::{Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, classify};
+use super::{Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, classify, warn_of_touching_patches};
 use crate::data::Scans;
 use crate::dim::{Rank, Shape, voxels};
 use crate::nn::Encoder;
@@ -52,6 +52,7 @@ impl Rpl {
             config.grid
         );
         let grid = JitteredGrid::new(rank, window, config.grid, config.jitter).context("rpl")?;
+        warn_of_touching_patches("rpl", grid.jitter);
         Ok(Rpl { config: config.clone(), grid, window, channels })
     }
 

@@ -67,3 +67,30 @@ impl Intensity {
         channel.iter_mut().for_each(|x| *x = *x * self.contrast + offset);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Stream, rng};
+
+    #[test]
+    fn agrees_with_the_formula() {
+        let mut rng = rng(1, Stream::Train, 0, 0);
+        let ranges = Ranges { contrast: [0.5, 1.5], shift: 0.125 };
+        for n in [1, 15, 16, 1000] {
+            let x: Vec<f32> = (0..n).map(|_| 20. * rng.random::<f32>() - 5.).collect();
+            let t = ranges.draw(&mut rng);
+            assert!((0.5..=1.5).contains(&t.contrast) && t.shift.abs() <= 0.125);
+            let mut y = x.clone();
+            t.apply(Stats::of(&x), &mut y);
+            let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / n as f64;
+            let mut sorted = x.clone();
+            sorted.sort_by(f32::total_cmp);
+            let shift = f64::from(t.shift) * f64::from(sorted[n - 1] - sorted[0]);
+            for (x, y) in x.iter().zip(y) {
+                let expected = mean + f64::from(t.contrast) * (f64::from(*x) - mean) + shift;
+                assert!((f64::from(y) - expected).abs() < 1e-5);
+            }
+        }
+    }
+}

@@ -132,6 +132,15 @@ def test_jigsaw(store, tmp_path):
     assert len({tuple(p) for p in seen.values()}) == len(seen) > 50
 
 
+@pytest.mark.parametrize("task", ["rpl", "jig"])
+def test_no_jitter_warns(store, tmp_path, task):
+    done = inspect(store[0], task, tmp_path, "--n", 1, f"--{task}-jitter", 0)
+    assert done.returncode == 0 and f"warning: --{task}-jitter 0" in done.stderr
+    with safe_open(tmp_path / f"{task}.safetensors", "np") as file:
+        assert file.get_tensor("views").shape[-1] == 64 // 3
+    assert "warning" not in inspect(store[0], task, tmp_path, "--n", 1).stderr
+
+
 @pytest.mark.parametrize("task", ["rot", "rpl", "jig"])
 def test_seed_decides(store, tmp_path, task):
     folder, _, _ = store
