@@ -51,7 +51,8 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
     let (tensors, metadata) = checkpoint::load_safetensors(&file)?;
     let (model, _) = split_checkpoint(tensors);
     let description = run.description()?;
-    let part = |key: &str| description.get(key).cloned().with_context(|| format!("{}: no `{key}`", run.config_file().display()));
+    let part =
+        |key: &str| description.get(key).cloned().with_context(|| format!("{}: no `{key}`", run.config_file().display()));
     let config: UNetConfig = serde_json::from_value(part("network")?)?;
     let input: Input = serde_json::from_value(part("input")?)?;
 
@@ -87,7 +88,8 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
         "versions": run::versions(),
     }))?;
 
-    let name = prefix.file_name().with_context(|| format!("{}: names no file", prefix.display()))?.to_string_lossy().into_owned();
+    let name =
+        prefix.file_name().with_context(|| format!("{}: names no file", prefix.display()))?.to_string_lossy().into_owned();
     let path = |extension: &str| prefix.with_file_name(format!("{name}.{extension}"));
     let script = ScriptModule::new(format!(
         "def forward(self, x: Tensor) -> List[Tensor]:\n    return self.encoder(x)\n{}",
@@ -119,7 +121,9 @@ fn preprocess_source(settings: &Settings, rank: Rank) -> String {
         Intensity::Window { lo, hi } => format!("    return torch.clamp((x - {lo:?}) / {:?}, 0.0, 1.0)\n", hi - lo),
         Intensity::ZScoreForeground => {
             let threshold = match settings.foreground {
-                Foreground::Above { value } => format!("    threshold = torch.full_like(torch.amin(x, {dims}, True), {value:?})\n"),
+                Foreground::Above { value } => {
+                    format!("    threshold = torch.full_like(torch.amin(x, {dims}, True), {value:?})\n")
+                }
                 Foreground::Auto => format!(
                     "    lo = torch.amin(x, {dims}, True)\n    middle = lo + (torch.mean(x, {dims}, True) - lo) / 2\n    threshold = torch.where(lo < -500.0, torch.full_like(lo, -500.0), middle)\n"
                 ),

@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand, each with its flags and a `run`.
 
+pub mod bench;
 pub mod doctor;
 pub mod export;
 pub mod inspect;
@@ -29,6 +30,10 @@ enum Command {
     Export(export::Args),
     Inspect(inspect::Args),
     Doctor(doctor::Args),
+    #[command(hide = true)]
+    BenchStep(bench::StepArgs),
+    #[command(hide = true)]
+    BenchSampling(bench::SamplingArgs),
 }
 
 /// Runs the command of the process's arguments. Exit code 0: done; 1: failed, with the reason on standard error; 2: usage;
@@ -41,6 +46,8 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
         Command::Inspect(args) => inspect::run(args).map(|()| ExitCode::SUCCESS),
         Command::Doctor(args) => doctor::run(args).map(|()| ExitCode::SUCCESS),
+        Command::BenchStep(args) => bench::step(args).map(|()| ExitCode::SUCCESS),
+        Command::BenchSampling(args) => bench::sampling(args).map(|()| ExitCode::SUCCESS),
     });
     done.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

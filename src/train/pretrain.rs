@@ -9,8 +9,8 @@ use crate::data::split::{Split, subject};
 use crate::data::store::Store;
 use crate::data::{Scans, loader::Loader};
 use crate::dim::{Rank, Shape};
-use crate::report::history::{History, Row};
 use crate::report::curves::{Metric, write_curves};
+use crate::report::history::{History, Row};
 use crate::report::progress::{Progress as Bar, StepInfo};
 use crate::report::tensorboard::{EventWriter, wall_time};
 use crate::{export, weights};
@@ -35,7 +35,11 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     config.check()?;
     let stop = Stop::on_signals()?;
     let store = Store::open(&config.data)?;
-    ensure!(store.index().complete, "{}: preprocessing did not finish; run the same preprocess command again", config.data.display());
+    ensure!(
+        store.index().complete,
+        "{}: preprocessing did not finish; run the same preprocess command again",
+        config.data.display()
+    );
     let device = config.device.resolve()?;
 
     let run = resume.map(|dir| Run::reopen(dir, config)).transpose()?;
@@ -212,10 +216,15 @@ impl Session<'_> {
         }
         self.events.flush()?;
         self.history.append(row)?;
-        let metrics: Vec<Metric> = self.trainer.tasks.iter().flat_map(|run| {
-            let name = run.task.name();
-            run.task.metrics().into_iter().map(move |m| Metric { column: format!("{name}.{}", m.name), chance: m.chance })
-        }).collect();
+        let metrics: Vec<Metric> = self
+            .trainer
+            .tasks
+            .iter()
+            .flat_map(|run| {
+                let name = run.task.name();
+                run.task.metrics().into_iter().map(move |m| Metric { column: format!("{name}.{}", m.name), chance: m.chance })
+            })
+            .collect();
         write_curves(&self.run.dir.join("curves.png"), &self.config.name(), self.history.rows(), &metrics)?;
         if better {
             self.run.save("best", &self.trainer.network, &self.trainer.optimizer, &self.progress)?;

@@ -73,8 +73,13 @@ impl Trainer {
         let mut runs = Vec::new();
         for (slot, &kind) in config.task.iter().enumerate() {
             let task: Arc<dyn Task> = tasks::build(kind, &config.tasks, window, channels, rank, config.seed)?.into();
-            let sampler =
-                |scans: &Arc<dyn Scans>| Sampler { task: task.clone(), scans: scans.clone(), rank, seed: config.seed, slot: slot as u64 };
+            let sampler = |scans: &Arc<dyn Scans>| Sampler {
+                task: task.clone(),
+                scans: scans.clone(),
+                rank,
+                seed: config.seed,
+                slot: slot as u64,
+            };
             runs.push(TaskRun {
                 weight: config.task_weights.get(slot).copied().unwrap_or(1.),
                 batch: config.batch_size.unwrap_or(task.batch_size()),
@@ -141,7 +146,8 @@ impl Trainer {
         let items = (from * self.accumulate) as usize..(self.steps * self.accumulate) as usize;
         Loader::new(self.threads, self.prefetch, items, move |item| {
             let item = item as u64;
-            let draw = |(sampler, batch): &(Sampler, u64)| Ok(sampler.train(epoch, item * batch..(item + 1) * batch)?.pinned(device));
+            let draw =
+                |(sampler, batch): &(Sampler, u64)| Ok(sampler.train(epoch, item * batch..(item + 1) * batch)?.pinned(device));
             samplers.iter().map(draw).collect()
         })
     }
