@@ -273,9 +273,8 @@ mod tests {
             };
             for ((ch, x0, x1, x2), &value) in turned.data.indexed_iter() {
                 let (x, mut y) = ([x0, x1, x2], [0; 3]);
-                for a in 0..3 {
-                    let source = orientation.source[a];
-                    y[source] = if orientation.flip[a] { [i, j, k][source] - 1 - x[a] } else { x[a] };
+                for ((source, flip), at) in orientation.source.into_iter().zip(orientation.flip).zip(x) {
+                    y[source] = if flip { [i, j, k][source] - 1 - at } else { at };
                 }
                 prop_assert_eq!(value, volume.data[[ch, y[0], y[1], y[2]]]);
                 let (p, q) = (world(&turned.affine, x), world(&volume.affine, y));
