@@ -16,10 +16,15 @@ pub fn load_cuda() -> Result<(), String> {
                     std::mem::forget(library);
                     Ok(())
                 }
-                Err(e) => Err(e.to_string()),
+                Err(e) => Err(reason(e)),
             }
         })
         .clone()
+}
+
+/// The dynamic linker's words, which the error keeps as its source.
+fn reason(error: libloading::Error) -> String {
+    format!("{:#}", anyhow::Error::from(error))
 }
 
 /// A GPU as the driver describes it.
@@ -36,19 +41,18 @@ pub struct Gpu {
 pub fn gpus() -> Result<Vec<Gpu>, String> {
     use libloading::os::unix::Library;
     use std::ffi::{CStr, c_char, c_int};
-    let text = |e: libloading::Error| e.to_string();
     let ok = |call: &str, status: c_int| if status == 0 { Ok(()) } else { Err(format!("{call}: CUDA error {status}")) };
     // SAFETY: these signatures are the driver API's own (cuda.h); each call gets valid pointers, and `name` stays terminated.
     unsafe {
-        let driver = Library::new("libcuda.so.1").map_err(text)?;
-        let init = driver.get::<unsafe extern "C" fn(c_int) -> c_int>(b"cuInit").map_err(text)?;
-        let count = driver.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDeviceGetCount").map_err(text)?;
-        let get = driver.get::<unsafe extern "C" fn(*mut c_int, c_int) -> c_int>(b"cuDeviceGet").map_err(text)?;
+        let driver = Library::new("libcuda.so.1").map_err(reason)?;
+        let init = driver.get::<unsafe extern "C" fn(c_int) -> c_int>(b"cuInit").map_err(reason)?;
+        let count = driver.get::<unsafe extern "C" fn(*mut c_int) -> c_int>(b"cuDeviceGetCount").map_err(reason)?;
+        let get = driver.get::<unsafe extern "C" fn(*mut c_int, c_int) -> c_int>(b"cuDeviceGet").map_err(reason)?;
         let get_name =
-            driver.get::<unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int>(b"cuDeviceGetName").map_err(text)?;
-        let total = driver.get::<unsafe extern "C" fn(*mut usize, c_int) -> c_int>(b"cuDeviceTotalMem_v2").map_err(text)?;
+            driver.get::<unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int>(b"cuDeviceGetName").map_err(reason)?;
+        let total = driver.get::<unsafe extern "C" fn(*mut usize, c_int) -> c_int>(b"cuDeviceTotalMem_v2").map_err(reason)?;
         let get_attribute =
-            driver.get::<unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int>(b"cuDeviceGetAttribute").map_err(text)?;
+            driver.get::<unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int>(b"cuDeviceGetAttribute").map_err(reason)?;
         ok("cuInit", init(0))?;
         let mut n = 0;
         ok("cuDeviceGetCount", count(&mut n))?;

@@ -35,7 +35,7 @@ pub struct Progress {
 impl Progress {
     /// `tty`: draw a bar (`console::user_attended_stderr()` tells whether anybody would see it).
     pub fn new(epochs: usize, steps_per_epoch: usize, tty: bool) -> Self {
-        let bar = tty.then(|| bar(steps_per_epoch, "{prefix} {bar:24} {pos}/{len}  {wide_msg}"));
+        let bar = tty.then(|| bar(steps_per_epoch, "{prefix} {bar:12} {pos}/{len}  {wide_msg}"));
         Progress { epochs, steps: steps_per_epoch, bar, start: Instant::now(), done: 0, position: 0, finished_epochs: 0 }
     }
 
@@ -152,7 +152,8 @@ fn step_message(info: &StepInfo, seconds_left: f64) -> String {
         text += &format!("  {name} {}", number(*value));
     }
     let wait = 100.0 * info.wait_share;
-    text + &format!("  {} samples/s  wait {wait:.1} %  {} left", number(info.samples_per_s), duration(seconds_left))
+    // A narrow terminal cuts the end.
+    text + &format!("  {} left  {} samples/s  wait {wait:.1} %", duration(seconds_left), number(info.samples_per_s))
 }
 
 /// All of a row on one line; what training and validation both have stands together.

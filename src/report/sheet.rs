@@ -43,8 +43,7 @@ pub fn write_sheet(path: &Path, title: &str, rows: &[Vec<Panel>]) -> Result<()> 
     let many = rows.iter().map(Vec::len).max().unwrap_or(1);
     let blocks: Vec<Block> = rows.iter().filter(|r| !r.is_empty()).map(|r| Block::new(r, many)).collect();
     let volumes = panels.clone().any(|p| p.image.dim().0 > 1);
-    let legend =
-        "axial, coronal and sagittal mid slices; up is anterior or superior, left is the patient's right (sagittal: anterior)";
+    let legend = "axial, coronal and sagittal mid slices; up is anterior or superior, left is the patient's right or anterior";
     let legend: &str = if volumes { legend } else { "" };
 
     let inner = blocks.iter().map(|b| b.columns * (b.cell[0] + PANEL_GAP) - PANEL_GAP).max().unwrap_or(1);

@@ -94,3 +94,52 @@ fn masked_crc(data: &[u8]) -> [u8; 4] {
     }
     (!crc).rotate_right(15).wrapping_add(0xa282_ead8).to_le_bytes()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+    use std::process::Command;
+
+    /// What `tests/python/events.py`, a reader written for itself, finds in the folder; its error if it refuses.
+    fn read(folder: &Path) -> Result<Value, String> {
+        let reader = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/python/events.py");
+        let output = Command::new("python3").arg(reader).arg(folder).output().expect("python3 is on the PATH");
+        match output.status.success() {
+            true => Ok(serde_json::from_slice(&output.stdout).expect("the reader prints JSON")),
+            false => Err(String::from_utf8_lossy(&output.stderr).into_owned()),
+        }
+    }
+
+    #[test]
+    fn an_independent_reader_finds_every_point() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut writer = EventWriter::create(folder.path(), 0).unwrap();
+        let tag = "val/".to_string() + &"x".repeat(200);
+        let points =
+            [("train/loss", 1, 1.5, 0.25), ("train/loss", 300, 1e9 + 0.5, -3.0), (&tag, u32::MAX as u64 + 7, 2.0, 1e-30)];
+        points.iter().for_each(|&(tag, step, time, value)| writer.scalar(tag, step, time, value).unwrap());
+        writer.flush().unwrap();
+        // A resumed run in the same second takes a file of its own.
+        EventWriter::create(folder.path(), 12).unwrap().flush().unwrap();
+
+        let files = read(folder.path()).unwrap();
+        let [first, second] = &files.as_array().unwrap()[..] else { panic!("two files") };
+        let expected: Vec<Value> = points
+            .iter()
+            .map(|&(tag, step, time, value)| json!({"tag": tag, "step": step, "wall_time": time, "value": value as f64}))
+            .collect();
+        assert_eq!(first["version"], "brain.Event:2");
+        assert_eq!(first["scalars"], json!(expected));
+        assert_eq!((&second["starts"], &second["scalars"]), (&json!([12]), &json!([])));
+
+        // The checksums are really looked at: any changed byte is noticed.
+        let mut content = std::fs::read(&writer.path).unwrap();
+        for at in [3, 9, 20, content.len() - 20, content.len() - 2] {
+            content[at] ^= 1;
+            std::fs::write(&writer.path, &content).unwrap();
+            assert!(read(folder.path()).unwrap_err().contains("checksum"), "byte {at}");
+            content[at] ^= 1;
+        }
+    }
+}
