@@ -80,8 +80,8 @@ pub fn build(
         TaskKind::Rot => Box::new(rotation::Rotation::new(&configs.rot, window, rank)?),
         TaskKind::Rpl => Box::new(rpl::Rpl::new(&configs.rpl, window, channels, rank)?),
         TaskKind::Jig => Box::new(jigsaw::Jigsaw::new(&configs.jig, window, channels, rank, seed)?),
-        TaskKind::Cpc => cpc::Cpc::boxed(&configs.cpc, window, channels, rank)?,
-        TaskKind::Exe => exemplar::Exemplar::boxed(&configs.exe, window, channels, rank)?,
+        TaskKind::Cpc => Box::new(cpc::Cpc::new(&configs.cpc, window, channels, rank)?),
+        TaskKind::Exe => Box::new(exemplar::Exemplar::new(&configs.exe, window, channels, rank)?),
     })
 }
 
