@@ -2,7 +2,7 @@ use crate::data::Scans;
 use crate::data::store::Store;
 use crate::dim::{Rank, voxels};
 use crate::fs::write_atomic_path;
-use crate::patch::largest_window;
+use crate::patch::default_window;
 use crate::report::sheet::{Panel, write_sheet};
 use crate::rng::{Stream, rng};
 use crate::tasks::{self, Drawn, Task, TaskConfigs, TaskKind};
@@ -41,7 +41,7 @@ pub struct Args {
     /// Seed of all draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Side in voxels of the window a sample is cut from [default: the largest that every scan holds]
+    /// Side in voxels of the window a sample is cut from [default: the smallest side of any scan, at most 128]
     #[arg(long, value_name = "VOXELS")]
     window: Option<usize>,
     #[command(flatten)]
@@ -52,7 +52,7 @@ pub fn run(args: Args) -> Result<()> {
     ensure!(args.n >= 1, "--n: at least 1 sample, found 0");
     let store = Store::open(&args.data)?;
     let rank = Rank::of(store.shape(0));
-    let window = args.window.unwrap_or_else(|| largest_window(&store, rank));
+    let window = args.window.unwrap_or_else(|| default_window(&store, rank));
     let task = tasks::build(args.task, &args.tasks, window, store.channels(), rank, args.seed)?;
 
     let mut order: Vec<usize> = (0..store.len()).collect();

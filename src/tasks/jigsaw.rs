@@ -38,7 +38,8 @@ pub struct JigsawConfig {
     /// Permutations to tell apart, 2 or more
     #[arg(id = "jig-permutations", long = "jig-permutations", value_name = "P", default_value_t = Self::default().permutations)]
     pub permutations: usize,
-    /// Puzzles made of each sample: different permutations applied to the features of one encoding
+    /// Puzzles made of each sample, 1 to P: different permutations applied to the features of one encoding. Few make the
+    /// large head slow to learn
     #[arg(id = "jig-shuffles", long = "jig-shuffles", value_name = "K", default_value_t = Self::default().shuffles)]
     pub shuffles: usize,
     /// Network above the encoder
@@ -48,7 +49,7 @@ pub struct JigsawConfig {
 
 impl Default for JigsawConfig {
     fn default() -> Self {
-        JigsawConfig { grid: 3, jitter: None, permutations: 100, shuffles: 8, head: HeadKind::Big }
+        JigsawConfig { grid: 3, jitter: None, permutations: 100, shuffles: 32, head: HeadKind::Big }
     }
 }
 
@@ -133,7 +134,7 @@ impl Jigsaw {
         ensure!(config.grid >= 2, "jig: the grid needs 2 or more cells a side, found {}", config.grid);
         ensure!(
             (1..=config.permutations).contains(&config.shuffles),
-            "jig: {} different shuffles a sample of {} permutations",
+            "jig: --jig-shuffles {} different permutations a sample, but --jig-permutations {}",
             config.shuffles,
             config.permutations
         );
@@ -181,8 +182,9 @@ impl Task for Jigsaw {
     }
 
     fn caption(&self, drawn: &Drawn) -> String {
-        let ids: Vec<String> = drawn.targets.iter().map(i64::to_string).collect();
-        format!("patches in grid order, to be shuffled by permutations {}", ids.join(", "))
+        let ids: Vec<String> = drawn.targets.iter().take(6).map(i64::to_string).collect();
+        let more = if ids.len() < drawn.targets.len() { ", ..." } else { "" };
+        format!("in grid order; {} puzzles by permutations {}{more}", drawn.targets.len(), ids.join(", "))
     }
 
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>> {

@@ -291,7 +291,7 @@ pub(crate) mod tests {
         refused(TaskKind::Rpl, 64, |c| c.rpl.grid = 4, "found 4");
         refused(TaskKind::Rpl, 64, |c| c.rpl.jitter = Some(21), "cells of 21 voxels");
         refused(TaskKind::Jig, 64, |c| c.jig.grid = 1, "found 1");
-        refused(TaskKind::Jig, 64, |c| c.jig.shuffles = 101, "101");
+        refused(TaskKind::Jig, 64, |c| c.jig.shuffles = 101, "--jig-shuffles 101");
         refused(TaskKind::Jig, 64, |c| c.jig.permutations = 1, "1 permutations");
 
         // A patch that the encoder pools to nothing, and a scan smaller than the window.

@@ -251,9 +251,9 @@ impl Row {
     }
 }
 
-/// Weight of the higher neighbour, for a distance of 0 to [`ONE`] from the lower.
+/// Weight of the higher neighbour, for a distance of 0 to [`ONE`] from the lower; 24 bits, as many as a float holds.
 fn fraction(distance: i64) -> f32 {
-    distance as f32 * (1. / ONE as f32)
+    (distance >> 8) as i32 as f32 * (1. / (1 << 24) as f32)
 }
 
 /// `v` in row-major order of the three axes, `w` the weights of the higher neighbours. Exact where the weights are 0 or 1.
