@@ -69,7 +69,7 @@ def load_encoder(path, plain):
     """The encoder and its description."""
     if plain:
         description = json.loads(path.with_suffix(".json").read_text())
-        encoder = Encoder(description["input_channels"], [level["channels"] for level in description["levels"]])
+        encoder = Encoder(description["network"]["in_channels"], [level["channels"] for level in description["levels"]])
         encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in load_file(path).items()})
         return encoder, description
     extra = {"pretext3d.json": ""}

@@ -22,7 +22,7 @@ def load(weights):
 def plain(weights):
     """The same weights in an ordinary module."""
     description = read_json(weights.with_suffix(".json"))
-    encoder = Encoder(description["input_channels"], [level["channels"] for level in description["levels"]])
+    encoder = Encoder(description["network"]["in_channels"], [level["channels"] for level in description["levels"]])
     state, _ = tensors(weights.with_suffix(".safetensors"))
     encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in state.items()}, strict=True)
     return encoder
@@ -55,7 +55,7 @@ def test_weights_are_the_best_checkpoints(trained):
 def test_pyramid_equals_a_plain_module(trained, shape, train):
     module, description = load(trained.weights)
     reference = plain(trained.weights)
-    x = volume(description["input_channels"], *shape)
+    x = volume(description["network"]["in_channels"], *shape)
     module.train(train), reference.train(train)
     pyramid, expected = module(x), reference(x)
     assert len(pyramid) == len(expected) == len(description["levels"])
@@ -73,7 +73,7 @@ def test_pyramid_equals_a_plain_module(trained, shape, train):
 def test_gradients_reach_every_parameter_and_a_step_changes_the_output(trained):
     module, description = load(trained.weights)
     module.train()
-    x = volume(description["input_channels"], 2, 16, 16, 16)
+    x = volume(description["network"]["in_channels"], 2, 16, 16, 16)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     before = module(x)
     sum(level.square().mean() for level in before).backward()
@@ -90,7 +90,7 @@ def test_module_survives_saving_again(trained):
     torch.jit.save(module, buffer)
     buffer.seek(0)
     again = torch.jit.load(buffer).eval()
-    x = volume(description["input_channels"], 1, 16, 16, 16)
+    x = volume(description["network"]["in_channels"], 1, 16, 16, 16)
     assert all(torch.equal(a, b) for a, b in zip(again(x), module.eval()(x)))
 
 
@@ -98,7 +98,7 @@ def test_description_travels_inside(trained, store):
     _, description = load(trained.weights)
     assert description == read_json(trained.weights.with_suffix(".json"))
     index = read_json(store / "index.json")
-    assert description["input_channels"] == len(index["channels"])
+    assert description["network"]["in_channels"] == len(index["channels"])
     assert [level["reduction"] for level in description["levels"]] == [1, 2, 4]
     assert [level["channels"] for level in description["levels"]] == [4, 8, 16]
     # Whoever feeds the encoder their own scans needs to know how these were prepared.
