@@ -1,5 +1,8 @@
 //! A volume with its place in the world.
 
+use crate::dim::{Shape, voxels};
+use crate::transform::spatial::Orientation;
+use anyhow::{Result, ensure};
 use ndarray::Array4;
 
 /// Voxel index (of the last three axes) to millimetres in RAS+ world space; row-major, as nibabel's `img.affine`.
@@ -10,4 +13,232 @@ pub type Affine = [[f64; 4]; 4];
 pub struct Volume {
     pub data: Array4<f32>,
     pub affine: Affine,
+}
+
+impl Volume {
+    pub fn channels(&self) -> usize {
+        self.data.dim().0
+    }
+
+    /// Spatial extent `[i, j, k]`.
+    pub fn shape(&self) -> Shape {
+        let (_, i, j, k) = self.data.dim();
+        [i, j, k]
+    }
+
+    /// Distance between neighbouring voxels along each axis, in millimetres.
+    pub fn spacing(&self) -> [f64; 3] {
+        spacing(&self.affine)
+    }
+
+    /// Number of voxels that are NaN or infinite.
+    pub fn non_finite(&self) -> usize {
+        self.data.iter().filter(|v| !v.is_finite()).count()
+    }
+
+    /// Where each axis points, e.g. `LAS`: towards the left, the front and the top. Agrees with `nibabel.aff2axcodes`.
+    /// Errors on a singular affine.
+    pub fn axis_codes(&self) -> Result<String> {
+        axis_codes(&self.affine)
+    }
+
+    /// Brings the axes to the closest RAS+ order, as `nibabel.as_closest_canonical`: voxels are moved, never interpolated.
+    /// Also returns the permutation; its inverse undoes it. Errors on a singular affine.
+    pub fn to_ras(self) -> Result<(Volume, Orientation)> {
+        let orientation = to_ras(&self.affine)?;
+        Ok((self.permute(orientation), orientation))
+    }
+
+    /// Permutes and flips the axes; the affine follows, so that every voxel stays where it is in the world.
+    pub fn permute(self, orientation: Orientation) -> Volume {
+        if orientation == Orientation::IDENTITY {
+            return self;
+        }
+        let shape = self.shape();
+        let affine = permute_affine(&self.affine, shape, orientation);
+        let data = self.data.as_standard_layout();
+        let data = data.as_slice().expect("standard layout");
+        let [o0, o1, o2] = orientation.output(shape);
+        let mut out = Array4::zeros((self.channels(), o0, o1, o2));
+        let strides = Strides::row_major(shape).oriented(shape, orientation);
+        let n = voxels(shape).max(1);
+        let to = out.as_slice_mut().expect("just made").chunks_exact_mut(n);
+        for (from, to) in data.chunks_exact(n).zip(to) {
+            gather(from, strides, [o0, o1, o2], to, &|v| v);
+        }
+        Volume { data: out, affine }
+    }
+}
+
+/// Lengths of the affine's columns, in millimetres.
+pub fn spacing(affine: &Affine) -> [f64; 3] {
+    std::array::from_fn(|a| (0..3).map(|r| affine[r][a] * affine[r][a]).sum::<f64>().sqrt())
+}
+
+/// As [`Volume::axis_codes`].
+pub fn axis_codes(affine: &Affine) -> Result<String> {
+    let back = to_ras(affine)?;
+    let letter = |axis: usize| {
+        let world = (0..3).find(|&w| back.source[w] == axis).expect("a permutation");
+        [["R", "A", "S"], ["L", "P", "I"]][back.flip[world] as usize][world]
+    };
+    Ok((0..3).map(letter).collect())
+}
+
+/// The permutation that brings voxels of this affine to the closest RAS+ order, by nibabel's rule: shears are removed, then
+/// the axes choose their world axis in turn, the best aligned first. Errors on a singular affine.
+pub fn to_ras(affine: &Affine) -> Result<Orientation> {
+    let turn = rotation(affine)?;
+    let strength = |axis: usize| (0..3).map(|w| turn[w][axis].powi(2)).fold(0.0, f64::max);
+    let mut order = [0, 1, 2];
+    order.sort_by(|&a, &b| strength(b).total_cmp(&strength(a)));
+    let mut orientation = Orientation::IDENTITY;
+    let mut free = vec![0, 1, 2];
+    for axis in order {
+        // The first of equals, as NumPy's argmax.
+        let best = (0..free.len()).rev().max_by(|&a, &b| turn[free[a]][axis].abs().total_cmp(&turn[free[b]][axis].abs()));
+        let world = free.remove(best.expect("three axes, three places"));
+        orientation.source[world] = axis;
+        orientation.flip[world] = turn[world][axis] < 0.0;
+    }
+    Ok(orientation)
+}
+
+/// Affine after a permutation of a volume of shape `shape`.
+pub fn permute_affine(affine: &Affine, shape: Shape, orientation: Orientation) -> Affine {
+    let mut out = *affine;
+    for (new, old) in out.iter_mut().zip(affine) {
+        for a in 0..3 {
+            let (source, flip) = (orientation.source[a], orientation.flip[a]);
+            new[a] = if flip { -old[source] } else { old[source] };
+            if flip {
+                new[3] += old[source] * (shape[source] as f64 - 1.0);
+            }
+        }
+    }
+    out
+}
+
+/// The orthogonal matrix closest to the affine's axes (the polar factor): the axes without spacing and shears; a reflection
+/// stays one. Errors on an affine that is not finite or singular.
+pub fn rotation(affine: &Affine) -> Result<[[f64; 3]; 3]> {
+    let length = spacing(affine);
+    let mut m: [[f64; 3]; 3] = std::array::from_fn(|r| std::array::from_fn(|c| affine[r][c] / length[c]));
+    // Newton's iteration, M <- (M + M^-T) / 2, converges to the polar factor for every regular matrix. The test is written so
+    // that NaN fails it.
+    ensure!(
+        affine.as_flattened().iter().all(|v| v.is_finite()) && determinant(&m).abs() > 1e-6,
+        "affine {affine:?} is singular, expected three independent axes of finite, positive spacing"
+    );
+    for _ in 0..60 {
+        let inverse = 1.0 / determinant(&m);
+        let next: [[f64; 3]; 3] =
+            std::array::from_fn(|r| std::array::from_fn(|c| (m[r][c] + cofactor(&m, r, c) * inverse) / 2.0));
+        let change = (0..9).map(|i| (next[i / 3][i % 3] - m[i / 3][i % 3]).abs()).fold(0.0, f64::max);
+        m = next;
+        if change < 1e-15 {
+            break;
+        }
+    }
+    Ok(m)
+}
+
+fn cofactor(m: &[[f64; 3]; 3], r: usize, c: usize) -> f64 {
+    let ([r1, r2], [c1, c2]) = ([(r + 1) % 3, (r + 2) % 3], [(c + 1) % 3, (c + 2) % 3]);
+    m[r1][c1] * m[r2][c2] - m[r1][c2] * m[r2][c1]
+}
+
+/// Determinant of a 3 x 3 matrix.
+pub fn determinant(m: &[[f64; 3]; 3]) -> f64 {
+    (0..3).map(|c| m[0][c] * cofactor(m, 0, c)).sum()
+}
+
+/// Where the voxels of a grid lie in a buffer: voxel `x` at `base + x . step`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Strides {
+    pub base: usize,
+    pub step: [isize; 3],
+}
+
+impl Strides {
+    /// Last axis fastest.
+    pub fn row_major(shape: Shape) -> Self {
+        Strides { base: 0, step: [(shape[1] * shape[2]) as isize, shape[2] as isize, 1] }
+    }
+
+    /// First axis fastest, as in NIfTI files.
+    pub fn column_major(shape: Shape) -> Self {
+        Strides { base: 0, step: [1, shape[0] as isize, (shape[0] * shape[1]) as isize] }
+    }
+
+    /// The same voxels of a grid of `shape`, seen through a permutation.
+    pub fn oriented(self, shape: Shape, orientation: Orientation) -> Self {
+        let mut out = self;
+        for a in 0..3 {
+            let source = orientation.source[a];
+            out.step[a] = self.step[source];
+            if orientation.flip[a] {
+                out.base = out.base.wrapping_add_signed(self.step[source] * (shape[source] as isize - 1));
+                out.step[a] = -self.step[source];
+            }
+        }
+        out
+    }
+
+    fn at(&self, x: [usize; 3]) -> usize {
+        (0..3).fold(self.base, |at, a| at.wrapping_add_signed(x[a] as isize * self.step[a]))
+    }
+}
+
+/// `out[x] = f(src[x])` for the voxels of a grid, `out` row-major and `src` by `strides`, of which one step is 1 or -1.
+/// When that axis is not the last, the copy goes through small tiles so that both sides are read and written in runs.
+pub(super) fn gather<T: Copy, U: Copy>(src: &[T], strides: Strides, shape: Shape, out: &mut [U], f: &impl Fn(T) -> U) {
+    /// Extents of a tile along the axis where `src` is contiguous, and along the last.
+    const TILE: [usize; 2] = [64, 16];
+    if voxels(shape) == 0 {
+        return;
+    }
+    let [_, n1, n2] = shape;
+    let unit = (0..3).rev().find(|&a| strides.step[a].abs() == 1).expect("one axis is contiguous");
+    let run = |start: usize, n: usize| {
+        let backwards = strides.step[unit] < 0;
+        (if backwards { &src[start + 1 - n..=start] } else { &src[start..start + n] }, backwards)
+    };
+    if unit == 2 {
+        for (row, out) in out.chunks_exact_mut(n2).enumerate() {
+            let (from, backwards) = run(strides.at([row / n1, row % n1, 0]), n2);
+            if backwards {
+                out.iter_mut().zip(from.iter().rev()).for_each(|(o, &v)| *o = f(v));
+            } else {
+                out.iter_mut().zip(from).for_each(|(o, &v)| *o = f(v));
+            }
+        }
+        return;
+    }
+    let other = 1 - unit;
+    let mut tile = [[f(src[strides.base]); TILE[1]]; TILE[0]];
+    let mut x = [0; 3];
+    for y in 0..shape[other] {
+        x[other] = y;
+        for u in (0..shape[unit]).step_by(TILE[0]) {
+            let nu = TILE[0].min(shape[unit] - u);
+            for k in (0..n2).step_by(TILE[1]) {
+                let nk = TILE[1].min(n2 - k);
+                for column in 0..nk {
+                    (x[unit], x[2]) = (u, k + column);
+                    let (from, backwards) = run(strides.at(x), nu);
+                    if backwards {
+                        tile.iter_mut().zip(from.iter().rev()).for_each(|(t, &v)| t[column] = f(v));
+                    } else {
+                        tile.iter_mut().zip(from).for_each(|(t, &v)| t[column] = f(v));
+                    }
+                }
+                for (row, values) in tile.iter().enumerate().take(nu) {
+                    x[unit] = u + row;
+                    let at = (x[0] * n1 + x[1]) * n2 + k;
+                    out[at..at + nk].copy_from_slice(&values[..nk]);
+                }
+            }
+        }
+    }
 }

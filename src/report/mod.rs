@@ -1,1 +1,7 @@
+//! What people look at: pictures, curves, tables and progress. Formats numbers, computes none.
 
+mod canvas;
+pub mod history;
+pub mod progress;
+pub mod sheet;
+pub mod tensorboard;

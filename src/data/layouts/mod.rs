@@ -1,7 +1,21 @@
 //! Recognising a dataset on disk: which files make which subject. One file a layout.
 
+mod brats;
+mod decathlon;
+mod description;
+mod files;
+mod folder;
+mod manifest;
+mod nnunet;
+mod source;
+mod ukb;
+
+use anyhow::{Context, Result, bail, ensure};
+use description::Description;
+use files::Files;
 use serde::{Deserialize, Serialize};
-use std::path::PathBuf;
+use std::fmt;
+use std::path::{Path, PathBuf};
 
 /// How a dataset's owners arrange it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -22,6 +36,7 @@ pub enum Layout {
 }
 
 /// Where the voxels of one file are.
+/// In text a member is written `archive.zip:member`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     File(PathBuf),
@@ -31,6 +46,8 @@ pub enum Source {
 /// One subject's files.
 #[derive(Clone, Debug)]
 pub struct Subject {
+    /// Unique in the dataset. `subject/scan` where one person has several scans: the part before the slash is what splits go by
+    /// ([`crate::data::split::subject`]). Every part is fit to be a file name.
     pub id: String,
     /// One file a channel, in [`Dataset::channels`]' order; or a single 4D file that holds them all.
     pub channels: Vec<Source>,
@@ -63,6 +80,146 @@ pub struct Dataset {
     pub labels: Option<Vec<LabelValue>>,
     /// Sorted by id, ids unique.
     pub subjects: Vec<Subject>,
-    /// Files that were left out, each with the reason.
+    /// Scans and labels that were left out though they look like data, each with the reason.
     pub problems: Vec<Problem>,
+    /// What was left out by the layout's own rules and loses no scan: side files such as tables, contrasts few subjects have.
+    pub ignored: Vec<Problem>,
 }
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(match self {
+            Layout::Folder => "folder",
+            Layout::Decathlon => "decathlon",
+            Layout::Brats => "brats",
+            Layout::Nnunet => "nnunet",
+            Layout::Ukb => "ukb",
+            Layout::Manifest => "manifest",
+        })
+    }
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}: {}", self.path.display(), self.reason)
+    }
+}
+
+impl Problem {
+    fn new(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Problem { path: path.into(), reason: reason.into() }
+    }
+}
+
+/// Lists the subjects of a folder or a manifest; no voxel is read.
+///
+/// Without a `layout` it is recognised, the first that fits: a `.csv` file is a manifest; a `dataset.json` with
+/// `channel_names` and `file_ending` is nnU-Net's, one with `modality` and `training` the Decathlon's; folders `X` holding
+/// `X_t1ce` or `X-t1n` are BraTS; zips holding `T1/T1.nii.gz` are UK Biobank's; anything else is a folder of scans.
+/// [`Dataset::layout`] says which it was.
+///
+/// Errors: a path that does not exist, nothing that is a scan, ids that occur twice, a description that cannot be read. What
+/// concerns single subjects is in [`Dataset::problems`] instead, except that every fault of a manifest is an error.
+pub fn open(path: &Path, layout: Option<Layout>) -> Result<Dataset> {
+    let kind = path.metadata().with_context(|| format!("{}: cannot be opened", path.display()))?;
+    if kind.is_file() {
+        let csv = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv"));
+        let manifest = layout == Some(Layout::Manifest) || (layout.is_none() && csv);
+        ensure!(manifest, "{}: expected a folder or a CSV manifest, found another file", path.display());
+        return manifest::open(path).and_then(finish);
+    }
+    ensure!(layout != Some(Layout::Manifest), "{}: expected a CSV manifest, found a folder", path.display());
+    let files = Files::below(path)?;
+    ensure!(!files.is_empty(), "{}: the folder is empty", path.display());
+    let given = layout.is_some();
+    let layout = match layout {
+        Some(layout) => layout,
+        None => recognise(&files)?,
+    };
+    let dataset = match layout {
+        Layout::Folder => folder::open(files),
+        Layout::Decathlon => decathlon::open(files),
+        Layout::Brats => brats::open(files),
+        Layout::Nnunet => nnunet::open(files),
+        Layout::Ukb => ukb::open(files),
+        Layout::Manifest => unreachable!("refused above"),
+    };
+    let how = if given { "as asked for" } else { "recognised by itself" };
+    dataset.and_then(finish).with_context(|| format!("{}, read in the layout {layout} ({how})", path.display()))
+}
+
+fn recognise(files: &Files) -> Result<Layout> {
+    if files.root.join(description::NAME).is_file() {
+        let description = Description::read(&files.root)?;
+        return if description.has("channel_names") && description.has("file_ending") {
+            Ok(Layout::Nnunet)
+        } else if description.has("modality") && description.has("training") {
+            Ok(Layout::Decathlon)
+        } else {
+            bail!(
+                "{}: expected `channel_names` and `file_ending` (nnU-Net) or `modality` and `training` (Decathlon), found {}; \
+                 name the layout to read the folder in another way",
+                description.path.display(),
+                description.keys()
+            )
+        };
+    }
+    Ok(if brats::recognise(files) {
+        Layout::Brats
+    } else if ukb::recognise(files) {
+        Layout::Ukb
+    } else {
+        Layout::Folder
+    })
+}
+
+/// Sorts, and checks what holds for every layout.
+fn finish(mut dataset: Dataset) -> Result<Dataset> {
+    dataset.problems.sort_by(|a, b| a.path.cmp(&b.path));
+    dataset.ignored.sort_by(|a, b| a.path.cmp(&b.path));
+    dataset.subjects.sort_by(|a, b| a.id.cmp(&b.id));
+    if dataset.subjects.is_empty() {
+        let left_out: Vec<String> = dataset.problems.iter().chain(&dataset.ignored).take(3).map(Problem::to_string).collect();
+        let looked_for = match dataset.layout {
+            Layout::Folder => "files ending in .nii, .nii.gz, or .hdr with .img",
+            Layout::Decathlon => "the images that dataset.json lists under `training` and `test`",
+            Layout::Brats => "files ending in _t1, _t1ce, _t2, _flair or in -t1n, -t1c, -t2w, -t2f (.nii or .nii.gz)",
+            Layout::Nnunet => "imagesTr/CASE_0000 and imagesTs/CASE_0000 with dataset.json's file_ending",
+            Layout::Ukb => "zip archives holding T1/T1.nii.gz",
+            Layout::Manifest => "one row a subject",
+        };
+        let mut message = format!("no scans found; looked for {looked_for}");
+        if !left_out.is_empty() {
+            let n = dataset.problems.len() + dataset.ignored.len();
+            message += &format!("; left out {n}, the first: {}", left_out.join("; "));
+        }
+        bail!(message);
+    }
+    for subject in &dataset.subjects {
+        let fit = |part: &str| !part.is_empty() && part != "." && part != ".." && !part.contains(['\\', '\0', '\n', '\r']);
+        ensure!(
+            subject.id.split('/').all(fit),
+            "subject id {:?} ({}): every part between slashes must be fit to be a file name",
+            subject.id,
+            subject.channels[0].display()
+        );
+    }
+    for pair in dataset.subjects.windows(2) {
+        ensure!(
+            pair[0].id != pair[1].id,
+            "duplicate subject `{}`: {} and {}",
+            pair[0].id,
+            pair[0].channels[0].display(),
+            pair[1].channels[0].display()
+        );
+    }
+    Ok(dataset)
+}
+
+/// Class of a label value: its position in [`Dataset::labels`]; `None` for a value that is not listed.
+pub fn class_of(labels: &[LabelValue], value: i64) -> Option<u8> {
+    labels.iter().position(|l| l.value == value).and_then(|class| u8::try_from(class).ok())
+}
+
+#[cfg(test)]
+mod tests;

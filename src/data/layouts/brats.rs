@@ -1,0 +1,106 @@
+//! BraTS: a folder a subject, one file a contrast. 2018 to 2021: `X_t1 _t1ce _t2 _flair _seg`, labels 0, 1, 2, 4; from 2023 on:
+//! `X-t1n -t1c -t2w -t2f -seg`, labels 0, 1, 2, 3.
+
+use super::files::{Files, Scan, strip_ending};
+use super::{Dataset, LabelValue, Layout, Problem, Subject};
+use anyhow::{Result, bail};
+use std::collections::BTreeMap;
+
+struct Names {
+    /// In the order of [`CHANNELS`].
+    channels: [&'static str; 4],
+    label: &'static str,
+    enhancing: i64,
+}
+
+const CHANNELS: [&str; 4] = ["t1", "t1ce", "t2", "flair"];
+const NAMES: [Names; 2] = [
+    Names { channels: ["_t1", "_t1ce", "_t2", "_flair"], label: "_seg", enhancing: 4 },
+    Names { channels: ["-t1n", "-t1c", "-t2w", "-t2f"], label: "-seg", enhancing: 3 },
+];
+
+/// Which names, the subject, and the channel (`None`: the label).
+fn parse(stem: &str) -> Option<(usize, &str, Option<usize>)> {
+    NAMES.iter().enumerate().find_map(|(year, names)| {
+        let channel = |c: usize| Some((year, strip_ending(stem, names.channels[c])?, Some(c)));
+        (0..4).find_map(channel).or_else(|| Some((year, strip_ending(stem, names.label)?, None)))
+    })
+}
+
+/// Whether some folder holds its own name with the contrast-enhanced T1 of 2018 or the plain T1 of 2023 appended.
+pub fn recognise(files: &Files) -> bool {
+    files.scans.iter().any(|scan| match parse(&scan.stem) {
+        Some((0, subject, Some(1)) | (1, subject, Some(0))) => subject == scan.parent(),
+        _ => false,
+    })
+}
+
+/// `BraTS-GLI-00012-001` is the second time point of one patient: `BraTS-GLI-00012/001`.
+fn id(subject: &str) -> String {
+    let digits = |part: &str, n: usize| part.len() == n && part.bytes().all(|b| b.is_ascii_digit());
+    match subject.split('-').collect::<Vec<_>>()[..] {
+        ["BraTS", _, patient, time] if digits(patient, 5) && digits(time, 3) => {
+            format!("{}/{time}", &subject[..subject.len() - 4])
+        }
+        _ => subject.into(),
+    }
+}
+
+/// Subjects without `seg` are unlabelled (the challenge's validation set).
+pub fn open(files: Files) -> Result<Dataset> {
+    let mut problems = files.problems.clone();
+    let mut subjects: BTreeMap<(&[String], &str), ([Option<&Scan>; 4], Option<&Scan>)> = BTreeMap::new();
+    let mut years: [Option<&Scan>; 2] = [None; 2];
+    for scan in &files.scans {
+        let Some((year, subject, channel)) = parse(&scan.stem) else {
+            problems.push(Problem::new(&scan.path, "not named as a BraTS contrast or label"));
+            continue;
+        };
+        years[year].get_or_insert(scan);
+        let entry = subjects.entry((&scan.folders, subject)).or_default();
+        let slot = match channel {
+            Some(c) => &mut entry.0[c],
+            None => &mut entry.1,
+        };
+        if let Some(earlier) = slot.replace(scan) {
+            bail!("duplicate subject `{subject}`: {} and {}", earlier.path.display(), scan.path.display());
+        }
+    }
+    let year = match years {
+        [Some(a), Some(b)] => bail!(
+            "names of 2018 ({}) and of 2023 ({}), whose label values differ; read them one by one",
+            a.path.display(),
+            b.path.display()
+        ),
+        [_, of_2023] => usize::from(of_2023.is_some()),
+    };
+
+    let mut complete = vec![];
+    for ((_, subject), (found, label)) in subjects {
+        let Some(first) = found.iter().flatten().next() else {
+            problems.extend(label.map(|l| Problem::new(&l.path, "label without a scan")));
+            continue;
+        };
+        let missing: Vec<&str> = (0..4).filter(|&c| found[c].is_none()).map(|c| NAMES[year].channels[c]).collect();
+        if !missing.is_empty() {
+            problems.push(Problem::new(&first.path, format!("subject {subject}: no {}", missing.join(", "))));
+            continue;
+        }
+        complete.push(Subject {
+            id: id(subject),
+            channels: found.into_iter().flatten().map(Scan::source).collect(),
+            label: label.map(Scan::source),
+            split: None,
+        });
+    }
+    let labels = [(0, "background"), (1, "necrosis"), (2, "oedema"), (NAMES[year].enhancing, "enhancing")];
+    let labels = labels.map(|(value, name)| LabelValue { value, name: name.into() }).to_vec();
+    Ok(Dataset {
+        layout: Layout::Brats,
+        channels: CHANNELS.map(String::from).to_vec(),
+        labels: complete.iter().any(|s| s.label.is_some()).then_some(labels),
+        subjects: complete,
+        problems,
+        ignored: files.no_scans(true),
+    })
+}

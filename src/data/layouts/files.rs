@@ -1,0 +1,114 @@
+//! The files below a folder, sorted into what can be a scan and what cannot.
+
+use super::{Problem, Source};
+use anyhow::Result;
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use walkdir::WalkDir;
+
+/// A file that is a scan by its name.
+pub struct Scan {
+    pub path: PathBuf,
+    /// Folders between the root and the file.
+    pub folders: Vec<String>,
+    /// File name without extension.
+    pub stem: String,
+}
+
+impl Scan {
+    pub fn source(&self) -> Source {
+        Source::File(self.path.clone())
+    }
+
+    /// Name of the folder that holds the file, which may be the root.
+    pub fn parent(&self) -> &str {
+        self.path.parent().and_then(Path::file_name).and_then(|n| n.to_str()).unwrap_or_default()
+    }
+}
+
+/// Everything below a folder but hidden files (`.name`, macOS's `._name`) and hidden folders.
+pub struct Files {
+    pub root: PathBuf,
+    /// In the order of their paths.
+    pub scans: Vec<Scan>,
+    pub zips: Vec<PathBuf>,
+    pub others: Vec<PathBuf>,
+    /// Folders that cannot be listed, halves of `.hdr`/`.img` pairs.
+    pub problems: Vec<Problem>,
+}
+
+impl Files {
+    /// Walks the folder, following links.
+    pub fn below(root: &Path) -> Result<Files> {
+        let mut files = Files { root: root.into(), scans: vec![], zips: vec![], others: vec![], problems: vec![] };
+        let hidden = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with('.');
+        let walk = WalkDir::new(root).follow_links(true).sort_by_file_name().into_iter();
+        let mut images = vec![];
+        for entry in walk.filter_entry(|e| e.depth() == 0 || !hidden(e.file_name())) {
+            match entry {
+                Ok(entry) if entry.file_type().is_dir() => {}
+                Ok(entry) => {
+                    let path = entry.into_path();
+                    let extension = |e: &str| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(e));
+                    if let Some(stem) = stem(&path) {
+                        let below = path.strip_prefix(root)?;
+                        let folders = below.parent().into_iter().flat_map(Path::components);
+                        let folders = folders.map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
+                        files.scans.push(Scan { stem, folders, path });
+                    } else if extension("zip") {
+                        files.zips.push(path);
+                    } else if extension("img") {
+                        images.push(path);
+                    } else {
+                        files.others.push(path);
+                    }
+                }
+                Err(error) => files.problems.push(Problem::new(error.path().unwrap_or(root), error.to_string())),
+            }
+        }
+        files.pair(images);
+        Ok(files)
+    }
+
+    /// Takes out headers without voxels and voxels without a header.
+    fn pair(&mut self, images: Vec<PathBuf>) {
+        let key = |path: &Path| path.with_extension("");
+        let voxels: HashSet<PathBuf> = images.iter().map(|p| key(p)).collect();
+        let is_header = |path: &Path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("hdr"));
+        let headers: HashSet<PathBuf> = self.scans.iter().filter(|s| is_header(&s.path)).map(|s| key(&s.path)).collect();
+        self.scans.retain(|scan| {
+            let whole = !is_header(&scan.path) || voxels.contains(&key(&scan.path));
+            if !whole {
+                self.problems.push(Problem::new(&scan.path, "a .hdr header without its .img beside it"));
+            }
+            whole
+        });
+        for image in images.into_iter().filter(|p| !headers.contains(&key(p))) {
+            self.problems.push(Problem::new(image, "an .img file without its .hdr beside it"));
+        }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.scans.is_empty() && self.zips.is_empty() && self.others.is_empty() && self.problems.is_empty()
+    }
+
+    /// The files that are no scans, as [`super::Dataset::ignored`]; the layout's own description is none of them.
+    pub fn no_scans(&self, with_zips: bool) -> Vec<Problem> {
+        let own = self.root.join(super::description::NAME);
+        let zips = self.zips.iter().filter(|_| with_zips);
+        let others = self.others.iter().filter(|p| **p != own);
+        zips.chain(others).map(|p| Problem::new(p, "not a scan (.nii, .nii.gz, or .hdr with .img)")).collect()
+    }
+}
+
+/// The name of a NIfTI file without its extension, whose case does not matter; `None` for any other file.
+pub fn stem(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_string_lossy();
+    [".nii.gz", ".nii", ".hdr"].iter().find_map(|ending| strip_ending(&name, ending).map(str::to_owned))
+}
+
+/// `name` without `ending` (ASCII, any case), if something is left.
+pub fn strip_ending<'a>(name: &'a str, ending: &str) -> Option<&'a str> {
+    let at = name.len().checked_sub(ending.len()).filter(|at| *at > 0 && name.is_char_boundary(*at))?;
+    name[at..].eq_ignore_ascii_case(ending).then_some(&name[..at])
+}

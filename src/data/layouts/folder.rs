@@ -1,0 +1,239 @@
+//! Any folder of NIfTI files, searched recursively: one scan a file, or several contrasts a subject told apart by suffix.
+//!
+//! - *Labels* end in `_seg`, `_label` or `_mask` (also `-seg`, or the bare word), or lie in a folder `labels`, `labelsTr`, `masks`.
+//! - *Contrasts* are the suffixes of [`CONTRASTS`] (or bare file names, or the folder the file is in), recognised when several
+//!   files of one subject differ only by them, or when every file has the same one; and `_0000`, `_0001`.. when at least two
+//!   subjects count from `_0000` without a gap. Otherwise every file is a scan of its own.
+//! - The channels are the contrasts that at least half of the subjects have.
+//! - *Ids* are the file names without contrast; with the folders before them where names alone are not unique.
+//!   BIDS names with more than `sub-X` become `sub-X/rest`, so that the sessions of a person stay together.
+
+use super::files::{Files, Scan};
+use super::{Dataset, Layout, Problem, Subject};
+use anyhow::{Result, bail};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+
+/// Known contrasts, in the order of the channels.
+const CONTRASTS: [&str; 26] = [
+    "t1", "t1w", "t1n", "t1ce", "t1c", "t1gd", "t2", "t2w", "t2f", "t2_flair", "t2-flair", "flair", "pd", "pdw", "dwi", "adc",
+    "swi", "asl", "cbf", "cbv", "ct", "pet", "image", "img", "volume", "scan",
+];
+const LABELS: [&str; 6] = ["seg", "label", "labels", "mask", "segmentation", "dseg"];
+const LABEL_FOLDERS: [&str; 6] = ["labels", "labelstr", "labelsts", "masks", "segmentations", "label"];
+const IMAGE_FOLDERS: [&str; 3] = ["images", "imagestr", "imagests"];
+/// Channels beyond which `_0000`.. is taken for a numbering of scans.
+const MOST_NUMBERED: usize = 16;
+
+/// What a file's name and folders say about it.
+#[derive(Clone)]
+struct Name<'a> {
+    scan: &'a Scan,
+    /// Folders that tell subjects apart.
+    place: Vec<&'a str>,
+    /// The name without label word and contrast; may be empty.
+    base: &'a str,
+    /// The name without label word.
+    whole: &'a str,
+    contrast: Option<String>,
+    /// Position of the label word in [`LABELS`], one past the end for a label by folder; `None` for a scan.
+    label: Option<usize>,
+}
+
+/// Place (empty where bases alone tell subjects apart) and base.
+type Key<'a> = (Vec<&'a str>, &'a str);
+
+/// Scans that make one subject together.
+struct Groups<'a> {
+    /// Whether folders are needed to tell subjects apart.
+    by_place: bool,
+    /// Each subject's scans by contrast.
+    subjects: BTreeMap<Key<'a>, BTreeMap<String, &'a Scan>>,
+    /// The subjects that have a scan in a folder.
+    in_place: HashMap<Vec<&'a str>, BTreeSet<Key<'a>>>,
+}
+
+/// Splits off the longest of `words` that ends the name after `_`, `-` or `.`, or is all of it; the rest and which word.
+fn split_word<'a>(stem: &'a str, words: &[&str]) -> Option<(&'a str, usize)> {
+    let rest = |word: &str| {
+        let at = stem.len().checked_sub(word.len()).filter(|at| stem.is_char_boundary(*at))?;
+        let fits = stem[at..].eq_ignore_ascii_case(word);
+        let rest = if at == 0 { Some("") } else { stem[..at].strip_suffix(['_', '-', '.']) };
+        rest.filter(|_| fits)
+    };
+    let fitting = (0..words.len()).filter_map(|w| Some((rest(words[w])?, w)));
+    fitting.max_by_key(|(_, w)| words[*w].len())
+}
+
+fn position(words: &[&str], name: &str) -> Option<usize> {
+    words.iter().position(|word| word.eq_ignore_ascii_case(name))
+}
+
+fn place(scan: &Scan) -> Vec<&str> {
+    let tells = |folder: &&str| position(&LABEL_FOLDERS, folder).or(position(&IMAGE_FOLDERS, folder)).is_none();
+    scan.folders.iter().map(String::as_str).filter(tells).collect()
+}
+
+fn parse(scan: &Scan) -> Name<'_> {
+    let labelled = scan.folders.iter().any(|f| position(&LABEL_FOLDERS, f).is_some());
+    let mut place = place(scan);
+    let (whole, label) = match split_word(&scan.stem, &LABELS) {
+        Some((rest, word)) => (rest, Some(word)),
+        None => (scan.stem.as_str(), labelled.then_some(LABELS.len())),
+    };
+    let by_name = split_word(whole, &CONTRASTS);
+    let by_folder = place.last().and_then(|folder| position(&CONTRASTS, folder));
+    let (base, contrast) = match by_name {
+        Some((base, word)) => (base, Some(word)),
+        None => (whole, by_folder),
+    };
+    // T1/x.nii.gz and T1/T1.nii.gz: the folder says no more than the contrast.
+    if by_folder.is_some() && (by_name.is_none() || base.is_empty()) {
+        place.pop();
+    }
+    Name { scan, place, base, whole, contrast: contrast.map(|c| CONTRASTS[c].into()), label }
+}
+
+/// Contrasts `0000`, `0001`.. of every scan, if that is what the numbers are.
+fn numbered<'a>(scans: &[Name<'a>]) -> Option<Vec<Name<'a>>> {
+    let mut counts: BTreeMap<(Vec<&str>, &str), BTreeSet<usize>> = BTreeMap::new();
+    let mut renamed = vec![];
+    for name in scans {
+        let (base, number) = name.whole.rsplit_once('_')?;
+        let digits = number.len() == 4 && number.bytes().all(|b| b.is_ascii_digit());
+        let number: usize = number.parse().ok().filter(|_| digits && !base.is_empty())?;
+        counts.entry((name.place.clone(), base)).or_default().insert(number);
+        let contrast = Some(format!("{number:04}"));
+        renamed.push(Name { base, contrast, place: name.place.clone(), ..*name });
+    }
+    let counted = |n: &BTreeSet<usize>| n.len() <= MOST_NUMBERED && n.iter().copied().eq(0..n.len());
+    (counts.len() >= 2 && counts.values().all(counted)).then_some(renamed)
+}
+
+/// Groups scans into subjects.
+fn group<'a>(scans: &[Name<'a>]) -> Result<Groups<'a>> {
+    let mut seen = HashSet::new();
+    let by_place = !scans.iter().filter(|n| !n.base.is_empty()).all(|n| seen.insert((n.base, &n.contrast)));
+    let mut groups = Groups { by_place, subjects: BTreeMap::new(), in_place: HashMap::new() };
+    for name in scans {
+        let place = if by_place || name.base.is_empty() { name.place.clone() } else { vec![] };
+        let key = (place, name.base);
+        groups.in_place.entry(name.place.clone()).or_default().insert(key.clone());
+        let contrast = name.contrast.clone().unwrap_or_else(|| "image".into());
+        if let Some(earlier) = groups.subjects.entry(key).or_default().insert(contrast, name.scan) {
+            bail!(
+                "duplicate subject: {} and {} are the same scan by their names",
+                earlier.path.display(),
+                name.scan.path.display()
+            );
+        }
+    }
+    Ok(groups)
+}
+
+/// Groups by contrast if names carry them, else every scan on its own. Scans without a contrast among others are problems.
+fn subjects<'a>(scans: &[Name<'a>], problems: &mut Vec<Problem>) -> Result<Groups<'a>> {
+    if let Some(scans) = numbered(scans) {
+        return group(&scans);
+    }
+    let named: Vec<Name> = scans.iter().filter(|n| n.contrast.is_some()).cloned().collect();
+    if named.len() * 2 >= scans.len() {
+        let groups = group(&named)?;
+        let same = named.len() == scans.len() && named.iter().all(|n| n.contrast == named[0].contrast);
+        if same || groups.subjects.values().any(|s| s.len() > 1) {
+            for name in scans.iter().filter(|n| n.contrast.is_none()) {
+                problems.push(Problem::new(&name.scan.path, "no contrast in its name, though the other scans' names have one"));
+            }
+            return Ok(groups);
+        }
+    }
+    let alone = |name: &Name<'a>| Name { place: place(name.scan), base: name.whole, contrast: None, ..*name };
+    group(&scans.iter().map(alone).collect::<Vec<_>>())
+}
+
+fn id((place, base): &Key, groups: &Groups, files: &Files) -> String {
+    let mut parts = if groups.by_place || base.is_empty() { place.clone() } else { vec![] };
+    parts.extend((!base.is_empty()).then_some(*base));
+    let root = || files.root.file_name().map_or("scan".into(), |n| n.to_string_lossy().into_owned());
+    let id = if parts.is_empty() { root() } else { parts.join("_") };
+    // BIDS: `sub-01_ses-2` is a scan of the person `sub-01`.
+    match base.split('_').next().filter(|person| person.starts_with("sub-") && *person != id) {
+        Some(person) => format!("{person}/{}", id.strip_prefix(&format!("{person}_")).unwrap_or(&id)),
+        None => id,
+    }
+}
+
+/// The subject a label belongs to: the one of the same name (with or without contrast), in the same folder if several have it;
+/// a label that is named by nothing else belongs to the only subject of its folder.
+fn owner<'a>(label: &Name<'a>, groups: &Groups<'a>, by_base: &HashMap<&str, Vec<&Key<'a>>>) -> Option<Key<'a>> {
+    for base in [label.whole, label.base].into_iter().filter(|b| !b.is_empty()) {
+        let keys = by_base.get(base).map(Vec::as_slice).unwrap_or_default();
+        match keys.iter().find(|(place, _)| *place == label.place) {
+            Some(key) => return Some((*key).clone()),
+            None if keys.len() == 1 => return Some(keys[0].clone()),
+            None => {}
+        }
+    }
+    let there = groups.in_place.get(&label.place).filter(|there| label.base.is_empty() && there.len() == 1)?;
+    there.first().cloned()
+}
+
+pub fn open(files: Files) -> Result<Dataset> {
+    let mut problems = files.problems.clone();
+    let mut ignored = files.no_scans(true);
+    let (mut labels, scans): (Vec<Name>, Vec<Name>) = files.scans.iter().map(parse).partition(|n| n.label.is_some());
+    let groups = subjects(&scans, &mut problems)?;
+
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    groups.subjects.values().flat_map(BTreeMap::keys).for_each(|c| *counts.entry(c).or_default() += 1);
+    let mut channels: Vec<&str> = counts.keys().copied().filter(|c| counts[c] * 2 >= groups.subjects.len()).collect();
+    channels.sort_by_key(|c| (position(&CONTRASTS, c), *c));
+    if channels.is_empty() && !scans.is_empty() {
+        let found: Vec<&str> = counts.keys().copied().collect();
+        bail!(
+            "no contrast that at least half of the subjects have; found {}; a CSV manifest says what to use",
+            found.join(", ")
+        );
+    }
+
+    let mut by_base: HashMap<&str, Vec<&Key>> = HashMap::new();
+    groups.subjects.keys().for_each(|key| by_base.entry(key.1).or_default().push(key));
+    let mut labelled: HashMap<Key, &Scan> = HashMap::new();
+    labels.sort_by_key(|l| l.label);
+    for label in &labels {
+        match owner(label, &groups, &by_base) {
+            None => problems.push(Problem::new(&label.scan.path, "label without a scan of that name")),
+            Some(key) => match labelled.get(&key) {
+                Some(first) => {
+                    let reason = format!("a second label of {}; {} is used", id(&key, &groups, &files), first.path.display());
+                    problems.push(Problem::new(&label.scan.path, reason));
+                }
+                None => drop(labelled.insert(key, label.scan)),
+            },
+        }
+    }
+
+    let mut complete = vec![];
+    for (key, found) in &groups.subjects {
+        let id = id(key, &groups, &files);
+        for (contrast, scan) in found.iter().filter(|(c, _)| !channels.contains(&c.as_str())) {
+            let reason =
+                format!("contrast {contrast}, which {} of {} subjects have", counts[contrast.as_str()], groups.subjects.len());
+            ignored.push(Problem::new(&scan.path, reason));
+        }
+        let missing: Vec<&str> = channels.iter().copied().filter(|c| !found.contains_key(*c)).collect();
+        if missing.is_empty() {
+            let channels = channels.iter().map(|c| found[*c].source()).collect();
+            complete.push(Subject { id, channels, label: labelled.get(key).map(|s| s.source()), split: None });
+        } else if let Some(scan) = found.values().next() {
+            problems.push(Problem::new(&scan.path, format!("subject {id}: no {}", missing.join(", "))));
+        }
+    }
+    Ok(Dataset {
+        layout: Layout::Folder,
+        channels: channels.iter().map(|c| c.to_string()).collect(),
+        labels: None,
+        subjects: complete,
+        problems,
+        ignored,
+    })
+}

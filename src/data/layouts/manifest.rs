@@ -1,0 +1,99 @@
+//! A CSV with one row a subject: columns `subject`, optionally `label` and `split`, and every other column one channel.
+
+use super::files::stem;
+use super::{Dataset, Layout, Source, Subject};
+use anyhow::{Context, Result, bail, ensure};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
+
+/// What a column holds; channels are named by their column.
+#[derive(Clone, Copy, PartialEq)]
+enum Column {
+    Subject,
+    Label,
+    Split,
+    Channel,
+}
+
+/// Relative paths start at the CSV's folder; `archive.zip:member` reads from a zip. Empty cells are allowed in `label`
+/// (unlabelled) and `split` (to be drawn). Several scans of one person are written `person/scan` in `subject`.
+pub fn open(path: &Path) -> Result<Dataset> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("{}: expected CSV text in UTF-8", path.display()))?;
+    // Spreadsheets put a byte order mark first.
+    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
+    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text.as_bytes());
+    let header = reader.headers().with_context(|| path.display().to_string())?.clone();
+    let columns = columns(&header).with_context(|| path.display().to_string())?;
+    let channels = header.iter().zip(&columns).filter(|(_, c)| **c == Column::Channel).map(|(name, _)| name.into()).collect();
+    let folder = path.parent().unwrap_or(Path::new(""));
+
+    let mut subjects = vec![];
+    let mut rows: HashMap<String, u64> = HashMap::new();
+    for record in reader.records() {
+        let record = record.with_context(|| path.display().to_string())?;
+        let row = record.position().map_or(0, csv::Position::line);
+        let mut subject = Subject { id: String::new(), channels: vec![], label: None, split: None };
+        for ((cell, name), column) in record.iter().zip(&header).zip(&columns) {
+            let place = || format!("{}, row {row}, column `{name}`", path.display());
+            match column {
+                Column::Label | Column::Split if cell.is_empty() => {}
+                _ if cell.is_empty() => bail!("{}: the cell is empty", place()),
+                Column::Subject => {
+                    if let Some(earlier) = rows.insert(cell.into(), row) {
+                        bail!("{}: duplicate subject `{cell}`, first in row {earlier}", place());
+                    }
+                    subject.id = cell.into();
+                }
+                Column::Split => {
+                    let known = ["train", "val", "test"].contains(&cell);
+                    ensure!(known, "{}: expected train, val, test or nothing, found {cell:?}", place());
+                    subject.split = Some(cell.into());
+                }
+                Column::Label => subject.label = Some(source(folder, cell).with_context(place)?),
+                Column::Channel => subject.channels.push(source(folder, cell).with_context(place)?),
+            }
+        }
+        subjects.push(subject);
+    }
+    ensure!(!subjects.is_empty(), "{}: a header, but no row below it", path.display());
+    Ok(Dataset { layout: Layout::Manifest, channels, labels: None, subjects, problems: vec![], ignored: vec![] })
+}
+
+fn columns(header: &csv::StringRecord) -> Result<Vec<Column>> {
+    let found = header.iter().collect::<Vec<_>>().join(", ");
+    let columns: Vec<Column> = header
+        .iter()
+        .map(|name| match name {
+            "subject" => Column::Subject,
+            "label" => Column::Label,
+            "split" => Column::Split,
+            _ => Column::Channel,
+        })
+        .collect();
+    let mut seen = HashSet::new();
+    for (i, name) in header.iter().enumerate() {
+        ensure!(!name.is_empty(), "row 1: column {} has no name", i + 1);
+        ensure!(seen.insert(name), "row 1: column `{name}` occurs twice");
+    }
+    ensure!(columns.contains(&Column::Subject), "row 1: no column `subject`; found {found}");
+    ensure!(columns.contains(&Column::Channel), "row 1: no column of scans beside subject, label and split; found {found}");
+    Ok(columns)
+}
+
+fn source(folder: &Path, cell: &str) -> Result<Source> {
+    let member = cell.to_ascii_lowercase().find(".zip:").map(|at| at + ".zip".len());
+    let (file, name) = match member {
+        Some(end) => (&cell[..end], &cell[end + 1..]),
+        None => (cell, cell),
+    };
+    ensure!(
+        stem(Path::new(name)).is_some(),
+        "expected a .nii, .nii.gz or .hdr file (columns other than subject, label and split are scans), found {name:?}"
+    );
+    let path = folder.join(file);
+    ensure!(path.is_file(), "{}: no such file", path.display());
+    Ok(match member {
+        Some(_) => Source::Zip { archive: path, member: name.into() },
+        None => Source::File(path),
+    })
+}

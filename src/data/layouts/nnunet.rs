@@ -1,0 +1,82 @@
+//! nnU-Net raw: `imagesTr/CASE_0000.nii.gz`, one file a channel, `labelsTr/CASE.nii.gz`, and `dataset.json`.
+
+use super::description::Description;
+use super::files::{Files, Scan, strip_ending};
+use super::{Dataset, Layout, Problem, Subject};
+use anyhow::{Result, ensure};
+use std::collections::BTreeMap;
+
+/// Scans of `imagesTs` have the split `test`, and their labels from `labelsTs` where it exists.
+pub fn open(files: Files) -> Result<Dataset> {
+    let description = Description::read(&files.root)?;
+    let path = description.path.display();
+    let channels = description.channels("channel_names")?;
+    let labels = description.labels()?;
+    let ending: String = description.get("file_ending")?;
+    let known = [".nii", ".nii.gz", ".hdr"].iter().any(|known| ending.eq_ignore_ascii_case(known));
+    ensure!(known, "{path}: `file_ending`: expected .nii, .nii.gz or .hdr, found {ending:?}");
+    ensure!(!description.has("dataset"), "{path}: a list of files under `dataset` is not supported; use a CSV manifest");
+
+    let mut problems = files.problems.clone();
+    let mut ignored = files.no_scans(true);
+    // By (test?, case): the channels' files, and the label.
+    let mut cases: BTreeMap<(bool, &str), (Vec<Option<&Scan>>, Option<&Scan>)> = BTreeMap::new();
+    for scan in &files.scans {
+        let [folder] = scan.folders.as_slice() else {
+            ignored.push(Problem::new(&scan.path, "not in a folder that nnU-Net uses"));
+            continue;
+        };
+        let name = scan.path.file_name().unwrap_or_default().to_string_lossy();
+        if strip_ending(&name, &ending).is_none_or(|rest| rest != scan.stem) {
+            problems.push(Problem::new(&scan.path, format!("expected the file_ending {ending} of dataset.json")));
+            continue;
+        }
+        let empty = || (vec![None; channels.len()], None);
+        match folder.as_str() {
+            "imagesTr" | "imagesTs" => {
+                let number = scan.stem.rsplit_once('_').filter(|(case, n)| !case.is_empty() && n.len() == 4);
+                let channel = number.and_then(|(case, n)| Some((case, n.parse::<usize>().ok()?)));
+                match channel.filter(|(_, n)| *n < channels.len()) {
+                    Some((case, n)) => {
+                        cases.entry((folder == "imagesTs", case)).or_insert_with(empty).0[n] = Some(scan);
+                    }
+                    None => {
+                        let last = channels.len() - 1;
+                        problems.push(Problem::new(&scan.path, format!("expected a name in _0000 to _{last:04}")));
+                    }
+                }
+            }
+            "labelsTr" | "labelsTs" => {
+                cases.entry((folder == "labelsTs", &scan.stem)).or_insert_with(empty).1 = Some(scan);
+            }
+            _ => ignored.push(Problem::new(&scan.path, "not in a folder that nnU-Net uses")),
+        }
+    }
+
+    let labelled = cases.iter().any(|((test, _), case)| !test && case.1.is_some());
+    let mut subjects = vec![];
+    for ((test, case), (found, label)) in cases {
+        let Some(first) = found.iter().flatten().next() else {
+            // Only a label can have made an entry without images.
+            problems.extend(label.map(|l| Problem::new(&l.path, "label without an image")));
+            continue;
+        };
+        let missing: Vec<String> =
+            (0..found.len()).filter(|&n| found[n].is_none()).map(|n| format!("{} (_{n:04})", channels[n])).collect();
+        if !missing.is_empty() {
+            problems.push(Problem::new(&first.path, format!("subject {case}: no {}", missing.join(", "))));
+            continue;
+        }
+        if label.is_none() && !test && labelled {
+            problems
+                .push(Problem::new(&first.path, format!("subject {case}: no label in labelsTr; kept as an unlabelled scan")));
+        }
+        subjects.push(Subject {
+            id: case.into(),
+            channels: found.into_iter().flatten().map(Scan::source).collect(),
+            label: label.map(Scan::source),
+            split: test.then(|| "test".into()),
+        });
+    }
+    Ok(Dataset { layout: Layout::Nnunet, channels, labels, subjects, problems, ignored })
+}

@@ -1,0 +1,216 @@
+//! Foreground, bounding box and normalisation of intensities, channel by channel.
+
+use super::{Foreground, Intensity};
+use crate::dim::{Region, Shape};
+use anyhow::{Result, bail, ensure};
+
+/// Hounsfield units between air and tissue.
+const AIR_BELOW: f32 = -500.0;
+/// Values handled side by side, so that the compiler uses vector registers.
+const LANES: usize = 16;
+
+/// What one pass over a channel tells.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Summary {
+    pub min: f32,
+    pub max: f32,
+    pub mean: f64,
+    /// Voxels that are NaN or infinite; the other fields mean nothing unless it is 0.
+    pub non_finite: usize,
+}
+
+/// Summary of a channel that is not empty.
+pub fn summary(values: &[f32]) -> Summary {
+    let (mut low, mut high, mut sum, mut non_finite) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES], 0.0, 0);
+    // Sums of single precision stay short, so that rounding does not grow with the volume.
+    for block in values.chunks(64 * LANES) {
+        let (mut sums, mut bad) = ([0.0f32; LANES], [0u32; LANES]);
+        for lane in block.chunks(LANES) {
+            for (k, &v) in lane.iter().enumerate() {
+                low[k] = if v < low[k] { v } else { low[k] };
+                high[k] = if v > high[k] { v } else { high[k] };
+                sums[k] += v;
+                bad[k] += u32::from(!v.is_finite());
+            }
+        }
+        sum += sums.iter().map(|&s| f64::from(s)).sum::<f64>();
+        non_finite += bad.iter().sum::<u32>() as usize;
+    }
+    Summary {
+        min: low.into_iter().fold(f32::INFINITY, f32::min),
+        max: high.into_iter().fold(f32::NEG_INFINITY, f32::max),
+        mean: sum / values.len() as f64,
+        non_finite,
+    }
+}
+
+/// Intensity above which a voxel is foreground.
+pub fn threshold(foreground: Foreground, channel: &Summary) -> f32 {
+    match foreground {
+        Foreground::Above { value } => value,
+        Foreground::Auto if channel.min < AIR_BELOW => AIR_BELOW,
+        Foreground::Auto => (f64::from(channel.min) + (channel.mean - f64::from(channel.min)) / 2.0) as f32,
+    }
+}
+
+/// Smallest box that holds every voxel which is above its channel's threshold in any channel; `None` if there is no such voxel.
+pub fn bounding_box(channels: &[(&[f32], f32)], shape: Shape) -> Option<Region> {
+    let mut inside = shape.map(|n| vec![false; n]);
+    for &(values, threshold) in channels {
+        let mut columns = vec![f32::NEG_INFINITY; shape[2]];
+        for (row, values) in values.chunks_exact(shape[2]).enumerate() {
+            let mut lanes = [f32::NEG_INFINITY; LANES];
+            for (values, columns) in values.chunks(LANES).zip(columns.chunks_mut(LANES)) {
+                for ((lane, column), &v) in lanes.iter_mut().zip(columns).zip(values) {
+                    *lane = if v > *lane { v } else { *lane };
+                    *column = if v > *column { v } else { *column };
+                }
+            }
+            if lanes.iter().any(|&v| v > threshold) {
+                inside[0][row / shape[1]] = true;
+                inside[1][row % shape[1]] = true;
+            }
+        }
+        inside[2].iter_mut().zip(columns).for_each(|(inside, highest)| *inside |= highest > threshold);
+    }
+    let mut region = Region::whole(shape);
+    for (a, inside) in inside.iter().enumerate() {
+        region.start[a] = inside.iter().position(|&i| i)?;
+        region.size[a] = inside.iter().rposition(|&i| i)? + 1 - region.start[a];
+    }
+    Some(region)
+}
+
+/// Normalises one channel. Errors where that is undefined: a constant channel, or no foreground.
+pub fn normalise(values: &mut [f32], intensity: Intensity, foreground: Foreground) -> Result<()> {
+    let (shift, scale) = match intensity {
+        Intensity::Window { lo, hi } => {
+            let scale = 1.0 / (hi - lo);
+            values.iter_mut().for_each(|v| *v = ((*v - lo) * scale).clamp(0.0, 1.0));
+            return Ok(());
+        }
+        Intensity::MinMax => {
+            let Summary { min, max, .. } = summary(values);
+            ensure!(max > min, "constant: every voxel is {min}");
+            (min, 1.0 / (f64::from(max) - f64::from(min)))
+        }
+        Intensity::ZScoreForeground => {
+            let threshold = threshold(foreground, &summary(values));
+            let Some((mean, deviation)) = foreground_moments(values, threshold) else {
+                bail!("no foreground: no voxel is above {threshold}")
+            };
+            ensure!(deviation > 0.0, "constant foreground: every voxel above {threshold} is {mean}");
+            (mean as f32, 1.0 / deviation)
+        }
+    };
+    let scale = scale as f32;
+    values.iter_mut().for_each(|v| *v = (*v - shift) * scale);
+    Ok(())
+}
+
+/// Mean and population standard deviation of the values above a threshold.
+fn foreground_moments(values: &[f32], threshold: f32) -> Option<(f64, f64)> {
+    let sums = |value: &dyn Fn(f32) -> f32| -> (f64, usize) {
+        let (mut sum, mut count) = (0.0, 0);
+        for block in values.chunks(64 * LANES) {
+            let (mut sums, mut counts) = ([0.0f32; LANES], [0u32; LANES]);
+            for lane in block.chunks(LANES) {
+                for (k, &v) in lane.iter().enumerate() {
+                    let inside = v > threshold;
+                    sums[k] += if inside { value(v) } else { 0.0 };
+                    counts[k] += u32::from(inside);
+                }
+            }
+            sum += sums.iter().map(|&s| f64::from(s)).sum::<f64>();
+            count += counts.iter().sum::<u32>() as usize;
+        }
+        (sum, count)
+    };
+    let (sum, count) = sums(&|v| v);
+    if count == 0 {
+        return None;
+    }
+    let mean = sum / count as f64;
+    let centre = mean as f32;
+    let (squares, _) = sums(&|v| (v - centre) * (v - centre));
+    Some((mean, (squares / count as f64).sqrt()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Stream, rng};
+    use rand::Rng as _;
+
+    #[test]
+    fn summaries_and_moments_equal_their_definitions() {
+        let mut random = rng(1, Stream::Train, 0, 0);
+        for n in [1, 15, 16, 17, 1024, 5003] {
+            let values: Vec<f32> = (0..n).map(|_| random.random_range(-3.0..100.0)).collect();
+            let got = summary(&values);
+            let mean = values.iter().map(|&v| f64::from(v)).sum::<f64>() / n as f64;
+            let sorted = {
+                let mut sorted = values.clone();
+                sorted.sort_by(f32::total_cmp);
+                sorted
+            };
+            assert_eq!((got.min, got.max, got.non_finite), (sorted[0], sorted[n - 1], 0));
+            assert!((got.mean - mean).abs() < 1e-4, "{} {mean}", got.mean);
+            let above: Vec<f64> = values.iter().filter(|&&v| v > 10.0).map(|&v| f64::from(v)).collect();
+            let Some((mean, deviation)) = foreground_moments(&values, 10.0) else {
+                assert!(above.is_empty());
+                continue;
+            };
+            let expected = above.iter().sum::<f64>() / above.len() as f64;
+            let variance = above.iter().map(|v| (v - expected).powi(2)).sum::<f64>() / above.len() as f64;
+            assert!((mean - expected).abs() < 1e-4 && (deviation - variance.sqrt()).abs() < 1e-4);
+        }
+        let mut values = vec![1.0f32; 40];
+        (values[3], values[17], values[39]) = (f32::NAN, f32::INFINITY, f32::NEG_INFINITY);
+        assert_eq!(summary(&values).non_finite, 3);
+    }
+
+    #[test]
+    fn the_box_is_the_smallest_that_holds_every_channels_foreground() {
+        let shape = [5, 6, 40];
+        let mut random = rng(2, Stream::Train, 0, 0);
+        for _ in 0..50 {
+            let mut channels = [vec![0.0f32; 1200], vec![0.0f32; 1200]];
+            let marks: Vec<Shape> = (0..random.random_range(1..4)).map(|_| shape.map(|n| random.random_range(0..n))).collect();
+            for mark in &marks {
+                channels[random.random_range(0..2)][(mark[0] * 6 + mark[1]) * 40 + mark[2]] = 1.0;
+            }
+            let found = bounding_box(&[(&channels[0], 0.5), (&channels[1], 0.5)], shape).unwrap();
+            for a in 0..3 {
+                let (low, high) = (marks.iter().map(|m| m[a]).min().unwrap(), marks.iter().map(|m| m[a]).max().unwrap());
+                assert_eq!((found.start[a], found.size[a]), (low, high + 1 - low));
+            }
+        }
+        assert_eq!(bounding_box(&[(&[0.0; 1200], 0.5)], shape), None);
+    }
+
+    #[test]
+    fn each_normalisation_does_what_it_says() {
+        let raw = [-1000.0, -600.0, 0.0, 40.0, 100.0, 1000.0];
+        let done = |intensity, foreground| {
+            let mut values = raw.to_vec();
+            normalise(&mut values, intensity, foreground).unwrap();
+            values
+        };
+        let near = |got: Vec<f32>, expected: [f32; 6]| {
+            assert!(got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{got:?} {expected:?}");
+        };
+        near(done(Intensity::MinMax, Foreground::Auto), raw.map(|v| (v + 1000.0) / 2000.0));
+        near(done(Intensity::Window { lo: -100.0, hi: 100.0 }, Foreground::Auto), [0.0, 0.0, 0.5, 0.7, 1.0, 1.0]);
+        // CT: the foreground is what is above -500, here 0, 40, 100 and 1000.
+        let deviation = (([0.0f32, 40.0, 100.0, 1000.0].map(|v| (v - 285.0).powi(2)).iter().sum::<f32>()) / 4.0).sqrt();
+        near(done(Intensity::ZScoreForeground, Foreground::Auto), raw.map(|v| (v - 285.0) / deviation));
+        near(done(Intensity::ZScoreForeground, Foreground::Above { value: 50.0 }), raw.map(|v| (v - 550.0) / 450.0));
+        for intensity in [Intensity::MinMax, Intensity::ZScoreForeground] {
+            assert!(normalise(&mut [3.0; 20], intensity, Foreground::Auto).is_err());
+        }
+        // Without negative air values: half-way between the minimum and the mean.
+        let channel = Summary { min: 10.0, max: 90.0, mean: 30.0, non_finite: 0 };
+        assert_eq!(threshold(Foreground::Auto, &channel), 20.0);
+    }
+}

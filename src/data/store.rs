@@ -1,1 +1,0 @@
-//! Preprocessed scans on disk: one memory-mapped safetensors file a subject, and an index.

@@ -1,0 +1,345 @@
+//! Preprocessed scans on disk: one memory-mapped safetensors file a subject, and an index.
+
+pub mod file;
+mod turn;
+
+use crate::data::Scans;
+use crate::data::layouts::{LabelValue, Layout};
+use crate::data::preprocess::Settings;
+use crate::dim::{Region, Shape, voxels};
+use crate::fs::write_atomic;
+use crate::transform::spatial::Orientation;
+use anyhow::{Context, Result, bail, ensure};
+use file::{Mapped, Voxels};
+use rayon::prelude::*;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::{HashMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+const FORMAT: &str = "pretext3d-store";
+const VERSION: u32 = 1;
+const INDEX: &str = "index.json";
+/// Files mapped at a time: well below Linux's 65530 maps a process.
+const MAX_MAPPED: usize = 8192;
+
+/// What a store holds: `index.json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Index {
+    pub format: String,
+    pub version: u32,
+    /// False while `preprocess` has not finished.
+    pub complete: bool,
+    /// SHA-256 over settings, channels, labels and every subject's id and voxels; the same on every machine.
+    pub fingerprint: String,
+    pub layout: Layout,
+    pub settings: Settings,
+    /// Channel names, in order.
+    pub channels: Vec<String>,
+    /// Class `k` of the stored labels is the owners' value `labels[k].value`; `None`: no subject has labels.
+    pub labels: Option<Vec<LabelValue>>,
+    /// Sorted by id.
+    pub subjects: Vec<Entry>,
+    /// Scans that could not be used, where the user accepted that.
+    pub left_out: Vec<LeftOut>,
+}
+
+/// One subject of a store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Entry {
+    pub id: String,
+    /// File name in the store's folder.
+    pub file: String,
+    pub bytes: u64,
+    pub shape: Shape,
+    /// Millimetres along each axis of the stored grid.
+    pub spacing: [f64; 3],
+    /// Whether the file holds a label.
+    pub label: bool,
+    /// `train`, `val` or `test`, where the dataset says.
+    pub split: Option<String>,
+    /// SHA-256 of the voxels.
+    pub fingerprint: String,
+}
+
+/// A scan that is not in the store.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LeftOut {
+    pub id: String,
+    pub reason: String,
+}
+
+impl Index {
+    /// An index of a store that is still being filled.
+    pub fn new(layout: Layout, settings: Settings, channels: Vec<String>, labels: Option<Vec<LabelValue>>) -> Index {
+        Index {
+            format: FORMAT.into(),
+            version: VERSION,
+            complete: false,
+            fingerprint: String::new(),
+            layout,
+            settings,
+            channels,
+            labels,
+            subjects: Vec::new(),
+            left_out: Vec::new(),
+        }
+    }
+
+    /// Reads a store's index; it may be of a store that is not complete.
+    pub fn read(folder: &Path) -> Result<Index> {
+        let path = folder.join(INDEX);
+        ensure!(path.is_file(), "{}: not a store (no {INDEX}); make one with `pretext3d preprocess`", folder.display());
+        let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
+
+        #[derive(Deserialize)]
+        struct Kind {
+            format: String,
+            version: u32,
+        }
+        let kind: Kind = serde_json::from_slice(&text).with_context(|| format!("{}: not a store's index", path.display()))?;
+        ensure!(kind.format == FORMAT, "{}: format is `{}`, expected `{FORMAT}`", path.display(), kind.format);
+        ensure!(
+            kind.version <= VERSION,
+            "{}: store of version {}, this program reads up to {VERSION}: update it, or preprocess again",
+            path.display(),
+            kind.version
+        );
+        serde_json::from_slice(&text).with_context(|| path.display().to_string())
+    }
+
+    /// Writes the index; a complete one gets its fingerprint.
+    pub fn write(&mut self, folder: &Path) -> Result<()> {
+        self.fingerprint = self.computed_fingerprint()?;
+        write_atomic(&folder.join(INDEX), |file| Ok(serde_json::to_writer_pretty(file, self)?))
+    }
+
+    fn computed_fingerprint(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        hash.update(serde_json::to_vec(&(&self.settings, &self.channels, &self.labels))?);
+        for subject in &self.subjects {
+            hash.update(format!("\n{}\n{}", subject.id, subject.fingerprint));
+        }
+        Ok(hex(&hash.finalize()))
+    }
+}
+
+/// A store opened for reading; clones share it.
+#[derive(Clone)]
+pub struct Store(Arc<Inner>);
+
+struct Inner {
+    folder: PathBuf,
+    index: Index,
+    ids: Vec<String>,
+    by_id: HashMap<String, usize>,
+    mapped: Vec<Mutex<Option<Arc<Mapped>>>>,
+    /// Scans in the order in which they were mapped; the oldest is given back first.
+    order: Mutex<VecDeque<usize>>,
+    max_mapped: usize,
+}
+
+impl Store {
+    /// Opens a store. Errors: not a store, of a newer version, not complete, without subjects, or a subject's file that is
+    /// missing or has another length than the index says.
+    pub fn open(folder: impl AsRef<Path>) -> Result<Store> {
+        Store::with_limit(folder.as_ref(), MAX_MAPPED)
+    }
+
+    fn with_limit(folder: &Path, max_mapped: usize) -> Result<Store> {
+        let index = Index::read(folder)?;
+        ensure!(
+            index.complete,
+            "{}: the store is not complete: run `pretext3d preprocess` again to finish it",
+            folder.display()
+        );
+        ensure!(!index.subjects.is_empty(), "{}: the store holds no subjects", folder.display());
+        index.subjects.par_iter().try_for_each(|subject| {
+            let path = folder.join(&subject.file);
+            let found = std::fs::metadata(&path).with_context(|| format!("{}: missing from the store", path.display()))?.len();
+            ensure!(
+                found == subject.bytes,
+                "{}: truncated or replaced: {} bytes expected, found {found}; delete it and preprocess again",
+                path.display(),
+                subject.bytes
+            );
+            Ok(())
+        })?;
+        let ids: Vec<String> = index.subjects.iter().map(|s| s.id.clone()).collect();
+        let by_id = ids.iter().cloned().enumerate().map(|(scan, id)| (id, scan)).collect();
+        let mapped = ids.iter().map(|_| Mutex::new(None)).collect();
+        let folder = folder.to_path_buf();
+        Ok(Store(Arc::new(Inner { folder, index, ids, by_id, mapped, order: Mutex::default(), max_mapped })))
+    }
+
+    pub fn index(&self) -> &Index {
+        &self.0.index
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.0.folder
+    }
+
+    /// Ids of all subjects, by scan number.
+    pub fn ids(&self) -> &[String] {
+        &self.0.ids
+    }
+
+    /// Scan number of a subject.
+    pub fn find(&self, id: &str) -> Option<usize> {
+        self.0.by_id.get(id).copied()
+    }
+
+    /// The subject's file, mapped: header, metadata and whole arrays.
+    pub fn file(&self, scan: usize) -> Result<Arc<Mapped>> {
+        let inner = &self.0;
+        let mut slot = inner.mapped[scan].lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(mapped) = &*slot {
+            return Ok(mapped.clone());
+        }
+        let entry = &inner.index.subjects[scan];
+        let path = inner.folder.join(&entry.file);
+        let mapped = Arc::new(Mapped::open(&path)?);
+        let header = mapped.header();
+        ensure!(
+            header.shape == entry.shape && header.channels == inner.index.channels.len() && header.has_label == entry.label,
+            "{}: holds {} channels of {:?}, the index says {} of {:?}: preprocess again",
+            path.display(),
+            header.channels,
+            header.shape,
+            inner.index.channels.len(),
+            entry.shape
+        );
+        *slot = Some(mapped.clone());
+        drop(slot);
+        let oldest = {
+            let mut order = inner.order.lock().unwrap_or_else(PoisonError::into_inner);
+            order.push_back(scan);
+            if order.len() > inner.max_mapped { order.pop_front() } else { None }
+        };
+        if let Some(oldest) = oldest {
+            *inner.mapped[oldest].lock().unwrap_or_else(PoisonError::into_inner) = None;
+        }
+        Ok(mapped)
+    }
+
+    /// As [`Scans::read`], of the label's classes: `out` is `orientation.output(region.size)`. Errors where the subject has
+    /// no label.
+    pub fn label(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [u8]) -> Result<()> {
+        let file = self.file(scan)?;
+        let Some(label) = file.label() else { bail!("{}: has no label in {}", self.id(scan), self.folder().display()) };
+        self.check(scan, region, orientation, 1, out.len())?;
+        turn::turn(label, self.shape(scan), region, orientation, out);
+        Ok(())
+    }
+
+    /// The given subjects, in the given order. Errors on an id the store does not hold.
+    pub fn subset(&self, ids: &[String]) -> Result<Subset> {
+        let scan = |id: &String| self.find(id).with_context(|| format!("{}: holds no subject `{id}`", self.folder().display()));
+        Ok(Subset { scans: ids.iter().map(scan).collect::<Result<_>>()?, store: self.clone() })
+    }
+
+    fn check(&self, scan: usize, region: Region, orientation: Orientation, channels: usize, found: usize) -> Result<()> {
+        let shape = self.shape(scan);
+        ensure!(region.fits(shape), "{}: region {region:?} leaves the scan of {shape:?}", self.id(scan));
+        let expected = channels * voxels(orientation.output(region.size));
+        ensure!(found == expected, "{}: buffer of {found} values, expected {expected}", self.id(scan));
+        Ok(())
+    }
+}
+
+impl Scans for Store {
+    fn len(&self) -> usize {
+        self.0.ids.len()
+    }
+
+    fn id(&self, scan: usize) -> &str {
+        &self.0.ids[scan]
+    }
+
+    fn channels(&self) -> usize {
+        self.0.index.channels.len()
+    }
+
+    fn shape(&self, scan: usize) -> Shape {
+        self.0.index.subjects[scan].shape
+    }
+
+    fn read(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [f32]) -> Result<()> {
+        self.check(scan, region, orientation, self.channels(), out.len())?;
+        let (file, shape) = (self.file(scan)?, self.shape(scan));
+        let (all, size) = (voxels(shape), voxels(region.size).max(1));
+        for (channel, out) in out.chunks_exact_mut(size).enumerate() {
+            let range = channel * all..(channel + 1) * all;
+            match file.voxels()? {
+                Voxels::F16(voxels) => turn::turn(&voxels[range], shape, region, orientation, out),
+                Voxels::F32(voxels) => turn::turn(&voxels[range], shape, region, orientation, out),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Some of a store's subjects.
+#[derive(Clone)]
+pub struct Subset {
+    store: Store,
+    scans: Vec<usize>,
+}
+
+impl Subset {
+    pub fn store(&self) -> &Store {
+        &self.store
+    }
+
+    /// Number in the store of this subset's scan.
+    pub fn scan(&self, scan: usize) -> usize {
+        self.scans[scan]
+    }
+
+    /// As [`Store::label`].
+    pub fn label(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [u8]) -> Result<()> {
+        self.store.label(self.scans[scan], region, orientation, out)
+    }
+}
+
+impl Scans for Subset {
+    fn len(&self) -> usize {
+        self.scans.len()
+    }
+
+    fn id(&self, scan: usize) -> &str {
+        self.store.id(self.scans[scan])
+    }
+
+    fn channels(&self) -> usize {
+        self.store.channels()
+    }
+
+    fn shape(&self, scan: usize) -> Shape {
+        self.store.shape(self.scans[scan])
+    }
+
+    fn read(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [f32]) -> Result<()> {
+        self.store.read(self.scans[scan], region, orientation, out)
+    }
+}
+
+/// File name of a subject in the store: the id where it is a plain name, otherwise cleaned and told apart by its hash.
+pub fn file_name(id: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+    let clean: String = id.chars().map(|c| if plain(c) { c } else { '_' }).take(100).collect();
+    if clean == id && !id.starts_with('.') && !id.is_empty() {
+        format!("{id}.safetensors")
+    } else {
+        format!("{}-{}.safetensors", clean.trim_start_matches('.'), &hex(&Sha256::digest(id))[..12])
+    }
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,178 @@
+use super::*;
+use crate::data::Arrays;
+use crate::data::preprocess::{Dtype, Foreground, Grid, Intensity};
+use crate::rng::{Stream, rng};
+use ndarray::{Array3, Array4};
+use rand::Rng as _;
+use std::collections::BTreeMap;
+
+/// All 48 axis permutations with flips.
+fn orientations() -> Vec<Orientation> {
+    let axes = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]];
+    let flip = |bits: usize| [bits & 1 != 0, bits & 2 != 0, bits & 4 != 0];
+    axes.iter().flat_map(|&source| (0..8).map(move |bits| Orientation { source, flip: flip(bits) })).collect()
+}
+
+fn settings(dtype: Dtype) -> Settings {
+    Settings { grid: Grid::Cube { side: 8 }, foreground: Foreground::Auto, intensity: Intensity::MinMax, dtype }
+}
+
+/// A store of random scans of different shapes, and the same values (rounded to the stored type) in memory.
+fn store(folder: &Path, dtype: Dtype, shapes: &[[usize; 4]]) -> (Arrays, Vec<Array3<u8>>) {
+    let mut random = rng(3, Stream::Train, 0, 0);
+    let mut index = Index::new(Layout::Folder, settings(dtype), vec!["t1".into(); shapes[0][0]], None);
+    let mut arrays = Arrays { ids: vec![], images: vec![] };
+    let mut labels = vec![];
+    for (n, &[c, d, h, w]) in shapes.iter().enumerate() {
+        let id = format!("sub {n}");
+        let mut image = Array4::from_shape_fn((c, d, h, w), |_| random.random_range(-3.0f32..3.0));
+        let label = Array3::from_shape_fn((d, h, w), |_| random.random_range(0..5u8));
+        let name = file_name(&id);
+        let (bytes, fingerprint) =
+            file::write(&folder.join(&name), image.view(), Some(label.view()), dtype, BTreeMap::new()).unwrap();
+        index.subjects.push(Entry {
+            id: id.clone(),
+            file: name,
+            bytes,
+            shape: [d, h, w],
+            spacing: [1.0; 3],
+            label: true,
+            split: None,
+            fingerprint,
+        });
+        if dtype == Dtype::F16 {
+            image.mapv_inplace(|v| half::f16::from_f32(v).to_f32());
+        }
+        arrays.ids.push(id);
+        arrays.images.push(image);
+        labels.push(label);
+    }
+    index.complete = true;
+    index.write(folder).unwrap();
+    (arrays, labels)
+}
+
+#[test]
+fn regions_equal_the_naive_copy_in_all_48_orientations() {
+    for dtype in [Dtype::F16, Dtype::F32] {
+        let folder = tempfile::tempdir().unwrap();
+        let (arrays, labels) = store(folder.path(), dtype, &[[2, 35, 21, 40], [2, 17, 33, 19], [2, 1, 50, 37]]);
+        let store = Store::with_limit(folder.path(), 2).unwrap();
+        let label_arrays: Vec<_> = labels.iter().map(|l| l.mapv(f32::from).insert_axis(ndarray::Axis(0))).collect();
+        let label_arrays = Arrays { ids: arrays.ids.clone(), images: label_arrays };
+        let mut random = rng(4, Stream::Train, 0, 0);
+        for (n, orientation) in orientations().into_iter().cycle().take(192).enumerate() {
+            let scan = n % 3;
+            let shape = store.shape(scan);
+            let size = shape.map(|n| random.random_range(1..=n));
+            let start = [0, 1, 2].map(|a| random.random_range(0..=shape[a] - size[a]));
+            let region = Region { start, size };
+            let (mut got, mut expected) = (vec![0.0; 2 * voxels(size)], vec![1.0; 2 * voxels(size)]);
+            store.read(scan, region, orientation, &mut got).unwrap();
+            arrays.read(scan, region, orientation, &mut expected).unwrap();
+            assert_eq!(got, expected, "{dtype:?} {region:?} {orientation:?}");
+            let (mut got, mut expected) = (vec![0; voxels(size)], vec![1.0; voxels(size)]);
+            store.label(scan, region, orientation, &mut got).unwrap();
+            label_arrays.read(scan, region, orientation, &mut expected).unwrap();
+            assert!(got.iter().zip(&expected).all(|(&a, &b)| f32::from(a) == b), "label {region:?} {orientation:?}");
+        }
+        assert!(store.0.order.lock().unwrap().len() <= 2);
+        assert!(store.0.mapped.iter().filter(|m| m.lock().unwrap().is_some()).count() <= 2);
+    }
+}
+
+#[test]
+fn reads_that_do_not_fit_are_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    store(folder.path(), Dtype::F16, &[[1, 8, 8, 8]]);
+    let store = Store::open(folder.path()).unwrap();
+    let outside = Region { start: [1, 0, 0], size: [8, 8, 8] };
+    let error = store.read(0, outside, Orientation::IDENTITY, &mut [0.0; 512]).unwrap_err().to_string();
+    assert!(error.contains("sub 0") && error.contains("leaves"), "{error}");
+    let error = store.read(0, Region::whole([8; 3]), Orientation::IDENTITY, &mut [0.0; 511]).unwrap_err().to_string();
+    assert!(error.contains("511") && error.contains("512"), "{error}");
+}
+
+#[test]
+fn subsets_keep_their_order_and_refuse_unknown_ids() {
+    let folder = tempfile::tempdir().unwrap();
+    store(folder.path(), Dtype::F32, &[[1, 2, 3, 4], [1, 3, 4, 5], [1, 4, 5, 6]]);
+    let store = Store::open(folder.path()).unwrap();
+    let subset = store.subset(&["sub 2".into(), "sub 0".into()]).unwrap();
+    assert_eq!((subset.len(), subset.id(0), subset.shape(0), subset.scan(1)), (2, "sub 2", [4, 5, 6], 0));
+    assert!(store.subset(&["nobody".into()]).err().unwrap().to_string().contains("nobody"));
+    assert_eq!(store.find("sub 1"), Some(1));
+}
+
+#[test]
+fn a_damaged_store_names_what_is_wrong() {
+    let fresh = || {
+        let folder = tempfile::tempdir().unwrap();
+        store(folder.path(), Dtype::F16, &[[1, 4, 4, 4], [1, 4, 4, 4]]);
+        let subject = folder.path().join(file_name("sub 1"));
+        (folder, subject)
+    };
+    let error = |folder: &Path| format!("{:#}", Store::open(folder).err().expect("must not open"));
+
+    let empty = tempfile::tempdir().unwrap();
+    assert!(error(empty.path()).contains("not a store"));
+
+    let (folder, subject) = fresh();
+    std::fs::remove_file(&subject).unwrap();
+    assert!(error(folder.path()).contains("missing") && error(folder.path()).contains(&file_name("sub 1")));
+
+    let (folder, subject) = fresh();
+    let bytes = std::fs::read(&subject).unwrap();
+    std::fs::write(&subject, &bytes[..bytes.len() - 3]).unwrap();
+    assert!(error(folder.path()).contains("truncated") && error(folder.path()).contains(&file_name("sub 1")));
+    assert!(format!("{:#}", Mapped::open(&subject).err().unwrap()).contains("truncated"));
+
+    for (from, to, expected) in [
+        ("\"version\": 1", "\"version\": 9", "version 9"),
+        ("\"complete\": true", "\"complete\": false", "not complete"),
+        ("pretext3d-store", "other", "expected `pretext3d-store`"),
+        ("\"subjects\"", "\"Subjects\"", "subjects"),
+    ] {
+        let (folder, _) = fresh();
+        let path = folder.path().join(INDEX);
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.contains(from));
+        std::fs::write(&path, text.replace(from, to)).unwrap();
+        assert!(error(folder.path()).contains(expected), "{}", error(folder.path()));
+    }
+
+    // Same length, other contents: found when the file is mapped, and no panic whatever byte is hit.
+    let (folder, subject) = fresh();
+    let whole = std::fs::read(&subject).unwrap();
+    for at in 0..256 {
+        let mut bytes = whole.clone();
+        bytes[at] ^= 0x15;
+        std::fs::write(&subject, &bytes).unwrap();
+        let store = Store::open(folder.path()).unwrap();
+        if let Err(error) = store.read(1, Region::whole([4; 3]), Orientation::IDENTITY, &mut [0.0; 64]) {
+            assert!(format!("{error:#}").contains(&file_name("sub 1")), "{error:#}");
+        }
+    }
+}
+
+#[test]
+fn file_names_are_safe_and_distinct() {
+    assert_eq!(file_name("BraTS-001_t1.x"), "BraTS-001_t1.x.safetensors");
+    let odd = ["../x", "a/b", "a_b", "a b", ".", "", "é", "a\0b"];
+    let names: std::collections::HashSet<String> = odd.iter().map(|id| file_name(id)).collect();
+    assert_eq!(names.len(), odd.len());
+    assert!(names.iter().all(|n| !n.contains('/') && !n.starts_with('.') && n.is_ascii()));
+}
+
+#[test]
+fn the_fingerprint_follows_settings_and_voxels_only() {
+    let fingerprint = |dtype, shapes: &[[usize; 4]]| {
+        let folder = tempfile::tempdir().unwrap();
+        store(folder.path(), dtype, shapes);
+        Store::open(folder.path()).unwrap().index().fingerprint.clone()
+    };
+    let shapes = [[1, 2, 3, 4]];
+    assert_eq!(fingerprint(Dtype::F16, &shapes), fingerprint(Dtype::F16, &shapes));
+    assert_ne!(fingerprint(Dtype::F16, &shapes), fingerprint(Dtype::F32, &shapes));
+    assert_ne!(fingerprint(Dtype::F16, &shapes), fingerprint(Dtype::F16, &[[1, 4, 3, 2]]));
+}

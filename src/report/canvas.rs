@@ -1,0 +1,126 @@
+//! An RGB picture with text and smooth lines. Positions are pixels from the top left corner.
+
+use crate::fs::write_atomic;
+use ab_glyph::{Font, FontRef, GlyphId, PxScale, ScaleFont, point};
+use anyhow::Result;
+use image::codecs::png::{CompressionType, FilterType, PngEncoder};
+use image::{ExtendedColorType, ImageEncoder};
+use std::path::Path;
+use std::sync::LazyLock;
+
+pub type Color = [u8; 3];
+
+/// Hack, compiled in: MIT and Bitstream Vera licences, in `FONT-LICENSE.txt`.
+static FONT: LazyLock<FontRef<'static>> =
+    LazyLock::new(|| FontRef::try_from_slice(epaint_default_fonts::HACK_REGULAR).expect("the compiled-in font is whole"));
+
+/// Where a text lies relative to its `x` (or, if turned, its `y`).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Align {
+    Start,
+    Middle,
+    End,
+}
+
+pub struct Canvas {
+    width: usize,
+    height: usize,
+    pixels: Vec<u8>,
+}
+
+/// Width of a text in pixels; `size` is the height of a line in pixels.
+pub fn text_width(text: &str, size: f32) -> f32 {
+    let font = FONT.as_scaled(PxScale::from(size));
+    text.chars().map(|c| font.h_advance(font.glyph_id(c))).sum()
+}
+
+/// Breaks a text at spaces into lines of at most `width` pixels; a longer word, and what exceeds `lines` lines, is cut with
+/// an ellipsis.
+pub fn wrap(text: &str, size: f32, width: f32, lines: usize) -> Vec<String> {
+    let fits = |s: &str| text_width(s, size) <= width;
+    let mut out: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match out.last_mut().map(|line| (format!("{line} {word}"), line)) {
+            Some((longer, line)) if fits(&longer) => *line = longer,
+            _ => out.push(word.to_string()),
+        }
+    }
+    let cut = out.len() > lines;
+    out.truncate(lines);
+    let last = out.len().saturating_sub(1);
+    for (i, line) in out.iter_mut().enumerate() {
+        if !fits(line) || (cut && i == last) {
+            while !line.is_empty() && !fits(&format!("{line}…")) {
+                line.pop();
+            }
+            line.push('…');
+        }
+    }
+    out
+}
+
+impl Canvas {
+    pub fn new(width: usize, height: usize, background: Color) -> Self {
+        Canvas { width, height, pixels: background.repeat(width * height) }
+    }
+
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
+    /// Mixes a colour into a pixel; outside the canvas nothing happens.
+    pub fn blend(&mut self, x: i64, y: i64, color: Color, alpha: f32) {
+        if (0..self.width as i64).contains(&x) && (0..self.height as i64).contains(&y) {
+            let at = 3 * (y as usize * self.width + x as usize);
+            for (old, new) in self.pixels[at..at + 3].iter_mut().zip(color) {
+                *old = (*old as f32 + (new as f32 - *old as f32) * alpha.clamp(0.0, 1.0)).round() as u8;
+            }
+        }
+    }
+
+    pub fn rectangle(&mut self, x: i64, y: i64, width: usize, height: usize, color: Color) {
+        for v in y..y + height as i64 {
+            for u in x..x + width as i64 {
+                self.blend(u, v, color, 1.0);
+            }
+        }
+    }
+
+    /// Writes one line whose top is at `y`.
+    pub fn text(&mut self, x: f32, y: f32, size: f32, color: Color, align: Align, text: &str) {
+        self.glyphs(size, align, text, |u, v, alpha, canvas| canvas.blend((x + u) as i64, (y + v) as i64, color, alpha));
+    }
+
+    /// Writes one line that reads upwards; its top is at `x`.
+    pub fn text_upwards(&mut self, x: f32, y: f32, size: f32, color: Color, align: Align, text: &str) {
+        self.glyphs(size, align, text, |u, v, alpha, canvas| canvas.blend((x + v) as i64, (y - u) as i64, color, alpha));
+    }
+
+    /// Calls `put` with every covered pixel's place along and across the line, and its coverage.
+    fn glyphs(&mut self, size: f32, align: Align, text: &str, put: impl Fn(f32, f32, f32, &mut Canvas)) {
+        let font = FONT.as_scaled(PxScale::from(size));
+        let mut along = match align {
+            Align::Start => 0.0,
+            Align::Middle => -text_width(text, size) / 2.0,
+            Align::End => -text_width(text, size),
+        }
+        .round();
+        let baseline = font.ascent().round();
+        for c in text.chars() {
+            let id: GlyphId = font.glyph_id(c);
+            if let Some(outline) = FONT.outline_glyph(id.with_scale_and_position(size, point(along, baseline))) {
+                let corner = outline.px_bounds().min;
+                outline.draw(|u, v, alpha| put(corner.x + u as f32, corner.y + v as f32, alpha, self));
+            }
+            along += font.h_advance(id);
+        }
+    }
+
+    /// Writes the canvas as PNG, atomically.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        write_atomic(path, |file| {
+            let encoder = PngEncoder::new_with_quality(file, CompressionType::Fast, FilterType::Adaptive);
+            Ok(encoder.write_image(&self.pixels, self.width as u32, self.height as u32, ExtendedColorType::Rgb8)?)
+        })
+    }
+}
