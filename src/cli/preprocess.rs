@@ -1,9 +1,277 @@
-use anyhow::Result;
+//! `preprocess`: a dataset to a store.
+
+use crate::data::layouts::{self, Dataset, LabelValue, Layout};
+use crate::data::preprocess::fill::{Filled, Options, Step, fill};
+use crate::data::preprocess::{Dtype, Foreground, Grid, Intensity, Plan, Settings};
+use crate::data::store::LeftOut;
+use anyhow::{Context, Result, bail, ensure};
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
+use signal_hook::consts::{SIGINT, SIGTERM};
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 /// Turn a folder of scans into a store that training reads
+///
+/// Every scan is brought to RAS+ orientation, cropped to the box of its foreground, resampled (image linearly, label to the
+/// nearest voxel) and normalised, channel by channel. Each subject becomes one safetensors file. Run it again to go on after an
+/// interruption or to add subjects: what is done with the same settings from unchanged files is kept.
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Folder of scans, or CSV manifest
+    #[arg(long, value_name = "PATH")]
+    data: PathBuf,
+    /// Folder of the store, made if it is not there
+    #[arg(long, value_name = "FOLDER")]
+    out: PathBuf,
+    /// How the data is arranged [default: recognised by itself]
+    #[arg(long, value_enum)]
+    layout: Option<Layout>,
+    /// What is done to the scans
+    #[arg(long, value_enum, default_value = "paper")]
+    protocol: Protocol,
+    /// Side of the cube in voxels, 1 to 1024 (protocol paper) [default: 128]
+    #[arg(long, value_name = "VOXELS")]
+    size: Option<usize>,
+    /// Spacing in millimetres, 0.01 to 1000, one number or X,Y,Z along the RAS+ axes (protocol modern) [default: 1.5]
+    #[arg(long, value_name = "MM", value_parser = spacing)]
+    spacing: Option<[f64; 3]>,
+    /// Intensities LO to HI become 0 to 1, clipped, instead of the protocol's normalisation; HU for CT, e.g. -100,240
+    #[arg(long, value_name = "LO,HI", value_parser = window, allow_hyphen_values = true)]
+    window: Option<[f32; 2]>,
+    /// Intensity above which a voxel is foreground, in the scan's unit [default: per channel, -500 where the minimum is below
+    /// that (CT), otherwise half-way between minimum and mean]
+    #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
+    foreground: Option<f32>,
+    /// Channels to keep, in this order, e.g. t1,flair [default: all]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    channels: Vec<String>,
+    /// Label values, background first, each with an optional name, e.g. 0,1=oedema,4; the n-th becomes class n [default: as the
+    /// dataset describes them]
+    #[arg(long, value_name = "VALUES", value_delimiter = ',', value_parser = label, conflicts_with = "no_labels", allow_hyphen_values = true)]
+    labels: Vec<LabelValue>,
+    /// Leave labels out
+    #[arg(long)]
+    no_labels: bool,
+    /// Type of the stored images
+    #[arg(long, value_enum, default_value = "f16")]
+    dtype: Dtype,
+    /// Threads, 1 to 1024; each holds one subject in memory at a time [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Make the store without the scans that cannot be used; they are listed, and recorded in its index
+    #[arg(long)]
+    skip_bad: bool,
+    /// Replace a store of other settings or of other subjects
+    #[arg(long)]
+    overwrite: bool,
+}
 
-pub fn run(_args: Args) -> Result<()> {
-    anyhow::bail!("being built")
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Protocol {
+    /// Resize the foreground box to a cube, minimum to 0 and maximum to 1
+    Paper,
+    /// Resample to a spacing, mean 0 and standard deviation 1 over the foreground
+    Modern,
+}
+
+fn numbers<T: std::str::FromStr>(text: &str) -> Result<Vec<T>, String> {
+    text.split(',').map(|part| part.trim().parse().map_err(|_| format!("`{part}` is not a number"))).collect()
+}
+
+fn spacing(text: &str) -> Result<[f64; 3], String> {
+    match numbers(text)?[..] {
+        [mm] => Ok([mm; 3]),
+        [x, y, z] => Ok([x, y, z]),
+        _ => Err("expected one number or X,Y,Z".into()),
+    }
+}
+
+fn window(text: &str) -> Result<[f32; 2], String> {
+    numbers(text)?.try_into().map_err(|_| "expected LO,HI".into())
+}
+
+fn label(text: &str) -> Result<LabelValue, String> {
+    let (value, name) = text.split_once('=').unwrap_or((text, ""));
+    let value = value.trim().parse().map_err(|_| format!("`{value}` is not a whole number"))?;
+    let name = if name.is_empty() { format!("label {value}") } else { name.to_string() };
+    Ok(LabelValue { value, name })
+}
+
+impl Args {
+    fn settings(&self) -> Result<Settings> {
+        let grid = match self.protocol {
+            Protocol::Paper => {
+                ensure!(self.spacing.is_none(), "--spacing goes with --protocol modern; protocol paper takes --size");
+                Grid::Cube { side: self.size.unwrap_or(128) }
+            }
+            Protocol::Modern => {
+                ensure!(self.size.is_none(), "--size goes with --protocol paper; protocol modern takes --spacing");
+                Grid::Spacing { mm: self.spacing.unwrap_or([1.5; 3]) }
+            }
+        };
+        let intensity = match (self.window, self.protocol) {
+            (Some([lo, hi]), _) => Intensity::Window { lo, hi },
+            (None, Protocol::Paper) => Intensity::MinMax,
+            (None, Protocol::Modern) => Intensity::ZScoreForeground,
+        };
+        let foreground = self.foreground.map_or(Foreground::Auto, |value| Foreground::Above { value });
+        let settings = Settings { grid, foreground, intensity, dtype: self.dtype };
+        settings.check()?;
+        Ok(settings)
+    }
+
+    fn plan(&self, dataset: &Dataset) -> Result<Plan> {
+        let position = |name: &String| {
+            dataset
+                .channels
+                .iter()
+                .position(|c| c == name)
+                .with_context(|| format!("--channels: no channel `{name}`, the data has {}", dataset.channels.join(", ")))
+        };
+        let channels: Vec<usize> = match self.channels.is_empty() {
+            true => (0..dataset.channels.len()).collect(),
+            false => self.channels.iter().map(position).collect::<Result<_>>()?,
+        };
+        for (n, c) in channels.iter().enumerate() {
+            ensure!(!channels[..n].contains(c), "--channels: `{}` is named twice", dataset.channels[*c]);
+        }
+        for (n, label) in self.labels.iter().enumerate() {
+            ensure!(self.labels[..n].iter().all(|l| l.value != label.value), "--labels: {} is named twice", label.value);
+        }
+        ensure!(self.labels.len() <= 256, "--labels: at most 256 values, found {}", self.labels.len());
+        let labels = match (self.no_labels, self.labels.is_empty()) {
+            (true, _) => None,
+            (_, false) => Some(self.labels.clone()),
+            (_, true) => dataset.labels.clone(),
+        };
+        Ok(Plan { settings: self.settings()?, available: dataset.channels.clone(), channels, labels })
+    }
+}
+
+/// Shows how far it is: a bar on a terminal, otherwise a line for every tenth and at most every ten seconds.
+struct Progress {
+    bar: Option<ProgressBar>,
+    total: usize,
+    done: AtomicUsize,
+    bad: AtomicUsize,
+}
+
+impl Progress {
+    fn new(total: usize) -> Result<Progress> {
+        let bar = std::io::stderr().is_terminal().then(|| ProgressBar::new(total as u64));
+        if let Some(bar) = &bar {
+            let style = "{bar:30} {pos}/{len} subjects, {per_sec}, {eta} left {msg}";
+            bar.set_style(ProgressStyle::with_template(style)?);
+            bar.enable_steady_tick(Duration::from_millis(200));
+        }
+        Ok(Progress { bar, total, done: AtomicUsize::new(0), bad: AtomicUsize::new(0) })
+    }
+
+    fn step(&self, step: &Step) {
+        if let Step::Bad(LeftOut { id, reason }) = step {
+            let bad = self.bad.fetch_add(1, Ordering::Relaxed) + 1;
+            match &self.bar {
+                Some(bar) => {
+                    bar.println(format!("bad: {id}: {reason}"));
+                    bar.set_message(format!("({bad} bad)"));
+                }
+                None => eprintln!("bad: {id}: {reason}"),
+            }
+        }
+        let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
+        match &self.bar {
+            Some(bar) => bar.inc(1),
+            None if done * 10 / self.total != (done - 1) * 10 / self.total => eprintln!("{done}/{} subjects", self.total),
+            None => {}
+        }
+    }
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let start = Instant::now();
+    // Before the data is looked at, which may take long.
+    args.settings()?;
+    let mut dataset = layouts::open(&args.data, args.layout)?;
+    let plan = args.plan(&dataset)?;
+    if args.no_labels {
+        dataset.subjects.iter_mut().for_each(|s| s.label = None);
+    }
+    let with_label = dataset.subjects.iter().filter(|s| s.label.is_some()).count();
+    eprintln!(
+        "{}: layout {}, {} subjects ({with_label} with labels), channels {}",
+        args.data.display(),
+        dataset.layout,
+        dataset.subjects.len(),
+        plan.names().join(", ")
+    );
+    for ignored in &dataset.ignored {
+        eprintln!("ignored: {ignored}");
+    }
+    for problem in &dataset.problems {
+        eprintln!("bad: {problem}");
+    }
+
+    // The first signal ends the run after the subjects in work, a second one at once; the store can be completed either way.
+    let stop = Arc::new(AtomicBool::new(false));
+    for signal in [SIGINT, SIGTERM] {
+        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())?;
+        signal_hook::flag::register(signal, stop.clone())?;
+    }
+    let progress = Progress::new(dataset.subjects.len())?;
+    let threads = match args.threads {
+        Some(threads) => threads.into(),
+        None => std::thread::available_parallelism().map_or(1, |n| n.get()),
+    };
+    let options = Options {
+        threads,
+        skip_bad: args.skip_bad,
+        overwrite: args.overwrite,
+        stop: &stop,
+        progress: &|step| progress.step(step),
+    };
+    let filled = fill(&dataset, &plan, &args.out, &options);
+    if let Some(bar) = &progress.bar {
+        bar.finish_and_clear();
+    }
+    finish(&args, &dataset, filled?, start.elapsed())
+}
+
+/// Says what was done and what comes next; an error if the store is not complete.
+fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Result<()> {
+    let Filled { index, kept, stopped } = filled;
+    let (stored, out) = (index.subjects.len(), args.out.display());
+    if stopped {
+        bail!("interrupted: {stored} of {} subjects are in {out}; run the same command to go on", dataset.subjects.len());
+    }
+    let bad = index.left_out.len();
+    if bad > 0 {
+        eprintln!("{bad} left out:");
+        for LeftOut { id, reason } in &index.left_out {
+            eprintln!("  {id}: {reason}");
+        }
+    }
+    ensure!(stored > 0, "no subject of {} can be used", args.data.display());
+    ensure!(
+        index.complete,
+        "{bad} scans cannot be used; {stored} are done and kept in {out}: mend the others and run the same command, or add \
+         --skip-bad to go on without them"
+    );
+    let side = |pick: fn(usize, usize) -> usize, a: usize| index.subjects.iter().map(|s| s.shape[a]).reduce(pick).unwrap_or(0);
+    let size = [0, 1, 2].map(|a| match (side(usize::min, a), side(usize::max, a)) {
+        (low, high) if low == high => low.to_string(),
+        (low, high) => format!("{low}-{high}"),
+    });
+    println!(
+        "{out}: {stored} subjects ({kept} kept{}), channels {}, {} voxels, {}, {:.1} s",
+        if bad > 0 { format!(", {bad} left out") } else { String::new() },
+        index.channels.join(", "),
+        size.join(" x "),
+        HumanBytes(index.subjects.iter().map(|s| s.bytes).sum()),
+        took.as_secs_f64()
+    );
+    println!("next: pretext3d pretrain --task rot --data {out}");
+    Ok(())
 }

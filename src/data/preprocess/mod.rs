@@ -1,5 +1,17 @@
 //! From scans as their owners distribute them to a store: orientation, grid, intensities.
 
+pub mod fill;
+pub mod intensity;
+pub mod resample;
+mod subject;
+
+pub use subject::{Plan, prepare};
+
+use crate::data::volume::{Affine, Volume};
+use crate::dim::{Region, Shape, voxels};
+use anyhow::{Context, Result, bail, ensure};
+use ndarray::{Array3, Array4};
+use resample::Axis;
 use serde::{Deserialize, Serialize};
 
 /// Everything that decides the stored voxels. A store holds one value of it; another value makes another store.
@@ -51,4 +63,114 @@ pub enum Intensity {
 pub enum Dtype {
     F16,
     F32,
+}
+
+/// More voxels a channel than this are taken for a wrong spacing.
+const MAX_VOXELS: f64 = (1u64 << 31) as f64;
+
+impl Settings {
+    /// Checks the numbers; errors name the one that is out of range.
+    pub fn check(&self) -> Result<()> {
+        match self.grid {
+            Grid::Cube { side } => ensure!((1..=1024).contains(&side), "size must be 1 to 1024 voxels, found {side}"),
+            Grid::Spacing { mm } => ensure!(
+                mm.iter().all(|m| (0.01..=1000.0).contains(m)),
+                "spacing must be 0.01 to 1000 mm along every axis, found {mm:?}"
+            ),
+        }
+        if let Foreground::Above { value } = self.foreground {
+            ensure!(value.is_finite(), "foreground must be a finite intensity, found {value}");
+        }
+        if let Intensity::Window { lo, hi } = self.intensity {
+            ensure!(lo.is_finite() && hi.is_finite() && lo < hi, "window must be LO,HI with LO < HI, found {lo},{hi}");
+        }
+        Ok(())
+    }
+}
+
+/// The stored grid's place in a scan whose axes are RAS+.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Placement {
+    /// Extent of the scan.
+    pub scan: Shape,
+    pub axes: [Axis; 3],
+    /// Affine of the stored grid.
+    pub affine: Affine,
+}
+
+impl Placement {
+    /// Finds the foreground's box in a RAS+ scan and lays the grid over it. Errors: voxels that are not finite, a constant
+    /// channel, no foreground, a grid too large to be meant.
+    pub fn find(volume: &Volume, settings: &Settings) -> Result<Placement> {
+        let scan = volume.shape();
+        let data = volume.data.as_slice().context("voxels are not contiguous")?;
+        ensure!(!data.is_empty(), "no voxels: shape is {scan:?}");
+        let mut channels = Vec::with_capacity(volume.channels());
+        for (c, values) in data.chunks_exact(voxels(scan)).enumerate() {
+            let channel = intensity::summary(values);
+            ensure!(
+                channel.non_finite == 0,
+                "channel {c}: {} of {} voxels are NaN or infinite, expected finite ones",
+                channel.non_finite,
+                values.len()
+            );
+            ensure!(channel.max > channel.min, "channel {c}: constant: every voxel is {}", channel.min);
+            channels.push((values, intensity::threshold(settings.foreground, &channel)));
+        }
+        let Some(crop) = intensity::bounding_box(&channels, scan) else {
+            bail!("no foreground: no voxel is above {:?}", channels.iter().map(|c| c.1).collect::<Vec<_>>())
+        };
+        let spacing = volume.spacing();
+        let axes = [0, 1, 2].map(|a| match settings.grid {
+            Grid::Cube { side } => Axis::resize(crop.start[a], crop.size[a], side),
+            Grid::Spacing { mm } => Axis::respace(crop.start[a], crop.size[a], spacing[a], mm[a]),
+        });
+        let count: f64 = axes.iter().map(|a| a.out as f64).product();
+        ensure!(
+            count <= MAX_VOXELS,
+            "{:?} voxels of {spacing:?} mm become {:?}: is the spacing right?",
+            crop.size,
+            resample::shape(&axes)
+        );
+        let mut affine = volume.affine;
+        for row in affine.iter_mut().take(3) {
+            for (a, axis) in axes.iter().enumerate() {
+                row[3] += row[a] * (axis.start as f64 + axis.first());
+                row[a] *= axis.step;
+            }
+        }
+        Ok(Placement { scan, axes, affine })
+    }
+
+    /// The box of the scan that the grid covers.
+    pub fn crop(&self) -> Region {
+        Region { start: self.axes.map(|a| a.start), size: self.axes.map(|a| a.n) }
+    }
+
+    /// Shape of the stored grid.
+    pub fn shape(&self) -> Shape {
+        resample::shape(&self.axes)
+    }
+
+    /// The scan on the stored grid, `[C, D, H, W]`, normalised.
+    pub fn image(&self, volume: &Volume, settings: &Settings) -> Result<Array4<f32>> {
+        let [d, h, w] = self.shape();
+        let mut image = Array4::zeros((volume.channels(), d, h, w));
+        let data = volume.data.as_slice().context("voxels are not contiguous")?;
+        let out = image.as_slice_mut().context("just made")?.chunks_exact_mut(d * h * w);
+        for (c, (values, out)) in data.chunks_exact(voxels(self.scan)).zip(out).enumerate() {
+            resample::linear(values, self.scan, &self.axes, out);
+            intensity::normalise(out, settings.intensity, settings.foreground).with_context(|| format!("channel {c}"))?;
+        }
+        Ok(image)
+    }
+
+    /// Classes `[D, H, W]` of the scan's voxels (in RAS+ order) on the stored grid.
+    pub fn label(&self, classes: &[u8]) -> Result<Array3<u8>> {
+        ensure!(classes.len() == voxels(self.scan), "{} classes for a scan of {:?}", classes.len(), self.scan);
+        let [d, h, w] = self.shape();
+        let mut label = Array3::zeros((d, h, w));
+        resample::nearest(classes, self.scan, &self.axes, label.as_slice_mut().context("just made")?);
+        Ok(label)
+    }
 }

@@ -20,7 +20,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 const FORMAT: &str = "pretext3d-store";
 const VERSION: u32 = 1;
-const INDEX: &str = "index.json";
+pub(crate) const INDEX: &str = "index.json";
 /// Files mapped at a time: well below Linux's 65530 maps a process.
 const MAX_MAPPED: usize = 8192;
 

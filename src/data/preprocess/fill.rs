@@ -1,0 +1,252 @@
+//! Filling a store from a dataset: in parallel, restartable, one subject at a time in memory for each thread.
+
+use super::subject::{Prepared, label_values};
+use super::{Plan, prepare};
+use crate::data::layouts::{Dataset, Subject};
+use crate::data::store::file::{self, Mapped};
+use crate::data::store::{Entry, INDEX, Index, LeftOut, file_name};
+use anyhow::{Context, Result, bail, ensure};
+use rayon::prelude::*;
+use serde_json::Value;
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+/// Held while a store is being filled.
+const LOCK: &str = ".lock";
+
+/// How to go about it.
+pub struct Options<'a> {
+    /// Threads; each holds one subject at a time.
+    pub threads: usize,
+    /// A store without the scans that cannot be used is complete.
+    pub skip_bad: bool,
+    /// Delete what a store in the folder holds, if it is of another kind or of other subjects.
+    pub overwrite: bool,
+    /// Set to stop after the subjects in work.
+    pub stop: &'a AtomicBool,
+    /// Called after each subject with its id; from any thread.
+    pub progress: &'a (dyn Fn(&Step) + Sync),
+}
+
+/// What became of a subject.
+pub enum Step {
+    /// Written.
+    Done,
+    /// Already there.
+    Kept,
+    /// Cannot be used.
+    Bad(LeftOut),
+}
+
+/// What was done.
+#[derive(Debug)]
+pub struct Filled {
+    pub index: Index,
+    pub kept: usize,
+    /// [`Options::stop`] was set before all subjects were done.
+    pub stopped: bool,
+}
+
+/// Makes or completes the store `folder`. Subjects that are there with the same settings and unchanged source files are kept.
+/// The index is marked complete when every subject is in it, or every other one is left out with
+/// [`Options::skip_bad`].
+///
+/// Errors: a folder that holds a store of other settings or of subjects that `dataset` lacks, or anything else; another
+/// process filling it; labels of unknown values; a file that cannot be written (the subjects written so far are kept).
+pub fn fill(dataset: &Dataset, plan: &Plan, folder: &Path, options: &Options) -> Result<Filled> {
+    plan.settings.check()?;
+    if plan.labels.is_none() {
+        refuse_unknown_labels(dataset)?;
+    }
+    fs::create_dir_all(folder).with_context(|| format!("making the store's folder {}", folder.display()))?;
+    let lock = folder.join(LOCK);
+    let lock_file = File::create(&lock).with_context(|| format!("writing {}", lock.display()))?;
+    if let Err(fs::TryLockError::WouldBlock) = lock_file.try_lock() {
+        bail!("{}: another process is filling this store", folder.display());
+    }
+
+    let has_labels = dataset.subjects.iter().any(|s| s.label.is_some());
+    let labels = plan.labels.clone().filter(|_| has_labels);
+    let mut index = Index::new(dataset.layout, plan.settings.clone(), plan.names(), labels);
+    claim(folder, &index, dataset, options.overwrite)?;
+
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
+    // A file that cannot be written ends the run; a scan that cannot be read does not.
+    let fatal: Mutex<Option<anyhow::Error>> = Mutex::new(None);
+    let failed = AtomicBool::new(false);
+    let one = |subject: &Subject| -> Option<Result<(Entry, bool), LeftOut>> {
+        if options.stop.load(Ordering::Relaxed) || failed.load(Ordering::Relaxed) {
+            return None;
+        }
+        let done = match store_one(subject, plan, folder) {
+            Ok(done) => done,
+            Err(error) => {
+                failed.store(true, Ordering::Relaxed);
+                fatal.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+                return None;
+            }
+        };
+        (options.progress)(&match &done {
+            Ok((_, true)) => Step::Kept,
+            Ok((_, false)) => Step::Done,
+            Err(left_out) => Step::Bad(left_out.clone()),
+        });
+        Some(done)
+    };
+    // Subjects are handed out one by one, so that a few large ones do not leave threads idle.
+    let done: Vec<_> = pool.install(|| dataset.subjects.par_iter().with_max_len(1).map(one).collect());
+    if let Some(error) = fatal.into_inner().unwrap_or_else(PoisonError::into_inner) {
+        return Err(error.context("stopped; what is done is kept: run the same command to go on"));
+    }
+
+    let stopped = done.iter().any(Option::is_none);
+    let mut kept = 0;
+    for done in done.into_iter().flatten() {
+        match done {
+            Ok((entry, was_there)) => {
+                kept += usize::from(was_there);
+                index.subjects.push(entry);
+            }
+            Err(left_out) => index.left_out.push(left_out),
+        }
+    }
+    let problems = dataset.problems.iter().map(|p| LeftOut { id: p.path.display().to_string(), reason: p.reason.clone() });
+    index.left_out.extend(problems);
+    index.complete = !stopped && !index.subjects.is_empty() && (options.skip_bad || index.left_out.is_empty());
+    index.write(folder)?;
+    Ok(Filled { index, kept, stopped })
+}
+
+/// Layouts without a description cannot say which values their labels hold.
+fn refuse_unknown_labels(dataset: &Dataset) -> Result<()> {
+    let Some(source) = dataset.subjects.iter().find_map(|s| s.label.as_ref()) else { return Ok(()) };
+    let values = label_values(source)?.join(",");
+    bail!(
+        "the layout {} does not say which label values its files may hold; {} holds {values}: give --labels {values} (all \
+         values, background first), or --no-labels",
+        dataset.layout,
+        source.display()
+    )
+}
+
+/// Makes sure that the folder is empty, or holds a store that may be completed, and marks it as being filled.
+fn claim(folder: &Path, index: &Index, dataset: &Dataset, overwrite: bool) -> Result<()> {
+    let expected: BTreeSet<String> = dataset.subjects.iter().map(|s| file_name(&s.id)).collect();
+    ensure!(expected.len() == dataset.subjects.len(), "two subjects' ids give the same file name");
+    let (mut left_behind, mut foreign, mut strangers) = (vec![], vec![], vec![]);
+    for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.starts_with('.') && name.ends_with(".tmp") {
+            left_behind.push(name);
+        } else if name.ends_with(".safetensors") && !expected.contains(&name) {
+            strangers.push(name);
+        } else if name != INDEX && name != LOCK && !expected.contains(&name) {
+            foreign.push(name);
+        }
+    }
+    let has_index = folder.join(INDEX).is_file();
+    if !has_index && !(foreign.is_empty() && strangers.is_empty()) {
+        let example = foreign.iter().chain(&strangers).next().map_or("", String::as_str);
+        bail!("{}: expected an empty folder or a store, found e.g. `{example}`; give another --out", folder.display());
+    }
+    // Files half written by a process that was killed.
+    for name in left_behind {
+        fs::remove_file(folder.join(&name)).with_context(|| format!("{}: removing {name}", folder.display()))?;
+    }
+    if has_index {
+        let before = Index::read(folder);
+        let differences = before.as_ref().map_or_else(|e| format!("{e:#}"), |before| differences(before, index));
+        if !differences.is_empty() && !overwrite {
+            bail!(
+                "{}: holds a store of other settings: {differences}; give another --out, or --overwrite to replace it",
+                folder.display()
+            );
+        }
+        strangers.sort();
+        if let (Some(first), false) = (strangers.first(), overwrite) {
+            bail!(
+                "{}: holds {} subjects that the data does not, the first in {first}; give another --out, or --overwrite to \
+                 remove them",
+                folder.display(),
+                strangers.len()
+            );
+        }
+        for name in &strangers {
+            fs::remove_file(folder.join(name)).with_context(|| format!("{}: removing {name}", folder.display()))?;
+        }
+    }
+    // Until the end no index may claim what the files are about to become.
+    index.clone().write(folder)
+}
+
+/// What differs between two stores' settings: `key: there, now asked`.
+fn differences(before: &Index, now: &Index) -> String {
+    fn flat(prefix: &str, value: &Value, out: &mut Vec<(String, String)>) {
+        match value {
+            Value::Object(fields) => {
+                for (key, value) in fields {
+                    flat(&if prefix.is_empty() { key.clone() } else { format!("{prefix}.{key}") }, value, out);
+                }
+            }
+            other => out.push((prefix.to_string(), other.to_string())),
+        }
+    }
+    let list = |index: &Index| {
+        let values = |labels: &Vec<crate::data::layouts::LabelValue>| labels.iter().map(|l| l.value).collect::<Vec<_>>();
+        let mut out = vec![];
+        flat("", &serde_json::json!(index.settings), &mut out);
+        out.push(("channels".into(), index.channels.join(",")));
+        out.push(("labels".into(), index.labels.as_ref().map_or("none".into(), |l| format!("{:?}", values(l)))));
+        out
+    };
+    let (before, now) = (list(before), list(now));
+    let value = |list: &[(String, String)], key: &str| {
+        list.iter().find(|(k, _)| k == key).map_or("nothing".to_string(), |(_, value)| value.clone())
+    };
+    let keys: BTreeSet<&String> = before.iter().chain(&now).map(|(key, _)| key).collect();
+    keys.into_iter()
+        .map(|key| (key, value(&before, key), value(&now, key)))
+        .filter(|(_, before, now)| before != now)
+        .map(|(key, before, now)| format!("{key} is {before} there, {now} was asked for"))
+        .collect::<Vec<_>>()
+        .join("; ")
+}
+
+/// Stores one subject unless it is there. The outer error is one of writing, the inner one of the scan; `true`: was there.
+fn store_one(subject: &Subject, plan: &Plan, folder: &Path) -> Result<Result<(Entry, bool), LeftOut>> {
+    let bad = |error: anyhow::Error| LeftOut { id: subject.id.clone(), reason: format!("{error:#}") };
+    let name = file_name(&subject.id);
+    let path = folder.join(&name);
+    let key = match plan.key(subject) {
+        Ok(key) => key,
+        Err(error) => return Ok(Err(bad(error))),
+    };
+    if let Some(entry) = Mapped::open(&path).ok().filter(|file| file.header().text.get("key") == Some(&key)).and_then(|file| {
+        let header = file.header();
+        Some(Entry {
+            id: subject.id.clone(),
+            file: name.clone(),
+            bytes: file.bytes(),
+            shape: header.shape,
+            spacing: serde_json::from_str(header.text.get("spacing")?).ok()?,
+            label: header.has_label,
+            split: subject.split.clone(),
+            fingerprint: header.text.get("fingerprint")?.clone(),
+        })
+    }) {
+        return Ok(Ok((entry, true)));
+    }
+    let Prepared { image, label, spacing, mut text } = match prepare(subject, plan) {
+        Ok(prepared) => prepared,
+        Err(error) => return Ok(Err(bad(error))),
+    };
+    text.insert("key".into(), key);
+    let (_, d, h, w) = image.dim();
+    let (bytes, fingerprint) = file::write(&path, image.view(), label.as_ref().map(|l| l.view()), plan.settings.dtype, text)?;
+    let (id, split) = (subject.id.clone(), subject.split.clone());
+    let entry = Entry { id, file: name, bytes, shape: [d, h, w], spacing, label: label.is_some(), split, fingerprint };
+    Ok(Ok((entry, false)))
+}

@@ -1,0 +1,234 @@
+//! One subject: its files to the arrays and the metadata of its store file.
+
+use super::{Placement, Settings};
+use crate::data::layouts::{LabelValue, Source, Subject, class_of};
+use crate::data::nifti;
+use crate::data::volume::{Affine, Volume, permute_affine, spacing};
+use crate::dim::{Shape, voxels};
+use crate::transform::spatial::Orientation;
+use anyhow::{Context, Result, bail, ensure};
+use ndarray::{Array3, Array4, Axis, concatenate};
+use serde_json::json;
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+
+/// What is done to every subject of a dataset.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    pub settings: Settings,
+    /// Names of the dataset's channels.
+    pub available: Vec<String>,
+    /// Positions in `available` of the channels to store, in order.
+    pub channels: Vec<usize>,
+    /// Values of the labels, background first; `None`: labels are left out.
+    pub labels: Option<Vec<LabelValue>>,
+}
+
+/// A subject ready to be stored.
+pub struct Prepared {
+    /// `[C, D, H, W]`, normalised.
+    pub image: Array4<f32>,
+    /// `[D, H, W]`, classes.
+    pub label: Option<Array3<u8>>,
+    /// Millimetres along each axis of `image`.
+    pub spacing: [f64; 3],
+    pub text: BTreeMap<String, String>,
+}
+
+impl Plan {
+    /// Names of the stored channels.
+    pub fn names(&self) -> Vec<String> {
+        self.channels.iter().map(|&c| self.available[c].clone()).collect()
+    }
+
+    /// The files of a subject that are read: those of the channels, then the label.
+    fn sources<'a>(&self, subject: &'a Subject) -> Result<(Vec<&'a Source>, Option<&'a Source>)> {
+        let label = subject.label.as_ref().filter(|_| self.labels.is_some());
+        if subject.channels.len() == 1 {
+            return Ok((vec![&subject.channels[0]], label));
+        }
+        ensure!(
+            subject.channels.len() == self.available.len(),
+            "{} files, expected one for each of the channels {}",
+            subject.channels.len(),
+            self.available.join(", ")
+        );
+        Ok((self.channels.iter().map(|&c| &subject.channels[c]).collect(), label))
+    }
+
+    /// Changes whenever the stored file would: SHA-256 over the settings, the channels, the labels and the state of the
+    /// subject's files.
+    pub fn key(&self, subject: &Subject) -> Result<String> {
+        let (images, label) = self.sources(subject)?;
+        let mut hash = Sha256::new();
+        hash.update(serde_json::to_vec(&(&self.settings, &self.available, &self.channels, &self.labels))?);
+        for source in images.into_iter().chain(label) {
+            hash.update(format!("\n{}", source.fingerprint()?));
+        }
+        hash.update(format!("\n{}", label.is_some()));
+        Ok(crate::data::store::hex(&hash.finalize()))
+    }
+}
+
+/// Reads, orients, checks, crops, resamples and normalises one subject. Errors name the file, what was expected and found.
+pub fn prepare(subject: &Subject, plan: &Plan) -> Result<Prepared> {
+    let (images, label) = plan.sources(subject)?;
+    let (volume, orientation) = image(&images, subject, plan)?;
+    let first = || images[0].display();
+    let placement = Placement::find(&volume, &plan.settings).with_context(first)?;
+    let stored = placement.image(&volume, &plan.settings).with_context(first)?;
+    let (scan, affine) = (volume.shape(), volume.affine);
+    drop(volume);
+    let label = label.map(|source| read_label(source, plan, scan, &affine).and_then(|classes| placement.label(&classes)));
+    let label = label.transpose()?;
+
+    let back = inverse(orientation);
+    let original = back.output(scan);
+    let names: Vec<String> = images.iter().copied().chain(subject.label.as_ref()).map(Source::display).collect();
+    let text = [
+        ("id", json!(subject.id)),
+        ("channels", json!(plan.names())),
+        ("sources", json!(names)),
+        ("affine", json!(placement.affine)),
+        ("spacing", json!(spacing(&placement.affine))),
+        ("original_shape", json!(original)),
+        ("original_affine", json!(permute_affine(&affine, scan, back))),
+        ("orientation", json!(orientation)),
+        ("crop", json!(placement.crop())),
+        ("settings", json!(plan.settings)),
+    ];
+    Ok(Prepared {
+        image: stored,
+        label,
+        spacing: spacing(&placement.affine),
+        text: text.into_iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
+    })
+}
+
+/// Undoes a permutation.
+fn inverse(orientation: Orientation) -> Orientation {
+    let mut back = Orientation::IDENTITY;
+    for (a, &source) in orientation.source.iter().enumerate() {
+        back.source[source] = a;
+        back.flip[source] = orientation.flip[a];
+    }
+    back
+}
+
+fn read_ras(source: &Source) -> Result<(Volume, Orientation)> {
+    match source {
+        Source::File(path) => nifti::read_ras(path),
+        Source::Zip { .. } => source.read()?.to_ras().with_context(|| source.display()),
+    }
+}
+
+/// The wanted channels in one RAS+ volume, and how the first file was turned to it.
+fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume, Orientation)> {
+    let (mut first, orientation) = read_ras(sources[0])?;
+    if subject.channels.len() == 1 {
+        let found = first.channels();
+        let expected = plan.available.len();
+        ensure!(
+            found == expected,
+            "{}: {found} channels, expected {expected} ({})",
+            sources[0].display(),
+            plan.available.join(", ")
+        );
+        if !plan.channels.iter().copied().eq(0..found) {
+            first.data = first.data.select(Axis(0), &plan.channels);
+        }
+        return Ok((first, orientation));
+    }
+    let mut parts = vec![];
+    for source in &sources[1..] {
+        let (volume, _) = read_ras(source)?;
+        same_grid(sources[0], first.shape(), &first.affine, source, &volume)?;
+        parts.push(volume.data);
+    }
+    for (source, channels) in sources.iter().zip([&first.data].into_iter().chain(&parts).map(|p| p.dim().0)) {
+        ensure!(channels == 1, "{}: {channels} channels, expected one a file", source.display());
+    }
+    if !parts.is_empty() {
+        let views: Vec<_> = [&first.data].into_iter().chain(&parts).map(|p| p.view()).collect();
+        first.data = concatenate(Axis(0), &views)?;
+    }
+    Ok((first, orientation))
+}
+
+/// Errors unless a file lies on the grid of the subject's first: same shape, corners closer than a twentieth of a voxel.
+fn same_grid(first: &Source, shape: Shape, affine: &Affine, source: &Source, volume: &Volume) -> Result<()> {
+    ensure!(
+        volume.shape() == shape,
+        "{}: shape {:?} (RAS+), expected {shape:?} as in {}",
+        source.display(),
+        volume.shape(),
+        first.display()
+    );
+    let voxel = spacing(affine).into_iter().fold(f64::INFINITY, f64::min);
+    let mut apart: f64 = 0.0;
+    for corner in 0..8 {
+        let x = [0, 1, 2].map(|a| if corner >> a & 1 == 1 { shape[a] as f64 - 1.0 } else { 0.0 });
+        let difference = |r: usize| {
+            let at = |m: &Affine| (0..3).map(|a| m[r][a] * x[a]).sum::<f64>() + m[r][3];
+            at(affine) - at(&volume.affine)
+        };
+        apart = apart.max((0..3).map(|r| difference(r).powi(2)).sum::<f64>().sqrt());
+    }
+    ensure!(
+        apart <= 0.05 * voxel,
+        "{}: its corners are up to {apart:.3} mm from those of {}, expected the same affine ({:?}, found {:?})",
+        source.display(),
+        first.display(),
+        affine,
+        volume.affine
+    );
+    Ok(())
+}
+
+/// Classes of a label file's voxels, in RAS+ order. Errors on a value that is not listed.
+fn read_label(source: &Source, plan: &Plan, shape: Shape, affine: &Affine) -> Result<Vec<u8>> {
+    let labels = plan.labels.as_deref().unwrap_or_default();
+    let (volume, _) = read_ras(source)?;
+    ensure!(volume.channels() == 1, "{}: {} channels, expected a label of one", source.display(), volume.channels());
+    let image = Source::File("the image".into());
+    same_grid(&image, shape, affine, source, &volume)?;
+    let data = volume.data.as_slice().with_context(|| format!("{}: not contiguous", source.display()))?;
+
+    // Owners' values are mostly small whole numbers: one look-up a voxel.
+    let table: Vec<Option<u8>> = (0..256).map(|value| class_of(labels, value)).collect();
+    let mut classes = Vec::with_capacity(voxels(shape));
+    for &value in data {
+        let class = if (0.0..256.0).contains(&value) && value.fract() == 0.0 {
+            table[value as usize]
+        } else if value.fract() == 0.0 {
+            class_of(labels, value as i64)
+        } else {
+            None
+        };
+        let Some(class) = class else {
+            let known: Vec<String> = labels.iter().map(|l| l.value.to_string()).collect();
+            bail!("{}: label value {value}, expected one of {}", source.display(), known.join(", "))
+        };
+        classes.push(class);
+    }
+    Ok(classes)
+}
+
+/// The distinct values of a label file, sorted; for messages.
+pub(super) fn label_values(source: &Source) -> Result<Vec<String>> {
+    let (volume, _) = read_ras(source)?;
+    let mut values: Vec<u32> = vec![];
+    let mut last = None;
+    for value in &volume.data {
+        if last != Some(value.to_bits()) {
+            last = Some(value.to_bits());
+            if !values.contains(&value.to_bits()) {
+                values.push(value.to_bits());
+                ensure!(values.len() <= 256, "{}: more than 256 values, expected a label", source.display());
+            }
+        }
+    }
+    let mut values: Vec<f32> = values.into_iter().map(f32::from_bits).collect();
+    values.sort_by(f32::total_cmp);
+    Ok(values.iter().map(f32::to_string).collect())
+}
