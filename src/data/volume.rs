@@ -236,7 +236,11 @@ pub(super) fn gather<T: Copy, U: Copy>(src: &[T], strides: Strides, shape: Shape
                 for (row, values) in tile.iter().enumerate().take(nu) {
                     x[unit] = u + row;
                     let at = (x[0] * n1 + x[1]) * n2 + k;
-                    out[at..at + nk].copy_from_slice(&values[..nk]);
+                    // A whole row has a length that the compiler knows.
+                    match out[at..at + nk].first_chunk_mut() {
+                        Some(whole) => *whole = *values,
+                        None => out[at..at + nk].copy_from_slice(&values[..nk]),
+                    }
                 }
             }
         }
