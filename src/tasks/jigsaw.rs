@@ -132,15 +132,15 @@ pub struct Jigsaw {
 impl Jigsaw {
     pub fn new(config: &JigsawConfig, window: usize, channels: usize, rank: Rank, seed: u64) -> Result<Self> {
         ensure!(config.grid >= 2, "jig: the grid needs 2 or more cells a side, found {}", config.grid);
+        let grid = JitteredGrid::new(rank, window, config.grid, config.jitter).context("jig")?;
+        warn_of_touching_patches("jig", grid.jitter);
+        let permutations = permutations(config.permutations, grid.cells.count(), seed)?;
         ensure!(
             (1..=config.permutations).contains(&config.shuffles),
             "jig: --jig-shuffles {} different permutations a sample, but --jig-permutations {}",
             config.shuffles,
             config.permutations
         );
-        let grid = JitteredGrid::new(rank, window, config.grid, config.jitter).context("jig")?;
-        warn_of_touching_patches("jig", grid.jitter);
-        let permutations = permutations(config.permutations, grid.cells.count(), seed)?;
         Ok(Jigsaw { config: config.clone(), grid, window, channels, permutations })
     }
 }
