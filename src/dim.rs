@@ -78,4 +78,8 @@ impl Region {
     pub fn fits(&self, shape: Shape) -> bool {
         (0..3).all(|a| self.start[a] + self.size[a] <= shape[a])
     }
+    /// The same box in the coordinates of a volume in which this one's origin lies at `origin`.
+    pub fn shifted(&self, origin: Shape) -> Self {
+        Region { start: std::array::from_fn(|a| self.start[a] + origin[a]), size: self.size }
+    }
 }

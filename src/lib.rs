@@ -3,15 +3,21 @@
 //! Arrays are `[C, D, H, W]`, row-major. The three spatial axes are the RAS+ axes in nibabel's order: `D` runs from left to
 //! right, `H` from posterior to anterior, `W` from inferior to superior. A 2D image is a volume with `D = 1`.
 
+pub mod checkpoint;
 pub mod cli;
+pub mod config;
 pub mod data;
 pub mod dim;
+pub mod export;
 pub mod ffi;
 pub mod fs;
+pub mod machine;
 pub mod nn;
+pub mod optim;
 pub mod patch;
 pub mod report;
 pub mod rng;
 pub mod tasks;
 pub mod train;
 pub mod transform;
+pub mod weights;

@@ -1,9 +1,25 @@
+use crate::export::export_run;
+use crate::train::run::Run;
 use anyhow::Result;
+use std::path::PathBuf;
 
-/// Write a run's encoder as TorchScript, safetensors and JSON
+/// Write a run's encoder as TorchScript (.pt), state dict (.safetensors) and description (.json)
 #[derive(clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// The run's folder
+    #[arg(long, value_name = "RUN")]
+    run: PathBuf,
+    /// Which checkpoint
+    #[arg(long, value_parser = ["best", "last"], default_value = "best")]
+    checkpoint: String,
+    /// Path without extension, e.g. weights/rot
+    #[arg(long, value_name = "PATH")]
+    out: PathBuf,
+}
 
-pub fn run(_args: Args) -> Result<()> {
-    anyhow::bail!("being built")
+pub fn run(args: Args) -> Result<()> {
+    for path in export_run(&Run { dir: args.run }, &args.checkpoint, &args.out)? {
+        println!("{path}");
+    }
+    Ok(())
 }

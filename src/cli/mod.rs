@@ -1,5 +1,6 @@
 //! The command line: one file a subcommand, each with its flags and a `run`.
 
+pub mod bench;
 pub mod doctor;
 pub mod export;
 pub mod inspect;
@@ -7,12 +8,15 @@ pub mod phantom;
 pub mod preprocess;
 pub mod pretrain;
 
-use clap::{Parser, Subcommand};
+use crate::config;
+use anyhow::Result;
+use clap::{CommandFactory, Parser, Subcommand};
+use std::ffi::OsString;
 use std::process::ExitCode;
 
 /// Self-supervised pretraining of 3D and 2D encoders on medical volumes.
 #[derive(Parser)]
-#[command(version, about, max_term_width = 120)]
+#[command(version, about, max_term_width = 120, args_override_self = true)]
 struct Cli {
     #[command(subcommand)]
     command: Command,
@@ -26,23 +30,41 @@ enum Command {
     Export(export::Args),
     Inspect(inspect::Args),
     Doctor(doctor::Args),
+    #[command(hide = true)]
+    BenchStep(bench::StepArgs),
+    #[command(hide = true)]
+    BenchSampling(bench::SamplingArgs),
 }
 
-/// Runs the command of the process's arguments. Exit code 0: done; 1: failed, with the reason on standard error; 2: usage.
+/// Runs the command of the process's arguments. Exit code 0: done; 1: failed, with the reason on standard error; 2: usage;
+/// 130: stopped by a signal, to be continued.
 pub fn main() -> ExitCode {
-    let done = match Cli::parse().command {
-        Command::Phantom(args) => phantom::run(args),
-        Command::Preprocess(args) => preprocess::run(args),
+    let done = arguments().and_then(|arguments| match Cli::parse_from(arguments).command {
+        Command::Phantom(args) => phantom::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Preprocess(args) => preprocess::run(args).map(|()| ExitCode::SUCCESS),
         Command::Pretrain(args) => pretrain::run(args),
-        Command::Export(args) => export::run(args),
-        Command::Inspect(args) => inspect::run(args),
-        Command::Doctor(args) => doctor::run(args),
-    };
-    match done {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
+        Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Inspect(args) => inspect::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Doctor(args) => doctor::run(args).map(|()| ExitCode::SUCCESS),
+        Command::BenchStep(args) => bench::step(args).map(|()| ExitCode::SUCCESS),
+        Command::BenchSampling(args) => bench::sampling(args).map(|()| ExitCode::SUCCESS),
+    });
+    done.unwrap_or_else(|error| {
+        eprintln!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+/// The process's arguments, with settings files turned into flags.
+fn arguments() -> Result<Vec<OsString>> {
+    let mut arguments: Vec<OsString> = std::env::args_os().collect();
+    let command = Cli::command();
+    let Some(sub) = arguments.get(1).and_then(|name| command.find_subcommand(name)) else { return Ok(arguments) };
+    let known: Vec<String> = sub.get_arguments().filter_map(|a| a.get_long()).map(str::to_owned).collect();
+    if known.iter().any(|flag| flag == "config") {
+        let expanded = config::expand(&arguments[2..], &known)?;
+        arguments.truncate(2);
+        arguments.extend(expanded);
     }
+    Ok(arguments)
 }

@@ -242,3 +242,80 @@ pub(super) fn gather<T: Copy, U: Copy>(src: &[T], strides: Strides, shape: Shape
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn orientations() -> impl Strategy<Value = Orientation> {
+        (Just([0, 1, 2]).prop_shuffle(), any::<[bool; 3]>()).prop_map(|(source, flip)| Orientation { source, flip })
+    }
+
+    proptest! {
+        /// The definition in [`Orientation`]'s documentation, voxel by voxel; and a voxel stays where it is in the world.
+        #[test]
+        fn permuting_follows_the_definition_and_can_be_undone(
+            orientation in orientations(),
+            (c, i, j, k) in (1..3usize, 1..80usize, 1..40usize, 1..80usize),
+            matrix in prop::array::uniform12(-3.0..3.0f64),
+        ) {
+            let mut affine = [[0.0; 4]; 4];
+            affine.as_flattened_mut()[..12].copy_from_slice(&matrix);
+            affine[3][3] = 1.0;
+            let mut next = 0.0;
+            let data = Array4::from_shape_simple_fn((c, i, j, k), || { next += 1.0; next });
+            let volume = Volume { data, affine };
+            let turned = volume.clone().permute(orientation);
+            prop_assert_eq!(turned.shape(), orientation.output([i, j, k]));
+            let world = |affine: &Affine, v: [usize; 3]| -> [f64; 3] {
+                std::array::from_fn(|r| affine[r][3] + (0..3).map(|a| affine[r][a] * v[a] as f64).sum::<f64>())
+            };
+            for ((ch, x0, x1, x2), &value) in turned.data.indexed_iter() {
+                let (x, mut y) = ([x0, x1, x2], [0; 3]);
+                for ((source, flip), at) in orientation.source.into_iter().zip(orientation.flip).zip(x) {
+                    y[source] = if flip { [i, j, k][source] - 1 - at } else { at };
+                }
+                prop_assert_eq!(value, volume.data[[ch, y[0], y[1], y[2]]]);
+                let (p, q) = (world(&turned.affine, x), world(&volume.affine, y));
+                prop_assert!((0..3).all(|r| (p[r] - q[r]).abs() < 1e-9));
+            }
+            let back = turned.permute(orientation.inverse());
+            prop_assert_eq!(back.data, volume.data);
+            prop_assert!(back.affine.as_flattened().iter().zip(affine.as_flattened()).all(|(a, b)| (a - b).abs() < 1e-9));
+        }
+    }
+
+    #[test]
+    fn the_polar_factor_undoes_scales_and_symmetric_shears() {
+        // R = a rotation by 30 degrees about the third axis, reflected; A = R S with S symmetric positive definite.
+        let (cos, sin) = (0.75f64.sqrt(), 0.5);
+        let r = [[cos, -sin, 0.0], [sin, cos, 0.0], [0.0, 0.0, -1.0]];
+        let s = [[1.0, 0.2, 0.1], [0.2, 1.0, 0.0], [0.1, 0.0, 1.0]];
+        let length: [f64; 3] = std::array::from_fn(|c| (0..3).map(|a| s[a][c] * s[a][c]).sum::<f64>().sqrt());
+        let product = |r_: usize, c: usize| (0..3).map(|a| r[r_][a] * s[a][c]).sum::<f64>();
+        let affine = |unit: bool| -> Affine {
+            std::array::from_fn(|i| {
+                std::array::from_fn(|j| {
+                    if i == 3 || j == 3 {
+                        0.0
+                    } else if unit {
+                        product(i, j) / length[j]
+                    } else {
+                        40.0 * r[i][j]
+                    }
+                })
+            })
+        };
+        let close = |m: [[f64; 3]; 3]| (0..9).all(|i| (m[i / 3][i % 3] - r[i / 3][i % 3]).abs() < 1e-12);
+        assert!(close(rotation(&affine(false)).unwrap()));
+        // Unequal column lengths change S; its polar factor is then orthogonal, a reflection, and near R.
+        let m = rotation(&affine(true)).unwrap();
+        assert!((determinant(&m) + 1.0).abs() < 1e-12 && (0..9).all(|i| (m[i / 3][i % 3] - r[i / 3][i % 3]).abs() < 0.05));
+        for broken in [0.0, f64::NAN, f64::INFINITY] {
+            let mut affine = affine(false);
+            (0..3).for_each(|a| affine[a][1] = broken);
+            assert!(rotation(&affine).unwrap_err().to_string().contains("singular"));
+        }
+    }
+}

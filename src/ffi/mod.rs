@@ -3,8 +3,8 @@
 mod cuda;
 mod script;
 
-pub use cuda::{load_cuda, load_error};
-pub use script::{read_extra, save_script};
+pub use cuda::{Gpu, gpus, load_cuda};
+pub use script::{read_extra, read_state, save_script};
 
 use anyhow::{Result, bail};
 use std::ffi::{CStr, c_char, c_int};
@@ -13,6 +13,8 @@ use torch_sys::C_tensor;
 
 unsafe extern "C" {
     fn p3d_error() -> *const c_char;
+    fn p3d_compiled_version() -> *const c_char;
+    fn p3d_config() -> *const c_char;
     fn p3d_autocast_get(cuda: c_int) -> c_int;
     fn p3d_autocast_set(cuda: c_int, enabled: c_int) -> c_int;
     fn p3d_autocast_clear() -> c_int;
@@ -30,8 +32,8 @@ unsafe extern "C" {
         beta2: f64,
         weight_decay: f64,
         eps: f64,
-        is_first_step: c_int,
     ) -> c_int;
+    fn p3d_clear_gradient(tensor: *mut C_tensor);
     fn p3d_clip_gradients(grads: *const *mut C_tensor, n: usize, max_norm: f64, norm: *mut C_tensor) -> c_int;
 }
 
@@ -43,6 +45,18 @@ fn check(what: &str, status: c_int) -> Result<()> {
         bail!("{what}: {}", message.lines().next().unwrap_or_default());
     }
     Ok(())
+}
+
+/// The version of libtorch's headers that the shim was compiled with.
+pub fn compiled_version() -> String {
+    // SAFETY: a static NUL-terminated string.
+    unsafe { CStr::from_ptr(p3d_compiled_version()) }.to_string_lossy().into_owned()
+}
+
+/// The build settings of the libtorch that is running, as `torch.__config__.show()`, and its CPU capability.
+pub fn torch_config() -> String {
+    // SAFETY: a static NUL-terminated string.
+    unsafe { CStr::from_ptr(p3d_config()) }.to_string_lossy().into_owned()
 }
 
 fn pointers(tensors: &[Tensor]) -> Vec<*mut C_tensor> {
@@ -123,22 +137,21 @@ pub struct StepSizes {
     pub eps: f64,
 }
 
-/// One fused update of `params` in place, from `grads` and the moments; `steps` counts updates per parameter.
-/// The lists have equal length (`second` and `steps` are ignored by SGD).
-#[allow(clippy::too_many_arguments)]
-pub fn optimizer_step(
-    rule: Rule,
-    params: &[Tensor],
-    grads: &[Tensor],
-    first: &[Tensor],
-    second: &[Tensor],
-    steps: &[Tensor],
-    sizes: StepSizes,
-    is_first_step: bool,
-) -> Result<()> {
+/// Optimizer state, one tensor a parameter; SGD keeps its momentum in `first` and ignores the others.
+#[derive(Clone, Copy)]
+pub struct Moments<'a> {
+    pub first: &'a [Tensor],
+    pub second: &'a [Tensor],
+    /// Updates made, float scalars.
+    pub steps: &'a [Tensor],
+}
+
+/// One fused update of `params` and `moments` in place. All lists have equal length.
+pub fn optimizer_step(rule: Rule, params: &[Tensor], grads: &[Tensor], moments: Moments, sizes: StepSizes) -> Result<()> {
     let n = params.len();
-    assert!([grads, first, second, steps].iter().all(|l| l.len() == n), "one gradient and state per parameter");
-    let (p, g, m, v, s) = (pointers(params), pointers(grads), pointers(first), pointers(second), pointers(steps));
+    let lists = [params, grads, moments.first, moments.second, moments.steps];
+    assert!(lists.iter().all(|l| l.len() == n), "one gradient and state per parameter");
+    let [p, g, m, v, s] = lists.map(pointers);
     // SAFETY: every pointer is a live tensor's and every list has `n` entries.
     let status = unsafe {
         p3d_optimizer_step(
@@ -154,10 +167,15 @@ pub fn optimizer_step(
             sizes.beta2,
             sizes.weight_decay,
             sizes.eps,
-            is_first_step as c_int,
         )
     };
     check("optimizer step", status)
+}
+
+/// Drops the gradient, so that the next backward pass writes instead of adding.
+pub fn clear_gradient(parameter: &mut Tensor) {
+    // SAFETY: the pointer is a live tensor's.
+    unsafe { p3d_clear_gradient(parameter.as_mut_ptr()) }
 }
 
 /// Scales gradients in place to a joint L2 norm of at most `max_norm` (0: leaves them); returns the norm before, a scalar

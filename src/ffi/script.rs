@@ -3,10 +3,13 @@
 use super::check;
 use crate::nn::script::ScriptModule;
 use anyhow::{Context, Result, ensure};
-use std::ffi::{CString, c_char, c_int};
+use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use tch::Tensor;
 use torch_sys::C_tensor;
+
+type Visit = unsafe extern "C" fn(*mut c_void, *const c_char, *mut C_tensor);
 
 #[repr(C)]
 struct P3dModule {
@@ -21,6 +24,7 @@ unsafe extern "C" {
     fn p3d_module_child(module: *mut P3dModule, name: *const c_char, child: *mut P3dModule) -> c_int;
     fn p3d_module_define(module: *mut P3dModule, source: *const c_char) -> c_int;
     fn p3d_module_save(module: *mut P3dModule, path: *const c_char, extra_name: *const c_char, extra: *const c_char) -> c_int;
+    fn p3d_module_state(path: *const c_char, context: *mut c_void, visit: Visit) -> c_int;
     fn p3d_module_extra(path: *const c_char, extra_name: *const c_char, out: *mut c_char, capacity: usize) -> i64;
 }
 
@@ -85,4 +89,21 @@ pub fn read_extra(path: &Path) -> Result<String> {
     ensure!(length > 0, "{}: no {EXTRA} inside; not a file of pretext3d", path.display());
     text.truncate(length as usize);
     Ok(String::from_utf8(text)?)
+}
+
+/// Parameters and buffers of a TorchScript file, by name, on the CPU.
+pub fn read_state(path: &Path) -> Result<Vec<(String, Tensor)>> {
+    unsafe extern "C" fn collect(context: *mut c_void, name: *const c_char, tensor: *mut C_tensor) {
+        // SAFETY: the context is the vector below; the name lives during the call; the tensor is handed over.
+        unsafe {
+            let out = &mut *context.cast::<Vec<(String, Tensor)>>();
+            out.push((CStr::from_ptr(name).to_string_lossy().into_owned(), Tensor::from_ptr(tensor)));
+        }
+    }
+    let mut out: Vec<(String, Tensor)> = Vec::new();
+    let file = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: `out` outlives the call.
+    let status = unsafe { p3d_module_state(file.as_ptr(), (&raw mut out).cast(), collect) };
+    check(&format!("reading {} as TorchScript", path.display()), status)?;
+    Ok(out)
 }

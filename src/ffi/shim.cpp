@@ -3,10 +3,13 @@
 
 #include <torch/csrc/jit/api/module.h>
 #include <torch/script.h>
+#include <torch/version.h>
+#include <ATen/Version.h>
 #include <ATen/autocast_mode.h>
 #include <ATen/ops/_fused_adam.h>
 #include <ATen/ops/_fused_adamw.h>
 #include <ATen/ops/_fused_sgd.h>
+#include <torch/version.h>
 
 #include <string>
 #include <unordered_map>
@@ -48,6 +51,19 @@ extern "C" {
 
 const char *p3d_error() { return error.c_str(); }
 
+// The version of the headers that this file was compiled with.
+const char *p3d_compiled_version() { return TORCH_VERSION; }
+
+// The build settings of the libtorch that is running.
+const char *p3d_config() {
+  static const std::string config = [] {
+    std::string text;
+    guarded([&] { text = at::show_config() + "\nCPU capability: " + at::get_cpu_capability(); });
+    return text;
+  }();
+  return config.c_str();
+}
+
 int p3d_autocast_get(int cuda) { return at::autocast::is_autocast_enabled(device_type(cuda)); }
 
 int p3d_autocast_set(int cuda, int enabled) {
@@ -79,13 +95,14 @@ enum { P3D_ADAMW = 0, P3D_ADAM = 1, P3D_SGD = 2 };
 // `first`), `steps` float tensors counting updates; all are updated in place.
 int p3d_optimizer_step(int kind, at::Tensor *const *params, at::Tensor *const *grads, at::Tensor *const *first,
                        at::Tensor *const *second, at::Tensor *const *steps, size_t n, double lr, double beta1,
-                       double beta2, double weight_decay, double eps, int is_first_step) {
+                       double beta2, double weight_decay, double eps) {
   return guarded([&] {
     at::NoGradGuard guard;
     auto p = list(params, n), g = list(grads, n), m = list(first, n);
     if (kind == P3D_SGD) {
+      // Buffers that start at zero make the first step no special case, as there is no dampening.
       at::_fused_sgd_(p, g, m, weight_decay, beta1, lr, /*dampening=*/0.0, /*nesterov=*/false, /*maximize=*/false,
-                      is_first_step != 0);
+                      /*is_first_step=*/false);
       return;
     }
     auto v = list(second, n), s = list(steps, n);
@@ -97,6 +114,8 @@ int p3d_optimizer_step(int kind, at::Tensor *const *params, at::Tensor *const *g
     }
   });
 }
+
+void p3d_clear_gradient(at::Tensor *tensor) { tensor->mutable_grad().reset(); }
 
 // Scales the gradients so that their joint L2 norm is at most `max_norm` (0: only measures); `norm` receives the norm
 // before, a scalar tensor on the gradients' device.
@@ -148,6 +167,15 @@ int p3d_module_save(P3dModule *module, const char *path, const char *extra_name,
   return guarded([&] {
     std::unordered_map<std::string, std::string> files{{extra_name, extra}};
     module->module.save(path, files);
+  });
+}
+
+// Hands every parameter and buffer of a saved module to `visit`.
+int p3d_module_state(const char *path, void *context, void (*visit)(void *, const char *, at::Tensor *)) {
+  return guarded([&] {
+    auto module = torch::jit::load(path, at::kCPU);
+    for (const auto &entry : module.named_parameters()) visit(context, entry.name.c_str(), new at::Tensor(entry.value.detach()));
+    for (const auto &entry : module.named_buffers()) visit(context, entry.name.c_str(), new at::Tensor(entry.value));
   });
 }
 

@@ -1,1 +1,8 @@
+//! What people look at: pictures, curves, tables and progress. Formats numbers, computes none.
 
+mod canvas;
+pub mod curves;
+pub mod history;
+pub mod progress;
+pub mod sheet;
+pub mod tensorboard;

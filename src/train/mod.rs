@@ -1,1 +1,11 @@
+//! Training: device and precision, batches, the loop, and what stops it.
 
+pub mod batches;
+pub mod config;
+pub mod device;
+pub mod means;
+pub mod network;
+pub mod pretrain;
+pub mod run;
+pub mod stop;
+pub mod trainer;

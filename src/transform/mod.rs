@@ -1,4 +1,5 @@
 //! Transforms that draw parameters first and are then deterministic, so that each can be replayed exactly.
 
 pub mod intensity;
+pub mod resample;
 pub mod spatial;

@@ -74,7 +74,8 @@ pub struct Problem {
 #[derive(Clone, Debug)]
 pub struct Dataset {
     pub layout: Layout,
-    /// Channel names, e.g. `t1`, `flair`; what every subject has.
+    /// Channel names, e.g. `t1`, `flair`; what every subject has. For one 4D file a subject they come from the description,
+    /// or are `NAME_0`, `NAME_1`.. after the first file's header.
     pub channels: Vec<String>,
     /// Known label values, background first; `None`: without labels, or unknown until the labels are read.
     pub labels: Option<Vec<LabelValue>>,
@@ -178,6 +179,13 @@ fn finish(mut dataset: Dataset) -> Result<Dataset> {
     dataset.problems.sort_by(|a, b| a.path.cmp(&b.path));
     dataset.ignored.sort_by(|a, b| a.path.cmp(&b.path));
     dataset.subjects.sort_by(|a, b| a.id.cmp(&b.id));
+    if let (Layout::Folder | Layout::Manifest, [name]) = (dataset.layout, dataset.channels.as_slice()) {
+        // What cannot be read here is reported when it is read as a whole.
+        let headers = dataset.subjects.iter().filter_map(|s| s.channels[0].channels().ok());
+        if let Some(n) = headers.take(1).find(|n| *n > 1) {
+            dataset.channels = (0..n).map(|c| format!("{name}_{c}")).collect();
+        }
+    }
     if dataset.subjects.is_empty() {
         let left_out: Vec<String> = dataset.problems.iter().chain(&dataset.ignored).take(3).map(Problem::to_string).collect();
         let looked_for = match dataset.layout {

@@ -1,17 +1,40 @@
 //! The bytes behind a [`Source`].
 
 use super::Source;
+use crate::data::nifti;
 use crate::data::volume::Volume;
+use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
+use zip::ZipArchive;
+use zip::read::ZipFile;
 
 impl Source {
     /// The voxels, scaled as the header says. Errors name the file, and the member of an archive.
     pub fn read(&self) -> Result<Volume> {
-        todo!()
+        match self {
+            Source::File(path) => nifti::read(path),
+            Source::Zip { archive, member } => in_zip(archive, member, |file| nifti::read_from(&self.display(), file)),
+        }
+    }
+
+    /// As [`Source::read`] and turned to RAS+, with the turn.
+    pub fn read_ras(&self) -> Result<(Volume, Orientation)> {
+        match self {
+            Source::File(path) => nifti::read_ras(path),
+            Source::Zip { archive, member } => in_zip(archive, member, |file| nifti::read_ras_from(&self.display(), file)),
+        }
+    }
+
+    /// Channels by the header alone; of a member of an archive by reading it.
+    pub(super) fn channels(&self) -> Result<usize> {
+        match self {
+            Source::File(path) => Ok(nifti::read_header(path)?.channels),
+            Source::Zip { .. } => Ok(self.read()?.data.dim().0),
+        }
     }
 
     /// The file's path, or `archive.zip:member`.
@@ -34,17 +57,17 @@ impl Source {
                 Ok(print)
             }
             Source::Zip { archive, member } => {
-                let mut zip = open_zip(archive)?;
-                let member = zip.by_name(member).with_context(|| self.display())?;
-                Ok(format!("{}-{:08x}", member.size(), member.crc32()))
+                in_zip(archive, member, |file| Ok(format!("{}-{:08x}", file.size(), file.crc32())))
             }
         }
     }
 }
 
-fn open_zip(archive: &Path) -> Result<zip::ZipArchive<BufReader<File>>> {
-    let file = File::open(archive).with_context(|| format!("{}: cannot be opened", archive.display()))?;
-    zip::ZipArchive::new(BufReader::new(file)).with_context(|| format!("{}: not a whole zip archive", archive.display()))
+fn in_zip<T>(archive: &Path, member: &str, use_it: impl FnOnce(ZipFile<BufReader<File>>) -> Result<T>) -> Result<T> {
+    let name = || archive.display().to_string();
+    let file = File::open(archive).with_context(name)?;
+    let mut zip = ZipArchive::new(BufReader::new(file)).context("not a whole zip archive").with_context(name)?;
+    use_it(zip.by_name(member).with_context(|| format!("{}:{member}", name()))?)
 }
 
 /// Size in bytes and modification time in nanoseconds since 1970.

@@ -55,9 +55,10 @@ fn integers<const N: usize>(
     name: &str,
     bytes: impl Fn(f32) -> [u8; N],
 ) -> Result<Vec<u8>> {
-    // Comparing this way round makes NaN an error too.
+    // NaN is in no range, so it is an error too.
     let fits = |v: f32| (low..=high).contains(&v.round_ties_even());
-    if let Some((at, v)) = volume.data.indexed_iter().find(|&(_, &v)| !fits(v)) {
+    if !volume.data.iter().all(|&v| fits(v)) {
+        let (at, v) = volume.data.indexed_iter().find(|&(_, &v)| !fits(v)).expect("one does not fit");
         bail!("voxel {at:?} is {v}, expected {low} to {high} for {name}");
     }
     Ok(encode(volume, |v| bytes(v.round_ties_even())))
@@ -140,4 +141,36 @@ fn quaternion(r: &[[f64; 3]; 3]) -> [f64; 4] {
     }
     let norm = q.iter().map(|v| v * v).sum::<f64>().sqrt().copysign(q[0]);
     q.map(|v| v / norm)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::nifti::read;
+    use ndarray::Array4;
+
+    #[test]
+    fn integers_are_rounded_and_what_does_not_fit_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("scan.nii.gz");
+        let affine = [[2.0, 0.0, 0.0, -1.0], [0.0, 3.0, 0.0, 5.0], [0.0, 0.0, 4.0, 0.5], [0.0, 0.0, 0.0, 1.0]];
+        let volume = |values: [f32; 4]| Volume { data: Array4::from_shape_vec((1, 1, 2, 2), values.to_vec()).unwrap(), affine };
+        for (kind, low, high) in [(DataType::Uint8, 0.0, 255.0), (DataType::Int16, -32768.0, 32767.0)] {
+            write(&path, &volume([low - 0.5, high + 0.25, 1.5, 2.5]), kind).unwrap();
+            let back = read(&path).unwrap();
+            assert_eq!(back.data.as_slice().unwrap(), [low, high, 2.0, 2.0]);
+            assert_eq!(back.affine, affine);
+            for bad in [low - 0.6, high + 0.6, f32::NAN, f32::INFINITY] {
+                let error = format!("{:#}", write(&path, &volume([0.0, 1.0, bad, 2.0]), kind).unwrap_err());
+                assert!(error.contains("scan.nii.gz: voxel (0, 0, 1, 0) is") && error.contains(&bad.to_string()), "{error}");
+            }
+        }
+        let mut flat = volume([0.0; 4]);
+        flat.affine[1] = [0.0; 4];
+        let error = format!("{:#}", write(&path, &flat, DataType::Float32).unwrap_err());
+        assert!(error.contains("scan.nii.gz") && error.contains("singular"), "{error}");
+        let empty = Volume { data: Array4::zeros((1, 0, 2, 2)), affine };
+        assert!(write(&path, &empty, DataType::Float32).is_err());
+        assert_eq!(read(&path).unwrap().data[[0, 0, 0, 1]], 32767.0, "a refused write leaves the file");
+    }
 }

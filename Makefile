@@ -1,0 +1,90 @@
+# Everything from a bare clone: `make help` lists the targets.
+
+SHELL := /bin/sh
+.SHELLFLAGS := -ec
+.ONESHELL:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+.PHONY: help setup build pretrain test bench clean
+
+TASKS := rot rpl jig cpc exe
+LONG_TASKS := rotation relative-patch-location jigsaw contrastive-predictive-coding exemplar
+
+# Recipes read these from their environment, so that paths may hold spaces.
+export TASK DATA TORCH_INDEX_URL
+
+# Settings of `pretext3d preprocess`, and further arguments of `pretext3d pretrain` and of pytest.
+PREPROCESS_ARGS ?= $(if $(DATA),,--size 64)
+ARGS ?=
+PYTEST_ARGS ?=
+
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	sed -n 's/^#: \?//p' $(MAKEFILE_LIST)
+
+#:
+#: make pretrain TASK=rot|rpl|jig|cpc|exe [DATA=dir|manifest.csv] [ARGS="--epochs 50 ..."]
+#:   TASK             one task, or several separated by commas, trained jointly on one encoder
+#:   DATA             your scans; without it 64 generated brains
+#:   ARGS             further arguments of `pretext3d pretrain` (--help lists them)
+#:   PREPROCESS_ARGS  arguments of `pretext3d preprocess`
+#:   PYTHON           the Python to use; without torch 2.11.0 it only makes .venv
+#:   TORCH_INDEX_URL  package index for torch alone, for instance one with smaller CPU-only wheels
+
+setup: ## Find a Python with torch 2.11.0, or make .venv with it
+	@. scripts/env.sh
+	echo "Python: $$PYTHON"
+	echo "torch:  $$torch"
+
+build: ## Build target/release/pretext3d
+	@. scripts/env.sh
+	run cargo build --release --locked
+
+pretrain: ## Set up, build, prepare data, train, and export weights/<task>.pt
+	@for task in $$(echo "$${TASK:-none}" | tr , ' '); do
+	  case " $(TASKS) $(LONG_TASKS) " in
+	  *" $$task "*) ;;
+	  *) echo "error: TASK=$$TASK: expected one of $(TASKS), or several separated by commas" >&2; exit 2 ;;
+	  esac
+	done
+	if [ -n "$$DATA" ] && [ ! -e "$$DATA" ]; then
+	  echo "error: DATA=$$DATA: no such folder or manifest" >&2; exit 2
+	fi
+	. scripts/env.sh
+	run cargo build --release --locked
+	pretext3d=$$TARGET/release/pretext3d
+	if [ -z "$$DATA" ]; then
+	  DATA=data/phantom-brain
+	  store=data/stores/phantom-brain
+	  if [ ! -d "$$DATA" ]; then
+	    rm -rf "$$DATA.part"
+	    run "$$pretext3d" phantom --kind brain --subjects 64 --size 64 --seed 0 --out "$$DATA.part"
+	    mv "$$DATA.part" "$$DATA"
+	  fi
+	else
+	  # The checksum keeps folders of the same name apart.
+	  path=$$(realpath "$$DATA")
+	  store=data/stores/$$(basename "$$path" | tr -c 'A-Za-z0-9._\n-' _)-$$(printf %s "$$path" | cksum | cut -d ' ' -f 1)
+	fi
+	run "$$pretext3d" preprocess --data "$$DATA" --out "$$store" $(PREPROCESS_ARGS)
+	run "$$pretext3d" pretrain --data "$$store" --task "$$TASK" $(ARGS)
+
+test: ## Check formatting and lints, then run the Rust and the Python tests
+	@. scripts/env.sh
+	overlay .test-venv tests/python/requirements.txt
+	run cargo fmt --check
+	run cargo clippy --locked --all-targets -- -D warnings
+	run cargo test --locked
+	run cargo build --locked
+	PRETEXT3D=$$TARGET/debug/pretext3d run .test-venv/bin/python3 -m pytest -q tests/python $(PYTEST_ARGS)
+
+bench: ## Measure against PyTorch, MONAI and TorchIO; figures go to benches/results/
+	@. scripts/env.sh
+	overlay .bench-venv benches/requirements.txt
+	run cargo build --release --locked
+	for script in train_steps preprocess sampling; do
+	  run .bench-venv/bin/python3 benches/$$script.py
+	done
+
+clean: ## Remove builds and the environments of test and bench (.venv, data/, runs/ and weights/ stay)
+	rm -rf target .test-venv .bench-venv

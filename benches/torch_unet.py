@@ -1,0 +1,122 @@
+"""The networks of the rotation and the jigsaw task in plain PyTorch, and their training step.
+
+    python3 torch_unet.py --task rot --window 64 --batch 2 --steps 5 [--tuned] [--device cuda]
+
+prints one JSON line a step: `{"seconds": ...}`. The network, loss and batch are those of `pretext3d bench-step`; the data are
+random tensors that lie ready on the device.
+"""
+import argparse
+import contextlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
+from finetune_pytorch import Encoder  # noqa: E402
+
+CHANNELS = [16, 32, 64, 128, 256]
+ROTATIONS = 10
+PATCHES, PERMUTATIONS, SHUFFLES = 27, 100, 8
+
+
+def pool(deepest):
+    """`[N, C, d, h, w]` to `[N, F]`: pooled by 2 where that leaves anything."""
+    if min(deepest.shape[2:]) >= 2:
+        deepest = F.max_pool3d(deepest, 2)
+    return deepest.flatten(1)
+
+
+def mlp(inputs, classes):
+    layers = []
+    for outputs in (2048, 1024):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU(), nn.BatchNorm1d(outputs), nn.Dropout(0.5)]
+        inputs = outputs
+    return nn.Sequential(*layers, nn.Linear(inputs, classes))
+
+
+class Rotation(nn.Module):
+    """`[B, C, s, s, s]` to logits `[B, 10]`."""
+
+    def __init__(self, channels, window):
+        super().__init__()
+        side = window // 16
+        self.encoder = Encoder(channels, CHANNELS)
+        self.head = mlp(CHANNELS[-1] * (side // 2 if side >= 2 else side) ** 3, ROTATIONS)
+
+    def forward(self, x):
+        return self.head(pool(self.encoder(x)[-1]))
+
+
+class Jigsaw(nn.Module):
+    """Patches `[B * 27, C, s, s, s]` and permutation ids `[B, 8]` to logits `[B * 8, 100]`."""
+
+    def __init__(self, channels, patch):
+        super().__init__()
+        side = patch // 16
+        self.features = CHANNELS[-1] * (side // 2 if side >= 2 else side) ** 3
+        self.encoder = Encoder(channels, CHANNELS)
+        self.head = mlp(PATCHES * self.features, PERMUTATIONS)
+        self.register_buffer("table", torch.stack([torch.randperm(PATCHES) for _ in range(PERMUTATIONS)]))
+
+    def forward(self, x, ids):
+        features = pool(self.encoder(x)[-1]).unflatten(0, (-1, PATCHES))
+        shuffled = features[torch.arange(len(ids), device=x.device)[:, None, None], self.table[ids]]
+        return self.head(shuffled.flatten(2).flatten(0, 1))
+
+
+def build(task, window, batch, channels):
+    """Network, its inputs and its targets."""
+    if task == "rot":
+        inputs = (torch.randn(batch, channels, window, window, window),)
+        return Rotation(channels, window), inputs, torch.randint(ROTATIONS, (batch,))
+    # As the binary: 3 voxels of jitter at a window of 128, in proportion.
+    patch = window // 3 - max((3 * window + 64) // 128, 1)
+    ids = torch.stack([torch.randperm(PERMUTATIONS)[:SHUFFLES] for _ in range(batch)])
+    return Jigsaw(channels, patch), (torch.randn(batch * PATCHES, channels, patch, patch, patch), ids), ids.flatten()
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--task", choices=["rot", "jig"], required=True)
+    parser.add_argument("--window", type=int, required=True)
+    parser.add_argument("--batch", type=int, required=True)
+    parser.add_argument("--steps", type=int, required=True)
+    parser.add_argument("--channels", type=int, default=1)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--tuned", action="store_true", help="autocast bfloat16, channels last, fused AdamW")
+    args = parser.parse_args()
+
+    torch.manual_seed(0)
+    network, inputs, targets = build(args.task, args.window, args.batch, args.channels)
+    network, targets = network.to(args.device), targets.to(args.device)
+    inputs = [x.to(args.device) for x in inputs]
+    autocast = contextlib.nullcontext
+    if args.tuned:
+        network = network.to(memory_format=torch.channels_last_3d)
+        inputs[0] = inputs[0].to(memory_format=torch.channels_last_3d)
+        autocast = lambda: torch.autocast(torch.device(args.device).type, dtype=torch.bfloat16)  # noqa: E731
+    optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=args.tuned or None)
+    synchronize = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None
+    for _ in range(args.steps):
+        synchronize()
+        start = time.perf_counter()
+        with autocast():
+            logits = network(*inputs)
+        loss = F.cross_entropy(logits.float(), targets)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        loss.item()
+        synchronize()
+        print(json.dumps({"seconds": time.perf_counter() - start}), flush=True)
+    if args.device.startswith("cuda"):
+        print(json.dumps({"device_mib": torch.cuda.max_memory_allocated() / 2**20}))
+
+
+if __name__ == "__main__":
+    main()

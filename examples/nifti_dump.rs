@@ -1,0 +1,53 @@
+//! What the NIfTI reader makes of files, for comparison with other readers.
+//!
+//! `nifti_dump OUT FILE...` prints one JSON line a file: what was read, or the error. Voxels go to `OUT/<n>.native.f32` and
+//! `OUT/<n>.ras.f32`, `[C, i, j, k]` in little-endian order, and the volume is written again, as
+//! `OUT/<n>.copy.nii.gz`: in the file's own type if that is uint8 or int16 without a scale, else as float32.
+
+use anyhow::{Context, Result, ensure};
+use pretext3d::data::nifti::{self, DataType, Stored};
+use pretext3d::data::volume::Volume;
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+
+fn main() -> Result<()> {
+    let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
+    let out = arguments.next().context("usage: nifti_dump OUT FILE...")?;
+    for (n, file) in arguments.enumerate() {
+        let line = dump(&file, &out.join(n.to_string())).unwrap_or_else(|error| json!({ "error": format!("{error:#}") }));
+        println!("{line}");
+    }
+    Ok(())
+}
+
+fn dump(file: &Path, out: &Path) -> Result<Value> {
+    let header = nifti::read_header(file)?;
+    let native = nifti::read(file)?;
+    save(&native, &out.with_extension("native.f32"))?;
+    let kind = match (header.stored, header.scale) {
+        (Stored::Uint8, None) => DataType::Uint8,
+        (Stored::Int16, None) => DataType::Int16,
+        _ => DataType::Float32,
+    };
+    nifti::write(&out.with_extension("copy.nii.gz"), &native, kind)?;
+    let (codes, non_finite) = (native.axis_codes()?, native.non_finite());
+    let mut line = json!({
+        "shape": native.data.shape(), "header_shape": header.shape, "channels": header.channels,
+        "spacing": native.spacing(), "affine": native.affine, "codes": codes, "non_finite": non_finite,
+    });
+    let (ras, orientation) = native.to_ras()?;
+    let (once, same) = nifti::read_ras(file)?;
+    ensure!(bits(&once) == bits(&ras) && once.affine == ras.affine && same == orientation, "read_ras differs from to_ras");
+    save(&ras, &out.with_extension("ras.f32"))?;
+    line["ras_shape"] = json!(ras.data.shape());
+    line["ras_affine"] = json!(ras.affine);
+    Ok(line)
+}
+
+fn bits(volume: &Volume) -> Vec<u32> {
+    volume.data.iter().map(|v| v.to_bits()).collect()
+}
+
+fn save(volume: &Volume, path: &Path) -> Result<()> {
+    Ok(std::fs::write(path, volume.data.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>())?)
+}

@@ -1,0 +1,78 @@
+//! What a run is on disk: one safetensors file with every tensor, and the rest as JSON in its metadata.
+
+use crate::fs::write_atomic;
+use anyhow::{Context, Result, bail, ensure};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use std::collections::{BTreeMap, HashMap};
+use std::io::Write;
+use std::path::Path;
+use tch::{Kind, Tensor};
+
+/// Tensors on the CPU, by name.
+pub type Tensors = BTreeMap<String, Tensor>;
+
+const DTYPES: [(Kind, Dtype); 6] = [
+    (Kind::Float, Dtype::F32),
+    (Kind::Half, Dtype::F16),
+    (Kind::BFloat16, Dtype::BF16),
+    (Kind::Int64, Dtype::I64),
+    (Kind::Uint8, Dtype::U8),
+    (Kind::Double, Dtype::F64),
+];
+
+/// Raw little-endian bytes of a tensor, row-major.
+fn bytes(tensor: &Tensor) -> Vec<u8> {
+    let tensor = tensor.detach().to_device(tch::Device::Cpu).contiguous();
+    let mut out = vec![0u8; tensor.numel() * tensor.kind().elt_size_in_bytes()];
+    tensor.copy_data_u8(&mut out, tensor.numel());
+    out
+}
+
+/// Writes tensors and metadata atomically.
+pub fn save_safetensors(path: &Path, tensors: &Tensors, metadata: HashMap<String, String>) -> Result<()> {
+    let data: Vec<(&String, Dtype, Vec<usize>, Vec<u8>)> = tensors
+        .iter()
+        .map(|(name, tensor)| {
+            let dtype = DTYPES.iter().find(|d| d.0 == tensor.kind()).with_context(|| format!("{name}: {:?}", tensor.kind()))?.1;
+            Ok((name, dtype, tensor.size().iter().map(|&n| n as usize).collect(), bytes(tensor)))
+        })
+        .collect::<Result<_>>()?;
+    let views: Vec<(&String, TensorView)> = data
+        .iter()
+        .map(|(name, dtype, shape, bytes)| Ok((*name, TensorView::new(*dtype, shape.clone(), bytes)?)))
+        .collect::<Result<_>>()?;
+    let serialized = safetensors::serialize(views, Some(metadata))?;
+    write_atomic(path, |file| Ok(file.write_all(&serialized)?))
+}
+
+/// Reads every tensor and the metadata; errors name the file.
+pub fn load_safetensors(path: &Path) -> Result<(Tensors, HashMap<String, String>)> {
+    let read = || -> Result<_> {
+        let bytes = std::fs::read(path)?;
+        let (_, header) = SafeTensors::read_metadata(&bytes)?;
+        let file = SafeTensors::deserialize(&bytes)?;
+        let mut tensors = Tensors::new();
+        for (name, view) in file.tensors() {
+            let Some((kind, _)) = DTYPES.iter().find(|d| d.1 == view.dtype()) else {
+                bail!("tensor {name} has the unsupported type {:?}", view.dtype())
+            };
+            let shape: Vec<i64> = view.shape().iter().map(|&n| n as i64).collect();
+            tensors.insert(name, Tensor::f_from_data_size(view.data(), &shape, *kind)?);
+        }
+        Ok((tensors, header.metadata().clone().unwrap_or_default()))
+    };
+    read().with_context(|| format!("reading {} (expected a whole safetensors file)", path.display()))
+}
+
+/// Copies `saved` into `target` by name; both must hold the same names and shapes.
+pub fn restore(target: &HashMap<String, Tensor>, saved: &Tensors) -> Result<()> {
+    let missing: Vec<_> = target.keys().filter(|n| !saved.contains_key(*n)).collect();
+    let unknown: Vec<_> = saved.keys().filter(|n| !target.contains_key(*n)).collect();
+    ensure!(missing.is_empty() && unknown.is_empty(), "weights do not fit: missing {missing:?}, unknown {unknown:?}");
+    for (name, value) in saved {
+        let mut tensor = target[name].shallow_clone();
+        ensure!(value.size() == tensor.size(), "{name}: expected {:?}, found {:?}", tensor.size(), value.size());
+        tch::no_grad(|| tensor.copy_(value));
+    }
+    Ok(())
+}

@@ -1,0 +1,94 @@
+//! One configuration value: a settings file gives the same settings as flags, flags win, and what was resolved is written
+//! into the run's folder in the form in which it can be read back.
+//!
+//! A file is turned into flags that stand before the user's own, so there is one parser and one check of names and ranges.
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Map, Value};
+use std::ffi::OsString;
+use std::path::Path;
+
+/// Reads a JSON or TOML file of settings, flat (`rpl-jitter = 3`) or nested (`[rpl] jitter = 3`). A run's `config.json`, which
+/// holds them under `settings`, is read as well.
+pub fn read(path: &Path) -> Result<Map<String, Value>> {
+    let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
+    let value: Value = match path.extension().and_then(|e| e.to_str()) {
+        Some("json") => serde_json::from_str(&text).with_context(|| format!("{}: not valid JSON", path.display()))?,
+        Some("toml") => toml::from_str(&text).with_context(|| format!("{}: not valid TOML", path.display()))?,
+        _ => bail!("{}: a configuration ends in .toml or .json", path.display()),
+    };
+    let Value::Object(mut map) = value else { bail!("{}: expected a table of settings, found {value}", path.display()) };
+    let settings = match map.remove("settings") {
+        Some(Value::Object(settings)) => settings,
+        Some(other) => bail!("{}: `settings` must be a table, found {other}", path.display()),
+        None => map,
+    };
+    let mut flat = Map::new();
+    flatten("", settings, &mut flat);
+    Ok(flat)
+}
+
+/// Joins nested keys with `-`.
+pub fn flatten(prefix: &str, map: Map<String, Value>, out: &mut Map<String, Value>) {
+    for (key, value) in map {
+        let key = format!("{prefix}{}", key.replace('_', "-"));
+        match value {
+            Value::Object(inner) => flatten(&format!("{key}-"), inner, out),
+            value => {
+                out.insert(key, value);
+            }
+        }
+    }
+}
+
+/// Settings as flags. `known` are the long flags of the command; any other key is an error.
+pub fn to_flags(settings: &Map<String, Value>, known: &[String], from: &Path) -> Result<Vec<OsString>> {
+    let mut flags = Vec::new();
+    for (key, value) in settings {
+        ensure!(known.contains(key), "{}: unknown setting `{key}`", from.display());
+        let text = match value {
+            Value::Null | Value::Bool(false) => continue,
+            Value::Bool(true) => {
+                flags.push(format!("--{key}").into());
+                continue;
+            }
+            Value::String(s) => s.clone(),
+            Value::Number(n) => n.to_string(),
+            Value::Array(items) => {
+                items.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect::<Vec<_>>().join(",")
+            }
+            Value::Object(_) => bail!("{}: `{key}` is a table", from.display()),
+        };
+        flags.push(format!("--{key}={text}").into());
+    }
+    Ok(flags)
+}
+
+/// Replaces `--config FILE` (and `--resume RUN`, which implies the run's own file) by the settings in it.
+///
+/// `args` are the process's arguments after the subcommand.
+pub fn expand(args: &[OsString], known: &[String]) -> Result<Vec<OsString>> {
+    let mut out = Vec::new();
+    for (flag, file) in [("--resume", Some("config.json")), ("--config", None)] {
+        let Some(value) = find(args, flag)? else { continue };
+        let path = file.map_or(value.clone(), |f| value.join(f));
+        out.extend(to_flags(&read(&path)?, known, &path)?);
+    }
+    out.extend_from_slice(args);
+    Ok(out)
+}
+
+/// Value of a long flag, in either of its spellings.
+fn find(args: &[OsString], flag: &str) -> Result<Option<std::path::PathBuf>> {
+    for (i, arg) in args.iter().enumerate() {
+        let Some(text) = arg.to_str() else { continue };
+        if text == flag {
+            let value = args.get(i + 1).with_context(|| format!("{flag} needs a value"))?;
+            return Ok(Some(value.into()));
+        }
+        if let Some(value) = text.strip_prefix(flag).and_then(|t| t.strip_prefix('=')) {
+            return Ok(Some(value.into()));
+        }
+    }
+    Ok(None)
+}

@@ -1,0 +1,137 @@
+//! Weights out: TorchScript with real parameters, a plain state dict as safetensors, and a JSON description of both.
+
+use crate::checkpoint::{self, Tensors};
+use crate::data::preprocess::{Foreground, Intensity, Settings};
+use crate::data::store::Index;
+use crate::dim::Rank;
+use crate::nn::script::ScriptModule;
+use crate::nn::{Encoder, UNet, UNetConfig};
+use crate::report::history::History;
+use crate::train::run::{self, Progress, Run, split_checkpoint};
+use crate::weights::{self, ENCODER};
+use crate::{ffi, fs};
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+use std::path::Path;
+use tch::{Device, nn::VarStore};
+
+const FORMAT: &str = "pretext3d-encoder";
+const VERSION: u64 = 1;
+
+/// What an encoder expects of its input: how the scans it was trained on were prepared.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Input {
+    /// Channel names, in order.
+    pub channels: Vec<String>,
+    pub preprocessing: Settings,
+    /// Millimetres along the RAS+ axes of the stored grid, averaged over the scans (a cube's spacing differs from scan to scan).
+    pub mean_spacing: [f64; 3],
+    /// Of the store.
+    pub fingerprint: String,
+}
+
+impl Input {
+    pub fn of(index: &Index) -> Self {
+        let n = index.subjects.len().max(1) as f64;
+        Input {
+            channels: index.channels.clone(),
+            preprocessing: index.settings.clone(),
+            mean_spacing: std::array::from_fn(|a| index.subjects.iter().map(|s| s.spacing[a]).sum::<f64>() / n),
+            fingerprint: index.fingerprint.clone(),
+        }
+    }
+}
+
+/// Exports a run's checkpoint (`best` or `last`) as `PREFIX.pt`, `PREFIX.safetensors` and `PREFIX.json`; returns the paths.
+pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> {
+    let file = run.checkpoint(which);
+    ensure!(file.exists(), "{}: no checkpoint `{which}` yet", run.dir.display());
+    let (tensors, metadata) = checkpoint::load_safetensors(&file)?;
+    let (model, _) = split_checkpoint(tensors);
+    let description = run.description()?;
+    let part =
+        |key: &str| description.get(key).cloned().with_context(|| format!("{}: no `{key}`", run.config_file().display()));
+    let config: UNetConfig = serde_json::from_value(part("network")?)?;
+    let input: Input = serde_json::from_value(part("input")?)?;
+
+    let vs = VarStore::new(Device::Cpu);
+    let encoder = UNet::new(&vs.root() / ENCODER.trim_end_matches('.'), config.clone());
+    weights::load_encoder(&vs.variables(), &model, &file)?;
+
+    let progress: Progress = serde_json::from_str(metadata.get("progress").context("not a run's checkpoint")?)?;
+    // A checkpoint is written after its epoch is counted.
+    let rows = History::read(&run.dir)?;
+    let row = rows.iter().find(|row| row.epoch as u64 == progress.epoch);
+    let metrics: Map<String, Value> =
+        row.map(|row| row.values().iter().map(|(name, value)| (name.clone(), json!(value))).collect()).unwrap_or_default();
+    let settings = run.settings()?;
+    let text = serde_json::to_string_pretty(&json!({
+        "format": FORMAT,
+        "version": VERSION,
+        "task": settings.get("task"),
+        "architecture": encoder.name(),
+        "network": config,
+        "levels": encoder.levels(),
+        "input": {
+            "channels": input.channels,
+            "axes": axes(config.rank),
+            "orientation": "RAS+",
+            "mean_spacing_mm": input.mean_spacing,
+            "preprocessing": input.preprocessing,
+        },
+        "data_fingerprint": input.fingerprint,
+        "epoch": progress.epoch,
+        "metrics": metrics,
+        "settings": settings,
+        "versions": run::versions(),
+    }))?;
+
+    let name =
+        prefix.file_name().with_context(|| format!("{}: names no file", prefix.display()))?.to_string_lossy().into_owned();
+    let path = |extension: &str| prefix.with_file_name(format!("{name}.{extension}"));
+    let script = ScriptModule::new(format!(
+        "def forward(self, x: Tensor) -> List[Tensor]:\n    return self.encoder(x)\n{}",
+        preprocess_source(&input.preprocessing, config.rank)
+    ))
+    .child("encoder", encoder.script());
+    fs::write_atomic_path(&path("pt"), |temporary| ffi::save_script(&script, temporary, &text))?;
+    let state: Tensors = vs.variables().into_iter().collect();
+    checkpoint::save_safetensors(&path("safetensors"), &state, HashMap::from([("format".to_owned(), "pt".to_owned())]))?;
+    fs::write_atomic(&path("json"), |file| Ok(std::io::Write::write_all(file, text.as_bytes())?))?;
+    Ok(["pt", "safetensors", "json"].map(|e| path(e).display().to_string()).to_vec())
+}
+
+fn axes(rank: Rank) -> &'static str {
+    match rank {
+        Rank::Two => "B, C, H, W",
+        Rank::Three => "B, C, D (left to right), H (posterior to anterior), W (inferior to superior)",
+    }
+}
+
+/// TorchScript of the store's intensity normalisation, for `[C, ...]` or `[B, C, ...]` in RAS+ orientation.
+fn preprocess_source(settings: &Settings, rank: Rank) -> String {
+    let dims: Vec<String> = (1..=rank.n()).rev().map(|n| format!("-{n}")).collect();
+    let dims = format!("[{}]", dims.join(", "));
+    let body = match settings.intensity {
+        Intensity::MinMax => format!(
+            "    lo = torch.amin(x, {dims}, True)\n    hi = torch.amax(x, {dims}, True)\n    return (x - lo) / torch.clamp(hi - lo, min=1e-12)\n"
+        ),
+        Intensity::Window { lo, hi } => format!("    return torch.clamp((x - {lo:?}) / {:?}, 0.0, 1.0)\n", hi - lo),
+        Intensity::ZScoreForeground => {
+            let threshold = match settings.foreground {
+                Foreground::Above { value } => {
+                    format!("    threshold = torch.full_like(torch.amin(x, {dims}, True), {value:?})\n")
+                }
+                Foreground::Auto => format!(
+                    "    lo = torch.amin(x, {dims}, True)\n    middle = lo + (torch.mean(x, {dims}, True) - lo) / 2\n    threshold = torch.where(lo < -500.0, torch.full_like(lo, -500.0), middle)\n"
+                ),
+            };
+            format!(
+                "{threshold}    inside = (x > threshold).to(x.dtype)\n    count = torch.clamp(torch.sum(inside, {dims}, True), min=1.0)\n    mean = torch.sum(x * inside, {dims}, True) / count\n    variance = torch.sum((x - mean) * (x - mean) * inside, {dims}, True) / count\n    return (x - mean) / torch.clamp(torch.sqrt(variance), min=1e-12)\n"
+            )
+        }
+    };
+    format!("def preprocess(self, x: Tensor) -> Tensor:\n    x = x.to(torch.float32)\n{body}")
+}

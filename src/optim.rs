@@ -1,0 +1,167 @@
+//! Optimizers on libtorch's fused kernels, with state that is ours to save; learning-rate schedules.
+
+use crate::ffi::{self, Rule, StepSizes};
+use anyhow::{Result, bail, ensure};
+use serde::Serialize;
+use std::collections::BTreeMap;
+use tch::{Kind, Tensor, nn::VarStore, no_grad};
+
+const BETA1: f64 = 0.9;
+const BETA2: f64 = 0.999;
+const EPS: f64 = 1e-8;
+const SGD_MOMENTUM: f64 = 0.9;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimizerKind {
+    /// Adam with decoupled weight decay.
+    #[value(name = "adamw")]
+    AdamW,
+    Adam,
+    /// With momentum 0.9.
+    Sgd,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum ScheduleKind {
+    Constant,
+    /// Falls from the full rate to 0 along half a cosine.
+    Cosine,
+}
+
+/// Learning rate as a function of the step: linear warm-up from 0, then constant or cosine.
+#[derive(Clone, Copy, Debug)]
+pub struct Schedule {
+    pub kind: ScheduleKind,
+    pub lr: f64,
+    pub warmup_steps: u64,
+    pub total_steps: u64,
+}
+
+impl Schedule {
+    /// Rate of step `step`, counted from 0.
+    pub fn at(&self, step: u64) -> f64 {
+        if step < self.warmup_steps {
+            return self.lr * (step + 1) as f64 / self.warmup_steps as f64;
+        }
+        match self.kind {
+            ScheduleKind::Constant => self.lr,
+            ScheduleKind::Cosine => {
+                let span = self.total_steps.saturating_sub(self.warmup_steps).max(1) as f64;
+                let done = ((step - self.warmup_steps) as f64 / span).min(1.);
+                self.lr * 0.5 * (1. + (std::f64::consts::PI * done).cos())
+            }
+        }
+    }
+}
+
+/// Parameters that share a weight decay, with their moments.
+struct Group {
+    weight_decay: f64,
+    names: Vec<String>,
+    params: Vec<Tensor>,
+    first: Vec<Tensor>,
+    second: Vec<Tensor>,
+    steps: Vec<Tensor>,
+}
+
+/// One optimizer over every trainable variable of a [`VarStore`].
+pub struct Optimizer {
+    rule: Rule,
+    groups: Vec<Group>,
+    clip: f64,
+}
+
+impl Optimizer {
+    /// Weight decay applies to tensors of two or more dimensions only: not to biases, not to normalisation. Gradients are
+    /// clipped to a joint norm of `clip`, 0 for no clipping.
+    pub fn new(kind: OptimizerKind, vs: &VarStore, weight_decay: f64, clip: f64) -> Self {
+        let rule = match kind {
+            OptimizerKind::AdamW => Rule::AdamW,
+            OptimizerKind::Adam => Rule::Adam,
+            OptimizerKind::Sgd => Rule::Sgd,
+        };
+        let trainable: BTreeMap<String, Tensor> = vs.variables().into_iter().filter(|(_, t)| t.requires_grad()).collect();
+        let group = |decayed: bool| {
+            let (names, params): (Vec<_>, Vec<_>) = trainable
+                .iter()
+                .filter(|(_, t)| (t.dim() >= 2) == decayed)
+                .map(|(n, t)| (n.clone(), t.shallow_clone()))
+                .unzip();
+            let zeros = || params.iter().map(|p: &Tensor| no_grad(|| p.zeros_like())).collect();
+            Group {
+                weight_decay: if decayed { weight_decay } else { 0. },
+                first: zeros(),
+                second: if rule == Rule::Sgd { vec![] } else { zeros() },
+                steps: params.iter().map(|p| Tensor::zeros([], (Kind::Float, p.device()))).collect(),
+                names,
+                params,
+            }
+        };
+        Optimizer { rule, groups: vec![group(true), group(false)], clip }
+    }
+
+    /// Applies the accumulated gradients at this rate and clears them; returns the joint gradient norm before clipping, a
+    /// scalar on the parameters' device.
+    pub fn step(&mut self, lr: f64) -> Result<Tensor> {
+        let active: Vec<Vec<usize>> =
+            self.groups.iter().map(|g| (0..g.params.len()).filter(|&i| g.params[i].grad().defined()).collect()).collect();
+        let pick = |tensors: &[Tensor], indices: &[usize]| -> Vec<Tensor> {
+            indices.iter().filter_map(|&i| tensors.get(i).map(Tensor::shallow_clone)).collect()
+        };
+        let grads: Vec<Vec<Tensor>> =
+            self.groups.iter().zip(&active).map(|(g, a)| a.iter().map(|&i| g.params[i].grad()).collect()).collect();
+        let all: Vec<Tensor> = grads.iter().flatten().map(Tensor::shallow_clone).collect();
+        ensure!(!all.is_empty(), "no parameter received a gradient");
+        let norm = ffi::clip_gradients(&all, self.clip)?;
+        for ((group, active), grads) in self.groups.iter().zip(&active).zip(&grads) {
+            if active.is_empty() {
+                continue;
+            }
+            let first = pick(&group.first, active);
+            let second = if self.rule == Rule::Sgd {
+                first.iter().map(Tensor::shallow_clone).collect()
+            } else {
+                pick(&group.second, active)
+            };
+            let beta1 = if self.rule == Rule::Sgd { SGD_MOMENTUM } else { BETA1 };
+            let sizes = StepSizes { lr, beta1, beta2: BETA2, weight_decay: group.weight_decay, eps: EPS };
+            let state = ffi::Moments { first: &first, second: &second, steps: &pick(&group.steps, active) };
+            ffi::optimizer_step(self.rule, &pick(&group.params, active), grads, state, sizes)?;
+        }
+        for group in &mut self.groups {
+            for p in &mut group.params {
+                ffi::clear_gradient(p);
+            }
+        }
+        Ok(norm)
+    }
+
+    /// Everything that a checkpoint must hold, by name.
+    pub fn state(&self) -> Vec<(String, Tensor)> {
+        let mut state = Vec::new();
+        for group in &self.groups {
+            for (what, tensors) in [("first", &group.first), ("second", &group.second), ("steps", &group.steps)] {
+                state.extend(group.names.iter().zip(tensors).map(|(n, t)| (format!("{what}.{n}"), t.shallow_clone())));
+            }
+        }
+        state
+    }
+
+    /// Restores what [`Optimizer::state`] gave; errors on a missing, superfluous or misshapen tensor.
+    pub fn restore(&mut self, mut saved: BTreeMap<String, Tensor>) -> Result<()> {
+        for (name, mut tensor) in self.state() {
+            let Some(value) = saved.remove(&name) else { bail!("optimizer state {name} is missing") };
+            ensure!(
+                value.size() == tensor.size(),
+                "optimizer state {name}: expected {:?}, found {:?}",
+                tensor.size(),
+                value.size()
+            );
+            no_grad(|| tensor.copy_(&value));
+        }
+        ensure!(saved.is_empty(), "optimizer state for unknown parameters: {:?}", saved.keys().collect::<Vec<_>>());
+        Ok(())
+    }
+}

@@ -1,0 +1,95 @@
+//! From scans to batches: which scan a position of an epoch is, and how a batch is drawn. Everything depends on
+//! (seed, epoch, position) only, so threads and timing change nothing.
+
+use crate::data::Scans;
+use crate::dim::{Rank, voxels};
+use crate::rng::{Stream, rng};
+use crate::tasks::{Batch, Task};
+use anyhow::{Context, Result};
+use rand::seq::SliceRandom;
+use std::ops::Range;
+use std::sync::Arc;
+use tch::{Device, Kind, Tensor};
+
+/// Draws a task's samples from a set of scans.
+#[derive(Clone)]
+pub struct Sampler {
+    pub task: Arc<dyn Task>,
+    pub scans: Arc<dyn Scans>,
+    pub rank: Rank,
+    pub seed: u64,
+    /// Tells the draws of jointly trained tasks apart.
+    pub slot: u64,
+}
+
+/// A batch on the CPU, with the scans that it came from.
+pub struct LoadedBatch {
+    pub batch: Batch,
+    pub scans: Vec<usize>,
+}
+
+impl Sampler {
+    /// Training samples at these positions of an epoch. Each pass over the scans is a new shuffle.
+    pub fn train(&self, epoch: u64, positions: Range<u64>) -> Result<LoadedBatch> {
+        let n = self.scans.len() as u64;
+        let mut shuffled: Option<(u64, Vec<usize>)> = None;
+        let order = positions.clone().map(|position| {
+            let pass = position / n;
+            if shuffled.as_ref().is_none_or(|(p, _)| *p != pass) {
+                let mut order: Vec<usize> = (0..n as usize).collect();
+                order.shuffle(&mut rng(self.seed, Stream::Order, epoch, pass << 8 | self.slot));
+                shuffled = Some((pass, order));
+            }
+            shuffled.as_ref().expect("set above").1[(position % n) as usize]
+        });
+        let order = order.collect();
+        self.draw(order, positions, Stream::Train, epoch)
+    }
+
+    /// Validation samples at these positions: scan after scan, the same in every epoch.
+    pub fn valid(&self, positions: Range<u64>) -> Result<LoadedBatch> {
+        let n = self.scans.len() as u64;
+        let order = positions.clone().map(|p| (p % n) as usize).collect();
+        self.draw(order, positions, Stream::Valid, 0)
+    }
+
+    fn draw(&self, order: Vec<usize>, positions: Range<u64>, stream: Stream, epoch: u64) -> Result<LoadedBatch> {
+        let (task, scans) = (&self.task, &self.scans);
+        let view = [scans.channels(), voxels(task.view_shape())];
+        let length = task.views() * view[0] * view[1];
+        let mut views = vec![0f32; order.len() * length];
+        let mut targets = Vec::with_capacity(order.len() * task.targets());
+        for ((&scan, position), out) in order.iter().zip(positions).zip(views.chunks_exact_mut(length)) {
+            let mut rng = rng(self.seed, stream, epoch, position << 8 | self.slot);
+            let drawn = task
+                .sample(scans.as_ref(), scan, &mut rng, out)
+                .with_context(|| format!("sampling {} for {}", scans.id(scan), task.name()))?;
+            targets.extend(drawn.targets);
+        }
+        let b = order.len() as i64;
+        let shape = task.view_shape();
+        let mut dims = vec![b, task.views() as i64, scans.channels() as i64];
+        dims.extend(self.rank.axes().map(|a| shape[a] as i64));
+        let batch = Batch {
+            views: Tensor::from_data_size(bytemuck::cast_slice(&views), &dims, Kind::Float),
+            targets: Tensor::from_slice(&targets).reshape([b, task.targets() as i64]),
+        };
+        Ok(LoadedBatch { batch, scans: order })
+    }
+}
+
+impl LoadedBatch {
+    /// Page-locks the batch, so that copying it to a GPU overlaps with computing.
+    pub fn pinned(self, device: Device) -> Self {
+        if !device.is_cuda() {
+            return self;
+        }
+        let batch = Batch { views: self.batch.views.pin_memory(device), targets: self.batch.targets.pin_memory(device) };
+        LoadedBatch { batch, ..self }
+    }
+
+    pub fn on(&self, device: Device) -> Batch {
+        let to = |t: &Tensor| t.to_device_(device, t.kind(), true, false);
+        Batch { views: to(&self.batch.views), targets: to(&self.batch.targets) }
+    }
+}

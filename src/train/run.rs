@@ -1,0 +1,160 @@
+//! A run's folder: its settings, its checkpoints, and where it stands.
+
+use super::config::PretrainConfig;
+use super::means::Means;
+use super::network::Network;
+use crate::checkpoint::{self, Tensors};
+use crate::export::Input;
+use crate::nn::UNetConfig;
+use crate::optim::Optimizer;
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+const MODEL: &str = "model.";
+const OPTIMIZER: &str = "optimizer.";
+/// Layout of checkpoints and of `config.json`; a reader refuses newer ones.
+const VERSION: u64 = 1;
+
+/// Where a run stands, beside its tensors.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Progress {
+    /// Epoch under way, from 0.
+    pub epoch: u64,
+    /// Steps of it that are done.
+    pub step: u64,
+    /// Means over those steps.
+    pub means: Means,
+    /// Epoch (from 0) and validation metric of the best checkpoint.
+    pub best: Option<(u64, f64)>,
+}
+
+/// The folder of one run.
+#[derive(Clone, Debug)]
+pub struct Run {
+    pub dir: PathBuf,
+}
+
+impl Run {
+    /// Makes the folder and writes `config.json`: settings, command line, versions, network and what its input must be.
+    pub fn create(config: &PretrainConfig, network: &UNetConfig, input: &Input) -> Result<Run> {
+        let dir = match &config.out {
+            Some(dir) => {
+                ensure!(
+                    !dir.join("config.json").exists(),
+                    "{}: already holds a run; continue it with --resume {0}, or name another folder",
+                    dir.display()
+                );
+                dir.clone()
+            }
+            None => (1..)
+                .map(|n| PathBuf::from(format!("runs/{}-{n}", config.name())))
+                .find(|dir| !dir.exists())
+                .expect("some number is free"),
+        };
+        std::fs::create_dir_all(&dir).with_context(|| format!("making the run's folder {}", dir.display()))?;
+        let run = Run { dir };
+        let description = json!({
+            "version": VERSION,
+            "settings": config.settings(),
+            "command_line": std::env::args().collect::<Vec<_>>(),
+            "versions": versions(),
+            "network": network,
+            "input": input,
+        });
+        crate::fs::write_atomic(&run.config_file(), |file| Ok(serde_json::to_writer_pretty(file, &description)?))?;
+        Ok(run)
+    }
+
+    /// Opens an earlier run to continue it under `config`; settings that change results must be those of the run.
+    pub fn reopen(dir: &Path, config: &PretrainConfig) -> Result<Run> {
+        let run = Run { dir: dir.to_owned() };
+        let before = run.settings()?;
+        let now = config.settings();
+        for key in before.keys().chain(now.keys()) {
+            if before.get(key) != now.get(key) && !super::config::RESUMABLE.contains(&key.as_str()) {
+                bail!(
+                    "--resume {}: --{key} was {} and cannot change to {}",
+                    dir.display(),
+                    before.get(key).unwrap_or(&Value::Null),
+                    now.get(key).unwrap_or(&Value::Null)
+                );
+            }
+        }
+        Ok(run)
+    }
+
+    pub fn config_file(&self) -> PathBuf {
+        self.dir.join("config.json")
+    }
+
+    /// Everything in `config.json`.
+    pub fn description(&self) -> Result<Map<String, Value>> {
+        let path = self.config_file();
+        let text = std::fs::read_to_string(&path).with_context(|| format!("{}: not a run's folder", path.display()))?;
+        let description: Map<String, Value> = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+        let version = description.get("version").and_then(Value::as_u64).unwrap_or(0);
+        ensure!(version <= VERSION, "{}: written by a newer version ({version}, this one knows {VERSION})", path.display());
+        Ok(description)
+    }
+
+    /// The resolved settings the run was started with.
+    pub fn settings(&self) -> Result<Map<String, Value>> {
+        match self.description()?.remove("settings") {
+            Some(Value::Object(settings)) => Ok(settings),
+            _ => bail!("{}: no settings in it", self.config_file().display()),
+        }
+    }
+
+    pub fn checkpoint(&self, which: &str) -> PathBuf {
+        self.dir.join(format!("{which}.safetensors"))
+    }
+
+    /// Writes `<which>.safetensors`, atomically: weights, optimizer state and progress.
+    pub fn save(&self, which: &str, network: &Network, optimizer: &Optimizer, progress: &Progress) -> Result<()> {
+        let mut tensors = Tensors::new();
+        tensors.extend(network.vs.variables().into_iter().map(|(n, t)| (format!("{MODEL}{n}"), t)));
+        tensors.extend(optimizer.state().into_iter().map(|(n, t)| (format!("{OPTIMIZER}{n}"), t)));
+        let metadata = HashMap::from([
+            ("version".to_owned(), VERSION.to_string()),
+            ("progress".to_owned(), serde_json::to_string(progress)?),
+        ]);
+        checkpoint::save_safetensors(&self.checkpoint(which), &tensors, metadata)
+    }
+
+    /// Restores weights, optimizer and progress from `last.safetensors`; a run that was stopped before its first checkpoint
+    /// starts anew.
+    pub fn restore(&self, network: &Network, optimizer: &mut Optimizer) -> Result<Progress> {
+        let path = self.checkpoint("last");
+        if !path.exists() {
+            return Ok(Progress::default());
+        }
+        let (tensors, metadata) = checkpoint::load_safetensors(&path)?;
+        let progress = metadata.get("progress").with_context(|| format!("{}: not a run's checkpoint", path.display()))?;
+        let mut split = split_checkpoint(tensors);
+        checkpoint::restore(&network.vs.variables(), &split.0).with_context(|| path.display().to_string())?;
+        optimizer.restore(std::mem::take(&mut split.1)).with_context(|| path.display().to_string())?;
+        serde_json::from_str(progress).with_context(|| path.display().to_string())
+    }
+}
+
+/// A checkpoint's tensors as (model, optimizer state), without their prefixes.
+pub fn split_checkpoint(tensors: Tensors) -> (Tensors, Tensors) {
+    let (mut model, mut optimizer) = (Tensors::new(), Tensors::new());
+    for (name, tensor) in tensors {
+        if let Some(name) = name.strip_prefix(MODEL) {
+            model.insert(name.to_owned(), tensor);
+        } else if let Some(name) = name.strip_prefix(OPTIMIZER) {
+            optimizer.insert(name.to_owned(), tensor);
+        }
+    }
+    (model, optimizer)
+}
+
+/// Versions that a result depends on.
+pub fn versions() -> Value {
+    json!({ "pretext3d": env!("CARGO_PKG_VERSION"), "libtorch": crate::ffi::compiled_version() })
+}

@@ -1,0 +1,291 @@
+//! One training step and one validation pass. Knows tasks only as [`Task`] and [`Head`](crate::tasks::Head).
+
+use super::batches::{LoadedBatch, Sampler};
+use super::config::PretrainConfig;
+use super::device::Precision;
+use super::means::Means;
+use super::network::{Network, layout_views, seed_libtorch};
+use crate::data::Scans;
+use crate::data::loader::Loader;
+use crate::dim::Rank;
+use crate::ffi;
+use crate::nn::UNetConfig;
+use crate::optim::{Optimizer, Schedule};
+use crate::tasks::{self, Batch, Outcome, Task};
+use anyhow::{Result, bail, ensure};
+use std::sync::Arc;
+use tch::{Device, Kind, Tensor, no_grad};
+
+/// Steps between looking at the loss on a GPU, where each look waits for the device.
+const GPU_CHECK_STEPS: usize = 16;
+
+/// A task in training: where its samples come from and what it weighs.
+pub struct TaskRun {
+    pub task: Arc<dyn Task>,
+    pub weight: f64,
+    /// Samples a batch.
+    pub batch: u64,
+    /// Samples of each training scan an epoch.
+    pub draws: u64,
+    train: Sampler,
+    valid: Sampler,
+}
+
+/// A step whose numbers are still on the device.
+struct Pending {
+    step: u64,
+    /// Per task its loss, then its metrics; then the gradient norm.
+    values: Tensor,
+    scans: Vec<Vec<usize>>,
+}
+
+pub struct Trainer {
+    pub network: Network,
+    pub optimizer: Optimizer,
+    pub tasks: Vec<TaskRun>,
+    pub device: Device,
+    pub bf16: bool,
+    /// Optimizer steps an epoch.
+    pub steps: u64,
+    schedule: Schedule,
+    accumulate: u64,
+    seed: u64,
+    rank: Rank,
+    threads: usize,
+    prefetch: usize,
+    pending: Vec<Pending>,
+}
+
+/// Batches of one step or validation pass, one a task.
+type StepBatches = Vec<LoadedBatch>;
+
+impl Trainer {
+    /// Builds tasks and network for scans that all are at least `window` voxels a side.
+    pub fn new(
+        config: &PretrainConfig,
+        device: Device,
+        rank: Rank,
+        window: usize,
+        train: Arc<dyn Scans>,
+        valid: Arc<dyn Scans>,
+    ) -> Result<Trainer> {
+        let channels = train.channels();
+        let mut runs = Vec::new();
+        for (slot, &kind) in config.task.iter().enumerate() {
+            let task: Arc<dyn Task> = tasks::build(kind, &config.tasks, window, channels, rank, config.seed)?.into();
+            let sampler = |scans: &Arc<dyn Scans>| Sampler {
+                task: task.clone(),
+                scans: scans.clone(),
+                rank,
+                seed: config.seed,
+                slot: slot as u64,
+            };
+            runs.push(TaskRun {
+                weight: config.task_weights.get(slot).copied().unwrap_or(1.),
+                batch: config.batch_size.unwrap_or(task.batch_size()),
+                draws: config.draws.unwrap_or(task.draws()),
+                train: sampler(&train),
+                valid: sampler(&valid),
+                task,
+            });
+        }
+        let mut steps = 0;
+        for run in &runs {
+            let samples = train.len() as u64 * run.draws;
+            let needed = run.batch * config.accumulate;
+            ensure!(
+                samples >= needed,
+                "{}: a step needs {needed} samples (batch {} x accumulate {}), an epoch has {samples} ({} scans x draws {}); \
+                 lower --batch-size or raise --draws",
+                run.task.name(),
+                run.batch,
+                config.accumulate,
+                train.len(),
+                run.draws
+            );
+            steps = steps.max(samples / needed);
+        }
+        let unet = UNetConfig {
+            rank,
+            in_channels: channels as i64,
+            filters: config.filters,
+            levels: config.levels,
+            dropout: config.dropout,
+        };
+        let references: Vec<&dyn Task> = runs.iter().map(|r| r.task.as_ref()).collect();
+        let mut network = Network::new(unet, &references, config.seed)?;
+        network.place(device)?;
+        let optimizer = Optimizer::new(config.optimizer, &network.vs, config.weight_decay, config.clip);
+        let schedule = Schedule {
+            kind: config.schedule,
+            lr: config.lr,
+            warmup_steps: (config.warmup_epochs * steps as f64).round() as u64,
+            total_steps: config.epochs * steps,
+        };
+        Ok(Trainer {
+            network,
+            optimizer,
+            tasks: runs,
+            device,
+            bf16: Precision::is_bf16(config.precision, device),
+            steps,
+            schedule,
+            accumulate: config.accumulate,
+            seed: config.seed,
+            rank,
+            threads: config.threads,
+            prefetch: config.prefetch,
+            pending: Vec::new(),
+        })
+    }
+
+    /// Batches of an epoch from step `from` on, prepared ahead.
+    pub fn batches(&self, epoch: u64, from: u64) -> Loader<StepBatches> {
+        let samplers: Vec<(Sampler, u64)> = self.tasks.iter().map(|t| (t.train.clone(), t.batch)).collect();
+        let device = self.device;
+        let items = (from * self.accumulate) as usize..(self.steps * self.accumulate) as usize;
+        Loader::new(self.threads, self.prefetch, items, move |item| {
+            let item = item as u64;
+            let draw =
+                |(sampler, batch): &(Sampler, u64)| Ok(sampler.train(epoch, item * batch..(item + 1) * batch)?.pinned(device));
+            samplers.iter().map(draw).collect()
+        })
+    }
+
+    pub fn lr(&self, epoch: u64, step: u64) -> f64 {
+        self.schedule.at(epoch * self.steps + step)
+    }
+
+    /// Samples of all tasks that one step uses.
+    pub fn samples_per_step(&self) -> u64 {
+        self.accumulate * self.tasks.iter().map(|t| t.batch).sum::<u64>()
+    }
+
+    fn forward(&self, task: usize, loaded: &LoadedBatch, train: bool) -> Result<Outcome> {
+        let batch = loaded.on(self.device);
+        let batch = Batch { views: layout_views(&batch.views, self.rank)?, targets: batch.targets };
+        let head = &self.network.heads[task];
+        Ok(ffi::with_autocast(self.device, self.bf16, || head.forward(self.network.encoder.as_ref(), &batch, train)))
+    }
+
+    /// Forward, backward and update. Its numbers reach `means` now or, on a GPU, some steps later ([`Trainer::flush`]).
+    pub fn step(&mut self, epoch: u64, step: u64, batches: &mut Loader<StepBatches>, means: &mut Means) -> Result<()> {
+        seed_libtorch(self.seed, 1 + epoch * self.steps + step);
+        let mut sums: Vec<Vec<Tensor>> = Vec::new();
+        let mut scans = vec![Vec::new(); self.tasks.len()];
+        for _ in 0..self.accumulate {
+            let loaded = batches.next().expect("the loader covers every step of the epoch")?;
+            let mut values = Vec::new();
+            for (task, batch) in loaded.iter().enumerate() {
+                let outcome = self.forward(task, batch, true)?;
+                (&outcome.loss * (self.tasks[task].weight / self.accumulate as f64)).backward();
+                values.push(outcome.loss.detach());
+                values.extend(outcome.metrics);
+                scans[task].extend(&batch.scans);
+            }
+            sums.push(values.iter().map(|v| v.to_kind(Kind::Float)).collect());
+        }
+        let lr = self.lr(epoch, step);
+        let norm = self.optimizer.step(lr)?;
+        let micro: Vec<Tensor> = sums.iter().map(|values| Tensor::stack(values, 0)).collect();
+        let values = no_grad(|| Tensor::cat(&[Tensor::stack(&micro, 0).mean_dim(0, false, Kind::Float), norm.reshape([1])], 0));
+        self.pending.push(Pending { step, values, scans });
+        if self.pending.len() >= if self.device.is_cuda() { GPU_CHECK_STEPS } else { 1 } {
+            self.flush(means)?;
+        }
+        Ok(())
+    }
+
+    /// Fetches the numbers of the steps since the last flush. A loss or gradient that is not finite is an error that names the
+    /// step and its scans.
+    pub fn flush(&mut self, means: &mut Means) -> Result<()> {
+        if self.pending.is_empty() {
+            return Ok(());
+        }
+        let stacked = Tensor::stack(&self.pending.iter().map(|p| &p.values).collect::<Vec<_>>(), 0);
+        let rows: Vec<Vec<f64>> = Vec::try_from(stacked.to_device(Device::Cpu).to_kind(Kind::Double))?;
+        for (pending, row) in std::mem::take(&mut self.pending).iter().zip(rows) {
+            let mut values = row.into_iter();
+            let mut next = || values.next().expect("one value a loss, metric and norm");
+            let mut total = 0.;
+            for (index, run) in self.tasks.iter().enumerate() {
+                let loss = next();
+                if !loss.is_finite() {
+                    bail!(self.not_finite(pending, &format!("the loss of {} is {loss}", run.task.name()), index));
+                }
+                total += run.weight * loss;
+                self.add_task(means, run, loss, &mut next, 1.);
+            }
+            let norm = next();
+            if !norm.is_finite() {
+                bail!(self.not_finite(pending, &format!("the gradient's norm is {norm}"), 0));
+            }
+            means.add("loss", total, 1.);
+            means.add("gradient_norm", norm, 1.);
+        }
+        Ok(())
+    }
+
+    /// Adds a task's loss (where there are several tasks) and metrics.
+    fn add_task(&self, means: &mut Means, run: &TaskRun, loss: f64, next: &mut impl FnMut() -> f64, weight: f64) {
+        let name = run.task.name();
+        if self.tasks.len() > 1 {
+            means.add(&format!("{name}.loss"), loss, weight);
+        }
+        for metric in run.task.metrics() {
+            means.add(&format!("{name}.{}", metric.name), next(), weight);
+        }
+    }
+
+    fn not_finite(&self, pending: &Pending, what: &str, task: usize) -> String {
+        let run = &self.tasks[task];
+        let mut names: Vec<&str> = pending.scans[task].iter().map(|&s| run.train.scans.id(s)).collect();
+        names.sort();
+        names.dedup();
+        format!("step {}: {what}; its scans: {}", pending.step + 1, names.join(", "))
+    }
+
+    /// Loss and metrics on the validation scans, the same samples every time.
+    pub fn validate(&self, draws: u64) -> Result<Means> {
+        let mut means = Means::default();
+        let mut total = 0.;
+        for (index, run) in self.tasks.iter().enumerate() {
+            let (sampler, batch, samples) = (run.valid.clone(), run.batch, run.valid.scans.len() as u64 * draws);
+            let device = self.device;
+            let items = 0..samples.div_ceil(batch) as usize;
+            let loader = Loader::new(self.threads, self.prefetch, items, move |item| {
+                let first = item as u64 * batch;
+                Ok(sampler.valid(first..(first + batch).min(samples))?.pinned(device))
+            });
+            let mut rows = Vec::new();
+            let mut weights = Vec::new();
+            for loaded in loader {
+                let loaded = loaded?;
+                let outcome = no_grad(|| self.forward(index, &loaded, false))?;
+                let mut values = vec![outcome.loss.to_kind(Kind::Float)];
+                values.extend(outcome.metrics.iter().map(|m| m.to_kind(Kind::Float)));
+                rows.push(Tensor::stack(&values, 0));
+                weights.push(loaded.scans.len() as f64);
+            }
+            let rows: Vec<Vec<f64>> = Vec::try_from(Tensor::stack(&rows, 0).to_device(Device::Cpu).to_kind(Kind::Double))?;
+            for (row, &weight) in rows.iter().zip(&weights) {
+                let mut values = row.iter().copied();
+                let mut next = || values.next().expect("one value a loss and metric");
+                let loss = next();
+                total += run.weight * loss * weight / samples as f64;
+                self.add_task(&mut means, run, loss, &mut next, weight);
+            }
+        }
+        means.add("loss", total, 1.);
+        Ok(means)
+    }
+
+    /// What the best checkpoint is chosen by: the first metric of each task, averaged.
+    pub fn score(&self, validation: &Means) -> f64 {
+        let first = |run: &TaskRun| {
+            let metric = run.task.metrics()[0].name;
+            validation.get(&format!("{}.{metric}", run.task.name())).expect("validation reports every metric")
+        };
+        self.tasks.iter().map(first).sum::<f64>() / self.tasks.len() as f64
+    }
+}

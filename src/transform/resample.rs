@@ -1,0 +1,394 @@
+//! Resampling spatial transforms: flips, rotation by any angle and zoom, composed into one affine map and sampled once.
+
+use crate::dim::{Rank, Shape, voxels};
+use crate::rng::Rng;
+use anyhow::{Result, ensure};
+use rand::Rng as _;
+use serde::{Deserialize, Serialize};
+
+/// How values between voxels are read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interpolation {
+    /// Trilinear; voxels beyond the border count as `fill`.
+    Linear,
+    /// The nearest voxel, for labels: no value appears that was not there.
+    Nearest,
+}
+
+/// Flips, then a rotation, then a zoom, all about the centre `(shape - 1) / 2`; the shape stays.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Resample {
+    /// Axes to reverse.
+    pub flip: [bool; 3],
+    /// Axis of the rotation; images (`D = 1`) turn about axis 0.
+    pub axis: usize,
+    /// Angle in degrees, positive from the lower towards the higher of the two other axes.
+    pub degrees: f32,
+    /// Magnification along each axis of the output; above 1 the borders are cropped, below 1 they are filled.
+    pub zoom: [f32; 3],
+}
+
+/// Ranges that [`Ranges::draw`] draws from.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Ranges {
+    /// Probability of a flip, for each axis.
+    pub flip: f64,
+    /// Probability that the angle is a multiple of 90 degrees; otherwise it is uniform in `[-degrees, degrees)`.
+    pub right_angle: f64,
+    /// Largest angle, 0 to 180.
+    pub degrees: f32,
+    /// Smallest and largest zoom, drawn uniformly for each axis.
+    pub zoom: [f32; 2],
+}
+
+impl Ranges {
+    /// Draws a transform about a random axis; for images in the plane only.
+    pub fn draw(&self, rank: Rank, rng: &mut Rng) -> Resample {
+        let mut drawn = Resample::IDENTITY;
+        for a in rank.axes() {
+            drawn.flip[a] = rng.random_bool(self.flip);
+            drawn.zoom[a] = self.zoom[0] + rng.random::<f32>() * (self.zoom[1] - self.zoom[0]);
+        }
+        if rank == Rank::Three {
+            drawn.axis = rng.random_range(0..3);
+        }
+        drawn.degrees = match rng.random_bool(self.right_angle) {
+            true => 90. * rng.random_range(0..4) as f32,
+            false => self.degrees * (2. * rng.random::<f32>() - 1.),
+        };
+        drawn
+    }
+}
+
+/// Source coordinates are 32.32 fixed point: cheap to split into index and fraction, exact at right angles, and the same on
+/// every machine.
+const ONE: i64 = 1 << 32;
+
+impl Resample {
+    pub const IDENTITY: Resample = Resample { flip: [false; 3], axis: 0, degrees: 0., zoom: [1.; 3] };
+
+    /// `M` of `source - centre = M (output - centre)`, in voxels; exact at multiples of 90 degrees.
+    pub fn matrix(&self) -> [[f64; 3]; 3] {
+        let (sin, cos) = match self.degrees.rem_euclid(360.) {
+            0. => (0., 1.),
+            90. => (1., 0.),
+            180. => (0., -1.),
+            270. => (-1., 0.),
+            degrees => f64::from(degrees).to_radians().sin_cos(),
+        };
+        let (b, c) = [(1, 2), (0, 2), (0, 1)][self.axis];
+        let mut matrix = [[0.; 3]; 3];
+        matrix[self.axis][self.axis] = 1.;
+        (matrix[b][b], matrix[b][c], matrix[c][b], matrix[c][c]) = (cos, sin, -sin, cos);
+        for (row, flip) in matrix.iter_mut().zip(self.flip) {
+            for (m, zoom) in row.iter_mut().zip(self.zoom) {
+                *m /= if flip { -f64::from(zoom) } else { f64::from(zoom) };
+            }
+        }
+        matrix
+    }
+
+    /// Transforms `input`, `[C, D, H, W]` with `C` the length of `fill`, into `out` of the same shape. `fill` is, per channel,
+    /// the value of what lies outside. Errors on lengths that disagree, a zoom outside 0.01-100, a rotation of an image out of its
+    /// plane.
+    pub fn apply(
+        &self,
+        input: &[f32],
+        shape: Shape,
+        interpolation: Interpolation,
+        fill: &[f32],
+        out: &mut [f32],
+    ) -> Result<()> {
+        let n = voxels(shape);
+        ensure!(
+            input.len() == fill.len() * n && out.len() == input.len(),
+            "resampling {} channels of {shape:?}: input of {}, output of {} values",
+            fill.len(),
+            input.len(),
+            out.len()
+        );
+        ensure!(self.axis < 3, "rotation axis must be 0, 1 or 2, found {}", self.axis);
+        ensure!(self.degrees.is_finite(), "rotation angle is {}", self.degrees);
+        ensure!(self.zoom.iter().all(|z| (0.01..=100.).contains(z)), "zoom must lie in 0.01-100, found {:?}", self.zoom);
+        ensure!(
+            shape[0] > 1 || (self.axis == 0 && self.zoom[0] == 1.),
+            "an image of {shape:?} turns about axis 0 and keeps its depth, found {self:?}"
+        );
+        let matrix = self.matrix();
+        let centre = shape.map(|n| (n as f64 - 1.) / 2.);
+        let fixed = |x: f64| (x * ONE as f64).round() as i64;
+        let step: [i64; 3] = std::array::from_fn(|a| fixed(matrix[a][2]));
+        let mut row = Row::new(shape, interpolation);
+        for x0 in 0..shape[0] {
+            for x1 in 0..shape[1] {
+                let offset = [x0 as f64 - centre[0], x1 as f64 - centre[1], -centre[2]];
+                let base =
+                    std::array::from_fn(|a| fixed(centre[a] + matrix[a].iter().zip(offset).map(|(m, x)| m * x).sum::<f64>()));
+                row.locate(base, step);
+                let start = (x0 * shape[1] + x1) * shape[2];
+                for ((input, out), &fill) in input.chunks_exact(n).zip(out.chunks_exact_mut(n)).zip(fill) {
+                    row.sample(input, fill, &mut out[start..start + shape[2]]);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where the voxels of one output row (along the last axis) come from; shared by the channels.
+struct Row {
+    shape: Shape,
+    interpolation: Interpolation,
+    /// Offsets in memory of the next voxel along each axis, 0 along an axis of one voxel.
+    stride: Shape,
+    base: [i64; 3],
+    step: [i64; 3],
+    /// Output voxels touched by the source at all.
+    near: std::ops::Range<usize>,
+    /// Output voxels whose neighbours all lie in the source: no checks needed.
+    inside: std::ops::Range<usize>,
+    /// For each voxel of `inside`: memory offset of its lowest neighbour and the weights of the higher ones.
+    index: Vec<usize>,
+    weight: [Vec<f32>; 3],
+}
+
+impl Row {
+    fn new(shape: Shape, interpolation: Interpolation) -> Self {
+        let stride = [shape[1] * shape[2], shape[2], 1];
+        Row {
+            shape,
+            interpolation,
+            stride: std::array::from_fn(|a| if shape[a] > 1 { stride[a] } else { 0 }),
+            base: [0; 3],
+            step: [0; 3],
+            near: 0..0,
+            inside: 0..0,
+            index: vec![0; shape[2]],
+            weight: std::array::from_fn(|_| vec![0.; shape[2]]),
+        }
+    }
+
+    fn locate(&mut self, mut base: [i64; 3], step: [i64; 3]) {
+        if self.interpolation == Interpolation::Nearest {
+            // Then the integer part is the nearest voxel.
+            base = base.map(|b| b + ONE / 2);
+        }
+        (self.base, self.step) = (base, step);
+        let last = self.shape.map(|n| (n as i64 - 1) * ONE);
+        (self.near, self.inside) = (0..self.shape[2], 0..self.shape[2]);
+        for a in 0..3 {
+            let (near, inside) = match self.interpolation {
+                Interpolation::Linear => ((1 - ONE, last[a] + ONE - 1), (0, last[a])),
+                Interpolation::Nearest => ((0, last[a] + ONE - 1), (0, last[a] + ONE - 1)),
+            };
+            self.near = between(base[a], step[a], near, &self.near);
+            self.inside = between(base[a], step[a], inside, &self.inside);
+        }
+        let inside = self.inside.clone();
+        self.index[inside.clone()].fill(0);
+        for a in 0..3 {
+            let highest = match self.interpolation {
+                // The last voxel is reached as the higher neighbour with weight 1.
+                Interpolation::Linear => self.shape[a].saturating_sub(2) as i64,
+                Interpolation::Nearest => self.shape[a] as i64 - 1,
+            };
+            let (stride, base, step) = (self.stride[a], base[a], step[a]);
+            let mut y = base + step * inside.start as i64;
+            for (index, weight) in self.index[inside.clone()].iter_mut().zip(&mut self.weight[a][inside.clone()]) {
+                let i = (y >> 32).min(highest);
+                *index += i as usize * stride;
+                *weight = fraction(y - i * ONE);
+                y += step;
+            }
+        }
+    }
+
+    fn sample(&self, input: &[f32], fill: f32, out: &mut [f32]) {
+        let (near, inside) = (self.near.clone(), self.inside.clone());
+        if near.is_empty() {
+            return out.fill(fill);
+        }
+        out[..near.start].fill(fill);
+        out[near.end..].fill(fill);
+        let border = if inside.is_empty() { near.end..near.end } else { inside.clone() };
+        for x in (near.start..border.start).chain(border.end..near.end) {
+            out[x] = self.at_border(input, fill, x);
+        }
+        let index = &self.index[inside.clone()];
+        if self.interpolation == Interpolation::Nearest {
+            return out[inside].iter_mut().zip(index).for_each(|(out, &i)| *out = input[i]);
+        }
+        let [w0, w1, w2] = [0, 1, 2].map(|a| &self.weight[a][inside.clone()]);
+        let [s0, s1, s2] = self.stride;
+        for ((((out, &i), &w0), &w1), &w2) in out[inside].iter_mut().zip(index).zip(w0).zip(w1).zip(w2) {
+            // One slice for all eight neighbours: one bounds check instead of eight.
+            let v = &input[i..=i + s0 + s1 + s2];
+            *out = trilinear([v[0], v[s2], v[s1], v[s1 + s2], v[s0], v[s0 + s2], v[s0 + s1], v[s0 + s1 + s2]], [w0, w1, w2]);
+        }
+    }
+
+    /// Value of output voxel `x`, some of whose neighbours may lie outside.
+    fn at_border(&self, input: &[f32], fill: f32, x: usize) -> f32 {
+        let y: [i64; 3] = std::array::from_fn(|a| self.base[a] + self.step[a] * x as i64);
+        let neighbour = |n: usize| {
+            let mut index = 0;
+            for (a, y) in y.iter().enumerate() {
+                let i = (y >> 32) + (n >> (2 - a) & 1) as i64;
+                if !(0..self.shape[a] as i64).contains(&i) {
+                    return fill;
+                }
+                index += i as usize * self.stride[a];
+            }
+            input[index]
+        };
+        match self.interpolation {
+            Interpolation::Linear => trilinear(std::array::from_fn(neighbour), y.map(|y| fraction(y & (ONE - 1)))),
+            Interpolation::Nearest => neighbour(0),
+        }
+    }
+}
+
+/// Weight of the higher neighbour, for a distance of 0 to [`ONE`] from the lower; 24 bits, as many as a float holds.
+fn fraction(distance: i64) -> f32 {
+    (distance >> 8) as i32 as f32 * (1. / (1 << 24) as f32)
+}
+
+/// `v` in row-major order of the three axes, `w` the weights of the higher neighbours. Exact where the weights are 0 or 1.
+fn trilinear(v: [f32; 8], w: [f32; 3]) -> f32 {
+    let mix = |a: f32, b: f32, w: f32| a * (1. - w) + b * w;
+    let plane = |v: &[f32]| mix(mix(v[0], v[1], w[2]), mix(v[2], v[3], w[2]), w[1]);
+    mix(plane(&v[..4]), plane(&v[4..]), w[0])
+}
+
+/// The `x` of `range` with `low <= base + step x <= high`.
+fn between(base: i64, step: i64, (low, high): (i64, i64), range: &std::ops::Range<usize>) -> std::ops::Range<usize> {
+    let (start, end) = (range.start as i64, range.end as i64);
+    let (first, last) = match step {
+        0 if (low..=high).contains(&base) => (start, end - 1),
+        0 => return range.start..range.start,
+        1.. => (-(base - low).div_euclid(step), (high - base).div_euclid(step)),
+        _ => (-(high - base).div_euclid(-step), (base - low).div_euclid(-step)),
+    };
+    let first = first.clamp(start, end);
+    first as usize..(last + 1).clamp(first, end) as usize
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{Arrays, Scans};
+    use crate::dim::Region;
+    use crate::rng::{Stream, rng};
+    use crate::transform::spatial::Orientation;
+
+    const WILD: Ranges = Ranges { flip: 0.5, right_angle: 0.25, degrees: 180., zoom: [0.5, 2.] };
+
+    fn noise(n: usize, rng: &mut Rng) -> Vec<f32> {
+        (0..n).map(|_| rng.random()).collect()
+    }
+
+    /// Where an output voxel comes from: zoom, rotation and flip undone one after the other.
+    fn source(t: &Resample, shape: Shape, x: Shape) -> [f64; 3] {
+        let centre = shape.map(|n| (n as f64 - 1.) / 2.);
+        let mut y: [f64; 3] = std::array::from_fn(|a| (x[a] as f64 - centre[a]) / f64::from(t.zoom[a]));
+        let others: Vec<usize> = (0..3).filter(|&a| a != t.axis).collect();
+        let (sin, cos) = f64::from(-t.degrees).to_radians().sin_cos();
+        let (b, c) = (y[others[0]], y[others[1]]);
+        (y[others[0]], y[others[1]]) = (cos * b - sin * c, sin * b + cos * c);
+        std::array::from_fn(|a| centre[a] + if t.flip[a] { -y[a] } else { y[a] })
+    }
+
+    #[test]
+    fn agrees_with_a_sum_over_all_voxels() {
+        let mut rng = rng(1, Stream::Train, 0, 0);
+        for shape in [[7, 5, 6], [4, 9, 8], [1, 9, 12], [2, 3, 1]] {
+            for _ in 0..30 {
+                let t = WILD.draw(Rank::of(shape), &mut rng);
+                let n = voxels(shape);
+                let (input, fill) = (noise(2 * n, &mut rng), [0.5, -3.]);
+                let (mut linear, mut nearest) = (vec![f32::NAN; 2 * n], vec![f32::NAN; 2 * n]);
+                t.apply(&input, shape, Interpolation::Linear, &fill, &mut linear).unwrap();
+                t.apply(&input, shape, Interpolation::Nearest, &fill, &mut nearest).unwrap();
+                let voxel = |i: usize| [i / (shape[1] * shape[2]), i / shape[2] % shape[1], i % shape[2]];
+                for i in 0..n {
+                    let y = source(&t, shape, voxel(i));
+                    for c in 0..2 {
+                        let fill = f64::from(fill[c]);
+                        let value: f64 = (0..n)
+                            .map(|j| {
+                                let w: f64 =
+                                    voxel(j).iter().zip(y).map(|(&v, y)| (1. - (y - v as f64).abs()).max(0.)).product();
+                                w * (f64::from(input[c * n + j]) - fill)
+                            })
+                            .sum();
+                        let found = f64::from(linear[c * n + i]);
+                        assert!((found - fill - value).abs() < 1e-5, "{shape:?} {t:?} voxel {i}: {found}");
+                        // On a tie between two voxels either is right.
+                        if y.iter().all(|y| (y - y.floor() - 0.5).abs() > 1e-6) {
+                            let close = |j: &usize| voxel(*j).iter().zip(y).all(|(&v, y)| (y - v as f64).abs() < 0.5);
+                            let value = (0..n).find(close).map_or(fill, |j| f64::from(input[c * n + j]));
+                            assert_eq!(f64::from(nearest[c * n + i]), value, "{shape:?} {t:?} voxel {i}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn exact_at_right_angles_and_flips() {
+        let mut rng = rng(2, Stream::Train, 0, 0);
+        for (rank, side) in [(Rank::Two, 8), (Rank::Three, 5), (Rank::Three, 6)] {
+            let shape = rank.cube(side);
+            let image = ndarray::Array4::from_shape_vec((1, shape[0], side, side), noise(voxels(shape), &mut rng)).unwrap();
+            let input = image.as_slice().unwrap().to_vec();
+            let scans = Arrays { ids: vec!["scan".into()], images: vec![image] };
+            for class in 0..Orientation::rotations(rank) {
+                for interpolation in [Interpolation::Linear, Interpolation::Nearest] {
+                    let degrees = if class == 0 { 0. } else { 90. * ((class - 1) % 3 + 1) as f32 };
+                    let t = Resample { axis: class.saturating_sub(1) / 3, degrees, ..Resample::IDENTITY };
+                    let (mut turned, mut expected) = (vec![f32::NAN; input.len()], vec![f32::NAN; input.len()]);
+                    t.apply(&input, shape, interpolation, &[9.], &mut turned).unwrap();
+                    scans.read(0, Region::whole(shape), Orientation::rotation(rank, class), &mut expected).unwrap();
+                    assert_eq!(turned, expected, "{rank:?} class {class}");
+                }
+            }
+            let flip = [rank == Rank::Three, false, true];
+            let (mut flipped, mut expected) = (vec![f32::NAN; input.len()], vec![f32::NAN; input.len()]);
+            Resample { flip, ..Resample::IDENTITY }.apply(&input, shape, Interpolation::Linear, &[9.], &mut flipped).unwrap();
+            scans.read(0, Region::whole(shape), Orientation { flip, ..Orientation::IDENTITY }, &mut expected).unwrap();
+            assert_eq!(flipped, expected);
+        }
+    }
+
+    #[test]
+    fn draws_stay_in_range_and_in_plane() {
+        let mut rng = rng(3, Stream::Train, 0, 0);
+        let ranges = Ranges { flip: 0.5, right_angle: 0.5, degrees: 180., zoom: [0.8, 1.2] };
+        let drawn: Vec<Resample> = (0..400).map(|_| ranges.draw(Rank::Three, &mut rng)).collect();
+        assert!(drawn.iter().all(|t| t.zoom.iter().all(|z| (0.8..=1.2).contains(z)) && t.degrees.abs() <= 270.));
+        let right = drawn.iter().filter(|t| t.degrees % 90. == 0.).count();
+        assert!((160..240).contains(&right), "{right} of 400 are right angles");
+        for a in 0..3 {
+            assert!((100..170).contains(&drawn.iter().filter(|t| t.axis == a).count()));
+            assert!((160..240).contains(&drawn.iter().filter(|t| t.flip[a]).count()));
+        }
+        for t in (0..50).map(|_| ranges.draw(Rank::Two, &mut rng)) {
+            assert_eq!((t.axis, t.flip[0], t.zoom[0]), (0, false, 1.));
+        }
+    }
+
+    #[test]
+    fn bad_input_is_refused() {
+        let apply =
+            |t: Resample, shape| t.apply(&[0.; 8], shape, Interpolation::Linear, &[0.], &mut [0.; 8]).unwrap_err().to_string();
+        assert!(apply(Resample::IDENTITY, [2, 2, 3]).contains("[2, 2, 3]"));
+        assert!(apply(Resample { zoom: [1., 0., 1.], ..Resample::IDENTITY }, [2, 2, 2]).contains("zoom"));
+        assert!(apply(Resample { degrees: f32::NAN, ..Resample::IDENTITY }, [2, 2, 2]).contains("NaN"));
+        assert!(apply(Resample { axis: 3, ..Resample::IDENTITY }, [2, 2, 2]).contains("found 3"));
+        assert!(apply(Resample { axis: 2, ..Resample::IDENTITY }, [1, 4, 2]).contains("axis 0"));
+    }
+}

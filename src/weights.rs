@@ -1,0 +1,72 @@
+//! Loading pretrained encoders, strictly: a report says what was loaded, adapted and left out, and nothing falls back to
+//! random weights.
+
+use crate::checkpoint::{Tensors, load_safetensors};
+use crate::ffi;
+use anyhow::{Result, bail, ensure};
+use std::collections::HashMap;
+use std::fmt;
+use std::path::Path;
+use tch::Tensor;
+
+/// Prefix of every encoder parameter, in checkpoints, exports and the variable store.
+pub const ENCODER: &str = "encoder.";
+
+/// What [`load_encoder`] did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    pub loaded: Vec<String>,
+    /// Tensors that were changed to fit, each with how.
+    pub adapted: Vec<(String, String)>,
+    /// Tensors of the file that are not part of an encoder (heads, optimizer state).
+    pub left_out: Vec<String>,
+}
+
+impl fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        writeln!(f, "{} tensors loaded, {} adapted, {} left out", self.loaded.len(), self.adapted.len(), self.left_out.len())?;
+        self.adapted.iter().try_for_each(|(name, how)| writeln!(f, "  adapted  {name}: {how}"))?;
+        self.left_out.iter().try_for_each(|name| writeln!(f, "  left out {name}"))
+    }
+}
+
+/// Reads weights from a checkpoint, an exported `.safetensors`, or an exported `.pt`.
+pub fn read(path: &Path) -> Result<Tensors> {
+    if path.extension().is_some_and(|e| e == "pt") {
+        return Ok(ffi::read_state(path)?.into_iter().collect());
+    }
+    Ok(load_safetensors(path)?.0)
+}
+
+/// Copies the encoder in `saved` into `target`, the variables of a network whose encoder lies under [`ENCODER`].
+///
+/// Every encoder variable must be there with the right shape. Only the input channels of the first convolution may differ:
+/// it is then averaged over its inputs and spread over the new ones, which keeps the response to equal channels.
+pub fn load_encoder(target: &HashMap<String, Tensor>, saved: &Tensors, from: &Path) -> Result<LoadReport> {
+    let mut report = LoadReport::default();
+    let mut names: Vec<&String> = target.keys().filter(|n| n.starts_with(ENCODER)).collect();
+    names.sort();
+    let unknown: Vec<_> = saved.keys().filter(|n| n.starts_with(ENCODER) && !target.contains_key(*n)).collect();
+    ensure!(unknown.is_empty(), "{}: another architecture; unknown here: {unknown:?}", from.display());
+    for name in names {
+        let mut tensor = target[name].shallow_clone();
+        let Some(value) = saved.get(name) else { bail!("{}: {name} is missing", from.display()) };
+        let (want, found) = (tensor.size(), value.size());
+        let value = if want == found {
+            report.loaded.push(name.clone());
+            value.shallow_clone()
+        } else if is_first_convolution(name) && want.len() == found.len() && want[0] == found[0] && want[2..] == found[2..] {
+            report.adapted.push((name.clone(), format!("{} input channels to {}", found[1], want[1])));
+            (value.sum_dim_intlist(1, true, value.kind()) / want[1] as f64).expand_as(&tensor).contiguous()
+        } else {
+            bail!("{}: {name} has shape {found:?}, this network needs {want:?}", from.display());
+        };
+        tch::no_grad(|| tensor.copy_(&value));
+    }
+    report.left_out = saved.keys().filter(|n| !n.starts_with(ENCODER)).cloned().collect();
+    Ok(report)
+}
+
+fn is_first_convolution(name: &str) -> bool {
+    name == "encoder.level0.conv0.weight"
+}

@@ -1,0 +1,50 @@
+"""What several test files need: the binary, and reading what it wrote."""
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from safetensors import safe_open
+
+ROOT = Path(__file__).resolve().parents[2]
+BINARY = Path(os.environ.get("PRETEXT3D", ROOT / "target/debug/pretext3d")).resolve()
+sys.path.insert(0, str(ROOT / "scripts"))
+
+
+def command(*args):
+    """Command line of a subcommand, its arguments as strings."""
+    return [str(BINARY), *map(str, args)]
+
+
+def pretext3d(*args, cwd=None, fails=None, **kwargs):
+    """Runs the binary and returns the finished process; it must succeed, or exit with the code `fails`."""
+    done = subprocess.run(command(*args), cwd=cwd, capture_output=True, text=True, timeout=300, **kwargs)
+    assert done.returncode == (fails or 0), f"{args}: exit {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def refused(*args, says=(), code=1, cwd=None, **kwargs):
+    """Runs the binary, which must exit with `code`, without a panic, and with every text of `says` in its message."""
+    done = pretext3d(*args, cwd=cwd, fails=code, **kwargs)
+    assert "panicked" not in done.stderr and "error" in done.stderr, done.stderr
+    for part in says:
+        assert str(part) in done.stderr, f"{part!r} is not in: {done.stderr}"
+    return done.stderr
+
+
+def tensors(path):
+    """Tensors of a safetensors file by name, and its metadata."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()
+
+
+def read_json(path):
+    return json.loads(Path(path).read_text())
+
+
+def rows(path):
+    """Rows of a CSV file as dictionaries."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))

@@ -1,0 +1,284 @@
+"""The NIfTI reader and writer against nibabel: every data type, orientation and variant of the format, and bad files."""
+
+import gzip
+import json
+import os
+import resource
+import subprocess
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+from nibabel.affines import rescale_affine
+
+ROOT = Path(__file__).resolve().parents[2]
+DUMP = os.environ.get("NIFTI_DUMP", str(ROOT / "target/debug/examples/nifti_dump"))
+SHAPE = (20, 33, 70)  # odd, unequal, and larger than the reader's copy tiles
+TYPES = ["u1", "i1", "u2", "i2", "u4", "i4", "u8", "i8", "f4", "f8"]
+
+
+def dump(files, out):
+    """Runs the dump once over all files: for each its JSON line and the stem of what it wrote."""
+    out.mkdir(exist_ok=True)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))  # a header must not claim terabytes
+    run = subprocess.run([DUMP, str(out), *map(str, files)], capture_output=True, text=True, preexec_fn=limit)
+    assert run.returncode == 0, run.stderr
+    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(lines) == len(files)
+    return [(line, out / str(n)) for n, line in enumerate(lines)]
+
+
+def oriented(codes, zooms=(0.8, 1.2, 2.5)):
+    """An affine whose axes point to `codes`."""
+    affine = nib.orientations.inv_ornt_aff(nib.orientations.axcodes2ornt(codes), SHAPE)
+    affine = rescale_affine(affine, SHAPE, np.asarray(zooms, np.float32))
+    affine[:3, 3] += [7.25, -11.5, 3.75]
+    return affine
+
+
+def turned(degrees, axis, zooms=(0.9, 1.1, 3.0), flip=(1, 1, 1)):
+    """An oblique affine: a rotation about an arbitrary axis, with sheared columns where degrees is not a multiple of 90."""
+    axis = np.asarray(axis, float) / np.linalg.norm(axis)
+    matrix = nib.quaternions.angle_axis2mat(np.deg2rad(degrees), axis) @ np.diag(np.asarray(zooms) * flip)
+    return nib.affines.from_matvec(matrix, [-30.5, 12.25, 4.0])
+
+
+def voxels(rng, dtype, shape=SHAPE):
+    dtype = np.dtype(dtype)
+    if dtype.kind == "f":
+        return rng.normal(scale=1000, size=shape).astype(dtype)
+    info = np.iinfo(dtype)
+    return rng.integers(info.min, info.max, size=shape, dtype=dtype, endpoint=True)
+
+
+def cases(folder):
+    """Writes the files; returns their paths."""
+    rng = np.random.default_rng(5)
+    files = []
+
+    def save(name, data, affine, kind=nib.Nifti1Image, edit=None):
+        image = kind(data, affine, dtype=data.dtype)
+        if edit:
+            edit(image)
+        nib.save(image, folder / name)
+        files.append(folder / name)
+        return image
+
+    small = (5, 6, 7)
+    for dtype in TYPES:
+        for order, kind in [("<", nib.Nifti1Image), (">", nib.Nifti1Image), ("<", nib.Nifti2Image), (">", nib.Nifti2Image)]:
+            name = f"{dtype}_{'le' if order == '<' else 'be'}_{kind.__name__}.nii"
+            header = kind.header_class(endianness=order)
+            header.set_data_dtype(np.dtype(dtype).newbyteorder(order))
+            data = voxels(rng, dtype, small)
+            image = kind(data, oriented("LAS"), header)
+            image.set_data_dtype(np.dtype(dtype))
+            nib.save(image, folder / name)
+            assert nib.load(folder / name).header.endianness == order
+            files.append(folder / name)
+    for codes in ["RAS", "LAS", "LIA", "PSR", "ASL", "IRP", "SAR", "SRA"]:
+        save(f"{codes}.nii.gz", voxels(rng, "i2"), oriented(codes))
+    for n in range(12):
+        affine = turned(rng.uniform(0, 360), rng.normal(size=3), flip=rng.choice([-1, 1], size=3))
+        save(f"oblique{n}.nii", voxels(rng, "f4"), affine)
+        affine[:3, :3] += rng.uniform(-0.4, 0.4, size=(3, 3))
+        save(f"sheared{n}.nii", voxels(rng, "f4", small), affine)
+
+    def only_qform(image):
+        image.set_qform(image.affine, code=1)
+        image.set_sform(None, code=0)
+
+    for n in range(6):
+        affine = turned(rng.uniform(0, 360), rng.normal(size=3), flip=rng.choice([-1, 1], size=3))
+        save(f"qform{n}.nii", voxels(rng, "i2", small), affine, edit=only_qform)
+    save("qform180.nii", voxels(rng, "i2", small), turned(180, [1, 0, 0]), edit=only_qform)
+    save("qform_nifti2.nii", voxels(rng, "i2", small), turned(50, [1, 2, 3]), nib.Nifti2Image, edit=only_qform)
+
+    def no_form(image):
+        image.set_qform(None, code=0)
+        image.set_sform(None, code=0)
+        image.header.set_zooms((0.7, 1.3, 2.9))
+
+    save("no_form.nii", voxels(rng, "i2"), np.eye(4), edit=no_form)
+
+    def both_forms(image):
+        image.set_qform(oriented("RAS"), code=1)
+        image.set_sform(oriented("PSR"), code=2)
+
+    save("both_forms.nii", voxels(rng, "i2"), oriented("PSR"), edit=both_forms)
+
+    for n, (slope, inter) in enumerate([(2.5, -1024), (0.001, 0), (1, 3), (0, 17), (float("nan"), 0)]):
+        for dtype in ["u1", "i2", "f4"]:
+            name = f"slope{n}_{dtype}.nii"
+            save(name, voxels(rng, dtype, small), oriented("LAS"))
+            raw = bytearray((folder / name).read_bytes())
+            raw[112:120] = np.array([slope, inter], "<f4").tobytes()
+            (folder / name).write_bytes(raw)
+
+    save("4d.nii.gz", voxels(rng, "i2", (*SHAPE, 3)), oriented("LIA"))
+    save("4d_one.nii.gz", voxels(rng, "i2", (*small, 1)), oriented("LIA"))
+    save("5d_ones.nii.gz", voxels(rng, "i2", (*small, 2, 1)), oriented("PSR"))
+    save("one_slice.nii.gz", voxels(rng, "i2", (9, 8, 1)), oriented("LPS"))
+    save("one_row.nii.gz", voxels(rng, "i2", (1, 8, 1)), oriented("PSR"))
+    for ending in ["hdr", "img"]:
+        save(f"pair_{ending}.img", voxels(rng, "i2"), oriented("PSR"), nib.Nifti1Pair)
+        files[-1] = folder / f"pair_{ending}.{ending}"
+        save(f"pair2_{ending}.img.gz", voxels(rng, "f4", small), oriented("LIA"), nib.Nifti2Pair)
+        files[-1] = folder / f"pair2_{ending}.{ending}.gz"
+
+    # In several gzip members, and with an extension before the voxels.
+    source = (folder / "RAS.nii.gz").read_bytes()
+    plain = gzip.decompress(source)
+    (folder / "members.nii.gz").write_bytes(gzip.compress(plain[:9999]) + gzip.compress(plain[9999:]))
+    files += [folder / "members.nii.gz"]
+    extended = nib.Nifti1Image(voxels(rng, "i2", small), oriented("LAS"))
+    extended.header.extensions.append(nib.nifti1.Nifti1Extension("comment", b"x" * 300))
+    nib.save(extended, folder / "extension.nii")
+    files.append(folder / "extension.nii")
+    holes = voxels(rng, "f4", small)
+    holes[0, 0, :4] = [np.nan, np.inf, -np.inf, 1e30]
+    save("holes.nii", holes, oriented("LAS"))
+    assert len(set(files)) == len(files)
+    return files
+
+
+def with_channels_first(array):
+    array = array.reshape(array.shape[:4]) if array.ndim > 4 else array
+    return array[None] if array.ndim == 3 else np.moveaxis(array, 3, 0)
+
+
+def load(path):
+    """What nibabel makes of a file: channels first, float32, affine, and the same in RAS+."""
+    image = nib.load(path)
+    ras = nib.as_closest_canonical(image)
+    values = [with_channels_first(np.asarray(i.dataobj, dtype=np.float64)).astype(np.float32) for i in (image, ras)]
+    return image, values[0], ras.affine, values[1]
+
+
+@pytest.fixture(scope="module")
+def dumped(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nifti")
+    files = cases(folder)
+    return list(zip(files, dump(files, folder / "out")))
+
+
+def test_reads_what_nibabel_reads(dumped):
+    assert len(dumped) > 90
+    for path, (line, stem) in dumped:
+        assert "error" not in line, line
+        image, values, ras_affine, ras_values = load(path)
+        assert tuple(line["shape"]) == values.shape, path
+        assert line["header_shape"] + [line["channels"]] == [*values.shape[1:], values.shape[0]], path
+        np.testing.assert_allclose(line["affine"], image.affine, rtol=1e-12, atol=1e-12, err_msg=str(path))
+        np.testing.assert_allclose(line["spacing"], nib.affines.voxel_sizes(image.affine), rtol=1e-12, err_msg=str(path))
+        native = np.fromfile(f"{stem}.native.f32", "<f4").reshape(values.shape)
+        np.testing.assert_array_equal(native, values, err_msg=str(path))
+        assert line["non_finite"] == np.count_nonzero(~np.isfinite(values)), path
+        assert line["codes"] == "".join(nib.aff2axcodes(image.affine)), path
+        assert tuple(line["ras_shape"]) == ras_values.shape, path
+        np.testing.assert_allclose(line["ras_affine"], ras_affine, rtol=1e-12, atol=1e-12, err_msg=str(path))
+        ras = np.fromfile(f"{stem}.ras.f32", "<f4").reshape(ras_values.shape)
+        np.testing.assert_array_equal(ras, ras_values, err_msg=str(path))
+
+
+def test_nibabel_reads_what_is_written(dumped):
+    for path, (_, stem) in dumped:
+        image, values, _, _ = load(path)
+        copy = nib.load(f"{stem}.copy.nii.gz")
+        scaled = (image.dataobj.slope, image.dataobj.inter) != (1, 0)
+        stored = image.get_data_dtype().newbyteorder("<")
+        kept = stored if stored in (np.dtype("u1"), np.dtype("<i2")) and not scaled else np.dtype("<f4")
+        assert copy.get_data_dtype() == kept, path
+        np.testing.assert_array_equal(with_channels_first(np.asarray(copy.dataobj)), values, err_msg=str(path))
+        scale = np.abs(image.affine).max()
+        np.testing.assert_allclose(copy.affine, image.affine, atol=1e-6 * scale, err_msg=str(path))
+        assert copy.header.get_xyzt_units()[0] == "mm"
+        spacing = nib.affines.voxel_sizes(image.affine)
+        np.testing.assert_allclose(copy.header.get_zooms()[:3], spacing, rtol=1e-6, err_msg=str(path))
+        assert copy.header["sform_code"] == 1 and copy.header["qform_code"] == 1
+        # The qform cannot hold shears; nibabel strips them in the same way.
+        expected = nib.Nifti1Header()
+        expected.set_qform(image.affine, strip_shears=True)
+        np.testing.assert_allclose(copy.get_qform(), expected.get_qform(), atol=2e-6 * scale, err_msg=str(path))
+
+
+def test_compression_is_recognised_by_content(tmp_path):
+    data = voxels(np.random.default_rng(7), "i2")
+    nib.save(nib.Nifti1Image(data, oriented("RAS")), tmp_path / "scan.nii.gz")
+    compressed = (tmp_path / "scan.nii.gz").read_bytes()
+    (tmp_path / "compressed.nii").write_bytes(compressed)
+    (tmp_path / "plain.nii.gz").write_bytes(gzip.decompress(compressed))
+    for line, stem in dump([tmp_path / "compressed.nii", tmp_path / "plain.nii.gz"], tmp_path / "out"):
+        assert "error" not in line, line
+        np.testing.assert_array_equal(np.fromfile(f"{stem}.native.f32", "<f4").reshape(SHAPE), data)
+
+
+def test_bad_files_are_named_with_what_was_expected_and_found(tmp_path):
+    rng = np.random.default_rng(6)
+    nib.save(nib.Nifti1Image(voxels(rng, "i2", (8, 9, 10)), oriented("LAS")), tmp_path / "good.nii")
+    good = (tmp_path / "good.nii").read_bytes()
+    assert "error" not in dump([tmp_path / "good.nii"], tmp_path / "out")[0][0]
+    expected = {}
+
+    def bad(name, content, *words):
+        (tmp_path / name).write_bytes(content)
+        expected[tmp_path / name] = words
+
+    def edited(at, kind, *values, base=good):
+        replacement = np.array(values, kind).tobytes()
+        return base[:at] + replacement + base[at + len(replacement) :]
+
+    bad("empty.nii", b"", "empty file")
+    bad("empty.nii.gz", b"", "empty file")
+    bad("text.nii", b"subject,age\n1,54\n" * 100, "not a NIfTI file", "subject,age", "348 or 540")
+    bad("text.nii.gz", b"subject,age\n1,54\n" * 100, "not a NIfTI file")
+    bad("short_header.nii", good[:200], "200 bytes of header", "348")
+    bad("short.nii", good[:-7], "expected 1440 bytes", "[8, 9, 10]", "Int16", "found 1433")
+    bad("no_voxels.nii", good[:352], "expected 1440 bytes", "found 0")
+    bad("long.nii", good + b"\0" * 5, "expected 1440 bytes", "found more")
+    packed = gzip.compress(good)
+    bad("truncated.nii.gz", packed[: len(packed) // 2], "expected 1440 bytes", "reading failed after")
+    bad("cut_checksum.nii.gz", packed[:-3], "reading failed at their end")
+    bad("wrong_checksum.nii.gz", packed[:-8] + bytes(4) + packed[-4:], "reading failed at their end")
+    bad("larger_header.nii", edited(42, "<i2", 80), "expected 14400 bytes", "found 1440")
+    bad("terabytes.nii", edited(40, "<i2", 4, 32767, 32767, 32767, 64), "found 1440")
+    bad("terabytes.nii.gz", gzip.compress(edited(40, "<i2", 4, 32767, 32767, 32767, 64)), "found 1440")
+    bad("overflow.nii", edited(40, "<i2", 7, *[32767] * 7), "7D file")
+    header2 = nib.Nifti2Image(voxels(rng, "i2", (8, 9, 10)), oriented("LAS"))
+    nib.save(header2, tmp_path / "good2.nii")
+    good2 = (tmp_path / "good2.nii").read_bytes()
+    bad("overflow2.nii", edited(16, "<i8", 4, *[2**40] * 4, base=good2), "overflow")
+    bad("exabytes2.nii", edited(16, "<i8", 3, 2**40, 2**10, 2**10, base=good2), "found 1440")
+    bad("newlines2.nii", good2.replace(b"\r\n\x1a\n", b"\n\x1a\n\n", 1), "newline check", "as text")
+    bad("negative.nii", edited(42, "<i2", -8), "-8", "expected positive")
+    bad("zero_extent.nii", edited(42, "<i2", 0), "0", "expected positive")
+    bad("no_axes.nii", edited(40, "<i2", 0), "dim[0]", "is 0")
+    bad("2d.nii", edited(40, "<i2", 2), "2D file", "[8, 9]", "expected 3D")
+    bad("5d.nii", edited(40, "<i2", 5, 8, 9, 5, 1, 2), "5D file", "expected 3D")
+    for n, spacing in enumerate([0, -1, np.nan, np.inf]):
+        for axis in range(3):
+            bad(f"spacing{n}{axis}.nii", edited(80 + 4 * axis, "<f4", spacing), f"pixdim[{axis + 1}] is", "expected a positive")
+    bad("singular.nii", edited(280, "<f4", *[0] * 12), "sform", "singular")
+    bad("nan_sform.nii", edited(280, "<f4", np.nan), "sform", "singular")
+    no_sform = edited(252, "<i2", 1, 0)
+    bad("quaternion.nii", edited(256, "<f4", 0.9, 0.9, 0, base=no_sform), "quaternion", "longer than 1")
+    bad("nan_offset.nii", edited(268, "<f4", np.nan, base=no_sform), "qform", "singular")
+    bad("offset.nii", edited(108, "<f4", 100), "vox_offset is 100", "from 352")
+    bad("far_offset.nii", edited(108, "<f4", 1e9), "before its voxels begin")
+    bad("nan_vox_offset.nii", edited(108, "<f4", np.nan), "vox_offset is NaN")
+    bad("intercept.nii", edited(112, "<f4", 2, np.inf), "scl_inter is inf")
+    for code, name in [(32, "complex64"), (128, "RGB"), (1536, "float128"), (1792, "complex128"), (2304, "RGBA"), (7, "unknown")]:
+        bad(f"type{code}.nii", edited(70, "<i2", code), name, f"code {code}")
+    bad("analyze.nii", edited(344, "u1", 0, 0, 0, 0), "ANALYZE")
+    bad("magic.nii", edited(344, "u1", *b"nope"), 'magic "nope"')
+    bad("magic_pair.nii", edited(344, "u1", *b"ni1\0"), ".img file")
+    bad("lonely.hdr", edited(344, "u1", *b"ni1\0"), "lonely.img", "found neither")
+    bad("headless.img", b"\0" * 100, "headless.hdr", "found neither")
+    (tmp_path / "folder.nii").mkdir()
+    expected[tmp_path / "folder.nii"] = ("directory",)
+    expected[tmp_path / "absent.nii"] = ("No such file",)
+    for path, (line, _) in zip(expected, dump(list(expected), tmp_path / "out")):
+        assert "error" in line, f"{path.name} was read"
+        for word in (str(path), *expected[path]):
+            assert word in line["error"], f"{path.name}: {word!r} not in {line['error']!r}"

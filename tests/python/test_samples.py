@@ -1,0 +1,171 @@
+"""Samples against NumPy: every view that `inspect` writes is cut again from the store's own file, from the numbers it recorded."""
+
+import itertools
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+BINARY = os.environ.get("PRETEXT3D", str(Path(__file__).parents[2] / "target/debug/pretext3d"))
+
+
+def inspect(store, task, out, *flags):
+    command = [BINARY, "inspect", "--data", store, "--task", task, "--out", out, *flags]
+    return subprocess.run([str(word) for word in command], capture_output=True, text=True)
+
+
+def batch_of(store, task, out, *flags):
+    done = inspect(store, task, out, *flags)
+    assert done.returncode == 0, done.stderr
+    assert (out / f"{task}.png").read_bytes().startswith(b"\x89PNG")
+    with safe_open(out / f"{task}.safetensors", "np") as file:
+        return file.get_tensor("views"), file.get_tensor("targets"), json.loads(file.metadata()["inspect"])
+
+
+def cut(image, region):
+    spatial = tuple(slice(a, a + n) for a, n in zip(region["start"], region["size"]))
+    return image[(slice(None), *spatial)]
+
+
+def inside(inner, outer):
+    return all(
+        o <= i and i + m <= o + n
+        for i, m, o, n in zip(inner["start"], inner["size"], outer["start"], outer["size"])
+    )
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def store(request, tmp_path_factory):
+    """A store of random scans, no two voxels alike, every side of another length."""
+    folder = tmp_path_factory.mktemp(f"store{request.param}d")
+    random = np.random.default_rng(request.param)
+    subjects = []
+    for i in range(3):
+        shape = (1 if request.param == 2 else 67 + i, 64 + 2 * i, 70)
+        image = random.permutation(2 * np.prod(shape)).astype(np.float32).reshape(2, *shape)
+        file = folder / f"scan{i}.safetensors"
+        save_file({"image": image}, file)
+        subjects.append(
+            dict(id=f"scan{i}", file=file.name, bytes=file.stat().st_size, shape=shape, spacing=[1, 1, 1])
+            | dict(label=False, split=None, fingerprint="")
+        )
+    settings = dict(grid=dict(kind="spacing", mm=[1, 1, 1]), foreground=dict(kind="auto"), intensity=dict(kind="minmax"))
+    index = dict(format="pretext3d-store", version=1, complete=True, fingerprint="", layout="folder")
+    index |= dict(settings=settings | dict(dtype="f32"), channels=["t1", "flair"], labels=None, subjects=subjects, left_out=[])
+    (folder / "index.json").write_text(json.dumps(index))
+    images = {}
+    for subject in subjects:
+        with safe_open(folder / subject["file"], "np") as file:
+            images[subject["id"]] = file.get_tensor("image")
+    return folder, images, request.param
+
+
+def side_of(rank, n):
+    return [1 if rank == 2 else n, n, n]
+
+
+def test_rotation(store, tmp_path):
+    folder, images, rank = store
+    views, targets, description = batch_of(folder, "rot", tmp_path, "--n", 60, "--window", 20)
+    planes = [(2, 3)] if rank == 2 else [(2, 3), (1, 3), (1, 2)]
+    turns = [(0, planes[0])] + [(k, plane) for plane in planes for k in (1, 2, 3)]
+    for view, target, sample in zip(views, targets, description["samples"], strict=True):
+        region = sample["params"]["window"]
+        assert region["size"] == side_of(rank, 20)
+        k, plane = turns[target[0]]
+        np.testing.assert_array_equal(view[0], np.rot90(cut(images[sample["scan"]], region), k, plane))
+    assert set(targets.ravel()) == set(range(len(turns)))
+    assert len({tuple(s["params"]["window"]["start"]) for s in description["samples"]}) > 50
+
+
+def patch_side(window):
+    """Grid of 3; the jitter is 3 voxels at 128, in proportion."""
+    return window // 3 - max(1, int(3 * window / 128 + 0.5))
+
+
+def check_patch(patch, cell, window, rank):
+    side = window["size"][2] // 3
+    start = [s + i * side for s, i in zip(window["start"], cell)]
+    assert inside(patch, dict(start=start, size=side_of(rank, side)))
+    assert patch["size"] == side_of(rank, patch_side(window["size"][2]))
+
+
+def cells_of(rank):
+    return list(itertools.product(range(1 if rank == 2 else 3), range(3), range(3)))
+
+
+def test_relative_patch_location(store, tmp_path):
+    folder, images, rank = store
+    views, targets, description = batch_of(folder, "rpl", tmp_path, "--n", 120)
+    centre = (0, 1, 1) if rank == 2 else (1, 1, 1)
+    others = [cell for cell in cells_of(rank) if cell != centre]
+    offsets = set()
+    for pair, target, sample in zip(views, targets, description["samples"], strict=True):
+        window = sample["params"]["window"]
+        for view, patch, cell in zip(pair, sample["params"]["patches"], [centre, others[target[0]]], strict=True):
+            check_patch(patch, cell, window, rank)
+            np.testing.assert_array_equal(view, cut(images[sample["scan"]], patch))
+        offsets.add(tuple(np.subtract(sample["params"]["patches"][0]["start"], window["start"])))
+    assert description["window"] == 64
+    assert set(targets.ravel()) == set(range(len(others)))
+    assert len(offsets) == 2**rank  # a jitter of 2 voxels
+
+
+def test_jigsaw(store, tmp_path):
+    folder, images, rank = store
+    views, targets, description = batch_of(folder, "jig", tmp_path, "--n", 4, "--jig-shuffles", 30)
+    cells, seen = cells_of(rank), {}
+    for patches, ids, sample in zip(views, targets, description["samples"], strict=True):
+        image, params = images[sample["scan"]], sample["params"]
+        for view, patch, cell in zip(patches, params["patches"], cells, strict=True):
+            check_patch(patch, cell, params["window"], rank)
+            np.testing.assert_array_equal(view, cut(image, patch))
+        assert len(set(ids)) == 30 and all(0 <= i < 100 for i in ids)
+        for i, permutation in zip(ids, params["permutations"], strict=True):
+            assert sorted(permutation) == list(range(len(cells)))
+            assert seen.setdefault(i, permutation) == permutation  # an id always means the same permutation
+    assert len({tuple(p) for p in seen.values()}) == len(seen) > 50
+
+
+@pytest.mark.parametrize("task", ["rpl", "jig"])
+def test_no_jitter_warns(store, tmp_path, task):
+    done = inspect(store[0], task, tmp_path, "--n", 1, f"--{task}-jitter", 0)
+    assert done.returncode == 0 and f"warning: --{task}-jitter 0" in done.stderr
+    with safe_open(tmp_path / f"{task}.safetensors", "np") as file:
+        assert file.get_tensor("views").shape[-1] == 64 // 3
+    assert "warning" not in inspect(store[0], task, tmp_path, "--n", 1).stderr
+
+
+@pytest.mark.parametrize("task", ["rot", "rpl", "jig"])
+def test_seed_decides(store, tmp_path, task):
+    folder, _, _ = store
+    first, again, other = (tmp_path / name for name in ("first", "again", "other"))
+    batch_of(folder, task, first, "--n", 2, "--seed", 4)
+    batch_of(folder, task, again, "--n", 2, "--seed", 4)
+    batch_of(folder, task, other, "--n", 2, "--seed", 5)
+    read = lambda folder: (folder / f"{task}.safetensors").read_bytes()
+    assert read(first) == read(again) != read(other)
+
+
+def test_long_names(store, tmp_path):
+    assert inspect(store[0], "relative-patch-location", tmp_path, "--n", 1).returncode == 0
+    assert (tmp_path / "rpl.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    "task, flags, parts",
+    [
+        ("rot", ["--window", 65], ["scan0", "64", "65"]),
+        ("rpl", ["--rpl-jitter", 21], ["64", "21"]),
+        ("jig", ["--jig-permutations", 1], ["1 permutations"]),
+    ],
+)
+def test_impossible(store, tmp_path, task, flags, parts):
+    done = inspect(store[0], task, tmp_path, "--n", 3, *flags)
+    assert done.returncode == 1 and all(part in done.stderr for part in parts), done.stderr
+    assert not list(tmp_path.glob("*.safetensors"))
