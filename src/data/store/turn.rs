@@ -27,6 +27,9 @@ const TILE: usize = 16;
 
 /// Copies `region` of `input` (of `shape`), turned by `orientation`, into `out` (of `orientation.output(region.size)`).
 /// The caller has checked that the region fits and that both slices have those sizes.
+///
+/// The input is always walked forwards, whatever is flipped: it comes from memory, where order is what speed depends on, while
+/// `out` mostly stays in cache.
 pub fn turn<S: Stored<T>, T: Copy + Default>(
     input: &[S],
     shape: Shape,
@@ -42,50 +45,55 @@ pub fn turn<S: Stored<T>, T: Copy + Default>(
         let first = ((region.start[0] + y[0]) * shape[1] + region.start[1] + y[1]) * shape[2] + region.start[2];
         &input[first..first + region.size[2]]
     };
-    let place = |axis: usize, x: usize| if orientation.flip[axis] { size[axis] - 1 - x } else { x };
+    // Output axis of each input axis, and where in `out` an index of an input axis leads.
+    let mut axis = [0; 3];
+    orientation.source.iter().enumerate().for_each(|(a, &source)| axis[source] = a);
+    let stride = [size[1] * size[2], size[2], 1];
+    let place = |source: usize, y: usize| {
+        let a = axis[source];
+        stride[a] * if orientation.flip[a] { size[a] - 1 - y } else { y }
+    };
 
-    if orientation.source[2] == 2 {
-        for (x, out) in out.chunks_exact_mut(size[2]).enumerate() {
-            let x = [x / size[1], x % size[1]];
-            let mut y = [0; 3];
-            for (axis, &x) in x.iter().enumerate() {
-                y[orientation.source[axis]] = place(axis, x);
-            }
-            S::convert(row(y), out);
-            if orientation.flip[2] {
-                out.reverse();
+    let n = region.size[2];
+    if axis[2] == 2 {
+        for y0 in 0..region.size[0] {
+            for y1 in 0..region.size[1] {
+                let at = place(0, y0) + place(1, y1);
+                let out = &mut out[at..at + n];
+                S::convert(row([y0, y1, 0]), out);
+                if orientation.flip[2] {
+                    out.reverse();
+                }
             }
         }
         return;
     }
 
-    // Output rows run across input rows: input axis `across` is output axis 2, and the input's rows lie along output axis
-    // `along`. A few rows are converted into a tile that stays in the first-level cache, and written out a column at a time.
+    // Output rows run across input rows, along input axis `across`. A few rows are converted into a tile that stays in the
+    // first-level cache, and written out a column at a time.
     let across = orientation.source[2];
-    let along = if orientation.source[0] == 2 { 0 } else { 1 };
-    let other = 1 - along;
-    let stride = if along == 0 { [size[1] * size[2], size[2]] } else { [size[2], size[1] * size[2]] };
-    let n = size[along];
+    let other = 1 - across;
     let mut tile = vec![T::default(); TILE * n];
-    for x_other in 0..size[other] {
-        let mut y = [0; 3];
-        y[orientation.source[other]] = place(other, x_other);
-        for first in (0..size[2]).step_by(TILE) {
-            let rows = TILE.min(size[2] - first);
-            for (r, tile) in tile.chunks_exact_mut(n).take(rows).enumerate() {
-                y[across] = place(2, first + r);
-                S::convert(row(y), tile);
+    for first in (0..region.size[across]).step_by(TILE) {
+        let rows = TILE.min(region.size[across] - first);
+        let start = if orientation.flip[2] { size[2] - first - rows } else { first };
+        for y_other in 0..region.size[other] {
+            let mut y = [0; 3];
+            y[other] = y_other;
+            for r in 0..rows {
+                y[across] = first + r;
+                let at = if orientation.flip[2] { rows - 1 - r } else { r };
+                S::convert(row(y), &mut tile[at * n..][..n]);
             }
+            let start = start + place(other, y_other);
             for column in 0..n {
-                let at = x_other * stride[1] + place(along, column) * stride[0] + first;
-                if let Ok(out) = <&mut [T; TILE]>::try_from(&mut out[at..at + rows]) {
-                    for (r, out) in out.iter_mut().enumerate() {
-                        *out = tile[r * n + column];
-                    }
+                let at = start + place(2, column);
+                let out = &mut out[at..at + rows];
+                // The usual case with its length known to the compiler.
+                if let Ok(out) = <&mut [T; TILE]>::try_from(&mut *out) {
+                    out.iter_mut().enumerate().for_each(|(r, out)| *out = tile[r * n + column]);
                 } else {
-                    for (r, out) in out[at..at + rows].iter_mut().enumerate() {
-                        *out = tile[r * n + column];
-                    }
+                    out.iter_mut().enumerate().for_each(|(r, out)| *out = tile[r * n + column]);
                 }
             }
         }
