@@ -102,7 +102,8 @@ impl Split {
         let mut stored: BTreeSet<&str> = ids.iter().map(|id| subject(id)).collect();
         let unknown: Vec<&str> = self.sides().map(|(_, id)| id).filter(|id| !stored.remove(id)).collect();
         if let Some(first) = unknown.first() {
-            bail!("{} subjects of the split are not in the store, the first `{first}`", unknown.len());
+            let all = self.sides().count();
+            bail!("{} of the split's {all} subjects are not in the store, the first `{first}`", unknown.len());
         }
         Ok(stored.into_iter().map(String::from).collect())
     }

@@ -28,10 +28,10 @@ pub fn open(path: &Path) -> Result<Dataset> {
     let folder = path.parent().unwrap_or(Path::new(""));
 
     let mut subjects = vec![];
-    let mut rows: HashMap<String, u64> = HashMap::new();
+    let mut rows: HashMap<String, usize> = HashMap::new();
     for record in reader.records() {
         let record = record.with_context(|| path.display().to_string())?;
-        let row = record.position().map_or(0, csv::Position::line);
+        let row = record.position().map_or(0, |at| line(text, at));
         let mut subject = Subject { id: String::new(), channels: vec![], label: None, split: None };
         for ((cell, name), column) in record.iter().zip(&header).zip(&columns) {
             let place = || format!("{}, row {row}, column `{name}`", path.display());
@@ -57,6 +57,12 @@ pub fn open(path: &Path) -> Result<Dataset> {
     }
     ensure!(!subjects.is_empty(), "{}: a header, but no row below it", path.display());
     Ok(Dataset { layout: Layout::Manifest, channels, labels: None, subjects, problems: vec![], ignored: vec![] })
+}
+
+/// The line a record begins in; its position is that of the empty lines before it.
+fn line(text: &str, position: &csv::Position) -> usize {
+    let before = text.bytes().skip(position.byte() as usize).take_while(|b| b"\r\n".contains(b));
+    position.line() as usize + before.filter(|b| *b == b'\n').count()
 }
 
 fn columns(header: &csv::StringRecord) -> Result<Vec<Column>> {

@@ -127,7 +127,7 @@ pub fn open(path: &Path, layout: Option<Layout>) -> Result<Dataset> {
         let csv = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv"));
         let manifest = layout == Some(Layout::Manifest) || (layout.is_none() && csv);
         ensure!(manifest, "{}: expected a folder or a CSV manifest, found another file", path.display());
-        return manifest::open(path).and_then(finish);
+        return manifest::open(path).and_then(|found| finish(found).with_context(|| path.display().to_string()));
     }
     ensure!(layout != Some(Layout::Manifest), "{}: expected a CSV manifest, found a folder", path.display());
     let files = Files::below(path)?;
