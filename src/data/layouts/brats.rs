@@ -1,7 +1,7 @@
 //! BraTS: a folder a subject, one file a contrast. 2018 to 2021: `X_t1 _t1ce _t2 _flair _seg`, labels 0, 1, 2, 4; from 2023 on:
 //! `X-t1n -t1c -t2w -t2f -seg`, labels 0, 1, 2, 3.
 
-use super::files::{Files, Scan, strip_ending};
+use super::files::{Files, Found, Scan, strip_ending};
 use super::{Dataset, LabelValue, Layout, Problem, Subject};
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
@@ -49,7 +49,7 @@ fn id(subject: &str) -> String {
 /// Subjects without `seg` are unlabelled (the challenge's validation set).
 pub fn open(files: Files) -> Result<Dataset> {
     let mut problems = files.problems.clone();
-    let mut subjects: BTreeMap<(&[String], &str), ([Option<&Scan>; 4], Option<&Scan>)> = BTreeMap::new();
+    let mut subjects: BTreeMap<(&[String], &str), Found> = BTreeMap::new();
     let mut years: [Option<&Scan>; 2] = [None; 2];
     for scan in &files.scans {
         let Some((year, subject, channel)) = parse(&scan.stem) else {
@@ -57,10 +57,10 @@ pub fn open(files: Files) -> Result<Dataset> {
             continue;
         };
         years[year].get_or_insert(scan);
-        let entry = subjects.entry((&scan.folders, subject)).or_default();
+        let entry = subjects.entry((&scan.folders, subject)).or_insert_with(|| Found::none(4));
         let slot = match channel {
-            Some(c) => &mut entry.0[c],
-            None => &mut entry.1,
+            Some(c) => &mut entry.channels[c],
+            None => &mut entry.label,
         };
         if let Some(earlier) = slot.replace(scan) {
             bail!("duplicate subject `{subject}`: {} and {}", earlier.path.display(), scan.path.display());
@@ -75,24 +75,11 @@ pub fn open(files: Files) -> Result<Dataset> {
         [_, of_2023] => usize::from(of_2023.is_some()),
     };
 
-    let mut complete = vec![];
-    for ((_, subject), (found, label)) in subjects {
-        let Some(first) = found.iter().flatten().next() else {
-            problems.extend(label.map(|l| Problem::new(&l.path, "label without a scan")));
-            continue;
-        };
-        let missing: Vec<&str> = (0..4).filter(|&c| found[c].is_none()).map(|c| NAMES[year].channels[c]).collect();
-        if !missing.is_empty() {
-            problems.push(Problem::new(&first.path, format!("subject {subject}: no {}", missing.join(", "))));
-            continue;
-        }
-        complete.push(Subject {
-            id: id(subject),
-            channels: found.into_iter().flatten().map(Scan::source).collect(),
-            label: label.map(Scan::source),
-            split: None,
-        });
-    }
+    let name = |c: usize| NAMES[year].channels[c].to_string();
+    let complete: Vec<Subject> = subjects
+        .iter()
+        .filter_map(|((_, subject), found)| Some(Subject { id: id(subject), ..found.subject(subject, name, &mut problems)? }))
+        .collect();
     let labels = [(0, "background"), (1, "necrosis"), (2, "oedema"), (NAMES[year].enhancing, "enhancing")];
     let labels = labels.map(|(value, name)| LabelValue { value, name: name.into() }).to_vec();
     Ok(Dataset {

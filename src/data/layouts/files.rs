@@ -1,6 +1,6 @@
 //! The files below a folder, sorted into what can be a scan and what cannot.
 
-use super::{Problem, Source};
+use super::{Problem, Source, Subject};
 use anyhow::Result;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -23,6 +23,35 @@ impl Scan {
     /// Name of the folder that holds the file, which may be the root.
     pub fn parent(&self) -> &str {
         self.path.parent().and_then(Path::file_name).and_then(|n| n.to_str()).unwrap_or_default()
+    }
+}
+
+/// The files of one subject as they turn up.
+#[derive(Clone)]
+pub struct Found<'a> {
+    /// One a channel.
+    pub channels: Vec<Option<&'a Scan>>,
+    pub label: Option<&'a Scan>,
+}
+
+impl<'a> Found<'a> {
+    pub fn none(channels: usize) -> Self {
+        Found { channels: vec![None; channels], label: None }
+    }
+
+    /// The subject, if every channel is there; otherwise a problem that names the missing ones.
+    pub fn subject(&self, id: &str, name: impl Fn(usize) -> String, problems: &mut Vec<Problem>) -> Option<Subject> {
+        let Some(first) = self.channels.iter().flatten().next() else {
+            problems.extend(self.label.map(|label| Problem::new(&label.path, "label without a scan")));
+            return None;
+        };
+        let missing: Vec<String> = (0..self.channels.len()).filter(|&c| self.channels[c].is_none()).map(name).collect();
+        if !missing.is_empty() {
+            problems.push(Problem::new(&first.path, format!("subject {id}: no {}", missing.join(", "))));
+            return None;
+        }
+        let channels = self.channels.iter().flatten().map(|s| s.source()).collect();
+        Some(Subject { id: id.into(), channels, label: self.label.map(Scan::source), split: None })
     }
 }
 

@@ -1,7 +1,7 @@
 //! nnU-Net raw: `imagesTr/CASE_0000.nii.gz`, one file a channel, `labelsTr/CASE.nii.gz`, and `dataset.json`.
 
 use super::description::Description;
-use super::files::{Files, Scan, strip_ending};
+use super::files::{Files, Found, strip_ending};
 use super::{Dataset, Layout, Problem, Subject};
 use anyhow::{Result, ensure};
 use std::collections::BTreeMap;
@@ -19,8 +19,8 @@ pub fn open(files: Files) -> Result<Dataset> {
 
     let mut problems = files.problems.clone();
     let mut ignored = files.no_scans(true);
-    // By (test?, case): the channels' files, and the label.
-    let mut cases: BTreeMap<(bool, &str), (Vec<Option<&Scan>>, Option<&Scan>)> = BTreeMap::new();
+    // By (test?, case).
+    let mut cases: BTreeMap<(bool, &str), Found> = BTreeMap::new();
     for scan in &files.scans {
         let [folder] = scan.folders.as_slice() else {
             ignored.push(Problem::new(&scan.path, "not in a folder that nnU-Net uses"));
@@ -31,14 +31,14 @@ pub fn open(files: Files) -> Result<Dataset> {
             problems.push(Problem::new(&scan.path, format!("expected the file_ending {ending} of dataset.json")));
             continue;
         }
-        let empty = || (vec![None; channels.len()], None);
+        let empty = || Found::none(channels.len());
         match folder.as_str() {
             "imagesTr" | "imagesTs" => {
                 let number = scan.stem.rsplit_once('_').filter(|(case, n)| !case.is_empty() && n.len() == 4);
                 let channel = number.and_then(|(case, n)| Some((case, n.parse::<usize>().ok()?)));
                 match channel.filter(|(_, n)| *n < channels.len()) {
                     Some((case, n)) => {
-                        cases.entry((folder == "imagesTs", case)).or_insert_with(empty).0[n] = Some(scan);
+                        cases.entry((folder == "imagesTs", case)).or_insert_with(empty).channels[n] = Some(scan);
                     }
                     None => {
                         let last = channels.len() - 1;
@@ -47,36 +47,22 @@ pub fn open(files: Files) -> Result<Dataset> {
                 }
             }
             "labelsTr" | "labelsTs" => {
-                cases.entry((folder == "labelsTs", &scan.stem)).or_insert_with(empty).1 = Some(scan);
+                cases.entry((folder == "labelsTs", &scan.stem)).or_insert_with(empty).label = Some(scan);
             }
             _ => ignored.push(Problem::new(&scan.path, "not in a folder that nnU-Net uses")),
         }
     }
 
-    let labelled = cases.iter().any(|((test, _), case)| !test && case.1.is_some());
+    let labelled = cases.iter().any(|((test, _), case)| !test && case.label.is_some());
     let mut subjects = vec![];
-    for ((test, case), (found, label)) in cases {
-        let Some(first) = found.iter().flatten().next() else {
-            // Only a label can have made an entry without images.
-            problems.extend(label.map(|l| Problem::new(&l.path, "label without an image")));
-            continue;
-        };
-        let missing: Vec<String> =
-            (0..found.len()).filter(|&n| found[n].is_none()).map(|n| format!("{} (_{n:04})", channels[n])).collect();
-        if !missing.is_empty() {
-            problems.push(Problem::new(&first.path, format!("subject {case}: no {}", missing.join(", "))));
-            continue;
+    for ((test, case), found) in cases {
+        let name = |n: usize| format!("{} (_{n:04})", channels[n]);
+        let Some(subject) = found.subject(case, name, &mut problems) else { continue };
+        if labelled && !test && subject.label.is_none() {
+            let reason = format!("subject {case}: no label in labelsTr; kept as an unlabelled scan");
+            problems.extend(found.channels[0].map(|scan| Problem::new(&scan.path, reason)));
         }
-        if label.is_none() && !test && labelled {
-            problems
-                .push(Problem::new(&first.path, format!("subject {case}: no label in labelsTr; kept as an unlabelled scan")));
-        }
-        subjects.push(Subject {
-            id: case.into(),
-            channels: found.into_iter().flatten().map(Scan::source).collect(),
-            label: label.map(Scan::source),
-            split: test.then(|| "test".into()),
-        });
+        subjects.push(Subject { split: test.then(|| "test".into()), ..subject });
     }
     Ok(Dataset { layout: Layout::Nnunet, channels, labels, subjects, problems, ignored })
 }
