@@ -7,8 +7,9 @@ use std::time::Instant;
 
 /// Write generated scans, with labels, in the layout of a public dataset
 ///
-/// Anatomy, proportions, smooth deformation, tissue intensities, bias field, noise and tumour are drawn for each subject; the same seed gives
-/// the same files. Run again with the same settings it makes only what is missing, and adds subjects when more are asked for.
+/// Proportions, smooth deformation, tissue intensities, bias field, noise and tumour are drawn for each subject; the same
+/// seed gives the same files. Run again with the same settings it makes only what is missing, and adds subjects when more
+/// are asked for.
 #[derive(clap::Args)]
 pub struct Args {
     /// Anatomy to generate [default: brain]
@@ -40,9 +41,10 @@ pub struct Args {
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Kind {
-    /// Heads on four MR contrasts, int16, with a glioma (1 necrosis, 2 oedema, 4 enhancing), 192 mm; BraTS 2018 layout
+    /// Heads, skull and face included, 192 mm: four MR contrasts, int16, and a glioma (1 necrosis, 2 oedema, 4 enhancing); BraTS
+    /// 2018 layout
     Brain,
-    /// Trunks on CT in HU, int16, with pancreas (1) and its tumour (2), 307 mm; Medical Segmentation Decathlon Task07 layout
+    /// Trunks, 307 mm: CT in HU, int16, with pancreas (1) and its tumour (2); Medical Segmentation Decathlon Task07 layout
     Abdomen,
 }
 

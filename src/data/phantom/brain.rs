@@ -296,7 +296,7 @@ impl Parts {
         let [x, y, z] = p;
         let side = [x.abs(), y, z];
         // Narrow in front, widest over the parietal lobes.
-        let width = 1.0 - 0.16 * smoothstep(-10.0, 75.0, y) - 0.06 * smoothstep(-45.0, -80.0, y);
+        let width = 1.0 - 0.10 * smoothstep(-25.0, 80.0, y) - 0.03 * smoothstep(-35.0, -80.0, y);
         let vault = ellipsoid([x / width, y, z], [0.0, -2.0, 20.0], [66.0, 79.0, 56.0]);
         let base = -12.0 + 0.12 * y.max(0.0) - 0.1 * y.min(0.0);
         let flattened = -smooth_union(-vault, z - base, 12.0);

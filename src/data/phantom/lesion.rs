@@ -28,7 +28,7 @@ impl Blob {
     pub fn level(&self, p: Point) -> f32 {
         let from_centre = sub(p, self.centre);
         let r = norm(std::array::from_fn(|a| from_centre[a] * self.squash[a]));
-        r * (1.0 + (0.16 * self.lobes.value(p) + 0.05 * self.fringe.value(p)).clamp(-0.4, 0.5))
+        r * (1.0 + (0.16 * self.lobes.value(p) + 0.05 * self.fringe.value(p)).clamp(-0.3, 0.5))
     }
 }
 
@@ -86,12 +86,12 @@ impl Glioma {
             return None;
         }
         let level = self.blob.level(p);
-        if level > 1.8 * self.oedema {
+        if level > 1.4 * self.oedema {
             return None;
         }
         let spread = self.spread.value(p);
         let necrosis = (self.necrosis * (1.0 + 0.12 * spread)).min(self.core - self.rim);
-        let reach = self.oedema * (1.0 + (0.22 * spread).clamp(-0.4, 0.6));
+        let reach = self.oedema * (1.0 + (0.16 * spread).clamp(-0.3, 0.35));
         // At the surface of the brain, too, a rim lies outside the necrosis.
         if level < necrosis && depth > self.rim {
             return Some(Tissue::Necrosis);
