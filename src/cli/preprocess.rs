@@ -1,16 +1,14 @@
 //! `preprocess`: a dataset to a store.
 
 use crate::data::layouts::{self, Dataset, LabelValue, Layout};
-use crate::data::preprocess::fill::{Filled, Options, Step, fill};
+use crate::data::preprocess::fill::{Filled, Options, fill};
 use crate::data::preprocess::{Dtype, Foreground, Grid, Intensity, Plan, Settings};
 use crate::data::store::LeftOut;
+use crate::report::progress::Counter;
+use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
-use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
-use signal_hook::consts::{SIGINT, SIGTERM};
-use std::io::IsTerminal;
+use indicatif::HumanBytes;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 /// Turn a folder of scans into a store that training reads
@@ -151,45 +149,6 @@ impl Args {
     }
 }
 
-/// Shows how far it is: a bar on a terminal, otherwise a line for every tenth and at most every ten seconds.
-struct Progress {
-    bar: Option<ProgressBar>,
-    total: usize,
-    done: AtomicUsize,
-    bad: AtomicUsize,
-}
-
-impl Progress {
-    fn new(total: usize) -> Result<Progress> {
-        let bar = std::io::stderr().is_terminal().then(|| ProgressBar::new(total as u64));
-        if let Some(bar) = &bar {
-            let style = "{bar:30} {pos}/{len} subjects, {per_sec}, {eta} left {msg}";
-            bar.set_style(ProgressStyle::with_template(style)?);
-            bar.enable_steady_tick(Duration::from_millis(200));
-        }
-        Ok(Progress { bar, total, done: AtomicUsize::new(0), bad: AtomicUsize::new(0) })
-    }
-
-    fn step(&self, step: &Step) {
-        if let Step::Bad(LeftOut { id, reason }) = step {
-            let bad = self.bad.fetch_add(1, Ordering::Relaxed) + 1;
-            match &self.bar {
-                Some(bar) => {
-                    bar.println(format!("bad: {id}: {reason}"));
-                    bar.set_message(format!("({bad} bad)"));
-                }
-                None => eprintln!("bad: {id}: {reason}"),
-            }
-        }
-        let done = self.done.fetch_add(1, Ordering::Relaxed) + 1;
-        match &self.bar {
-            Some(bar) => bar.inc(1),
-            None if done * 10 / self.total != (done - 1) * 10 / self.total => eprintln!("{done}/{} subjects", self.total),
-            None => {}
-        }
-    }
-}
-
 pub fn run(args: Args) -> Result<()> {
     let start = Instant::now();
     // Before the data is looked at, which may take long.
@@ -214,28 +173,22 @@ pub fn run(args: Args) -> Result<()> {
         eprintln!("bad: {problem}");
     }
 
-    // The first signal ends the run after the subjects in work, a second one at once; the store can be completed either way.
-    let stop = Arc::new(AtomicBool::new(false));
-    for signal in [SIGINT, SIGTERM] {
-        signal_hook::flag::register_conditional_shutdown(signal, 130, stop.clone())?;
-        signal_hook::flag::register(signal, stop.clone())?;
-    }
-    let progress = Progress::new(dataset.subjects.len())?;
+    let stop = Stop::on_signals()?;
+    let counter = Counter::new("preprocess", dataset.subjects.len(), console::user_attended_stderr());
     let threads = match args.threads {
         Some(threads) => threads.into(),
         None => std::thread::available_parallelism().map_or(1, |n| n.get()),
     };
-    let options = Options {
-        threads,
-        skip_bad: args.skip_bad,
-        overwrite: args.overwrite,
-        stop: &stop,
-        progress: &|step| progress.step(step),
+    let progress = |id: &str, bad: Option<&str>| {
+        if let Some(reason) = bad {
+            counter.note(&format!("bad: {id}: {reason}"));
+        }
+        counter.inc(id);
     };
+    let options =
+        Options { threads, skip_bad: args.skip_bad, overwrite: args.overwrite, stop: &|| stop.asked(), progress: &progress };
     let filled = fill(&dataset, &plan, &args.out, &options);
-    if let Some(bar) = &progress.bar {
-        bar.finish_and_clear();
-    }
+    drop(counter);
     finish(&args, &dataset, filled?, start.elapsed())
 }
 

@@ -216,7 +216,7 @@ mod tests {
         drop(loader.next());
         drop(loader);
         assert_eq!(alive.load(SeqCst), 0);
-        assert!(Loader::new(2, 2, 3..3, |i| Ok(i)).next().is_none());
+        assert!(Loader::new(2, 2, 3..3, Ok).next().is_none());
     }
 
     #[test]

@@ -25,20 +25,10 @@ pub struct Options<'a> {
     pub skip_bad: bool,
     /// Delete what a store in the folder holds, if it is of another kind or of other subjects.
     pub overwrite: bool,
-    /// Set to stop after the subjects in work.
-    pub stop: &'a AtomicBool,
-    /// Called after each subject with its id; from any thread.
-    pub progress: &'a (dyn Fn(&Step) + Sync),
-}
-
-/// What became of a subject.
-pub enum Step {
-    /// Written.
-    Done,
-    /// Already there.
-    Kept,
-    /// Cannot be used.
-    Bad(LeftOut),
+    /// Asked before each subject: whether to stop after those in work.
+    pub stop: &'a (dyn Fn() -> bool + Sync),
+    /// Called after each subject, from any thread, with its id and, if it cannot be used, the reason.
+    pub progress: &'a (dyn Fn(&str, Option<&str>) + Sync),
 }
 
 /// What was done.
@@ -46,7 +36,7 @@ pub enum Step {
 pub struct Filled {
     pub index: Index,
     pub kept: usize,
-    /// [`Options::stop`] was set before all subjects were done.
+    /// [`Options::stop`] said so before all subjects were done.
     pub stopped: bool,
 }
 
@@ -78,7 +68,7 @@ pub fn fill(dataset: &Dataset, plan: &Plan, folder: &Path, options: &Options) ->
     let fatal: Mutex<Option<anyhow::Error>> = Mutex::new(None);
     let failed = AtomicBool::new(false);
     let one = |subject: &Subject| -> Option<Result<(Entry, bool), LeftOut>> {
-        if options.stop.load(Ordering::Relaxed) || failed.load(Ordering::Relaxed) {
+        if (options.stop)() || failed.load(Ordering::Relaxed) {
             return None;
         }
         let done = match store_one(subject, plan, folder) {
@@ -89,11 +79,7 @@ pub fn fill(dataset: &Dataset, plan: &Plan, folder: &Path, options: &Options) ->
                 return None;
             }
         };
-        (options.progress)(&match &done {
-            Ok((_, true)) => Step::Kept,
-            Ok((_, false)) => Step::Done,
-            Err(left_out) => Step::Bad(left_out.clone()),
-        });
+        (options.progress)(&subject.id, done.as_ref().err().map(|left_out| left_out.reason.as_str()));
         Some(done)
     };
     // Subjects are handed out one by one, so that a few large ones do not leave threads idle.
@@ -148,8 +134,7 @@ fn claim(folder: &Path, index: &Index, dataset: &Dataset, overwrite: bool) -> Re
         }
     }
     let has_index = folder.join(INDEX).is_file();
-    if !has_index && !(foreign.is_empty() && strangers.is_empty()) {
-        let example = foreign.iter().chain(&strangers).next().map_or("", String::as_str);
+    if let (false, Some(example)) = (has_index, foreign.iter().chain(&strangers).next()) {
         bail!("{}: expected an empty folder or a store, found e.g. `{example}`; give another --out", folder.display());
     }
     // Files half written by a process that was killed.

@@ -2,7 +2,6 @@
 
 use super::{Placement, Settings};
 use crate::data::layouts::{LabelValue, Source, Subject, class_of};
-use crate::data::nifti;
 use crate::data::volume::{Affine, Volume, permute_affine, spacing};
 use crate::dim::{Shape, voxels};
 use crate::transform::spatial::Orientation;
@@ -82,7 +81,7 @@ pub fn prepare(subject: &Subject, plan: &Plan) -> Result<Prepared> {
     let label = label.map(|source| read_label(source, plan, scan, &affine).and_then(|classes| placement.label(&classes)));
     let label = label.transpose()?;
 
-    let back = inverse(orientation);
+    let back = orientation.inverse();
     let original = back.output(scan);
     let names: Vec<String> = images.iter().copied().chain(subject.label.as_ref()).map(Source::display).collect();
     let text = [
@@ -105,26 +104,9 @@ pub fn prepare(subject: &Subject, plan: &Plan) -> Result<Prepared> {
     })
 }
 
-/// Undoes a permutation.
-fn inverse(orientation: Orientation) -> Orientation {
-    let mut back = Orientation::IDENTITY;
-    for (a, &source) in orientation.source.iter().enumerate() {
-        back.source[source] = a;
-        back.flip[source] = orientation.flip[a];
-    }
-    back
-}
-
-fn read_ras(source: &Source) -> Result<(Volume, Orientation)> {
-    match source {
-        Source::File(path) => nifti::read_ras(path),
-        Source::Zip { .. } => source.read()?.to_ras().with_context(|| source.display()),
-    }
-}
-
 /// The wanted channels in one RAS+ volume, and how the first file was turned to it.
 fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume, Orientation)> {
-    let (mut first, orientation) = read_ras(sources[0])?;
+    let (mut first, orientation) = sources[0].read_ras()?;
     if subject.channels.len() == 1 {
         let found = first.channels();
         let expected = plan.available.len();
@@ -141,7 +123,7 @@ fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume,
     }
     let mut parts = vec![];
     for source in &sources[1..] {
-        let (volume, _) = read_ras(source)?;
+        let (volume, _) = source.read_ras()?;
         same_grid(sources[0], first.shape(), &first.affine, source, &volume)?;
         parts.push(volume.data);
     }
@@ -188,7 +170,7 @@ fn same_grid(first: &Source, shape: Shape, affine: &Affine, source: &Source, vol
 /// Classes of a label file's voxels, in RAS+ order. Errors on a value that is not listed.
 fn read_label(source: &Source, plan: &Plan, shape: Shape, affine: &Affine) -> Result<Vec<u8>> {
     let labels = plan.labels.as_deref().unwrap_or_default();
-    let (volume, _) = read_ras(source)?;
+    let (volume, _) = source.read_ras()?;
     ensure!(volume.channels() == 1, "{}: {} channels, expected a label of one", source.display(), volume.channels());
     let image = Source::File("the image".into());
     same_grid(&image, shape, affine, source, &volume)?;
@@ -216,7 +198,7 @@ fn read_label(source: &Source, plan: &Plan, shape: Shape, affine: &Affine) -> Re
 
 /// The distinct values of a label file, sorted; for messages.
 pub(super) fn label_values(source: &Source) -> Result<Vec<String>> {
-    let (volume, _) = read_ras(source)?;
+    let (volume, _) = source.read_ras()?;
     let mut values: Vec<u32> = vec![];
     let mut last = None;
     for value in &volume.data {
