@@ -92,7 +92,7 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
         prefix.file_name().with_context(|| format!("{}: names no file", prefix.display()))?.to_string_lossy().into_owned();
     let path = |extension: &str| prefix.with_file_name(format!("{name}.{extension}"));
     let script = ScriptModule::new(format!(
-        "def forward(self, x: Tensor) -> List[Tensor]:\n    return self.encoder(x)\n{}",
+        "def forward(self, x: Tensor) -> List[Tensor]:\n    return self.encoder.forward(x)\n{}",
         preprocess_source(&input.preprocessing, config.rank)
     ))
     .child("encoder", encoder.script());
