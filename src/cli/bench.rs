@@ -3,7 +3,6 @@
 use crate::data::store::Store;
 use crate::data::{Arrays, Scans};
 use crate::dim::{Rank, voxels};
-use crate::machine;
 use crate::patch::draw_window;
 use crate::rng::{Stream, rng};
 use crate::train::config::PretrainConfig;
@@ -11,6 +10,7 @@ use crate::train::means::Means;
 use crate::train::trainer::Trainer;
 use crate::transform::spatial::Orientation;
 use anyhow::{Result, ensure};
+use clap::Parser;
 use rand::Rng;
 use serde_json::json;
 use std::path::PathBuf;
@@ -19,58 +19,70 @@ use std::time::{Duration, Instant};
 
 /// Scans of random voxels that the steps draw from.
 const SCANS: usize = 16;
-const WARMUP_STEPS: u64 = 3;
 
-/// Time training steps on random volumes
+/// Time training steps on random volumes; one line a step, then one with the share of time spent waiting for data
 #[derive(clap::Args)]
 pub struct StepArgs {
-    #[command(flatten)]
-    settings: PretrainConfig,
-    /// Timed steps, after a warm-up
-    #[arg(long, default_value_t = 20)]
+    #[arg(long)]
+    task: String,
+    #[arg(long, default_value_t = 64)]
+    window: usize,
+    /// Samples a step
+    #[arg(long, default_value_t = 2)]
+    batch: u64,
+    #[arg(long, default_value_t = 10)]
     steps: u64,
+    #[arg(long, default_value_t = 1)]
+    channels: usize,
+    #[arg(long, default_value = "auto")]
+    device: String,
+    #[arg(long, default_value = "auto")]
+    precision: String,
+}
+
+/// The settings of `pretrain` on their own.
+#[derive(Parser)]
+struct Settings {
+    #[command(flatten)]
+    config: PretrainConfig,
 }
 
 pub fn step(args: StepArgs) -> Result<()> {
-    let mut config = args.settings;
-    config.draws = Some(1 << 20);
-    config.check()?;
-    let window = config.window.unwrap_or(64);
+    let (window, batch) = (args.window.to_string(), args.batch.to_string());
+    let flags = [
+        ["--data", "-"],
+        ["--task", &args.task],
+        ["--window", &window],
+        ["--batch-size", &batch],
+        ["--device", &args.device],
+        ["--precision", &args.precision],
+        // An epoch longer than any benchmark.
+        ["--draws", "1000000"],
+    ];
+    let config = Settings::try_parse_from(["bench-step"].into_iter().chain(flags.into_iter().flatten()))?.config;
     let device = config.device.resolve()?;
     let mut random = rng(config.seed, Stream::Train, 0, 0);
+    let shape = (args.channels, args.window, args.window, args.window);
     let scans: Arc<dyn Scans> = Arc::new(Arrays {
         ids: (0..SCANS).map(|i| format!("random-{i}")).collect(),
-        images: (0..SCANS)
-            .map(|_| ndarray::Array4::from_shape_simple_fn((1, window, window, window), || random.random()))
-            .collect(),
+        images: (0..SCANS).map(|_| ndarray::Array4::from_shape_simple_fn(shape, || random.random())).collect(),
     });
-    let mut trainer = Trainer::new(&config, device, Rank::Three, window, scans.clone(), scans)?;
+    let mut trainer = Trainer::new(&config, device, Rank::Three, args.window, scans.clone(), scans)?;
     let mut batches = trainer.batches(0, 0);
     let mut means = Means::default();
-    for step in 0..WARMUP_STEPS {
+    let started = Instant::now();
+    for step in 0..args.steps {
+        let step_started = Instant::now();
         trainer.step(0, step, &mut batches, &mut means)?;
+        // Fetching the loss waits for the device.
+        trainer.flush(&mut means)?;
+        println!("{}", json!({ "seconds": step_started.elapsed().as_secs_f64() }));
     }
-    // Fetching the losses waits for the device.
-    trainer.flush(&mut means)?;
-    let (started, waited) = (Instant::now(), batches.wait());
-    for step in WARMUP_STEPS..WARMUP_STEPS + args.steps {
-        trainer.step(0, step, &mut batches, &mut means)?;
-    }
-    trainer.flush(&mut means)?;
-    let seconds = started.elapsed().as_secs_f64();
-    let line = json!({
-        "task": config.name(),
-        "window": window,
-        "batch": trainer.tasks[0].batch,
-        "device": format!("{device:?}"),
-        "bf16": trainer.bf16,
-        "steps": args.steps,
-        "seconds_per_step": seconds / args.steps as f64,
-        "wait_share": (batches.wait() - waited).as_secs_f64() / seconds,
-        "loss": means.get("loss"),
-        "peak_memory_bytes": machine::peak_memory(),
-    });
-    println!("{line}");
+    let wait = batches.wait().as_secs_f64() / started.elapsed().as_secs_f64();
+    println!(
+        "{}",
+        json!({ "device": format!("{device:?}"), "bf16": trainer.bf16, "wait_share": wait, "loss": means.get("loss") })
+    );
     Ok(())
 }
 

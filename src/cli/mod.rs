@@ -26,9 +26,9 @@ struct Cli {
 enum Command {
     Phantom(phantom::Args),
     Preprocess(preprocess::Args),
-    Pretrain(pretrain::Args),
+    Pretrain(Box<pretrain::Args>),
     Export(export::Args),
-    Inspect(inspect::Args),
+    Inspect(Box<inspect::Args>),
     Doctor(doctor::Args),
     #[command(hide = true)]
     BenchStep(bench::StepArgs),
@@ -42,9 +42,9 @@ pub fn main() -> ExitCode {
     let done = arguments().and_then(|arguments| match Cli::parse_from(arguments).command {
         Command::Phantom(args) => phantom::run(args).map(|()| ExitCode::SUCCESS),
         Command::Preprocess(args) => preprocess::run(args).map(|()| ExitCode::SUCCESS),
-        Command::Pretrain(args) => pretrain::run(args),
+        Command::Pretrain(args) => pretrain::run(*args),
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
-        Command::Inspect(args) => inspect::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Inspect(args) => inspect::run(*args).map(|()| ExitCode::SUCCESS),
         Command::Doctor(args) => doctor::run(args).map(|()| ExitCode::SUCCESS),
         Command::BenchStep(args) => bench::step(args).map(|()| ExitCode::SUCCESS),
         Command::BenchSampling(args) => bench::sampling(args).map(|()| ExitCode::SUCCESS),

@@ -49,6 +49,13 @@ impl Serialize for DeviceChoice {
 impl DeviceChoice {
     /// The device; `auto` is the first GPU where there is one. Asking for a GPU that is not there is an error that says why.
     pub fn resolve(self) -> Result<Device> {
+        let device = self.find()?;
+        // Shapes repeat from step to step, so that cuDNN's search for the fastest kernel pays.
+        tch::Cuda::cudnn_set_benchmark(device.is_cuda());
+        Ok(device)
+    }
+
+    fn find(self) -> Result<Device> {
         match self {
             DeviceChoice::Cpu => Ok(Device::Cpu),
             // Loading the CUDA half of libtorch takes over a second: only where there is a driver.
