@@ -72,10 +72,19 @@ pub fn expand(args: &[OsString], known: &[String]) -> Result<Vec<OsString>> {
     for (flag, file) in [("--resume", Some("config.json")), ("--config", None)] {
         let Some(value) = find(args, flag)? else { continue };
         let path = file.map_or(value.clone(), |f| value.join(f));
-        out.extend(to_flags(&read(&path)?, known, &path)?);
+        let settings = read(&path)?;
+        // The parser would append to a list that is given twice.
+        let kept: Map<String, Value> = settings.into_iter().filter(|(key, _)| !is_given(args, key)).collect();
+        out.extend(to_flags(&kept, known, &path)?);
     }
     out.extend_from_slice(args);
     Ok(out)
+}
+
+/// Whether a long flag stands on the command line.
+fn is_given(args: &[OsString], key: &str) -> bool {
+    let flag = format!("--{key}");
+    args.iter().filter_map(|a| a.to_str()).any(|a| a == flag || a.strip_prefix(&flag).is_some_and(|rest| rest.starts_with('=')))
 }
 
 /// Value of a long flag, in either of its spellings.

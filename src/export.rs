@@ -19,6 +19,8 @@ use tch::{Device, nn::VarStore};
 
 const FORMAT: &str = "pretext3d-encoder";
 const VERSION: u64 = 1;
+/// TorchScript compiled from C++ knows data types by number only: this is `torch.float32`.
+const FLOAT32: u8 = 6;
 
 /// What an encoder expects of its input: how the scans it was trained on were prepared.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -92,7 +94,7 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
         prefix.file_name().with_context(|| format!("{}: names no file", prefix.display()))?.to_string_lossy().into_owned();
     let path = |extension: &str| prefix.with_file_name(format!("{name}.{extension}"));
     let script = ScriptModule::new(format!(
-        "def forward(self, x: Tensor) -> List[Tensor]:\n    return self.encoder(x)\n{}",
+        "def forward(self, x: Tensor) -> List[Tensor]:\n    return self.encoder.forward(x)\n{}",
         preprocess_source(&input.preprocessing, config.rank)
     ))
     .child("encoder", encoder.script());
@@ -133,5 +135,5 @@ fn preprocess_source(settings: &Settings, rank: Rank) -> String {
             )
         }
     };
-    format!("def preprocess(self, x: Tensor) -> Tensor:\n    x = x.to(torch.float32)\n{body}")
+    format!("def preprocess(self, x: Tensor) -> Tensor:\n    x = x.to({FLOAT32})\n{body}")
 }

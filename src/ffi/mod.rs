@@ -42,7 +42,7 @@ fn check(what: &str, status: c_int) -> Result<()> {
     if status != 0 {
         // SAFETY: the shim returns a NUL-terminated string owned by this thread, valid until the next call.
         let message = unsafe { CStr::from_ptr(p3d_error()) }.to_string_lossy();
-        bail!("{what}: {}", message.lines().next().unwrap_or_default());
+        bail!("{what}: {}", message.trim().lines().next().unwrap_or_default());
     }
     Ok(())
 }

@@ -54,7 +54,7 @@ impl Stage {
 
     fn script(&self) -> ScriptModule {
         let mut source = String::from(
-            "def forward(self, x: Tensor) -> Tensor:\n    x = self.norm0(torch.relu(self.conv0(x)))\n    x = self.norm1(torch.relu(self.conv1(x)))\n",
+            "def forward(self, x: Tensor) -> Tensor:\n    x = self.norm0.forward(torch.relu(self.conv0.forward(x)))\n    x = self.norm1.forward(torch.relu(self.conv1.forward(x)))\n",
         );
         if self.dropout > 0. {
             writeln!(source, "    x = torch.dropout(x, {}, self.training)", self.dropout).unwrap();
@@ -129,9 +129,9 @@ impl Encoder for UNet {
 
     fn script(&self) -> ScriptModule {
         let n = self.config.rank.n();
-        let mut source = String::from("def forward(self, x: Tensor) -> List[Tensor]:\n    f0 = self.level0(x)\n");
+        let mut source = String::from("def forward(self, x: Tensor) -> List[Tensor]:\n    f0 = self.level0.forward(x)\n");
         for i in 1..self.stages.len() {
-            writeln!(source, "    f{i} = self.level{i}(torch.max_pool{n}d(f{}, 2))", i - 1).unwrap();
+            writeln!(source, "    f{i} = self.level{i}.forward(torch.max_pool{n}d(f{}, 2))", i - 1).unwrap();
         }
         let names: Vec<String> = (0..self.stages.len()).map(|i| format!("f{i}")).collect();
         writeln!(source, "    return [{}]", names.join(", ")).unwrap();
