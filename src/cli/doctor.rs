@@ -46,9 +46,10 @@ struct Report {
 
 impl Report {
     fn collect() -> Report {
+        // First of all: libtorch asks only once whether it has a CUDA half.
+        let cuda_loaded = ffi::load_cuda();
         let config = ffi::torch_config();
         let running = config.split("TORCH_VERSION=").nth(1).and_then(|s| s.split([',', '\n']).next()).unwrap_or("unknown");
-        let cuda_loaded = ffi::load_cuda();
         let cuda_devices = if tch::Cuda::is_available() { tch::Cuda::device_count() } else { 0 };
         Report {
             torch: [ffi::compiled_version(), running.trim().to_string()],

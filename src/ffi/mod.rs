@@ -33,6 +33,7 @@ unsafe extern "C" {
         weight_decay: f64,
         eps: f64,
     ) -> c_int;
+    fn p3d_pin(tensor: *mut C_tensor) -> c_int;
     fn p3d_clear_gradient(tensor: *mut C_tensor);
     fn p3d_clip_gradients(grads: *const *mut C_tensor, n: usize, max_norm: f64, norm: *mut C_tensor) -> c_int;
 }
@@ -116,6 +117,12 @@ pub fn set_memory_format(tensor: &Tensor, format: MemoryFormat) -> Result<()> {
     let format = (format == MemoryFormat::ChannelsLast) as c_int;
     // SAFETY: the pointer is a live tensor's; set_data swaps its storage under libtorch's own reference counts.
     check("changing the memory format", unsafe { p3d_set_memory_format(tensor.as_ptr() as *mut C_tensor, format) })
+}
+
+/// Moves a CPU tensor to page-locked memory, from which copies to a GPU overlap with computing.
+pub fn pin(tensor: &mut Tensor) -> Result<()> {
+    // SAFETY: the pointer is a live tensor's; it is overwritten by assignment.
+    check("page-locking a batch", unsafe { p3d_pin(tensor.as_mut_ptr()) })
 }
 
 /// Update rules of [`optimizer_step`].

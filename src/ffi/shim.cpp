@@ -89,6 +89,11 @@ int p3d_set_memory_format(at::Tensor *tensor, int format) {
   });
 }
 
+// tch passes pin_memory a device, which libtorch warns about at every call.
+int p3d_pin(at::Tensor *tensor) {
+  return guarded([&] { *tensor = tensor->pin_memory(); });
+}
+
 enum { P3D_ADAMW = 0, P3D_ADAM = 1, P3D_SGD = 2 };
 
 // One optimizer step on parameters that all have gradients. `first` and `second` are the moments (SGD: momentum buffers in

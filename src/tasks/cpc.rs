@@ -4,7 +4,7 @@
 //! The reference encodes every patch many times, draws one negative for each positive and scores `sigmoid(mean(zhat * z))` with
 //! binary cross-entropy. Here every patch is encoded once, and that one tensor of codes gives all positives and negatives.
 
-use super::{Batch, Drawn, Head, MetricInfo, Outcome, Task};
+use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
 use crate::data::Scans;
 use crate::dim::{Rank, Region, Shape, voxels};
 use crate::ffi;
@@ -204,6 +204,10 @@ impl Task for Cpc {
 
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>> {
         Ok(Box::new(self.network(vs, encoder)?))
+    }
+
+    fn amounts(&self) -> Amounts {
+        Amounts { batch: 4, draws: 1, epochs: 10 }
     }
 
     fn metrics(&self) -> Vec<MetricInfo> {

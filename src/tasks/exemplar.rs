@@ -5,7 +5,7 @@
 //! by mean squared distance, which never reaches its margin of 1. Here one head embeds all views on the unit sphere, where
 //! distances reach 2.
 
-use super::{Batch, Drawn, Head, MetricInfo, Outcome, Task};
+use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
 use crate::data::Scans;
 use crate::dim::{Rank, Region, Shape, voxels};
 use crate::ffi;
@@ -167,6 +167,10 @@ impl Task for Exemplar {
 
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>> {
         Ok(Box::new(self.network(vs, encoder)?))
+    }
+
+    fn amounts(&self) -> Amounts {
+        Amounts { batch: 4, draws: 2, epochs: 6 }
     }
 
     fn metrics(&self) -> Vec<MetricInfo> {

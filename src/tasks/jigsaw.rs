@@ -5,7 +5,7 @@
 //! carries its patches once, in grid order, and several permutations to shuffle the features by: many labelled puzzles for one
 //! encoding, where the reference has one.
 
-use super::{Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, classify, warn_of_touching_patches};
+use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, classify, warn_of_touching_patches};
 use crate::data::Scans;
 use crate::dim::{Rank, Shape, voxels};
 use crate::nn::Encoder;
@@ -196,6 +196,10 @@ impl Task for Jigsaw {
         Ok(Box::new(JigsawHead { pool, mlp, table }))
     }
 
+    fn amounts(&self) -> Amounts {
+        Amounts { batch: 4, draws: 2, epochs: 20 }
+    }
+
     fn metrics(&self) -> Vec<MetricInfo> {
         vec![accuracy(self.permutations.len())]
     }
@@ -212,7 +216,7 @@ impl JigsawHead {
     /// Features `[B, cells, F]` in grid order and permutation ids `[B, K]` to shuffled, concatenated features `[B * K, cells * F]`.
     fn shuffle(&self, features: &Tensor, ids: &Tensor) -> Tensor {
         let (b, cells, f) = features.size3().expect("three axes");
-        let order = self.table.index_select(0, &ids.flatten(0, -1)).view([b, -1, 1]);
+        let order = self.table.to_device(ids.device()).index_select(0, &ids.flatten(0, -1)).view([b, -1, 1]);
         features.gather(1, &order.expand([-1, -1, f], false), false).view([-1, cells * f])
     }
 }

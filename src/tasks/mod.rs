@@ -101,6 +101,16 @@ pub struct MetricInfo {
     pub chance: Option<f64>,
 }
 
+/// How much a task trains on by default. Tuned so that about 50 scans of 64^3 take less than five minutes on two cores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Amounts {
+    /// Samples a batch.
+    pub batch: u64,
+    /// Samples drawn from each scan in an epoch.
+    pub draws: u64,
+    pub epochs: u64,
+}
+
 /// One pretext task, built for a window of a given side, so that its geometry is checked before anything is read.
 pub trait Task: Send + Sync {
     /// Short name: `rot`, `rpl`, `jig`, `cpc`, `exe`.
@@ -117,14 +127,8 @@ pub trait Task: Send + Sync {
     fn caption(&self, drawn: &Drawn) -> String;
     /// Adds the task's own parameters under `vs` and returns the network above the encoder.
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>>;
-    /// Samples a batch unless the user says otherwise.
-    fn batch_size(&self) -> u64 {
-        4
-    }
-    /// Samples drawn from each scan in an epoch unless the user says otherwise.
-    fn draws(&self) -> u64 {
-        1
-    }
+    /// Amounts that the task trains with unless the user says otherwise.
+    fn amounts(&self) -> Amounts;
     /// Metrics of [`Outcome::metrics`], in order; the first one selects the best checkpoint (higher is better).
     fn metrics(&self) -> Vec<MetricInfo>;
 }

@@ -1,7 +1,7 @@
 //! Rotation prediction (Taleb et al. 2020, section 3; after Gidaris et al. 2018): which right-angle rotation was applied?
 //! Volumes have 10 classes, images 4 ([`Orientation::rotation`]). Labels mean something because scans are in RAS+.
 
-use super::{Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, classify};
+use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, classify};
 use crate::data::Scans;
 use crate::dim::{Rank, Shape};
 use crate::nn::Encoder;
@@ -80,6 +80,10 @@ impl Task for Rotation {
         let pool = Pool::new(self.config.head, encoder, self.view_shape())?;
         let classes = Orientation::rotations(self.rank) as i64;
         Ok(Box::new(RotationHead { pool, mlp: Mlp::new(vs / "mlp", self.config.head, pool.features, classes) }))
+    }
+
+    fn amounts(&self) -> Amounts {
+        Amounts { batch: 4, draws: 2, epochs: 15 }
     }
 
     fn metrics(&self) -> Vec<MetricInfo> {

@@ -1,7 +1,7 @@
 //! Relative patch location (Taleb et al. 2020, section 3; after Doersch et al. 2015): from which cell of the grid, seen from
 //! the centre one, does the second patch come?
 
-use super::{Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, classify, warn_of_touching_patches};
+use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, classify, warn_of_touching_patches};
 use crate::data::Scans;
 use crate::dim::{Rank, Shape, voxels};
 use crate::nn::Encoder;
@@ -115,6 +115,10 @@ impl Task for Rpl {
         let pool = Pool::new(self.config.head, encoder, self.view_shape()).context("rpl")?;
         let mlp = Mlp::new(vs / "mlp", self.config.head, 2 * pool.features, self.classes() as i64);
         Ok(Box::new(RplHead { pool, mlp }))
+    }
+
+    fn amounts(&self) -> Amounts {
+        Amounts { batch: 32, draws: 16, epochs: 15 }
     }
 
     fn metrics(&self) -> Vec<MetricInfo> {

@@ -3,6 +3,7 @@
 
 use crate::data::Scans;
 use crate::dim::{Rank, voxels};
+use crate::ffi;
 use crate::rng::{Stream, rng};
 use crate::tasks::{Batch, Task};
 use anyhow::{Context, Result};
@@ -79,13 +80,13 @@ impl Sampler {
 }
 
 impl LoadedBatch {
-    /// Page-locks the batch, so that copying it to a GPU overlaps with computing.
-    pub fn pinned(self, device: Device) -> Self {
-        if !device.is_cuda() {
-            return self;
+    /// Page-locked, so that copying to a GPU overlaps with computing; as it is for the CPU.
+    pub fn pinned(mut self, device: Device) -> Result<Self> {
+        if device.is_cuda() {
+            ffi::pin(&mut self.batch.views)?;
+            ffi::pin(&mut self.batch.targets)?;
         }
-        let batch = Batch { views: self.batch.views.pin_memory(device), targets: self.batch.targets.pin_memory(device) };
-        LoadedBatch { batch, ..self }
+        Ok(self)
     }
 
     pub fn on(&self, device: Device) -> Batch {

@@ -20,10 +20,10 @@ pub struct PretrainConfig {
     /// Weight of each task's loss, in their order [default: 1 each]
     #[arg(long, value_delimiter = ',', value_name = "W")]
     pub task_weights: Vec<f64>,
-    /// Epochs. In one, every training scan is drawn `draws` times
-    #[arg(long, default_value_t = 50)]
-    pub epochs: u64,
-    /// Scans a step and task [default: the task's own, see the README]
+    /// Epochs; in one, every training scan is drawn `draws` times [default: the task's own]
+    #[arg(long, value_name = "N")]
+    pub epochs: Option<u64>,
+    /// Samples a step and task [default: the task's own; the README lists them]
     #[arg(long, value_name = "B")]
     pub batch_size: Option<u64>,
     /// Samples drawn from each training scan in an epoch [default: the task's own]
@@ -87,11 +87,11 @@ pub struct PretrainConfig {
     pub device: DeviceChoice,
     #[arg(long, value_enum, default_value = "auto", help_heading = "Machine")]
     pub precision: Precision,
-    /// Threads that prepare batches
+    /// Threads that prepare batches [default: 2, with a GPU all cores up to 16]
+    #[arg(long, value_name = "N", help_heading = "Machine")]
+    pub threads: Option<usize>,
+    /// Batches prepared ahead of each thread
     #[arg(long, value_name = "N", default_value_t = 2, help_heading = "Machine")]
-    pub threads: usize,
-    /// Batches prepared ahead
-    #[arg(long, value_name = "N", default_value_t = 4, help_heading = "Machine")]
     pub prefetch: usize,
 
     /// The run's folder [default: runs/<task>-<number>]
@@ -126,12 +126,12 @@ impl PretrainConfig {
         share("val-fraction", self.val_fraction, false)?;
         share("fraction", self.fraction, true)?;
         let positive = [
-            ("epochs", self.epochs),
+            ("epochs", self.epochs.unwrap_or(1)),
             ("batch-size", self.batch_size.unwrap_or(1)),
             ("draws", self.draws.unwrap_or(1)),
             ("val-draws", self.val_draws),
             ("accumulate", self.accumulate),
-            ("threads", self.threads as u64),
+            ("threads", self.threads.unwrap_or(1) as u64),
             ("prefetch", self.prefetch as u64),
             ("levels", self.levels as u64),
             ("filters", self.filters.max(0) as u64),

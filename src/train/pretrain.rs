@@ -142,8 +142,8 @@ struct Session<'a> {
 impl Session<'_> {
     fn epochs(&mut self) -> Result<Ended> {
         let tty = console::user_attended_stderr();
-        let mut bar = Bar::new(self.config.epochs as usize, self.trainer.steps as usize, tty);
-        while self.progress.epoch < self.config.epochs {
+        let mut bar = Bar::new(self.trainer.epochs as usize, self.trainer.steps as usize, tty);
+        while self.progress.epoch < self.trainer.epochs {
             let started = Instant::now();
             let first_step = self.progress.step;
             let Some(wait) = self.train_epoch(&mut bar)? else { return Ok(Ended::Stopped) };

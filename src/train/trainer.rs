@@ -19,6 +19,10 @@ use tch::{Device, Kind, Tensor, no_grad};
 /// Steps between looking at the loss on a GPU, where each look waits for the device.
 const GPU_CHECK_STEPS: usize = 16;
 
+/// Threads that prepare batches: beside a GPU, and beside training on the CPU, which takes every core itself.
+const MAX_LOADER_THREADS: usize = 16;
+const CPU_LOADER_THREADS: usize = 2;
+
 /// A task in training: where its samples come from and what it weighs.
 pub struct TaskRun {
     pub task: Arc<dyn Task>,
@@ -45,6 +49,7 @@ pub struct Trainer {
     pub tasks: Vec<TaskRun>,
     pub device: Device,
     pub bf16: bool,
+    pub epochs: u64,
     /// Optimizer steps an epoch.
     pub steps: u64,
     schedule: Schedule,
@@ -82,8 +87,8 @@ impl Trainer {
             };
             runs.push(TaskRun {
                 weight: config.task_weights.get(slot).copied().unwrap_or(1.),
-                batch: config.batch_size.unwrap_or(task.batch_size()),
-                draws: config.draws.unwrap_or(task.draws()),
+                batch: config.batch_size.unwrap_or(task.amounts().batch),
+                draws: config.draws.unwrap_or(task.amounts().draws),
                 train: sampler(&train),
                 valid: sampler(&valid),
                 task,
@@ -105,6 +110,10 @@ impl Trainer {
             );
             steps = steps.max(samples / needed);
         }
+        let gpu_threads = crate::machine::cores().min(MAX_LOADER_THREADS);
+        let threads = config.threads.unwrap_or(if device.is_cuda() { gpu_threads } else { CPU_LOADER_THREADS });
+        let longest = runs.iter().map(|r| r.task.amounts().epochs).max().expect("at least one task");
+        let epochs = config.epochs.unwrap_or(longest);
         let unet = UNetConfig {
             rank,
             in_channels: channels as i64,
@@ -120,7 +129,7 @@ impl Trainer {
             kind: config.schedule,
             lr: config.lr,
             warmup_steps: (config.warmup_epochs * steps as f64).round() as u64,
-            total_steps: config.epochs * steps,
+            total_steps: epochs * steps,
         };
         Ok(Trainer {
             network,
@@ -128,13 +137,14 @@ impl Trainer {
             tasks: runs,
             device,
             bf16: Precision::is_bf16(config.precision, device),
+            epochs,
             steps,
             schedule,
             accumulate: config.accumulate,
             seed: config.seed,
             rank,
-            threads: config.threads,
-            prefetch: config.prefetch,
+            threads,
+            prefetch: config.prefetch * threads,
             pending: Vec::new(),
         })
     }
@@ -147,7 +157,7 @@ impl Trainer {
         Loader::new(self.threads, self.prefetch, items, move |item| {
             let item = item as u64;
             let draw =
-                |(sampler, batch): &(Sampler, u64)| Ok(sampler.train(epoch, item * batch..(item + 1) * batch)?.pinned(device));
+                |(sampler, batch): &(Sampler, u64)| sampler.train(epoch, item * batch..(item + 1) * batch)?.pinned(device);
             samplers.iter().map(draw).collect()
         })
     }
@@ -255,7 +265,7 @@ impl Trainer {
             let items = 0..samples.div_ceil(batch) as usize;
             let loader = Loader::new(self.threads, self.prefetch, items, move |item| {
                 let first = item as u64 * batch;
-                Ok(sampler.valid(first..(first + batch).min(samples))?.pinned(device))
+                sampler.valid(first..(first + batch).min(samples))?.pinned(device)
             });
             let mut rows = Vec::new();
             let mut weights = Vec::new();
