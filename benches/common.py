@@ -57,7 +57,9 @@ def output(*command):
 def save(section, figures):
     """Adds a section to the file of today's figures on this class of machine."""
     description = machine()
-    name = f"{description['cores']}-core-{description['cpu']}" if description["gpu"] is None else description["gpu"].split(",")[0]
+    name = f"{description['cores']}-core-{description['cpu']}"
+    if description["gpu"]:
+        name = description["gpu"].split(",")[0]
     host = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
     path = ROOT / "benches/results" / f"{datetime.date.today()}-{host}.json"
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -56,7 +56,7 @@ def seconds_of(load, paths, workers):
 
 def seconds_of_ours(data, count):
     with tempfile.TemporaryDirectory() as out:
-        command = [BINARY, "preprocess", "--data", data, "--out", f"{out}/store", "--spacing", SPACING, "--intensity", "zscore"]
+        command = [BINARY, "preprocess", "--data", data, "--out", f"{out}/store", "--protocol", "modern", "--spacing", SPACING]
         start = time.perf_counter()
         subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         return (time.perf_counter() - start) / count

@@ -21,8 +21,8 @@ CROP, BATCH = 64, 8
 
 def make_store(folder, scans):
     write(folder / "scans", scans)
-    command = [BINARY, "preprocess", "--data", folder / "scans", "--out", folder / "store", "--spacing", 1.5]
-    subprocess.run([str(part) for part in command], check=True, stdout=subprocess.DEVNULL)
+    command = [BINARY, "preprocess", "--data", folder / "scans", "--out", folder / "store", "--protocol", "modern"]
+    subprocess.run([str(part) for part in command], check=True, capture_output=True)
     return folder / "store"
 
 

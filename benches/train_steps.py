@@ -40,7 +40,7 @@ def main():
                 seconds = [line["seconds"] for line in lines if "seconds" in line][WARMUP:]
                 device_mib = next((line["device_mib"] for line in lines if "device_mib" in line), None)
                 runs[name].append({"seconds": seconds, "peak_mib": peak, "device_mib": device_mib})
-        print(f"{task} {window}^3, {batch} scans a step, {args.device}: seconds a step (median of {args.rounds} rounds), peak memory")
+        print(f"{task} {window}^3, {batch} scans a step, {args.device}; medians of {args.rounds} rounds, peak memory")
         base = None
         for name, rounds in runs.items():
             median = statistics.median(statistics.median(r["seconds"]) for r in rounds)

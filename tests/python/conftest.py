@@ -15,6 +15,8 @@ def pytest_sessionstart():
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes more than a few seconds; runs after the others")
+    # TorchScript is one of the two formats of an export, and the other outlives it.
+    config.addinivalue_line("filterwarnings", "ignore:.*torch.jit.*:DeprecationWarning")
 
 
 def pytest_collection_modifyitems(items):

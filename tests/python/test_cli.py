@@ -149,7 +149,7 @@ def test_unwritable_output(small_store, tmp_path):
     file.write_text("in the way")
     refused(*preprocess(scans(tmp_path / "scans", 2), file / "store"), says=[file / "store"])
     refused(*pretrain(small_store, "--out", file / "run"), says=[file / "run"])
-    refused("phantom", "--kind", "brain", "--subjects", 1, "--size", 16, "--out", file / "data", says=[file / "data"])
+    refused("phantom", "--kind", "brain", "--subjects", 1, "--size", 32, "--out", file / "data", says=[file / "data"])
 
 
 def test_one_subject_only(tmp_path):
@@ -271,7 +271,7 @@ def test_weights_of_another_network(small_store, tmp_path):
     pretext3d(*pretrain(small_store, "--out", tmp_path / "run", "--weights", tmp_path / "w"))
     for suffix in (".safetensors", ".pt"):
         wider = pretrain(small_store, "--init", tmp_path / f"w{suffix}", "--out", tmp_path / "other", "--filters", 8)
-        refused(*wider, says=[tmp_path / f"w{suffix}", "encoder.level0.conv0.weight", "[4, 1, 3, 3, 3]", "[8, 1, 3, 3, 3]"])
+        refused(*wider, says=[tmp_path / f"w{suffix}", "encoder.level0.conv0", "[4]", "[8]"])
         deeper = pretrain(small_store, "--init", tmp_path / f"w{suffix}", "--out", tmp_path / "other", "--levels", 4)
         refused(*deeper, says=[tmp_path / f"w{suffix}", "level3"])
 

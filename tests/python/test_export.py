@@ -4,8 +4,11 @@ import json
 import subprocess
 import sys
 
+import nibabel
+import numpy as np
 import pytest
 import torch
+from conftest import SMALL
 from finetune_pytorch import Encoder
 from helpers import ROOT, pretext3d, read_json, tensors
 
@@ -78,7 +81,6 @@ def test_gradients_reach_every_parameter_and_a_step_changes_the_output(trained):
     before = module(x)
     sum(level.square().mean() for level in before).backward()
     for name, parameter in module.named_parameters():
-        # Batch normalisation cancels the shift of what it normalises only if no ReLU stands between: here all must move.
         assert parameter.grad is not None and parameter.grad.isfinite().all() and parameter.grad.any(), name
     optimizer.step()
     assert all(not torch.equal(old, new) for old, new in zip(before, module(x)))
@@ -105,6 +107,36 @@ def test_description_travels_inside(trained, store):
     text = json.dumps(description)
     for fact in (index["fingerprint"], "RAS", "rot", torch.__version__.split("+")[0], *index["channels"]):
         assert fact in text, fact
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--size", 16],
+        ["--protocol", "modern", "--spacing", 1],
+        ["--protocol", "modern", "--spacing", 1, "--foreground", 60],
+        ["--protocol", "modern", "--spacing", 1, "--window", "-20,90"],
+    ],
+)
+def test_preprocess_equals_the_stores_normalisation(tmp_path, flags):
+    """Scans that already lie on the store's grid, so that only their intensities change."""
+    scans = tmp_path / "scans"
+    scans.mkdir()
+    for i in range(3):
+        raw = np.random.default_rng(i).normal([80, -300], [30, 200], (16, 16, 16, 2)).astype(np.float32)
+        nibabel.save(nibabel.Nifti1Image(raw, np.eye(4)), scans / f"case{i}.nii.gz")
+    store = tmp_path / "store"
+    pretext3d("preprocess", "--data", scans, "--out", store, "--dtype", "f32", *flags)
+    run = ["--task", "rot", "--epochs", 1, "--rot-head", "gap", *SMALL, "--val-fraction", 0.34, "--batch-size", 1]
+    pretext3d("pretrain", "--data", store, *run, "--out", tmp_path / "run", "--weights", tmp_path / "w")
+    module, _ = load(tmp_path / "w")
+    for entry in read_json(store / "index.json")["subjects"]:
+        raw = nibabel.load(scans / f"{entry['id']}.nii.gz").get_fdata(dtype=np.float32)
+        raw = torch.from_numpy(np.ascontiguousarray(np.moveaxis(raw, -1, 0)))
+        stored = tensors(store / entry["file"])[0]["image"]
+        torch.testing.assert_close(module.preprocess(raw), stored, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(module.preprocess(raw[None])[0], stored, rtol=1e-4, atol=1e-5)
+    assert not torch.allclose(raw, stored)
 
 
 def test_export_of_a_run_by_hand_gives_the_same(trained, tmp_path):
