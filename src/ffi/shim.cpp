@@ -85,7 +85,14 @@ int p3d_set_memory_format(at::Tensor *tensor, int format) {
     if (format && tensor->dim() == 4) layout = at::MemoryFormat::ChannelsLast;
     if (format && tensor->dim() == 5) layout = at::MemoryFormat::ChannelsLast3d;
     at::NoGradGuard guard;
-    tensor->set_data(tensor->contiguous(layout));
+    auto laid_out = tensor->contiguous(layout);
+    if (layout != at::MemoryFormat::Contiguous && tensor->size(1) == 1) {
+      // With one channel both formats are the same memory; only these strides make convolutions go on with channels last.
+      auto strides = laid_out.strides().vec();
+      strides[1] = 1;
+      laid_out = laid_out.as_strided(laid_out.sizes(), strides);
+    }
+    tensor->set_data(laid_out);
   });
 }
 

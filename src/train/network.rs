@@ -1,6 +1,5 @@
 //! One encoder and the heads of the tasks that train it, in one variable store.
 
-use crate::dim::Rank;
 use crate::ffi::{self, MemoryFormat};
 use crate::nn::{Encoder, UNet, UNetConfig};
 use crate::rng::{Stream, rng};
@@ -40,10 +39,9 @@ impl Network {
 }
 
 /// Views `[B, V, C, ...]` as the network wants them: each view's channels last in memory.
-pub fn layout_views(views: &tch::Tensor, rank: Rank) -> Result<tch::Tensor> {
+pub fn layout_views(views: &tch::Tensor) -> Result<tch::Tensor> {
     let dims = views.size();
     let flat = views.flatten(0, 1);
-    debug_assert_eq!(dims.len(), rank.n() + 3);
     ffi::set_memory_format(&flat, MemoryFormat::ChannelsLast)?;
     Ok(flat.unflatten(0, [dims[0], dims[1]]))
 }

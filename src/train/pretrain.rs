@@ -9,19 +9,17 @@ use crate::data::split::{Split, subject};
 use crate::data::store::Store;
 use crate::data::{Scans, loader::Loader};
 use crate::dim::{Rank, Shape};
+use crate::patch::default_window;
 use crate::report::curves::{Metric, write_curves};
 use crate::report::history::{History, Row};
 use crate::report::progress::{Progress as Bar, StepInfo};
 use crate::report::tensorboard::{EventWriter, wall_time};
 use crate::{export, weights};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
-
-/// Side of the window that samples are cut from unless the user says otherwise.
-const MAX_WINDOW: usize = 128;
 
 /// How a run ended.
 pub enum Ended {
@@ -57,8 +55,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let run = match run {
         Some(run) => run,
         None => {
-            let run = Run::create(config, &trainer.network.config, &export::Input::of(store.index()))?;
-            split.save(&run.dir.join("split.json"))?;
+            let run = Run::create(config, &split, &trainer.network.config, &export::Input::of(store.index()))?;
             if !report.is_empty() {
                 crate::fs::write_atomic(&run.dir.join("load.txt"), |f| Ok(std::io::Write::write_all(f, report.as_bytes())?))?;
             }
@@ -91,7 +88,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
 
 /// The run's own split, the one named, or a new one.
 fn choose_split(config: &PretrainConfig, store: &Store, run: Option<&Run>) -> Result<Split> {
-    let own = run.map(|r| r.dir.join("split.json"));
+    let own = run.map(Run::split_file);
     let split = match own.as_ref().or(config.split.as_ref()) {
         Some(file) => Split::load(file)?,
         None => {
@@ -117,15 +114,14 @@ fn geometry(config: &PretrainConfig, scans: &dyn Scans) -> Result<(Rank, usize)>
     let shapes: Vec<Shape> = (0..scans.len()).map(|s| scans.shape(s)).collect();
     let rank = Rank::of(*shapes.first().context("the store has no scans")?);
     ensure!(shapes.iter().all(|s| Rank::of(*s) == rank), "the store mixes images and volumes");
-    let smallest = |shape: &Shape| rank.axes().map(|a| shape[a]).min().expect("a rank has axes");
-    let (scan, side) = (0..scans.len()).map(|s| (s, smallest(&shapes[s]))).min_by_key(|s| s.1).expect("not empty");
-    let window = config.window.unwrap_or(side.min(MAX_WINDOW));
-    ensure!(
-        window <= side,
-        "--window {window} is larger than {}, which has {:?} voxels; lower --window or leave the scan out",
-        scans.id(scan),
-        shapes[scan]
-    );
+    let window = config.window.unwrap_or_else(|| default_window(scans, rank));
+    if let Some(small) = (0..scans.len()).find(|&s| rank.axes().any(|a| shapes[s][a] < window)) {
+        bail!(
+            "--window {window} is larger than {}, which has {:?} voxels; lower --window or leave the scan out",
+            scans.id(small),
+            shapes[small]
+        );
+    }
     Ok((rank, window))
 }
 

@@ -4,6 +4,7 @@ use super::config::PretrainConfig;
 use super::means::Means;
 use super::network::Network;
 use crate::checkpoint::{self, Tensors};
+use crate::data::split::Split;
 use crate::export::Input;
 use crate::nn::UNetConfig;
 use crate::optim::Optimizer;
@@ -40,7 +41,7 @@ pub struct Run {
 
 impl Run {
     /// Makes the folder and writes `config.json`: settings, command line, versions, network and what its input must be.
-    pub fn create(config: &PretrainConfig, network: &UNetConfig, input: &Input) -> Result<Run> {
+    pub fn create(config: &PretrainConfig, split: &Split, network: &UNetConfig, input: &Input) -> Result<Run> {
         let dir = match &config.out {
             Some(dir) => {
                 ensure!(
@@ -57,6 +58,8 @@ impl Run {
         };
         std::fs::create_dir_all(&dir).with_context(|| format!("making the run's folder {}", dir.display()))?;
         let run = Run { dir };
+        // Before `config.json`, which makes the folder a run that can be resumed.
+        split.save(&run.split_file())?;
         let description = json!({
             "version": VERSION,
             "settings": config.settings(),
@@ -85,6 +88,10 @@ impl Run {
             }
         }
         Ok(run)
+    }
+
+    pub fn split_file(&self) -> PathBuf {
+        self.dir.join("split.json")
     }
 
     pub fn config_file(&self) -> PathBuf {

@@ -55,7 +55,6 @@ pub struct Trainer {
     schedule: Schedule,
     accumulate: u64,
     seed: u64,
-    rank: Rank,
     threads: usize,
     prefetch: usize,
     pending: Vec<Pending>,
@@ -74,6 +73,7 @@ impl Trainer {
         train: Arc<dyn Scans>,
         valid: Arc<dyn Scans>,
     ) -> Result<Trainer> {
+        crate::machine::keep_freed_memory();
         let channels = train.channels();
         let mut runs = Vec::new();
         for (slot, &kind) in config.task.iter().enumerate() {
@@ -142,7 +142,6 @@ impl Trainer {
             schedule,
             accumulate: config.accumulate,
             seed: config.seed,
-            rank,
             threads,
             prefetch: config.prefetch * threads,
             pending: Vec::new(),
@@ -173,7 +172,7 @@ impl Trainer {
 
     fn forward(&self, task: usize, loaded: &LoadedBatch, train: bool) -> Result<Outcome> {
         let batch = loaded.on(self.device);
-        let batch = Batch { views: layout_views(&batch.views, self.rank)?, targets: batch.targets };
+        let batch = Batch { views: layout_views(&batch.views)?, targets: batch.targets };
         let head = &self.network.heads[task];
         Ok(ffi::with_autocast(self.device, self.bf16, || head.forward(self.network.encoder.as_ref(), &batch, train)))
     }
