@@ -6,7 +6,7 @@
 `background` leaves what lies outside the tissue (tissue becomes 0), `outline` makes all tissue 1 and the rest 0.
 """
 import argparse
-import shutil
+import json
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,6 @@ def main():
     parser.add_argument("--keep", choices=["background", "outline"], required=True)
     args = parser.parse_args()
     args.out.mkdir(parents=True)
-    shutil.copy(args.store / "index.json", args.out)
     for path in sorted(args.store.glob("*.safetensors")):
         with safe_open(path, "np") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}
@@ -40,6 +39,10 @@ def main():
         masked = np.where(tissue, 0, image) if args.keep == "background" else np.broadcast_to(tissue, image.shape)
         tensors["image"] = np.ascontiguousarray(masked, dtype=image.dtype)
         save_file(tensors, args.out / path.name, metadata)
+    index = json.loads((args.store / "index.json").read_text())
+    for subject in index["subjects"]:
+        subject["bytes"] = (args.out / subject["file"]).stat().st_size
+    (args.out / "index.json").write_text(json.dumps(index))
 
 
 if __name__ == "__main__":

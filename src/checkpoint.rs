@@ -11,6 +11,10 @@ use tch::{Kind, Tensor};
 /// Tensors on the CPU, by name.
 pub type Tensors = BTreeMap<String, Tensor>;
 
+/// Prefixes of a checkpoint's tensors.
+pub const MODEL: &str = "model.";
+pub const OPTIMIZER: &str = "optimizer.";
+
 const DTYPES: [(Kind, Dtype); 6] = [
     (Kind::Float, Dtype::F32),
     (Kind::Half, Dtype::F16),
@@ -75,4 +79,17 @@ pub fn restore(target: &HashMap<String, Tensor>, saved: &Tensors) -> Result<()> 
         tch::no_grad(|| tensor.copy_(value));
     }
     Ok(())
+}
+
+/// A checkpoint's tensors as (model, optimizer state), without their prefixes.
+pub fn split_checkpoint(tensors: Tensors) -> (Tensors, Tensors) {
+    let (mut model, mut optimizer) = (Tensors::new(), Tensors::new());
+    for (name, tensor) in tensors {
+        if let Some(name) = name.strip_prefix(MODEL) {
+            model.insert(name.to_owned(), tensor);
+        } else if let Some(name) = name.strip_prefix(OPTIMIZER) {
+            optimizer.insert(name.to_owned(), tensor);
+        }
+    }
+    (model, optimizer)
 }

@@ -1,13 +1,13 @@
 //! Weights out: TorchScript with real parameters, a plain state dict as safetensors, and a JSON description of both.
 
-use crate::checkpoint::{self, Tensors};
+use crate::checkpoint::{self, Tensors, split_checkpoint};
 use crate::data::preprocess::{Foreground, Intensity, Settings};
 use crate::data::store::Index;
 use crate::dim::Rank;
 use crate::nn::script::ScriptModule;
 use crate::nn::{Encoder, UNet, UNetConfig};
 use crate::report::history::History;
-use crate::train::run::{self, Progress, Run, split_checkpoint};
+use crate::train::run::{self, Progress, Run};
 use crate::weights::{self, ENCODER};
 use crate::{ffi, fs};
 use anyhow::{Context, Result, ensure};
@@ -49,6 +49,7 @@ impl Input {
 /// Exports a run's checkpoint (`best` or `last`) as `PREFIX.pt`, `PREFIX.safetensors` and `PREFIX.json`; returns the paths.
 pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> {
     let file = run.checkpoint(which);
+    run.description()?;
     ensure!(file.exists(), "{}: no checkpoint `{which}` yet", run.dir.display());
     let (tensors, metadata) = checkpoint::load_safetensors(&file)?;
     let (model, _) = split_checkpoint(tensors);

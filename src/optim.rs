@@ -165,3 +165,82 @@ impl Optimizer {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    /// Adam and SGD as their papers write them, on one number.
+    struct Naive {
+        kind: OptimizerKind,
+        p: f64,
+        m: f64,
+        v: f64,
+        t: i32,
+    }
+
+    impl Naive {
+        fn step(&mut self, g: f64, lr: f64, decay: f64) {
+            self.t += 1;
+            let mut g = g;
+            match self.kind {
+                OptimizerKind::AdamW => self.p -= lr * decay * self.p,
+                _ => g += decay * self.p,
+            }
+            if self.kind == OptimizerKind::Sgd {
+                self.m = SGD_MOMENTUM * self.m + g;
+                self.p -= lr * self.m;
+                return;
+            }
+            self.m = BETA1 * self.m + (1. - BETA1) * g;
+            self.v = BETA2 * self.v + (1. - BETA2) * g * g;
+            let (m, v) = (self.m / (1. - BETA1.powi(self.t)), self.v / (1. - BETA2.powi(self.t)));
+            self.p -= lr * m / (v.sqrt() + EPS);
+        }
+    }
+
+    #[test]
+    fn fused_steps_follow_the_formulas() {
+        for kind in [OptimizerKind::AdamW, OptimizerKind::Adam, OptimizerKind::Sgd] {
+            for clip in [0., 0.5] {
+                tch::manual_seed(3);
+                let vs = VarStore::new(Device::Cpu);
+                let weight = vs.root().randn("weight", &[2, 3], 0., 1.);
+                let bias = vs.root().randn("bias", &[3], 0., 1.);
+                let values = |t: &Tensor| Vec::<f64>::try_from(t.flatten(0, -1).to_kind(Kind::Double)).unwrap();
+                let start = |t: &Tensor| values(t).iter().map(|&p| Naive { kind, p, m: 0., v: 0., t: 0 }).collect::<Vec<_>>();
+                let (mut naive_weight, mut naive_bias) = (start(&weight), start(&bias));
+                let mut optimizer = Optimizer::new(kind, &vs, 0.1, clip);
+                for step in 0..6 {
+                    let lr = 0.05 / (1. + step as f64);
+                    let (gw, gb) =
+                        (Tensor::randn([2, 3], (Kind::Float, Device::Cpu)), Tensor::randn([3], (Kind::Float, Device::Cpu)));
+                    ((&weight * &gw).sum(Kind::Float) + (&bias * &gb).sum(Kind::Float)).backward();
+                    let norm = optimizer.step(lr).unwrap().double_value(&[]);
+                    let squares: f64 = values(&gw).iter().chain(&values(&gb)).map(|g| g * g).sum();
+                    assert!((norm - squares.sqrt()).abs() < 1e-5);
+                    let scale = if clip > 0. { (clip / norm).min(1.) } else { 1. };
+                    naive_weight.iter_mut().zip(values(&gw)).for_each(|(n, g)| n.step(g * scale, lr, 0.1));
+                    // No weight decay on a bias.
+                    naive_bias.iter_mut().zip(values(&gb)).for_each(|(n, g)| n.step(g * scale, lr, 0.));
+                }
+                for (tensor, naive) in [(&weight, &naive_weight), (&bias, &naive_bias)] {
+                    for (value, expected) in values(tensor).iter().zip(naive) {
+                        assert!((value - expected.p).abs() < 1e-4, "{kind:?} clip {clip}: {value} for {}", expected.p);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn schedules() {
+        let schedule = |kind| Schedule { kind, lr: 2., warmup_steps: 4, total_steps: 104 };
+        let cosine = schedule(ScheduleKind::Cosine);
+        assert_eq!([0, 1, 3, 4].map(|s| cosine.at(s)), [0.5, 1., 2., 2.]);
+        assert!((cosine.at(54) - 1.).abs() < 1e-12);
+        assert!(cosine.at(103) < 1e-3 && cosine.at(104).abs() < 1e-12 && cosine.at(500).abs() < 1e-12);
+        assert_eq!(schedule(ScheduleKind::Constant).at(103), 2.);
+    }
+}

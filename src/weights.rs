@@ -1,7 +1,7 @@
 //! Loading pretrained encoders, strictly: a report says what was loaded, adapted and left out, and nothing falls back to
 //! random weights.
 
-use crate::checkpoint::{Tensors, load_safetensors};
+use crate::checkpoint::{MODEL, Tensors, load_safetensors, split_checkpoint};
 use crate::ffi;
 use anyhow::{Result, bail, ensure};
 use std::collections::HashMap;
@@ -35,7 +35,9 @@ pub fn read(path: &Path) -> Result<Tensors> {
     if path.extension().is_some_and(|e| e == "pt") {
         return Ok(ffi::read_state(path)?.into_iter().collect());
     }
-    Ok(load_safetensors(path)?.0)
+    let tensors = load_safetensors(path)?.0;
+    let is_checkpoint = tensors.keys().any(|name| name.starts_with(MODEL));
+    Ok(if is_checkpoint { split_checkpoint(tensors).0 } else { tensors })
 }
 
 /// Copies the encoder in `saved` into `target`, the variables of a network whose encoder lies under [`ENCODER`].
@@ -69,4 +71,53 @@ pub fn load_encoder(target: &HashMap<String, Tensor>, saved: &Tensors, from: &Pa
 
 fn is_first_convolution(name: &str) -> bool {
     name == "encoder.level0.conv0.weight"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dim::Rank;
+    use crate::nn::{Encoder, UNet, UNetConfig};
+    use tch::{Device, Kind, nn::VarStore};
+
+    fn network(in_channels: i64, levels: usize) -> (VarStore, UNet) {
+        let vs = VarStore::new(Device::Cpu);
+        let config = UNetConfig { filters: 2, levels, ..UNetConfig::paper(Rank::Three, in_channels) };
+        let encoder = UNet::new(&vs.root() / "encoder", config);
+        (vs, encoder)
+    }
+
+    fn tensors(vs: &VarStore) -> Tensors {
+        vs.variables().into_iter().map(|(name, t)| (name, t.detach().copy())).collect()
+    }
+
+    #[test]
+    fn channels_are_adapted_and_reported() {
+        let (from, one) = network(1, 2);
+        let (to, four) = network(4, 2);
+        let mut saved = tensors(&from);
+        saved.insert("rot.output.weight".into(), Tensor::zeros([1], (Kind::Float, Device::Cpu)));
+        let report = load_encoder(&to.variables(), &saved, Path::new("x")).unwrap();
+        assert_eq!(report.adapted, [("encoder.level0.conv0.weight".to_owned(), "1 input channels to 4".to_owned())]);
+        assert_eq!(report.left_out, ["rot.output.weight"]);
+        assert_eq!(report.loaded.len() + 1, to.variables().len());
+        // The same image in every channel gives the response of the one channel.
+        let x = Tensor::randn([1, 1, 8, 8, 8], (Kind::Float, Device::Cpu));
+        let [a, b] = [one.forward(&x, false), four.forward(&x.repeat([1, 4, 1, 1, 1]), false)].map(|mut p| p.pop().unwrap());
+        assert!(f64::try_from((a - b).abs().max()).unwrap() < 1e-5);
+    }
+
+    #[test]
+    fn anything_else_that_does_not_fit_is_an_error() {
+        let (to, _) = network(1, 2);
+        let refused = |saved: &Tensors| load_encoder(&to.variables(), saved, Path::new("file")).unwrap_err().to_string();
+        let (deeper, _) = network(1, 3);
+        assert!(refused(&tensors(&deeper)).contains("another architecture"));
+        let (shallower, _) = network(1, 1);
+        assert!(refused(&tensors(&shallower)).contains("is missing"));
+        let mut misshapen = tensors(&to);
+        misshapen.insert("encoder.level1.conv0.bias".into(), Tensor::zeros([7], (Kind::Float, Device::Cpu)));
+        let message = refused(&misshapen);
+        assert!(message.contains("[7]") && message.contains("[4]") && message.contains("file"), "{message}");
+    }
 }

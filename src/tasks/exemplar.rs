@@ -169,6 +169,11 @@ impl Task for Exemplar {
         Ok(Box::new(self.network(vs, encoder)?))
     }
 
+    /// The anchor's and the negative's.
+    fn min_scans(&self) -> usize {
+        2
+    }
+
     fn amounts(&self) -> Amounts {
         Amounts { batch: 4, draws: 2, epochs: 6 }
     }

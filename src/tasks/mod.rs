@@ -127,6 +127,10 @@ pub trait Task: Send + Sync {
     fn caption(&self, drawn: &Drawn) -> String;
     /// Adds the task's own parameters under `vs` and returns the network above the encoder.
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>>;
+    /// Scans that sampling needs, on either side of the split.
+    fn min_scans(&self) -> usize {
+        1
+    }
     /// Amounts that the task trains with unless the user says otherwise.
     fn amounts(&self) -> Amounts;
     /// Metrics of [`Outcome::metrics`], in order; the first one selects the best checkpoint (higher is better).

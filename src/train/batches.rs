@@ -7,6 +7,7 @@ use crate::ffi;
 use crate::rng::{Stream, rng};
 use crate::tasks::{Batch, Task};
 use anyhow::{Context, Result};
+use half::{bf16, slice::HalfFloatSliceExt};
 use rand::seq::SliceRandom;
 use std::ops::Range;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ pub struct Sampler {
     pub seed: u64,
     /// Tells the draws of jointly trained tasks apart.
     pub slot: u64,
+    /// Give views in bfloat16, to which the first convolution would convert them: half as much to copy.
+    pub bf16: bool,
 }
 
 /// A batch on the CPU, with the scans that it came from.
@@ -72,7 +75,14 @@ impl Sampler {
         let mut dims = vec![b, task.views() as i64, scans.channels() as i64];
         dims.extend(self.rank.axes().map(|a| shape[a] as i64));
         let batch = Batch {
-            views: Tensor::from_data_size(bytemuck::cast_slice(&views), &dims, Kind::Float),
+            views: match self.bf16 {
+                true => {
+                    let mut rounded = vec![bf16::ZERO; views.len()];
+                    rounded.convert_from_f32_slice(&views);
+                    Tensor::from_data_size(bytemuck::cast_slice(&rounded), &dims, Kind::BFloat16)
+                }
+                false => Tensor::from_data_size(bytemuck::cast_slice(&views), &dims, Kind::Float),
+            },
             targets: Tensor::from_slice(&targets).reshape([b, task.targets() as i64]),
         };
         Ok(LoadedBatch { batch, scans: order })
@@ -80,7 +90,7 @@ impl Sampler {
 }
 
 impl LoadedBatch {
-    /// Page-locked, so that copying to a GPU overlaps with computing; as it is for the CPU.
+    /// For a GPU in page-locked memory, so that copying overlaps with computing.
     pub fn pinned(mut self, device: Device) -> Result<Self> {
         if device.is_cuda() {
             ffi::pin(&mut self.batch.views)?;

@@ -90,8 +90,8 @@ pub struct PretrainConfig {
     /// Threads that prepare batches [default: 2, with a GPU all cores up to 16]
     #[arg(long, value_name = "N", help_heading = "Machine")]
     pub threads: Option<usize>,
-    /// Batches prepared ahead of each thread
-    #[arg(long, value_name = "N", default_value_t = 2, help_heading = "Machine")]
+    /// Batches that lie ready, beside those that the threads are preparing
+    #[arg(long, value_name = "N", default_value_t = 4, help_heading = "Machine")]
     pub prefetch: usize,
 
     /// The run's folder [default: runs/<task>-<number>]
@@ -109,7 +109,8 @@ pub struct PretrainConfig {
     pub tasks: TaskConfigs,
 }
 
-/// Settings that a resumed run may change: they do not touch what is computed.
+/// Settings that a resumed run may change. `epochs` moves a cosine schedule's rates; the others do not touch what is
+/// computed (a device only its rounding).
 pub const RESUMABLE: [&str; 7] = ["epochs", "device", "threads", "prefetch", "out", "weights", "save-minutes"];
 
 impl PretrainConfig {

@@ -60,8 +60,19 @@ impl DeviceChoice {
             DeviceChoice::Cpu => Ok(Device::Cpu),
             // Loading the CUDA half of libtorch takes over a second: only where there is a driver.
             DeviceChoice::Auto => {
-                let found = ffi::gpus().is_ok_and(|gpus| !gpus.is_empty()) && ffi::load_cuda().is_ok() && Cuda::is_available();
-                Ok(if found { Device::Cuda(0) } else { Device::Cpu })
+                if !ffi::gpus().is_ok_and(|gpus| !gpus.is_empty()) {
+                    return Ok(Device::Cpu);
+                }
+                match ffi::load_cuda() {
+                    Ok(()) if Cuda::is_available() => return Ok(Device::Cuda(0)),
+                    Ok(()) => {
+                        eprintln!("warning: this machine has a GPU that libtorch cannot use (see doctor); training on the CPU")
+                    }
+                    Err(reason) => {
+                        eprintln!("warning: this machine has a GPU, but libtorch no CUDA half ({reason}); training on the CPU")
+                    }
+                }
+                Ok(Device::Cpu)
             }
             DeviceChoice::Cuda(n) => {
                 if let Err(reason) = ffi::gpus() {
@@ -97,7 +108,11 @@ impl Precision {
         match self {
             Precision::Fp32 => false,
             Precision::Bf16 => true,
-            Precision::Auto => device.is_cuda() || machine::cpu_has_bf16(),
+            Precision::Auto => match device {
+                // From compute capability 8.0 on.
+                Device::Cuda(n) => ffi::gpus().is_ok_and(|gpus| gpus.get(n).is_some_and(|gpu| gpu.compute_capability[0] >= 8)),
+                _ => machine::cpu_has_bf16(),
+            },
         }
     }
 }

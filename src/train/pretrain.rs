@@ -40,14 +40,15 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     );
     let device = config.device.resolve()?;
 
-    let run = resume.map(|dir| Run::reopen(dir, config)).transpose()?;
+    let input = export::Input::of(store.index());
+    let run = resume.map(|dir| Run::reopen(dir, config, &input)).transpose()?;
     let split = choose_split(config, &store, run.as_ref())?;
     let train = Arc::new(store.subset(&scans_of(&store, &split.fraction(config.fraction)?))?);
     let valid = Arc::new(store.subset(&scans_of(&store, &split.val))?);
     let (rank, window) = geometry(config, &store)?;
     let mut trainer = Trainer::new(config, device, rank, window, train.clone(), valid.clone())?;
     let mut report = String::new();
-    if let Some(file) = &config.init {
+    if let (Some(file), None) = (&config.init, &run) {
         let saved = weights::read(file)?;
         report = format!("{}: {}", file.display(), weights::load_encoder(&trainer.network.vs.variables(), &saved, file)?);
         eprint!("{report}");
@@ -55,7 +56,12 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let run = match run {
         Some(run) => run,
         None => {
-            let run = Run::create(config, &split, &trainer.network.config, &export::Input::of(store.index()))?;
+            let mut resolved = config.clone();
+            (resolved.epochs, resolved.window) = (Some(trainer.epochs), Some(window));
+            if let [task] = &trainer.tasks[..] {
+                (resolved.batch_size, resolved.draws) = (Some(task.batch), Some(task.draws));
+            }
+            let run = Run::create(&resolved, &split, &trainer.network.config, &input)?;
             if !report.is_empty() {
                 crate::fs::write_atomic(&run.dir.join("load.txt"), |f| Ok(std::io::Write::write_all(f, report.as_bytes())?))?;
             }
@@ -82,7 +88,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     }
     let prefix = config.weights.clone().unwrap_or_else(|| Path::new("weights").join(config.name()));
     let written = export::export_run(&session.run, "best", &prefix)?;
-    eprintln!("{} in {}", written.join(", "), session.run.dir.display());
+    eprintln!("exported {} from {}", written.join(", "), session.run.dir.display());
     Ok(Ended::Finished)
 }
 

@@ -3,19 +3,18 @@
 use super::config::PretrainConfig;
 use super::means::Means;
 use super::network::Network;
-use crate::checkpoint::{self, Tensors};
+use crate::checkpoint::{self, MODEL, OPTIMIZER, Tensors, split_checkpoint};
 use crate::data::split::Split;
 use crate::export::Input;
 use crate::nn::UNetConfig;
 use crate::optim::Optimizer;
+use crate::report::history::History;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-const MODEL: &str = "model.";
-const OPTIMIZER: &str = "optimizer.";
 /// Layout of checkpoints and of `config.json`; a reader refuses newer ones.
 const VERSION: u64 = 1;
 
@@ -68,12 +67,16 @@ impl Run {
             "network": network,
             "input": input,
         });
-        crate::fs::write_atomic(&run.config_file(), |file| Ok(serde_json::to_writer_pretty(file, &description)?))?;
+        run.write_description(&description)?;
         Ok(run)
     }
 
+    fn write_description(&self, description: &impl Serialize) -> Result<()> {
+        crate::fs::write_atomic(&self.config_file(), |file| Ok(serde_json::to_writer_pretty(file, description)?))
+    }
+
     /// Opens an earlier run to continue it under `config`; settings that change results must be those of the run.
-    pub fn reopen(dir: &Path, config: &PretrainConfig) -> Result<Run> {
+    pub fn reopen(dir: &Path, config: &PretrainConfig, input: &Input) -> Result<Run> {
         let run = Run { dir: dir.to_owned() };
         let before = run.settings()?;
         let now = config.settings();
@@ -86,6 +89,18 @@ impl Run {
                     now.get(key).unwrap_or(&Value::Null)
                 );
             }
+        }
+        let mut description = run.description()?;
+        ensure!(
+            description.get("input") == Some(&serde_json::to_value(input)?),
+            "--resume {}: the store {} is not the one that the run was started with",
+            dir.display(),
+            config.data.display()
+        );
+        if before != now {
+            // The next resume continues with what changed now.
+            description.insert("settings".into(), Value::Object(now));
+            run.write_description(&description)?;
         }
         Ok(run)
     }
@@ -122,6 +137,7 @@ impl Run {
 
     /// Writes `<which>.safetensors`, atomically: weights, optimizer state and progress.
     pub fn save(&self, which: &str, network: &Network, optimizer: &Optimizer, progress: &Progress) -> Result<()> {
+        network.mix_statistics();
         let mut tensors = Tensors::new();
         tensors.extend(network.vs.variables().into_iter().map(|(n, t)| (format!("{MODEL}{n}"), t)));
         tensors.extend(optimizer.state().into_iter().map(|(n, t)| (format!("{OPTIMIZER}{n}"), t)));
@@ -137,6 +153,8 @@ impl Run {
     pub fn restore(&self, network: &Network, optimizer: &mut Optimizer) -> Result<Progress> {
         let path = self.checkpoint("last");
         if !path.exists() {
+            // Killed before its first checkpoint, a run has at most the row that stands before it.
+            ensure!(History::read(&self.dir)?.len() < 2, "{}: missing, so that the run cannot be continued", path.display());
             return Ok(Progress::default());
         }
         let (tensors, metadata) = checkpoint::load_safetensors(&path)?;
@@ -146,19 +164,6 @@ impl Run {
         optimizer.restore(std::mem::take(&mut split.1)).with_context(|| path.display().to_string())?;
         serde_json::from_str(progress).with_context(|| path.display().to_string())
     }
-}
-
-/// A checkpoint's tensors as (model, optimizer state), without their prefixes.
-pub fn split_checkpoint(tensors: Tensors) -> (Tensors, Tensors) {
-    let (mut model, mut optimizer) = (Tensors::new(), Tensors::new());
-    for (name, tensor) in tensors {
-        if let Some(name) = name.strip_prefix(MODEL) {
-            model.insert(name.to_owned(), tensor);
-        } else if let Some(name) = name.strip_prefix(OPTIMIZER) {
-            optimizer.insert(name.to_owned(), tensor);
-        }
-    }
-    (model, optimizer)
 }
 
 /// Versions that a result depends on.

@@ -2,9 +2,8 @@
 
 use super::batches::{LoadedBatch, Sampler};
 use super::config::PretrainConfig;
-use super::device::Precision;
 use super::means::Means;
-use super::network::{Network, layout_views, seed_libtorch};
+use super::network::{Network, layout_views, memory_format, seed_libtorch};
 use crate::data::Scans;
 use crate::data::loader::Loader;
 use crate::dim::Rank;
@@ -13,6 +12,7 @@ use crate::nn::UNetConfig;
 use crate::optim::{Optimizer, Schedule};
 use crate::tasks::{self, Batch, Outcome, Task};
 use anyhow::{Result, bail, ensure};
+use std::ops::Range;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -73,8 +73,11 @@ impl Trainer {
         train: Arc<dyn Scans>,
         valid: Arc<dyn Scans>,
     ) -> Result<Trainer> {
-        crate::machine::keep_freed_memory();
+        if device == Device::Cpu {
+            crate::machine::keep_freed_memory();
+        }
         let channels = train.channels();
+        let bf16 = config.precision.is_bf16(device);
         let mut runs = Vec::new();
         for (slot, &kind) in config.task.iter().enumerate() {
             let task: Arc<dyn Task> = tasks::build(kind, &config.tasks, window, channels, rank, config.seed)?.into();
@@ -84,7 +87,17 @@ impl Trainer {
                 rank,
                 seed: config.seed,
                 slot: slot as u64,
+                bf16,
             };
+            for (side, scans) in [("training", &train), ("validation", &valid)] {
+                ensure!(
+                    scans.len() >= task.min_scans(),
+                    "{}: needs at least {} {side} scans, found {}",
+                    task.name(),
+                    task.min_scans(),
+                    scans.len()
+                );
+            }
             runs.push(TaskRun {
                 weight: config.task_weights.get(slot).copied().unwrap_or(1.),
                 batch: config.batch_size.unwrap_or(task.amounts().batch),
@@ -96,6 +109,7 @@ impl Trainer {
         }
         let mut steps = 0;
         for run in &runs {
+            ensure!(run.batch >= 2, "--batch-size must be at least 2: batch normalisation makes one sample equal to any other");
             let samples = train.len() as u64 * run.draws;
             let needed = run.batch * config.accumulate;
             ensure!(
@@ -123,7 +137,7 @@ impl Trainer {
         };
         let references: Vec<&dyn Task> = runs.iter().map(|r| r.task.as_ref()).collect();
         let mut network = Network::new(unet, &references, config.seed)?;
-        network.place(device)?;
+        network.place(device, memory_format(device, bf16))?;
         let optimizer = Optimizer::new(config.optimizer, &network.vs, config.weight_decay, config.clip);
         let schedule = Schedule {
             kind: config.schedule,
@@ -136,14 +150,14 @@ impl Trainer {
             optimizer,
             tasks: runs,
             device,
-            bf16: Precision::is_bf16(config.precision, device),
+            bf16,
             epochs,
             steps,
             schedule,
             accumulate: config.accumulate,
             seed: config.seed,
             threads,
-            prefetch: config.prefetch * threads,
+            prefetch: config.prefetch,
             pending: Vec::new(),
         })
     }
@@ -172,9 +186,8 @@ impl Trainer {
 
     fn forward(&self, task: usize, loaded: &LoadedBatch, train: bool) -> Result<Outcome> {
         let batch = loaded.on(self.device);
-        let batch = Batch { views: layout_views(&batch.views)?, targets: batch.targets };
-        let head = &self.network.heads[task];
-        Ok(ffi::with_autocast(self.device, self.bf16, || head.forward(self.network.encoder.as_ref(), &batch, train)))
+        let batch = Batch { views: layout_views(&batch.views, memory_format(self.device, self.bf16))?, targets: batch.targets };
+        Ok(ffi::with_autocast(self.device, self.bf16, || self.network.forward(task, &batch, train)))
     }
 
     /// Forward, backward and update. Its numbers reach `means` now or, on a GPU, some steps later ([`Trainer::flush`]).
@@ -220,14 +233,14 @@ impl Trainer {
             for (index, run) in self.tasks.iter().enumerate() {
                 let loss = next();
                 if !loss.is_finite() {
-                    bail!(self.not_finite(pending, &format!("the loss of {} is {loss}", run.task.name()), index));
+                    bail!(self.not_finite(pending, &format!("the loss of {} is {loss}", run.task.name()), index..index + 1));
                 }
                 total += run.weight * loss;
                 self.add_task(means, run, loss, &mut next, 1.);
             }
             let norm = next();
             if !norm.is_finite() {
-                bail!(self.not_finite(pending, &format!("the gradient's norm is {norm}"), 0));
+                bail!(self.not_finite(pending, &format!("the gradient's norm is {norm}"), 0..self.tasks.len()));
             }
             means.add("loss", total, 1.);
             means.add("gradient_norm", norm, 1.);
@@ -246,9 +259,9 @@ impl Trainer {
         }
     }
 
-    fn not_finite(&self, pending: &Pending, what: &str, task: usize) -> String {
-        let run = &self.tasks[task];
-        let mut names: Vec<&str> = pending.scans[task].iter().map(|&s| run.train.scans.id(s)).collect();
+    fn not_finite(&self, pending: &Pending, what: &str, tasks: Range<usize>) -> String {
+        let scans = tasks.flat_map(|task| pending.scans[task].iter().map(move |&s| (task, s)));
+        let mut names: Vec<&str> = scans.map(|(task, s)| self.tasks[task].train.scans.id(s)).collect();
         names.sort();
         names.dedup();
         format!("step {}: {what}; its scans: {}", pending.step + 1, names.join(", "))
@@ -285,6 +298,7 @@ impl Trainer {
                 self.add_task(&mut means, run, loss, &mut next, weight);
             }
         }
+        ensure!(total.is_finite(), "the validation loss is {total}");
         means.add("loss", total, 1.);
         Ok(means)
     }

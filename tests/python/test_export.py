@@ -127,7 +127,7 @@ def test_preprocess_equals_the_stores_normalisation(tmp_path, flags):
         nibabel.save(nibabel.Nifti1Image(raw, np.eye(4)), scans / f"case{i}.nii.gz")
     store = tmp_path / "store"
     pretext3d("preprocess", "--data", scans, "--out", store, "--dtype", "f32", *flags)
-    run = ["--task", "rot", "--epochs", 1, "--rot-head", "gap", *SMALL, "--val-fraction", 0.34, "--batch-size", 1]
+    run = ["--task", "rot", "--epochs", 1, "--rot-head", "gap", *SMALL, "--val-fraction", 0.34, "--batch-size", 2]
     pretext3d("pretrain", "--data", store, *run, "--out", tmp_path / "run", "--weights", tmp_path / "w")
     module, _ = load(tmp_path / "w")
     for entry in read_json(store / "index.json")["subjects"]:

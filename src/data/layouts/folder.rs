@@ -155,9 +155,12 @@ fn id((place, base): &Key, groups: &Groups, files: &Files) -> String {
     parts.extend((!base.is_empty()).then_some(*base));
     let root = || files.root.file_name().map_or("scan".into(), |n| n.to_string_lossy().into_owned());
     let id = if parts.is_empty() { root() } else { parts.join("_") };
-    // BIDS: `sub-01_ses-2` is a scan of the person `sub-01`.
-    match base.split('_').next().filter(|person| person.starts_with("sub-") && *person != id) {
-        Some(person) => format!("{person}/{}", id.strip_prefix(&format!("{person}_")).unwrap_or(&id)),
+    // BIDS: `sub-01_ses-2` and `sub-01/ses-2/...` are scans of the person `sub-01`.
+    match id.split('_').find(|person| person.starts_with("sub-") && *person != id) {
+        Some(person) => {
+            let rest: Vec<&str> = id.split('_').filter(|part| *part != person).collect();
+            format!("{person}/{}", rest.join("_"))
+        }
         None => id,
     }
 }
