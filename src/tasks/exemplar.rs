@@ -175,7 +175,7 @@ impl Task for Exemplar {
     }
 
     fn amounts(&self) -> Amounts {
-        Amounts { batch: 4, draws: 2, epochs: 6 }
+        Amounts { batch: 4, draws: 1, epochs: 15 }
     }
 
     fn metrics(&self) -> Vec<MetricInfo> {
