@@ -13,15 +13,14 @@ import numpy as np
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-# Of the channel's range; the phantoms' air is exactly 0, and any rim left of the head would give its outline away.
-THRESHOLD = 0.0
-
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--keep", choices=["background", "outline"], required=True)
+    # The phantoms' air is exactly 0, and any rim left of the head gives its outline away.
+    parser.add_argument("--threshold", type=float, default=0.0, help="share of a channel's range above which is tissue (default: %(default)s)")
     args = parser.parse_args()
     args.out.mkdir(parents=True)
     for path in sorted(args.store.glob("*.safetensors")):
@@ -31,7 +30,7 @@ def main():
         image = tensors["image"]
         low, high = image.min(axis=(1, 2, 3), keepdims=True), image.max(axis=(1, 2, 3), keepdims=True)
         # Dark tissue inside the head counts as tissue: the outline of the union over the channels is filled row by row.
-        tissue = ((image - low) > THRESHOLD * (high - low)).any(axis=0)
+        tissue = ((image - low) > args.threshold * (high - low)).any(axis=0)
         for axis in range(3):
             forward = np.maximum.accumulate(tissue, axis)
             backward = np.flip(np.maximum.accumulate(np.flip(tissue, axis), axis), axis)

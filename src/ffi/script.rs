@@ -2,7 +2,7 @@
 
 use super::check;
 use crate::nn::script::ScriptModule;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
@@ -25,7 +25,6 @@ unsafe extern "C" {
     fn p3d_module_define(module: *mut P3dModule, source: *const c_char) -> c_int;
     fn p3d_module_save(module: *mut P3dModule, path: *const c_char, extra_name: *const c_char, extra: *const c_char) -> c_int;
     fn p3d_module_state(path: *const c_char, context: *mut c_void, visit: Visit) -> c_int;
-    fn p3d_module_extra(path: *const c_char, extra_name: *const c_char, out: *mut c_char, capacity: usize) -> i64;
 }
 
 /// Name of the JSON description inside a `.pt`.
@@ -75,20 +74,6 @@ pub fn save_script(module: &ScriptModule, path: &Path, description: &str) -> Res
     // SAFETY: as in `build`.
     let status = unsafe { p3d_module_save(built.0, path.as_ptr(), c_string(EXTRA)?.as_ptr(), c_string(description)?.as_ptr()) };
     check("saving TorchScript", status)
-}
-
-/// The JSON description inside a `.pt` that [`save_script`] wrote.
-pub fn read_extra(path: &Path) -> Result<String> {
-    let file = CString::new(path.as_os_str().as_bytes())?;
-    let name = c_string(EXTRA)?;
-    let mut text = vec![0u8; 1 << 20];
-    // SAFETY: the shim writes at most `capacity` bytes.
-    let length = unsafe { p3d_module_extra(file.as_ptr(), name.as_ptr(), text.as_mut_ptr().cast(), text.len()) };
-    check(&path.display().to_string(), (length < 0) as c_int)?;
-    ensure!(length as usize <= text.len(), "{}: its description is over 1 MiB", path.display());
-    ensure!(length > 0, "{}: no {EXTRA} inside; not a file of pretext3d", path.display());
-    text.truncate(length as usize);
-    Ok(String::from_utf8(text)?)
 }
 
 /// Parameters and buffers of a TorchScript file, by name, on the CPU.

@@ -190,17 +190,4 @@ int p3d_module_state(const char *path, void *context, void (*visit)(void *, cons
     for (const auto &entry : module.named_buffers()) visit(context, entry.name.c_str(), new at::Tensor(entry.value));
   });
 }
-
-// Reads the extra file of a saved module; returns its length, or -1.
-long p3d_module_extra(const char *path, const char *extra_name, char *out, size_t capacity) {
-  long length = -1;
-  guarded([&] {
-    std::unordered_map<std::string, std::string> files{{extra_name, ""}};
-    torch::jit::load(path, at::kCPU, files);
-    const auto &text = files[extra_name];
-    length = static_cast<long>(text.size());
-    if (text.size() <= capacity) text.copy(out, text.size());
-  });
-  return length;
-}
 }

@@ -92,10 +92,6 @@ impl UNet {
             .collect();
         UNet { config, stages, levels }
     }
-
-    pub fn config(&self) -> &UNetConfig {
-        &self.config
-    }
 }
 
 impl Encoder for UNet {
