@@ -25,7 +25,7 @@ const DTYPES: [(Kind, Dtype); 6] = [
 ];
 
 /// Raw little-endian bytes of a tensor, row-major.
-fn bytes(tensor: &Tensor) -> Vec<u8> {
+pub(crate) fn bytes(tensor: &Tensor) -> Vec<u8> {
     let tensor = tensor.detach().to_device(tch::Device::Cpu).contiguous();
     let mut out = vec![0u8; tensor.numel() * tensor.kind().elt_size_in_bytes()];
     tensor.copy_data_u8(&mut out, tensor.numel());

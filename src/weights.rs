@@ -1,9 +1,13 @@
 //! Loading pretrained encoders, strictly: a report says what was loaded, adapted and left out, and nothing falls back to
 //! random weights.
 
-use crate::checkpoint::{MODEL, Tensors, load_safetensors, split_checkpoint};
-use crate::ffi;
+use crate::checkpoint::{self, MODEL, Tensors, load_safetensors, split_checkpoint};
+use crate::data::store::hex;
+use crate::train::run;
+use crate::{export, ffi};
 use anyhow::{Result, bail, ensure};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fmt;
 use std::path::Path;
@@ -33,11 +37,31 @@ impl fmt::Display for LoadReport {
 /// Reads weights from a checkpoint, an exported `.safetensors`, or an exported `.pt`.
 pub fn read(path: &Path) -> Result<Tensors> {
     if path.extension().is_some_and(|e| e == "pt") {
+        check_version(ffi::description(path)?.get("version").and_then(Value::as_u64), path)?;
         return Ok(ffi::read_state(path)?.into_iter().collect());
     }
-    let tensors = load_safetensors(path)?.0;
+    let (tensors, metadata) = load_safetensors(path)?;
+    check_version(metadata.get("version").and_then(|v| v.parse().ok()), path)?;
     let is_checkpoint = tensors.keys().any(|name| name.starts_with(MODEL));
     Ok(if is_checkpoint { split_checkpoint(tensors).0 } else { tensors })
+}
+
+/// Errors if a file says that it is of a newer version than this program knows.
+fn check_version(found: Option<u64>, path: &Path) -> Result<()> {
+    let known = export::VERSION.max(run::VERSION);
+    let found = found.unwrap_or(0);
+    ensure!(found <= known, "{}: written by a newer version ({found}, this one knows {known})", path.display());
+    Ok(())
+}
+
+/// SHA-256 over the encoder's tensors, with their names and shapes.
+pub fn fingerprint(saved: &Tensors) -> String {
+    let mut hash = Sha256::new();
+    for (name, tensor) in saved.iter().filter(|(name, _)| name.starts_with(ENCODER)) {
+        hash.update(format!("\n{name} {:?}\n", tensor.size()));
+        hash.update(checkpoint::bytes(tensor));
+    }
+    hex(&hash.finalize())
 }
 
 /// Copies the encoder in `saved` into `target`, the variables of a network whose encoder lies under [`ENCODER`].

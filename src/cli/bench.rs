@@ -5,7 +5,7 @@ use crate::data::{Arrays, Scans};
 use crate::dim::{Rank, voxels};
 use crate::patch::draw_window;
 use crate::rng::{Stream, rng};
-use crate::train::config::PretrainConfig;
+use crate::train::pretrain::PretrainConfig;
 use crate::train::means::Means;
 use crate::train::trainer::Trainer;
 use crate::transform::spatial::Orientation;

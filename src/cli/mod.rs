@@ -3,6 +3,7 @@
 pub mod bench;
 pub mod doctor;
 pub mod export;
+pub mod finetune;
 pub mod inspect;
 pub mod phantom;
 pub mod preprocess;
@@ -27,6 +28,7 @@ enum Command {
     Phantom(phantom::Args),
     Preprocess(preprocess::Args),
     Pretrain(Box<pretrain::Args>),
+    Finetune(Box<finetune::Args>),
     Export(export::Args),
     Inspect(Box<inspect::Args>),
     Doctor(doctor::Args),
@@ -36,6 +38,9 @@ enum Command {
     BenchSampling(bench::SamplingArgs),
 }
 
+/// Exit code of a run that a signal stopped, as shells report it.
+const STOPPED: u8 = 130;
+
 /// Runs the command of the process's arguments. Exit code 0: done; 1: failed, with the reason on standard error; 2: usage;
 /// 130: stopped by a signal, to be continued.
 pub fn main() -> ExitCode {
@@ -43,6 +48,7 @@ pub fn main() -> ExitCode {
         Command::Phantom(args) => phantom::run(args).map(|()| ExitCode::SUCCESS),
         Command::Preprocess(args) => preprocess::run(args).map(|()| ExitCode::SUCCESS),
         Command::Pretrain(args) => pretrain::run(*args),
+        Command::Finetune(args) => finetune::run(*args),
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
         Command::Inspect(args) => inspect::run(*args).map(|()| ExitCode::SUCCESS),
         Command::Doctor(args) => doctor::run(args).map(|()| ExitCode::SUCCESS),

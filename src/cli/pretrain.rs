@@ -1,5 +1,5 @@
-use crate::train::config::PretrainConfig;
-use crate::train::pretrain::{Ended, pretrain};
+use crate::train::pretrain::{PretrainConfig, pretrain};
+use crate::train::session::Ended;
 use anyhow::Result;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,12 +17,9 @@ pub struct Args {
     resume: Option<PathBuf>,
 }
 
-/// Exit code of a run that a signal stopped, as shells report it.
-const STOPPED: u8 = 130;
-
 pub fn run(args: Args) -> Result<ExitCode> {
     Ok(match pretrain(&args.settings, args.resume.as_deref())? {
         Ended::Finished => ExitCode::SUCCESS,
-        Ended::Stopped => ExitCode::from(STOPPED),
+        Ended::Stopped => ExitCode::from(super::STOPPED),
     })
 }

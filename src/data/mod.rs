@@ -11,7 +11,7 @@ pub mod volume;
 
 use crate::dim::{Region, Shape, voxels};
 use crate::transform::spatial::Orientation;
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
 /// Random access to preprocessed scans. The store implements it; tests use arrays in memory ([`Arrays`]).
 pub trait Scans: Send + Sync {
@@ -28,6 +28,10 @@ pub trait Scans: Send + Sync {
     /// Copies a region of all channels, turned by `orientation`, into `out`: `[C, ..orientation.output(region.size)]`,
     /// row-major. Errors if the region leaves the scan or `out` has another length.
     fn read(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [f32]) -> Result<()>;
+    /// As [`Scans::read`], of the label's classes: `out` is `orientation.output(region.size)`. Errors where the scan has no label.
+    fn label(&self, scan: usize, _region: Region, _orientation: Orientation, _out: &mut [u8]) -> Result<()> {
+        bail!("{}: has no label", self.id(scan))
+    }
 }
 
 /// Scans held in memory.

@@ -4,7 +4,7 @@ mod cuda;
 mod script;
 
 pub use cuda::{Gpu, gpus, load_cuda};
-pub use script::{read_state, save_script};
+pub use script::{description, read_state, save_script};
 
 use anyhow::{Result, bail};
 use std::ffi::{CStr, c_char, c_int};

@@ -76,6 +76,17 @@ pub fn save_script(module: &ScriptModule, path: &Path, description: &str) -> Res
     check("saving TorchScript", status)
 }
 
+/// The JSON description in a TorchScript file of ours; null in others.
+pub fn description(path: &Path) -> Result<serde_json::Value> {
+    let broken = || format!("reading {} (expected a whole TorchScript file)", path.display());
+    let mut archive = zip::ZipArchive::new(std::fs::File::open(path).with_context(broken)?).with_context(broken)?;
+    let name = archive.file_names().find(|name| name.ends_with(&format!("/extra/{EXTRA}"))).map(str::to_owned);
+    match name {
+        Some(name) => serde_json::from_reader(archive.by_name(&name).with_context(broken)?).with_context(broken),
+        None => Ok(serde_json::Value::Null),
+    }
+}
+
 /// Parameters and buffers of a TorchScript file, by name, on the CPU.
 pub fn read_state(path: &Path) -> Result<Vec<(String, Tensor)>> {
     unsafe extern "C" fn collect(context: *mut c_void, name: *const c_char, tensor: *mut C_tensor) {

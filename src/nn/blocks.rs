@@ -3,6 +3,7 @@
 use super::script::ScriptModule;
 use crate::dim::Rank;
 use crate::ffi;
+use std::fmt::Write;
 use tch::nn::{self, Init, init};
 use tch::{Device, Kind, Tensor};
 
@@ -103,6 +104,88 @@ impl Norm {
         .parameter("bias", &self.bias)
         .buffer("running_mean", &self.running_mean)
         .buffer("running_var", &self.running_var)
+    }
+}
+
+/// Transposed convolution that enlarges every spatial axis by a whole factor, its kernel as large as its stride, so that
+/// outputs do not overlap; parameters `weight` (`[inputs, outputs, ...]`) and `bias` as in PyTorch.
+#[derive(Debug)]
+pub struct UpConv {
+    weight: Tensor,
+    bias: Tensor,
+    rank: Rank,
+    factor: i64,
+}
+
+impl UpConv {
+    pub fn new(vs: nn::Path, rank: Rank, inputs: i64, outputs: i64, factor: i64) -> Self {
+        let mut dims = vec![inputs, outputs];
+        dims.extend(vec![factor; rank.n()]);
+        // Each output voxel sums over the inputs of one voxel only; no activation follows.
+        let stdev = 1. / (inputs as f64).sqrt();
+        UpConv {
+            weight: vs.var("weight", &dims, Init::Randn { mean: 0., stdev }),
+            bias: vs.var("bias", &[outputs], Init::Const(0.)),
+            rank,
+            factor,
+        }
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Tensor {
+        let (weight, bias, stride) = (&self.weight, Some(&self.bias), self.factor);
+        match self.rank {
+            Rank::Two => x.conv_transpose2d(weight, bias, stride, 0, 0, 1, 1),
+            Rank::Three => x.conv_transpose3d(weight, bias, stride, 0, 0, 1, 1),
+        }
+    }
+
+    pub fn script(&self) -> ScriptModule {
+        let n = self.rank.n();
+        ScriptModule::new(format!(
+            "def forward(self, x: Tensor) -> Tensor:\n    return torch.conv_transpose{n}d(x, self.weight, self.bias, stride={})\n",
+            self.factor
+        ))
+        .parameter("weight", &self.weight)
+        .parameter("bias", &self.bias)
+    }
+}
+
+/// Two times convolution, ReLU, batch normalisation, in the reference's order.
+#[derive(Debug)]
+pub struct Stage {
+    convs: [Conv; 2],
+    norms: [Norm; 2],
+    dropout: f64,
+}
+
+impl Stage {
+    pub fn new(vs: nn::Path, rank: Rank, inputs: i64, outputs: i64, dropout: f64) -> Self {
+        let conv = |i: usize, inputs| Conv::new(&vs / format!("conv{i}"), rank, inputs, outputs, 3);
+        let norm = |i: usize| Norm::new(&vs / format!("norm{i}"), outputs);
+        Stage { convs: [conv(0, inputs), conv(1, outputs)], norms: [norm(0), norm(1)], dropout }
+    }
+
+    pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
+        let mut x = x.shallow_clone();
+        for (conv, norm) in self.convs.iter().zip(&self.norms) {
+            x = norm.forward(&conv.forward(&x).relu_(), train);
+        }
+        if self.dropout > 0. { x.dropout(self.dropout, train) } else { x }
+    }
+
+    pub fn script(&self) -> ScriptModule {
+        let mut source = String::from(
+            "def forward(self, x: Tensor) -> Tensor:\n    x = self.norm0.forward(torch.relu(self.conv0.forward(x)))\n    x = self.norm1.forward(torch.relu(self.conv1.forward(x)))\n",
+        );
+        if self.dropout > 0. {
+            writeln!(source, "    x = torch.dropout(x, {}, self.training)", self.dropout).unwrap();
+        }
+        source += "    return x\n";
+        let mut module = ScriptModule::new(source);
+        for i in 0..2 {
+            module = module.child(format!("conv{i}"), self.convs[i].script()).child(format!("norm{i}"), self.norms[i].script());
+        }
+        module
     }
 }
 

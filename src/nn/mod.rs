@@ -1,6 +1,7 @@
 //! Networks: building blocks, encoders and heads. Nothing here knows a task.
 
 pub mod blocks;
+pub mod decoder;
 pub mod heads;
 pub mod script;
 pub mod unet;
@@ -9,6 +10,7 @@ use crate::dim::{Rank, Shape};
 use script::ScriptModule;
 use tch::Tensor;
 
+pub use decoder::Decoder;
 pub use unet::{UNet, UNetConfig};
 
 /// One level of an encoder's feature pyramid.

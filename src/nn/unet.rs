@@ -1,10 +1,11 @@
 //! The contracting half of a U-Net, for volumes and images (method 4; Taleb et al. 2020, appendix).
 
-use super::blocks::{Conv, Norm, max_pool};
+use super::blocks::{Stage, max_pool};
 use super::script::ScriptModule;
 use super::{Encoder, Level};
 use crate::dim::Rank;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt::Write;
 use tch::{Tensor, nn};
 
@@ -23,48 +24,18 @@ pub struct UNetConfig {
 }
 
 impl UNetConfig {
+    /// The network that these tensors are the weights of, by their names `<prefix>level{i}.conv0.weight` and shapes; `None`: of
+    /// another one.
+    pub fn of(tensors: &BTreeMap<String, Tensor>, prefix: &str) -> Option<Self> {
+        let first = tensors.get(&format!("{prefix}level0.conv0.weight"))?.size();
+        let rank = Rank::try_from(u8::try_from(first.len()).ok()?.checked_sub(2)?).ok()?;
+        let levels = (0..).take_while(|i| tensors.contains_key(&format!("{prefix}level{i}.conv0.weight"))).count();
+        Some(UNetConfig { rank, in_channels: first[1], filters: first[0], levels, dropout: 0. })
+    }
+
     /// The paper's network.
     pub fn paper(rank: Rank, in_channels: i64) -> Self {
         UNetConfig { rank, in_channels, filters: 16, levels: 5, dropout: 0. }
-    }
-}
-
-/// Two times convolution, ReLU, batch normalisation, in the reference's order.
-#[derive(Debug)]
-struct Stage {
-    convs: [Conv; 2],
-    norms: [Norm; 2],
-    dropout: f64,
-}
-
-impl Stage {
-    fn new(vs: nn::Path, rank: Rank, inputs: i64, outputs: i64, dropout: f64) -> Self {
-        let conv = |i: usize, inputs| Conv::new(&vs / format!("conv{i}"), rank, inputs, outputs, 3);
-        let norm = |i: usize| Norm::new(&vs / format!("norm{i}"), outputs);
-        Stage { convs: [conv(0, inputs), conv(1, outputs)], norms: [norm(0), norm(1)], dropout }
-    }
-
-    fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let mut x = x.shallow_clone();
-        for (conv, norm) in self.convs.iter().zip(&self.norms) {
-            x = norm.forward(&conv.forward(&x).relu_(), train);
-        }
-        if self.dropout > 0. { x.dropout(self.dropout, train) } else { x }
-    }
-
-    fn script(&self) -> ScriptModule {
-        let mut source = String::from(
-            "def forward(self, x: Tensor) -> Tensor:\n    x = self.norm0.forward(torch.relu(self.conv0.forward(x)))\n    x = self.norm1.forward(torch.relu(self.conv1.forward(x)))\n",
-        );
-        if self.dropout > 0. {
-            writeln!(source, "    x = torch.dropout(x, {}, self.training)", self.dropout).unwrap();
-        }
-        source += "    return x\n";
-        let mut module = ScriptModule::new(source);
-        for i in 0..2 {
-            module = module.child(format!("conv{i}"), self.convs[i].script()).child(format!("norm{i}"), self.norms[i].script());
-        }
-        module
     }
 }
 

@@ -1,4 +1,4 @@
-//! Pretext tasks: what a sample is, and what the network must predict from it. A task knows no files and no training loop;
+//! Pretext and downstream tasks: what a sample is, and what the network must predict from it. A task knows no files and no training loop;
 //! the training loop knows only [`Task`] and [`Head`].
 
 pub mod cpc;
@@ -6,14 +6,15 @@ pub mod exemplar;
 pub mod jigsaw;
 pub mod rotation;
 pub mod rpl;
+pub mod segmentation;
 
 use crate::data::Scans;
 use crate::dim::{Rank, Shape};
 use crate::nn::Encoder;
 use crate::rng::Rng;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
-use tch::{Kind, Tensor, nn};
+use tch::{Device, Kind, Tensor, nn};
 
 /// The five pretext tasks, by their short names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
@@ -127,6 +128,18 @@ pub trait Task: Send + Sync {
     fn caption(&self, drawn: &Drawn) -> String;
     /// Adds the task's own parameters under `vs` and returns the network above the encoder.
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>>;
+    /// Smallest batch. Batch normalisation makes one sample that is a single vector equal to any other.
+    fn min_batch(&self) -> u64 {
+        2
+    }
+    /// Whether validation judges whole scans ([`Head::judge`]) instead of drawn samples.
+    fn judges_scans(&self) -> bool {
+        false
+    }
+    /// Metrics, by name, over what [`Head::judge`] gave for each scan; among them the first of [`Task::metrics`].
+    fn summarise(&self, _judged: &[Vec<f64>]) -> Vec<(String, f64)> {
+        vec![]
+    }
     /// Scans that sampling needs, on either side of the split.
     fn min_scans(&self) -> usize {
         1
@@ -156,6 +169,22 @@ pub struct Outcome {
 /// A task's network above the encoder, with its loss.
 pub trait Head {
     fn forward(&self, encoder: &dyn Encoder, batch: &Batch, train: bool) -> Outcome;
+    /// What validation needs to know of one whole scan, for tasks that judge scans. `place` lays out an input of the network,
+    /// `[B, C, ...]` on `device`, as it computes fastest.
+    fn judge(
+        &self,
+        _encoder: &dyn Encoder,
+        _scans: &dyn Scans,
+        _scan: usize,
+        _device: Device,
+        _place: &dyn Fn(&Tensor) -> Result<()>,
+    ) -> Result<Vec<f64>> {
+        bail!("this task is validated on samples")
+    }
+    /// Predictions for inputs `[B, C, ...]` in evaluation mode; tasks that only train an encoder have none.
+    fn logits(&self, _encoder: &dyn Encoder, _x: &Tensor) -> Tensor {
+        unreachable!("only downstream tasks predict")
+    }
 }
 
 /// The check that a grid task does not live on matching edges turns the gap off; nobody should by accident.
@@ -187,7 +216,6 @@ pub(crate) mod tests {
     use crate::nn::{UNet, UNetConfig};
     use crate::rng::{Stream, rng};
     use rand::Rng as _;
-    use tch::Device;
 
     /// Random scans of a shape with two channels.
     pub fn scans(shape: Shape) -> Arrays {

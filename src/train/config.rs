@@ -1,26 +1,20 @@
-//! Settings of a pretraining run: flags, settings-file keys and what is written into the run's folder are one structure.
+//! Settings of a run: flags, settings-file keys and what is written into the run's folder are one structure.
 
 use super::device::{DeviceChoice, Precision};
 use crate::optim::{OptimizerKind, ScheduleKind};
-use crate::tasks::{TaskConfigs, TaskKind};
 use anyhow::{Result, ensure};
 use serde::Serialize;
 use serde_json::{Map, Value};
 use std::path::PathBuf;
 
+/// What every training has, pretraining and fine-tuning alike.
 #[derive(Clone, Debug, Serialize, clap::Args)]
 #[serde(rename_all = "kebab-case")]
-pub struct PretrainConfig {
+pub struct TrainConfig {
     /// Store of preprocessed scans, as `pretext3d preprocess` writes it
     #[arg(long, value_name = "STORE")]
     pub data: PathBuf,
-    /// Pretext task, or several, separated by commas, trained jointly on the one encoder
-    #[arg(long, value_enum, value_delimiter = ',', required = true)]
-    pub task: Vec<TaskKind>,
-    /// Weight of each task's loss, in their order [default: 1 each]
-    #[arg(long, value_delimiter = ',', value_name = "W")]
-    pub task_weights: Vec<f64>,
-    /// Epochs; in one, every training scan is drawn `draws` times [default: the task's own]
+    /// Epochs [default: the task's own]
     #[arg(long, value_name = "N")]
     pub epochs: Option<u64>,
     /// Samples a step and task [default: the task's own; the README lists them]
@@ -29,12 +23,9 @@ pub struct PretrainConfig {
     /// Samples drawn from each training scan in an epoch [default: the task's own]
     #[arg(long, value_name = "N")]
     pub draws: Option<u64>,
-    /// Samples drawn from each validation scan, the same in every epoch
-    #[arg(long, value_name = "N", default_value_t = 4)]
-    pub val_draws: u64,
-    /// Side in voxels of the window that a sample is cut from [default: the smallest side of any scan, at most 128]
-    #[arg(long, value_name = "VOXELS")]
-    pub window: Option<usize>,
+    /// Optimizer steps an epoch, whatever the number of scans [default: as many as the draws fill]
+    #[arg(long, value_name = "N")]
+    pub steps: Option<u64>,
 
     /// Share of the subjects held out for validation, above 0 and below 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.2, help_heading = "Data")]
@@ -49,19 +40,9 @@ pub struct PretrainConfig {
     #[arg(long, default_value_t = 0, help_heading = "Data")]
     pub seed: u64,
 
-    /// Filters of the encoder's first level, doubled at each further level
-    #[arg(long, default_value_t = 16, help_heading = "Network")]
-    pub filters: i64,
-    /// Levels of the encoder; it halves the resolution between them
-    #[arg(long, default_value_t = 5, help_heading = "Network")]
-    pub levels: usize,
     /// Dropout probability after each level of the encoder
     #[arg(long, value_name = "P", default_value_t = 0.0, help_heading = "Network")]
     pub dropout: f64,
-    /// Start from this encoder (.pt, .safetensors or a run's checkpoint) instead of random weights
-    #[arg(long, value_name = "FILE", help_heading = "Network")]
-    pub init: Option<PathBuf>,
-
     #[arg(long, value_enum, default_value = "adamw", help_heading = "Optimization")]
     pub optimizer: OptimizerKind,
     /// Learning rate, after warm-up
@@ -97,51 +78,33 @@ pub struct PretrainConfig {
     /// The run's folder [default: runs/<task>-<number>]
     #[arg(long, value_name = "DIR", help_heading = "Output")]
     pub out: Option<PathBuf>,
-    /// Where the best encoder goes when the run ends: PATH.pt, PATH.safetensors, PATH.json [default: weights/<task>]
-    #[arg(long, value_name = "PATH", help_heading = "Output")]
-    pub weights: Option<PathBuf>,
     /// Minutes between checkpoints within an epoch; one is also written after each epoch
     #[arg(long, value_name = "MINUTES", default_value_t = 10.0, help_heading = "Output")]
     pub save_minutes: f64,
-
-    #[command(flatten)]
-    #[serde(flatten)]
-    pub tasks: TaskConfigs,
 }
 
 /// Settings that a resumed run may change. `epochs` moves a cosine schedule's rates; the others do not touch what is
 /// computed (a device only its rounding).
-pub const RESUMABLE: [&str; 7] = ["epochs", "device", "threads", "prefetch", "out", "weights", "save-minutes"];
+pub const RESUMABLE: [&str; 6] = ["epochs", "device", "threads", "prefetch", "out", "save-minutes"];
 
-impl PretrainConfig {
+impl TrainConfig {
     /// Checks ranges that the parser cannot.
     pub fn check(&self) -> Result<()> {
-        let share = |name: &str, value: f64, one: bool| {
-            ensure!(
-                value > 0. && (value < 1. || (one && value == 1.)),
-                "--{name} must be above 0 and {} 1, found {value}",
-                if one { "at most" } else { "below" }
-            );
-            Ok(())
-        };
         share("val-fraction", self.val_fraction, false)?;
         share("fraction", self.fraction, true)?;
         let positive = [
             ("epochs", self.epochs.unwrap_or(1)),
             ("batch-size", self.batch_size.unwrap_or(1)),
             ("draws", self.draws.unwrap_or(1)),
-            ("val-draws", self.val_draws),
+            ("steps", self.steps.unwrap_or(1)),
             ("accumulate", self.accumulate),
             ("threads", self.threads.unwrap_or(1) as u64),
             ("prefetch", self.prefetch as u64),
-            ("levels", self.levels as u64),
-            ("filters", self.filters.max(0) as u64),
         ];
         positive.iter().try_for_each(|(name, value)| {
             ensure!(*value > 0, "--{name} must be at least 1");
             Ok(())
         })?;
-        ensure!(self.levels <= 8, "--levels must be at most 8, found {}", self.levels);
         ensure!((0. ..1.).contains(&self.dropout), "--dropout must be at least 0 and below 1, found {}", self.dropout);
         for (name, value) in [
             ("lr", self.lr),
@@ -152,43 +115,34 @@ impl PretrainConfig {
         ] {
             ensure!(value >= 0. && value.is_finite(), "--{name} must be a number from 0 on, found {value}");
         }
-        ensure!(
-            (1..self.task.len()).all(|i| !self.task[..i].contains(&self.task[i])),
-            "--task names a task twice: {:?}",
-            self.task
-        );
-        ensure!(
-            self.task_weights.is_empty() || self.task_weights.len() == self.task.len(),
-            "--task-weights has {} numbers for {} tasks",
-            self.task_weights.len(),
-            self.task.len()
-        );
-        ensure!(
-            self.task_weights.iter().all(|w| *w > 0. && w.is_finite()),
-            "--task-weights must be above 0, found {:?}",
-            self.task_weights
-        );
         Ok(())
     }
+}
 
-    /// The settings as a flat map of flag names; absent ones left out.
-    pub fn settings(&self) -> Map<String, Value> {
-        let Value::Object(nested) = serde_json::to_value(self).expect("settings are plain values") else {
-            unreachable!("a structure serialises to a map")
-        };
-        let mut flat = Map::new();
-        crate::config::flatten("", nested, &mut flat);
-        flat.retain(|_, v| !v.is_null() && v.as_array().is_none_or(|a| !a.is_empty()));
-        flat
-    }
+/// Checks the shape of a network.
+pub fn network(filters: i64, levels: usize) -> Result<()> {
+    ensure!(filters >= 1, "--filters must be at least 1, found {filters}");
+    ensure!((1..=8).contains(&levels), "--levels must be 1 to 8, found {levels}");
+    Ok(())
+}
 
-    /// Short name of the run's tasks: `rot`, or `rot-rpl-jig` for a joint run.
-    pub fn name(&self) -> String {
-        let names: Vec<String> = self
-            .task
-            .iter()
-            .map(|t| clap::ValueEnum::to_possible_value(t).expect("no task is skipped").get_name().to_owned())
-            .collect();
-        names.join("-")
-    }
+/// Checks a share of something: above 0 and below 1, or `one` as well.
+pub fn share(name: &str, value: f64, one: bool) -> Result<()> {
+    ensure!(
+        value > 0. && (value < 1. || (one && value == 1.)),
+        "--{name} must be above 0 and {} 1, found {value}",
+        if one { "at most" } else { "below" }
+    );
+    Ok(())
+}
+
+/// Settings as a flat map of flag names; absent ones left out.
+pub fn settings(config: &impl Serialize) -> Map<String, Value> {
+    let Value::Object(nested) = serde_json::to_value(config).expect("settings are plain values") else {
+        unreachable!("a structure serialises to a map")
+    };
+    let mut flat = Map::new();
+    crate::config::flatten("", nested, &mut flat);
+    flat.retain(|_, v| !v.is_null() && v.as_array().is_none_or(|a| !a.is_empty()));
+    flat
 }

@@ -3,9 +3,13 @@
 pub mod batches;
 pub mod config;
 pub mod device;
+pub mod finetune;
 pub mod means;
+pub mod model;
 pub mod network;
 pub mod pretrain;
 pub mod run;
+pub mod session;
 pub mod stop;
+pub mod test;
 pub mod trainer;

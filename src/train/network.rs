@@ -1,7 +1,9 @@
 //! One encoder and the heads of the tasks that train it, in one variable store.
 
 use crate::ffi::{self, MemoryFormat};
-use crate::nn::{Encoder, UNet, UNetConfig};
+use crate::dim::Rank;
+use crate::nn::script::ScriptModule;
+use crate::nn::{Encoder, Level, UNet, UNetConfig};
 use crate::rng::{Stream, rng};
 use crate::tasks::{Batch, Head, Outcome, Task};
 use crate::weights;
@@ -47,8 +49,12 @@ impl Network {
         Ok(Network { config, vs, encoder: Box::new(encoder), heads, statistics })
     }
 
-    /// Forward pass of one task, with the running statistics that are its own.
-    pub fn forward(&self, task: usize, batch: &Batch, train: bool) -> Outcome {
+    /// Forward pass of one task, with the running statistics that are its own. `frozen`: the encoder computes as in evaluation
+    /// and gets no gradients.
+    pub fn forward(&self, task: usize, batch: &Batch, train: bool, frozen: bool) -> Outcome {
+        if frozen {
+            return self.heads[task].forward(&Frozen(self.encoder.as_ref()), batch, train);
+        }
         let own = self.statistics.get(task).map(Vec::as_slice).unwrap_or_default();
         no_grad(|| own.iter().for_each(|(shared, own)| shared.shallow_clone().copy_(own)));
         let outcome = self.heads[task].forward(self.encoder.as_ref(), batch, train);
@@ -83,6 +89,35 @@ impl Network {
     }
 }
 
+/// An encoder that does not learn.
+struct Frozen<'a>(&'a dyn Encoder);
+
+impl Encoder for Frozen<'_> {
+    fn name(&self) -> &'static str {
+        self.0.name()
+    }
+
+    fn rank(&self) -> Rank {
+        self.0.rank()
+    }
+
+    fn in_channels(&self) -> i64 {
+        self.0.in_channels()
+    }
+
+    fn levels(&self) -> &[Level] {
+        self.0.levels()
+    }
+
+    fn forward(&self, x: &Tensor, _train: bool) -> Vec<Tensor> {
+        no_grad(|| self.0.forward(x, false))
+    }
+
+    fn script(&self) -> ScriptModule {
+        self.0.script()
+    }
+}
+
 /// The faster layout that is exact enough: libtorch's channels-last batch normalisation on the CPU sums in plain float32 and
 /// is off by up to 1e-3, which bfloat16 hides and float32 does not.
 pub fn memory_format(device: Device, bf16: bool) -> MemoryFormat {
@@ -105,7 +140,6 @@ pub fn seed_libtorch(seed: u64, step: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dim::Rank;
     use crate::tasks::{TaskConfigs, TaskKind, build};
 
     #[test]
@@ -126,11 +160,11 @@ mod tests {
         let (a, b) = (batch(0, 0.), batch(1, 50.));
         tch::manual_seed(1);
         for _ in 0..200 {
-            network.forward(0, &a, true);
-            network.forward(1, &b, true);
+            network.forward(0, &a, true, false);
+            network.forward(1, &b, true, false);
         }
         // With its own statistics a task sees in evaluation what it saw in training, up to dropout, which exe does not have.
-        let loss = |train| network.forward(1, &b, train).loss.double_value(&[]);
+        let loss = |train| network.forward(1, &b, train, false).loss.double_value(&[]);
         let (train, eval) = (loss(true), loss(false));
         assert!((train - eval).abs() < 0.15, "train {train}, eval {eval}");
 

@@ -1,12 +1,12 @@
 //! A run's folder: its settings, its checkpoints, and where it stands.
 
-use super::config::PretrainConfig;
+use super::config::{RESUMABLE, TrainConfig};
 use super::means::Means;
 use super::network::Network;
 use crate::checkpoint::{self, MODEL, OPTIMIZER, Tensors, split_checkpoint};
 use crate::data::split::Split;
+use crate::data::store::Store;
 use crate::export::Input;
-use crate::nn::UNetConfig;
 use crate::optim::Optimizer;
 use crate::report::history::History;
 use anyhow::{Context, Result, bail, ensure};
@@ -16,7 +16,7 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 /// Layout of checkpoints and of `config.json`; a reader refuses newer ones.
-const VERSION: u64 = 1;
+pub const VERSION: u64 = 1;
 
 /// Where a run stands, beside its tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -39,19 +39,26 @@ pub struct Run {
 }
 
 impl Run {
-    /// Makes the folder and writes `config.json`: settings, command line, versions, network and what its input must be.
-    pub fn create(config: &PretrainConfig, split: &Split, network: &UNetConfig, input: &Input) -> Result<Run> {
-        let dir = match &config.out {
+    /// Makes the folder (by default `runs/<name>-<number>`) and writes `config.json`: settings, command line, versions, and
+    /// what `parts` holds: at least the network and what its input must be.
+    pub fn create(
+        out: Option<&Path>,
+        name: &str,
+        settings: Map<String, Value>,
+        split: &Split,
+        parts: Map<String, Value>,
+    ) -> Result<Run> {
+        let dir = match out {
             Some(dir) => {
                 ensure!(
                     !dir.join("config.json").exists(),
                     "{}: already holds a run; continue it with --resume {0}, or name another folder",
                     dir.display()
                 );
-                dir.clone()
+                dir.to_owned()
             }
             None => (1..)
-                .map(|n| PathBuf::from(format!("runs/{}-{n}", config.name())))
+                .map(|n| PathBuf::from(format!("runs/{name}-{n}")))
                 .find(|dir| !dir.exists())
                 .expect("some number is free"),
         };
@@ -59,29 +66,35 @@ impl Run {
         let run = Run { dir };
         // Before `config.json`, which makes the folder a run that can be resumed.
         split.save(&run.split_file())?;
-        let description = json!({
-            "version": VERSION,
-            "settings": config.settings(),
-            "command_line": std::env::args().collect::<Vec<_>>(),
-            "versions": versions(),
-            "network": network,
-            "input": input,
-        });
+        let mut description = Map::new();
+        description.insert("version".into(), VERSION.into());
+        description.insert("settings".into(), Value::Object(settings));
+        description.insert("command_line".into(), std::env::args().collect());
+        description.insert("versions".into(), versions());
+        description.extend(parts);
         run.write_description(&description)?;
         Ok(run)
+    }
+
+    /// Keeps what [`crate::weights::load_encoder`] reported.
+    pub fn keep_load_report(&self, report: &str) -> Result<()> {
+        if report.is_empty() {
+            return Ok(());
+        }
+        crate::fs::write_atomic(&self.dir.join("load.txt"), |f| Ok(std::io::Write::write_all(f, report.as_bytes())?))
     }
 
     fn write_description(&self, description: &impl Serialize) -> Result<()> {
         crate::fs::write_atomic(&self.config_file(), |file| Ok(serde_json::to_writer_pretty(file, description)?))
     }
 
-    /// Opens an earlier run to continue it under `config`; settings that change results must be those of the run.
-    pub fn reopen(dir: &Path, config: &PretrainConfig, input: &Input) -> Result<Run> {
+    /// Opens an earlier run to continue it with the settings `now`; those that change results must be the run's. `resumable`
+    /// names settings that may change beside [`RESUMABLE`].
+    pub fn reopen(dir: &Path, now: Map<String, Value>, resumable: &[&str], input: &Input) -> Result<Run> {
         let run = Run { dir: dir.to_owned() };
         let before = run.settings()?;
-        let now = config.settings();
         for key in before.keys().chain(now.keys()) {
-            if before.get(key) != now.get(key) && !super::config::RESUMABLE.contains(&key.as_str()) {
+            if before.get(key) != now.get(key) && !RESUMABLE.iter().chain(resumable).any(|k| k == key) {
                 bail!(
                     "--resume {}: --{key} was {} and cannot change to {}",
                     dir.display(),
@@ -95,7 +108,7 @@ impl Run {
             description.get("input") == Some(&serde_json::to_value(input)?),
             "--resume {}: the store {} is not the one that the run was started with",
             dir.display(),
-            config.data.display()
+            now.get("data").unwrap_or(&Value::Null)
         );
         if before != now {
             // The next resume continues with what changed now.
@@ -166,7 +179,38 @@ impl Run {
     }
 }
 
+/// The run's own split, the one named, or a new one.
+///
+/// `labelled`: only of subjects with labels; one that the split names without them is an error.
+pub fn choose_split(
+    config: &TrainConfig,
+    test_fraction: f64,
+    labelled: bool,
+    store: &Store,
+    run: Option<&Run>,
+) -> Result<Split> {
+    let own = run.map(Run::split_file);
+    let split = match own.as_ref().or(config.split.as_ref()) {
+        Some(file) => Split::load(file)?,
+        None => {
+            let usable = store.index().subjects.iter().filter(|s| s.label || !labelled);
+            let subjects: Vec<_> = usable.map(|s| (s.id.clone(), s.split.clone())).collect();
+            Split::draw(&subjects, config.val_fraction, test_fraction, config.seed)?
+        }
+    };
+    let unused = split.check(store.ids())?;
+    if !unused.is_empty() {
+        eprintln!("{} subjects of the store are on no side of the split and are not used", unused.len());
+    }
+    Ok(split)
+}
+
 /// Versions that a result depends on.
 pub fn versions() -> Value {
     json!({ "pretext3d": env!("CARGO_PKG_VERSION"), "libtorch": crate::ffi::compiled_version() })
+}
+
+/// An object literal as the map it is.
+pub fn parts(object: &Value) -> Map<String, Value> {
+    object.as_object().cloned().expect("an object literal")
 }

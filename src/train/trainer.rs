@@ -1,17 +1,16 @@
 //! One training step and one validation pass. Knows tasks only as [`Task`] and [`Head`](crate::tasks::Head).
 
 use super::batches::{LoadedBatch, Sampler};
-use super::config::PretrainConfig;
+use super::config::TrainConfig;
 use super::means::Means;
 use super::network::{Network, layout_views, memory_format, seed_libtorch};
 use crate::data::Scans;
 use crate::data::loader::Loader;
-use crate::dim::Rank;
 use crate::ffi;
 use crate::nn::UNetConfig;
 use crate::optim::{Optimizer, Schedule};
-use crate::tasks::{self, Batch, Outcome, Task};
-use anyhow::{Result, bail, ensure};
+use crate::tasks::{Batch, Outcome, Task};
+use anyhow::{Context, Result, bail, ensure};
 use std::ops::Range;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -58,29 +57,35 @@ pub struct Trainer {
     threads: usize,
     prefetch: usize,
     pending: Vec<Pending>,
+    frozen_epochs: u64,
+}
+
+/// What a [`Trainer`] is made of.
+pub struct Setup<'a> {
+    pub config: &'a TrainConfig,
+    pub device: Device,
+    /// With the weight of each one's loss.
+    pub tasks: Vec<(Arc<dyn Task>, f64)>,
+    pub unet: UNetConfig,
+    pub train: Arc<dyn Scans>,
+    pub valid: Arc<dyn Scans>,
+    /// Epochs in which the encoder is fixed, its BatchNorm statistics included.
+    pub frozen_epochs: u64,
 }
 
 /// Batches of one step or validation pass, one a task.
 type StepBatches = Vec<LoadedBatch>;
 
 impl Trainer {
-    /// Builds tasks and network for scans that all are at least `window` voxels a side.
-    pub fn new(
-        config: &PretrainConfig,
-        device: Device,
-        rank: Rank,
-        window: usize,
-        train: Arc<dyn Scans>,
-        valid: Arc<dyn Scans>,
-    ) -> Result<Trainer> {
+    pub fn new(setup: Setup) -> Result<Trainer> {
+        let Setup { config, device, tasks, unet, train, valid, frozen_epochs } = setup;
         if device == Device::Cpu {
             crate::machine::keep_freed_memory();
         }
-        let channels = train.channels();
         let bf16 = config.precision.is_bf16(device);
+        let rank = unet.rank;
         let mut runs = Vec::new();
-        for (slot, &kind) in config.task.iter().enumerate() {
-            let task: Arc<dyn Task> = tasks::build(kind, &config.tasks, window, channels, rank, config.seed)?.into();
+        for (slot, (task, weight)) in tasks.into_iter().enumerate() {
             let sampler = |scans: &Arc<dyn Scans>| Sampler {
                 task: task.clone(),
                 scans: scans.clone(),
@@ -99,7 +104,7 @@ impl Trainer {
                 );
             }
             runs.push(TaskRun {
-                weight: config.task_weights.get(slot).copied().unwrap_or(1.),
+                weight,
                 batch: config.batch_size.unwrap_or(task.amounts().batch),
                 draws: config.draws.unwrap_or(task.amounts().draws),
                 train: sampler(&train),
@@ -109,32 +114,25 @@ impl Trainer {
         }
         let mut steps = 0;
         for run in &runs {
-            ensure!(run.batch >= 2, "--batch-size must be at least 2: batch normalisation makes one sample equal to any other");
+            ensure!(run.batch >= run.task.min_batch(), "{}: --batch-size must be at least {}", run.task.name(), run.task.min_batch());
             let samples = train.len() as u64 * run.draws;
             let needed = run.batch * config.accumulate;
             ensure!(
-                samples >= needed,
+                samples >= needed || config.steps.is_some(),
                 "{}: a step needs {needed} samples (batch {} x accumulate {}), an epoch has {samples} ({} scans x draws {}); \
-                 lower --batch-size or raise --draws",
+                 lower --batch-size, raise --draws or give --steps",
                 run.task.name(),
                 run.batch,
                 config.accumulate,
                 train.len(),
                 run.draws
             );
-            steps = steps.max(samples / needed);
+            steps = steps.max(config.steps.unwrap_or(samples / needed));
         }
         let gpu_threads = crate::machine::cores().min(MAX_LOADER_THREADS);
         let threads = config.threads.unwrap_or(if device.is_cuda() { gpu_threads } else { CPU_LOADER_THREADS });
         let longest = runs.iter().map(|r| r.task.amounts().epochs).max().expect("at least one task");
         let epochs = config.epochs.unwrap_or(longest);
-        let unet = UNetConfig {
-            rank,
-            in_channels: channels as i64,
-            filters: config.filters,
-            levels: config.levels,
-            dropout: config.dropout,
-        };
         let references: Vec<&dyn Task> = runs.iter().map(|r| r.task.as_ref()).collect();
         let mut network = Network::new(unet, &references, config.seed)?;
         network.place(device, memory_format(device, bf16))?;
@@ -159,6 +157,7 @@ impl Trainer {
             threads,
             prefetch: config.prefetch,
             pending: Vec::new(),
+            frozen_epochs,
         })
     }
 
@@ -184,10 +183,10 @@ impl Trainer {
         self.accumulate * self.tasks.iter().map(|t| t.batch).sum::<u64>()
     }
 
-    fn forward(&self, task: usize, loaded: &LoadedBatch, train: bool) -> Result<Outcome> {
+    fn forward(&self, task: usize, loaded: &LoadedBatch, train: bool, frozen: bool) -> Result<Outcome> {
         let batch = loaded.on(self.device);
         let batch = Batch { views: layout_views(&batch.views, memory_format(self.device, self.bf16))?, targets: batch.targets };
-        Ok(ffi::with_autocast(self.device, self.bf16, || self.network.forward(task, &batch, train)))
+        Ok(ffi::with_autocast(self.device, self.bf16, || self.network.forward(task, &batch, train, frozen)))
     }
 
     /// Forward, backward and update. Its numbers reach `means` now or, on a GPU, some steps later ([`Trainer::flush`]).
@@ -199,7 +198,7 @@ impl Trainer {
             let loaded = batches.next().expect("the loader covers every step of the epoch")?;
             let mut values = Vec::new();
             for (task, batch) in loaded.iter().enumerate() {
-                let outcome = self.forward(task, batch, true)?;
+                let outcome = self.forward(task, batch, true, epoch < self.frozen_epochs)?;
                 (&outcome.loss * (self.tasks[task].weight / self.accumulate as f64)).backward();
                 values.push(outcome.loss.detach());
                 values.extend(outcome.metrics);
@@ -272,6 +271,10 @@ impl Trainer {
         let mut means = Means::default();
         let mut total = 0.;
         for (index, run) in self.tasks.iter().enumerate() {
+            if run.task.judges_scans() {
+                self.judge(index, &mut means)?;
+                continue;
+            }
             let (sampler, batch, samples) = (run.valid.clone(), run.batch, run.valid.scans.len() as u64 * draws);
             let device = self.device;
             let items = 0..samples.div_ceil(batch) as usize;
@@ -283,7 +286,7 @@ impl Trainer {
             let mut weights = Vec::new();
             for loaded in loader {
                 let loaded = loaded?;
-                let outcome = no_grad(|| self.forward(index, &loaded, false))?;
+                let outcome = no_grad(|| self.forward(index, &loaded, false, false))?;
                 let mut values = vec![outcome.loss.to_kind(Kind::Float)];
                 values.extend(outcome.metrics.iter().map(|m| m.to_kind(Kind::Float)));
                 rows.push(Tensor::stack(&values, 0));
@@ -299,8 +302,34 @@ impl Trainer {
             }
         }
         ensure!(total.is_finite(), "the validation loss is {total}");
-        means.add("loss", total, 1.);
+        if self.tasks.iter().any(|run| !run.task.judges_scans()) {
+            means.add("loss", total, 1.);
+        }
         Ok(means)
+    }
+
+    /// Metrics of a task over whole validation scans; undefined ones (of a class that no scan has) are left out.
+    fn judge(&self, index: usize, means: &mut Means) -> Result<()> {
+        let run = &self.tasks[index];
+        let (head, scans) = (&self.network.heads[index], run.valid.scans.as_ref());
+        let place = |x: &Tensor| ffi::set_memory_format(x, memory_format(self.device, self.bf16));
+        let judge = |scan| {
+            let judged = ffi::with_autocast(self.device, self.bf16, || {
+                no_grad(|| head.judge(self.network.encoder.as_ref(), scans, scan, self.device, &place))
+            });
+            judged.with_context(|| format!("validating on {}", scans.id(scan)))
+        };
+        let judged = (0..scans.len()).map(judge).collect::<Result<Vec<_>>>()?;
+        let metrics = run.task.summarise(&judged);
+        ensure!(
+            metrics.first().is_some_and(|(_, value)| value.is_finite()),
+            "validation: {} is undefined: no scan has foreground in its label or its prediction",
+            run.task.metrics()[0].name
+        );
+        for (name, value) in metrics.into_iter().filter(|(_, value)| value.is_finite()) {
+            means.add(&format!("{}.{name}", run.task.name()), value, 1.);
+        }
+        Ok(())
     }
 
     /// What the best checkpoint is chosen by: the first metric of each task, averaged.

@@ -224,16 +224,6 @@ impl Store {
         Ok(mapped)
     }
 
-    /// As [`Scans::read`], of the label's classes: `out` is `orientation.output(region.size)`. Errors where the subject has
-    /// no label.
-    pub fn label(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [u8]) -> Result<()> {
-        let file = self.file(scan)?;
-        let Some(label) = file.label() else { bail!("{}: has no label in {}", self.id(scan), self.folder().display()) };
-        self.check(scan, region, orientation, 1, out.len())?;
-        turn::turn(label, self.shape(scan), region, orientation, out);
-        Ok(())
-    }
-
     /// The given subjects, in the given order. Errors on an id the store does not hold.
     pub fn subset(&self, ids: &[String]) -> Result<Subset> {
         let scan = |id: &String| self.find(id).with_context(|| format!("{}: holds no subject `{id}`", self.folder().display()));
@@ -279,6 +269,14 @@ impl Scans for Store {
         }
         Ok(())
     }
+
+    fn label(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [u8]) -> Result<()> {
+        let file = self.file(scan)?;
+        let Some(label) = file.label() else { bail!("{}: has no label in {}", self.id(scan), self.folder().display()) };
+        self.check(scan, region, orientation, 1, out.len())?;
+        turn::turn(label, self.shape(scan), region, orientation, out);
+        Ok(())
+    }
 }
 
 /// Some of a store's subjects.
@@ -296,11 +294,6 @@ impl Subset {
     /// Number in the store of this subset's scan.
     pub fn scan(&self, scan: usize) -> usize {
         self.scans[scan]
-    }
-
-    /// As [`Store::label`].
-    pub fn label(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [u8]) -> Result<()> {
-        self.store.label(self.scans[scan], region, orientation, out)
     }
 }
 
@@ -323,6 +316,10 @@ impl Scans for Subset {
 
     fn read(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [f32]) -> Result<()> {
         self.store.read(self.scans[scan], region, orientation, out)
+    }
+
+    fn label(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [u8]) -> Result<()> {
+        self.store.label(self.scans[scan], region, orientation, out)
     }
 }
 

@@ -1,0 +1,102 @@
+//! The expanding half of a U-Net, on any encoder that declares its pyramid (method 4).
+
+use super::blocks::{Conv, Stage, UpConv};
+use super::script::ScriptModule;
+use super::{Encoder, Level};
+use crate::dim::Rank;
+use std::fmt::Write;
+use tch::{Tensor, nn};
+
+/// From one level of the pyramid to the next finer one.
+#[derive(Debug)]
+struct Step {
+    up: UpConv,
+    stage: Stage,
+    /// Whether the encoder has a map of this resolution.
+    skip: bool,
+    /// 1x1x1 convolution to logits at this resolution, for deep supervision; the finest one is always there.
+    output: Option<Conv>,
+}
+
+/// U-Net decoder; its parameters are `step{i}_up`, `step{i}` and `output`, step 0 the coarsest.
+#[derive(Debug)]
+pub struct Decoder {
+    steps: Vec<Step>,
+}
+
+impl Decoder {
+    /// Mirrors the encoder: a transposed convolution doubles the resolution, the encoder's map of that resolution is put beside
+    /// it, two convolutions follow. An encoder whose finest map is coarser than its input gets a last step without a skip.
+    /// `deep`: logits at every resolution while training.
+    pub fn new(vs: nn::Path, encoder: &dyn Encoder, outputs: i64, deep: bool) -> Self {
+        let rank: Rank = encoder.rank();
+        let mut levels: Vec<(Level, bool)> = encoder.levels().iter().map(|&level| (level, true)).collect();
+        let finest = levels[0].0;
+        if finest.reduction > 1 {
+            levels.insert(0, (Level { channels: finest.channels, reduction: 1 }, false));
+        }
+        let steps = levels
+            .windows(2)
+            .rev()
+            .enumerate()
+            .map(|(i, pair)| {
+                let [(fine, skip), (coarse, _)] = [pair[0], pair[1]];
+                let factor = coarse.reduction / fine.reduction;
+                let inputs = if skip { 2 * fine.channels } else { fine.channels };
+                let last = i + 2 == levels.len();
+                Step {
+                    up: UpConv::new(&vs / format!("step{i}_up"), rank, coarse.channels, fine.channels, factor),
+                    stage: Stage::new(&vs / format!("step{i}"), rank, inputs, fine.channels, 0.),
+                    skip,
+                    output: (last || deep).then(|| {
+                        let name = if last { "output".to_owned() } else { format!("step{i}_output") };
+                        Conv::new(&vs / name, rank, fine.channels, outputs, 1)
+                    }),
+                }
+            })
+            .collect();
+        Decoder { steps }
+    }
+
+    /// Logits `[B, outputs, ...]` of a pyramid, finest first: the full resolution, and in training the coarser ones if the
+    /// decoder is deeply supervised. The input's sides must be multiples of the encoder's deepest reduction.
+    pub fn forward(&self, mut pyramid: Vec<Tensor>, train: bool) -> Vec<Tensor> {
+        let mut x = pyramid.pop().expect("an encoder has at least one level");
+        let mut logits = Vec::new();
+        for (i, step) in self.steps.iter().enumerate() {
+            x = step.up.forward(&x);
+            if step.skip {
+                let skip = pyramid.pop().expect("one map for every step with a skip");
+                x = Tensor::cat(&[skip, x], 1);
+            }
+            x = step.stage.forward(&x, train);
+            if let Some(output) = step.output.as_ref().filter(|_| train || i + 1 == self.steps.len()) {
+                logits.insert(0, output.forward(&x));
+            }
+        }
+        logits
+    }
+
+    /// The decoder as TorchScript: from the pyramid, finest first, to the logits of full resolution.
+    pub fn script(&self) -> ScriptModule {
+        let skips = self.steps.iter().filter(|s| s.skip).count();
+        let mut source = String::from("def forward(self, pyramid: List[Tensor]) -> Tensor:\n");
+        writeln!(source, "    x = pyramid[{skips}]").unwrap();
+        let mut level = skips;
+        for (i, step) in self.steps.iter().enumerate() {
+            let up = format!("self.step{i}_up.forward(x)");
+            if step.skip {
+                level -= 1;
+                writeln!(source, "    x = self.step{i}.forward(torch.cat([pyramid[{level}], {up}], 1))").unwrap();
+            } else {
+                writeln!(source, "    x = self.step{i}.forward({up})").unwrap();
+            }
+        }
+        source += "    return self.output.forward(x)\n";
+        let last = self.steps.last().and_then(|s| s.output.as_ref()).expect("the finest step has an output");
+        let children = self.steps.iter().enumerate().fold(ScriptModule::new(source), |module, (i, step)| {
+            module.child(format!("step{i}_up"), step.up.script()).child(format!("step{i}"), step.stage.script())
+        });
+        children.child("output", last.script())
+    }
+}

@@ -1,0 +1,345 @@
+//! Segmentation: the class of every voxel, on the encoder that pretraining made (method 4 and 6).
+//!
+//! The network is the encoder with a U-Net decoder. A sample is a patch of a scan with its label, both augmented alike; a given
+//! share of the patches contains foreground. Validation judges whole scans by hard Dice, case by case, the background left out
+//! (the reference averages the background in and pools voxels over cases).
+
+use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
+use crate::data::Scans;
+use crate::data::layouts::LabelValue;
+use crate::dim::{Rank, Region, Shape, voxels};
+use crate::foreground::Foreground;
+use crate::infer::Window;
+use crate::nn::script::ScriptModule;
+use crate::nn::{Decoder, Encoder};
+use crate::rng::Rng;
+use crate::transform::augment::AugmentConfig;
+use crate::transform::spatial::Orientation;
+use anyhow::{Context, Result, ensure};
+use rand::Rng as _;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use std::sync::Arc;
+use tch::{Device, Kind, Reduction, Tensor, nn, no_grad};
+
+/// Largest side of a patch unless the user says otherwise: the paper's scans.
+const MAX_PATCH: usize = 128;
+
+/// Keeps the soft Dice of a class that a batch lacks finite: a few voxels' worth of probability.
+const SMOOTH: f64 = 1.;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Loss {
+    /// Soft Dice over the classes, the paper's
+    Dice,
+    /// Soft Dice plus cross-entropy
+    DiceCe,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[command(next_help_heading = "Segmentation")]
+pub struct SegmentationConfig {
+    /// Patches that are trained on, one side in voxels or three (left to right, back to front, bottom to top), multiples of the
+    /// encoder's reduction [default: what fits into every scan, at most 128]
+    #[arg(long, value_delimiter = ',', value_name = "VOXELS")]
+    pub patch: Vec<usize>,
+    /// Share of the patches that contain foreground, 0 to 1
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
+    pub foreground_share: f64,
+    #[arg(long, value_enum, default_value = "dice-ce")]
+    pub loss: Loss,
+    /// Weight of each class in the loss, background first [default: 1 each]
+    #[arg(long, value_delimiter = ',', value_name = "W")]
+    pub class_weights: Vec<f64>,
+    /// Add losses at the decoder's coarser resolutions, each of half the weight of the next finer one
+    #[arg(long)]
+    pub deep_supervision: bool,
+    /// Overlap of neighbouring windows when whole scans are predicted, at least 0 and below 1
+    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
+    pub overlap: f64,
+}
+
+impl SegmentationConfig {
+    /// Shape of the patches for these scans and an encoder that pools by `reduction`. Errors if a scan is smaller, or a side no
+    /// multiple of the reduction.
+    pub fn patch_shape(&self, scans: &dyn Scans, rank: Rank, reduction: usize) -> Result<Shape> {
+        let mut shape = [1; 3];
+        for (i, a) in rank.axes().enumerate() {
+            let small = (0..scans.len()).min_by_key(|&s| scans.shape(s)[a]).expect("at least one scan");
+            let side = scans.shape(small)[a];
+            shape[a] = match self.patch[..] {
+                [] => side.min(MAX_PATCH) / reduction * reduction,
+                [one] => one,
+                _ => *self.patch.get(i).filter(|_| self.patch.len() == rank.n()).with_context(|| {
+                    format!("--patch has {} numbers, expected 1 or {}", self.patch.len(), rank.n())
+                })?,
+            };
+            ensure!(
+                shape[a] > 0 && shape[a] <= side && shape[a].is_multiple_of(reduction),
+                "--patch: a side of {} voxels along axis {a}, expected a multiple of {reduction} (by which the encoder pools) of at \
+                 most {side}, the extent of {}",
+                shape[a],
+                scans.id(small)
+            );
+        }
+        Ok(shape)
+    }
+
+    /// Checks ranges that the parser cannot, for this many classes.
+    pub fn check(&self, classes: usize) -> Result<()> {
+        let share = self.foreground_share;
+        ensure!((0. ..=1.).contains(&share), "--foreground-share must be 0 to 1, found {share}");
+        ensure!((0. ..1.).contains(&self.overlap), "--overlap must be at least 0 and below 1, found {}", self.overlap);
+        ensure!(
+            self.class_weights.is_empty() || self.class_weights.len() == classes,
+            "--class-weights has {} numbers for {classes} classes",
+            self.class_weights.len()
+        );
+        ensure!(
+            self.class_weights.iter().all(|w| *w >= 0. && w.is_finite()) && self.class_weights.iter().skip(1).any(|w| *w > 0.)
+                || self.class_weights.is_empty(),
+            "--class-weights must be numbers from 0 on, not all 0 for the foreground, found {:?}",
+            self.class_weights
+        );
+        Ok(())
+    }
+}
+
+/// Segmentation of scans with labels.
+pub struct Segmentation {
+    config: SegmentationConfig,
+    augment: AugmentConfig,
+    rank: Rank,
+    patch: Shape,
+    /// Class `k` is `labels[k]`, background first.
+    labels: Vec<LabelValue>,
+    /// Of the scans that are trained on.
+    foreground: Arc<Foreground>,
+}
+
+impl Segmentation {
+    /// `patch`: shape of the training patches; `foreground`: of the scans that [`Task::sample`] will be given.
+    pub fn new(
+        config: &SegmentationConfig,
+        augment: &AugmentConfig,
+        rank: Rank,
+        patch: Shape,
+        labels: Vec<LabelValue>,
+        foreground: Arc<Foreground>,
+    ) -> Result<Self> {
+        config.check(labels.len())?;
+        Ok(Segmentation { config: config.clone(), augment: augment.clone(), rank, patch, labels, foreground })
+    }
+}
+
+impl Task for Segmentation {
+    fn name(&self) -> &'static str {
+        "segmentation"
+    }
+
+    fn views(&self) -> usize {
+        1
+    }
+
+    fn view_shape(&self) -> Shape {
+        self.patch
+    }
+
+    /// The class of every voxel.
+    fn targets(&self) -> usize {
+        voxels(self.patch)
+    }
+
+    fn min_batch(&self) -> u64 {
+        1
+    }
+
+    fn sample(&self, scans: &dyn Scans, scan: usize, rng: &mut Rng, out: &mut [f32]) -> Result<Drawn> {
+        let wanted = rng.random_bool(self.config.foreground_share) && self.foreground.has(scan);
+        let region = self.foreground.region(scan, scans.shape(scan), self.patch, wanted, rng)?;
+        scans.read(scan, region, Orientation::IDENTITY, out)?;
+        let mut label = vec![0u8; voxels(self.patch)];
+        scans.label(scan, region, Orientation::IDENTITY, &mut label)?;
+        let augmentation = self.augment.draw(self.rank, scans.channels(), rng);
+        augmentation.apply(out, Some(&mut label), self.patch)?;
+        Ok(Drawn {
+            targets: label.into_iter().map(i64::from).collect(),
+            params: json!({ "region": region, "foreground": wanted, "augmentation": augmentation }),
+        })
+    }
+
+    fn caption(&self, drawn: &Drawn) -> String {
+        let mut present: Vec<usize> = drawn.targets.iter().map(|&t| t as usize).collect();
+        present.sort_unstable();
+        present.dedup();
+        present.iter().map(|&k| self.labels[k].name.as_str()).collect::<Vec<_>>().join(", ")
+    }
+
+    fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>> {
+        let reduction = encoder.deepest().reduction as usize;
+        ensure!(
+            self.rank.axes().all(|a| self.patch[a] % reduction == 0),
+            "a patch of {:?} voxels: each side must be a multiple of {reduction}, by which the encoder pools",
+            self.patch
+        );
+        Ok(Box::new(SegmentationHead::new(vs, encoder, &self.config, self.patch, self.labels.len())))
+    }
+
+    fn amounts(&self) -> Amounts {
+        Amounts { batch: 2, draws: 2, epochs: 20 }
+    }
+
+    /// Dice over a batch's foreground voxels, all classes pooled.
+    fn metrics(&self) -> Vec<MetricInfo> {
+        vec![MetricInfo { name: DICE, chance: None }]
+    }
+
+    fn judges_scans(&self) -> bool {
+        true
+    }
+
+    /// Dice: the mean over cases of each case's mean over the classes that its label or prediction has; then each class's.
+    fn summarise(&self, judged: &[Vec<f64>]) -> Vec<(String, f64)> {
+        let dice: Vec<Vec<Option<f64>>> = judged.iter().map(|counts| counts.chunks_exact(3).map(dice).collect()).collect();
+        let cases: Vec<f64> = dice.iter().filter_map(|classes| mean(classes.iter().flatten().copied())).collect();
+        let mut out = vec![(DICE.to_owned(), mean(cases.into_iter()).unwrap_or(f64::NAN))];
+        for (k, label) in self.labels.iter().enumerate().skip(1) {
+            let class = mean(dice.iter().filter_map(|classes| classes[k - 1]));
+            out.push((format!("{DICE}.{}", label.name), class.unwrap_or(f64::NAN)));
+        }
+        out
+    }
+}
+
+const DICE: &str = "dice";
+
+fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
+    let (sum, n) = values.fold((0., 0), |(sum, n), value| (sum + value, n + 1));
+    (n > 0).then(|| sum / n as f64)
+}
+
+/// Of a class's voxels in both, in the prediction and in the label; undefined where neither has any.
+fn dice(counts: &[f64]) -> Option<f64> {
+    let total = counts[1] + counts[2];
+    (total > 0.).then(|| 2. * counts[0] / total)
+}
+
+/// The decoder with its loss.
+pub struct SegmentationHead {
+    decoder: Decoder,
+    config: SegmentationConfig,
+    classes: usize,
+    rank: Rank,
+    patch: Shape,
+}
+
+impl SegmentationHead {
+    /// The network above the encoder, for whole scans in windows of `patch` voxels.
+    pub fn new(vs: &nn::Path, encoder: &dyn Encoder, config: &SegmentationConfig, patch: Shape, classes: usize) -> Self {
+        let decoder = Decoder::new(vs / "decoder", encoder, classes as i64, config.deep_supervision);
+        SegmentationHead { decoder, config: config.clone(), classes, rank: encoder.rank(), patch }
+    }
+
+    /// The decoder as TorchScript.
+    pub fn script(&self) -> ScriptModule {
+        self.decoder.script()
+    }
+
+    /// Loss of logits `[B, K, ...]` against classes `[B, ...]` of the same extent.
+    fn loss(&self, logits: &Tensor, classes: &Tensor) -> Tensor {
+        let logits = logits.to_kind(Kind::Float);
+        let weights: Vec<f32> = match self.config.class_weights.is_empty() {
+            true => vec![1.; self.classes],
+            false => self.config.class_weights.iter().map(|&w| w as f32).collect(),
+        };
+        let weights = Tensor::from_slice(&weights).to_device(logits.device());
+        let log = logits.log_softmax(1, Kind::Float);
+        let dice = soft_dice_loss(&log.exp(), classes, &weights);
+        match self.config.loss {
+            Loss::Dice => dice,
+            Loss::DiceCe => dice + log.nll_loss_nd(classes, Some(&weights), Reduction::Mean, -100),
+        }
+    }
+}
+
+/// One minus soft Dice, summed over the whole batch so that a class which one patch lacks does not decide, averaged over the
+/// foreground classes with their weights. `probabilities` `[B, K, ...]`, `classes` `[B, ...]`, `weights` `[K]`.
+fn soft_dice_loss(probabilities: &Tensor, classes: &Tensor, weights: &Tensor) -> Tensor {
+    let k = probabilities.size()[1];
+    let truth = no_grad(|| classes.one_hot(k).movedim_int(-1, 1).to_kind(Kind::Float));
+    // Background (class 0) left out.
+    let [p, t] = [probabilities, &truth].map(|x| x.narrow(1, 1, k - 1).transpose(0, 1).flatten(1, -1));
+    let over = |x: Tensor| x.sum_dim_intlist(1, false, Kind::Float);
+    let (both, sum) = (over(&p * &t), over(p) + over(t));
+    let dice = (both * 2. + SMOOTH) / (sum + SMOOTH);
+    let weights = weights.narrow(0, 1, k - 1);
+    ((-dice + 1.) * &weights).sum(Kind::Float) / weights.sum(Kind::Float)
+}
+
+impl Head for SegmentationHead {
+    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, train: bool) -> Outcome {
+        let x = batch.views.squeeze_dim(1);
+        let mut dims = vec![x.size()[0]];
+        dims.extend(&x.size()[2..]);
+        let classes = batch.targets.reshape(&dims);
+        let logits = self.decoder.forward(encoder.forward(&x, train), train);
+        let (mut loss, mut total, mut weight) = (Tensor::from(0f32).to_device(x.device()), 0., 1.);
+        for (level, logits) in logits.iter().enumerate() {
+            // Every 2^level-th voxel: the nearest one, so that classes stay classes.
+            let coarse = (2..2 + self.rank.n() as i64).fold(classes.shallow_clone(), |t, axis| {
+                if level == 0 { t } else { t.slice(axis - 1, 0, None, 1 << level) }
+            });
+            loss += self.loss(logits, &coarse) * weight;
+            total += weight;
+            weight /= 2.;
+        }
+        let metrics = vec![no_grad(|| pooled_dice(&logits[0], &classes))];
+        Outcome { loss: loss / total, metrics }
+    }
+
+    fn judge(
+        &self,
+        encoder: &dyn Encoder,
+        scans: &dyn Scans,
+        scan: usize,
+        device: Device,
+        place: &dyn Fn(&Tensor) -> Result<()>,
+    ) -> Result<Vec<f64>> {
+        let (shape, whole) = (scans.shape(scan), Region::whole(scans.shape(scan)));
+        let mut image = vec![0f32; scans.channels() * voxels(shape)];
+        scans.read(scan, whole, Orientation::IDENTITY, &mut image)?;
+        let mut truth = vec![0u8; voxels(shape)];
+        scans.label(scan, whole, Orientation::IDENTITY, &mut truth)?;
+        let dims = [scans.channels(), shape[0], shape[1], shape[2]].map(|n| n as i64);
+        let image = Tensor::from_slice(&image).reshape(dims);
+        let window = Window { rank: self.rank, patch: self.patch, overlap: self.config.overlap, batch_size: 1, flips: false, device };
+        let predicted = window.classes(&image, &|x| {
+            place(x)?;
+            Ok(self.logits(encoder, x))
+        })?;
+        let mut counts = vec![[0f64; 3]; self.classes];
+        for (&p, &t) in predicted.iter().zip(&truth) {
+            counts[p as usize][1] += 1.;
+            counts[t as usize][2] += 1.;
+            if p == t {
+                counts[p as usize][0] += 1.;
+            }
+        }
+        Ok(counts[1..].concat())
+    }
+
+    fn logits(&self, encoder: &dyn Encoder, x: &Tensor) -> Tensor {
+        self.decoder.forward(encoder.forward(x, false), false).remove(0).to_kind(Kind::Float)
+    }
+}
+
+/// Hard Dice of all foreground classes and the whole batch pooled; 1 where there is no foreground at all.
+fn pooled_dice(logits: &Tensor, classes: &Tensor) -> Tensor {
+    let predicted = logits.argmax(1, false);
+    let [p, t] = [&predicted, classes].map(|x| x.not_equal(0));
+    let count = |x: Tensor| x.sum(Kind::Float);
+    let both = count(predicted.eq_tensor(classes).logical_and(&t));
+    (both * 2. + SMOOTH) / (count(p) + count(t) + SMOOTH)
+}

@@ -1,0 +1,279 @@
+//! Fine-tuning: a downstream task on labelled scans, from a pretrained encoder or from scratch, and its scores on the test
+//! side (method 6).
+
+use super::config::{self, TrainConfig, share};
+use super::model::{Downstream, Model};
+use super::pretrain::scans_of;
+use super::run::{self, Run, parts};
+use super::session::{Ended, Session};
+use super::stop::Stop;
+use super::trainer::{Setup, Trainer};
+use crate::checkpoint::Tensors;
+use crate::data::Scans;
+use crate::data::split::Split;
+use crate::data::store::{Store, Subset};
+use crate::dim::Rank;
+use crate::foreground::Foreground;
+use crate::nn::UNetConfig;
+use crate::tasks::Task;
+use crate::tasks::segmentation::{Segmentation, SegmentationConfig};
+use crate::transform::augment::AugmentConfig;
+use crate::weights::{self, ENCODER};
+use crate::export;
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// What is done with the encoder's weights (method 6). All else is the same for every arm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Arm {
+    /// Random weights, all trained
+    Scratch,
+    /// Given weights, never trained; with `--weights none` random ones, the baseline for what the features are worth
+    Frozen,
+    /// Given weights, fixed for the first epochs, then trained
+    Warmup,
+    /// Given weights, all trained from the start
+    Full,
+}
+
+/// Downstream tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Downstreams {
+    /// The class of every voxel
+    Segmentation,
+}
+
+#[derive(Clone, Debug, Serialize, clap::Args)]
+#[serde(rename_all = "kebab-case")]
+pub struct FinetuneConfig {
+    #[arg(long, value_enum, default_value = "segmentation")]
+    pub task: Downstreams,
+    /// Pretrained encoder: an exported .pt or .safetensors, a run's checkpoint, or `none`
+    #[arg(long, value_name = "FILE|none")]
+    pub weights: PathBuf,
+    /// What is done with the encoder [default: warmup, with --weights none scratch]
+    #[arg(long, value_enum)]
+    pub arm: Option<Arm>,
+    /// Epochs in which --arm warmup keeps the encoder fixed [default: a fifth of the epochs]
+    #[arg(long, value_name = "N")]
+    pub frozen_epochs: Option<u64>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub train: TrainConfig,
+    /// Share of the subjects held out for the final test, above 0 and below 1
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2, help_heading = "Data")]
+    pub test_fraction: f64,
+    /// Filters of the encoder's first level [default: those of the weights, without weights 16]
+    #[arg(long, help_heading = "Network")]
+    pub filters: Option<i64>,
+    /// Levels of the encoder [default: those of the weights, without weights 5]
+    #[arg(long, help_heading = "Network")]
+    pub levels: Option<usize>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub segmentation: SegmentationConfig,
+    #[command(flatten)]
+    pub aug: AugmentConfig,
+}
+
+/// Steps an epoch unless the user says otherwise: the same for every label fraction, so that fewer labels do not mean less
+/// training.
+const STEPS: u64 = 50;
+/// Share of the epochs that the warm-up arm keeps the encoder fixed.
+const FROZEN_SHARE: f64 = 0.2;
+
+impl FinetuneConfig {
+    /// Whether no weights are given.
+    fn random(&self) -> bool {
+        self.weights == Path::new("none")
+    }
+
+    pub fn arm(&self) -> Arm {
+        self.arm.unwrap_or(if self.random() { Arm::Scratch } else { Arm::Warmup })
+    }
+
+    fn check(&self) -> Result<()> {
+        self.train.check()?;
+        share("test-fraction", self.test_fraction, false)?;
+        config::network(self.filters.unwrap_or(1), self.levels.unwrap_or(1))?;
+        match (self.arm(), self.random()) {
+            (Arm::Scratch, false) => bail!("--arm scratch starts from random weights: give --weights none"),
+            (Arm::Warmup | Arm::Full, true) => {
+                bail!("--weights none goes with --arm scratch, or with --arm frozen as a baseline; the other arms need weights")
+            }
+            _ => {}
+        }
+        ensure!(
+            self.frozen_epochs.is_none() || self.arm() == Arm::Warmup,
+            "--frozen-epochs goes with --arm warmup only"
+        );
+        Ok(())
+    }
+
+    fn frozen_epochs(&self, epochs: u64) -> u64 {
+        match self.arm() {
+            Arm::Scratch | Arm::Full => 0,
+            Arm::Frozen => u64::MAX,
+            Arm::Warmup => self.frozen_epochs.unwrap_or((FROZEN_SHARE * epochs as f64).round() as u64),
+        }
+    }
+
+    /// What the weights are called in results.
+    fn pretext(&self) -> String {
+        match (self.random(), self.arm()) {
+            (true, Arm::Scratch) => "scratch".into(),
+            (true, _) => "random".into(),
+            _ => self.weights.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+        }
+    }
+}
+
+/// The sides of the split in the store.
+struct Sides {
+    train: Arc<Subset>,
+    valid: Arc<Subset>,
+    test: Arc<Subset>,
+}
+
+/// Trains until the last epoch or a signal, then scores the best epoch on the test side. `resume`: the folder of the run to
+/// continue.
+pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended> {
+    config.check()?;
+    let stop = Stop::on_signals()?;
+    let store = Store::open(&config.train.data)?;
+    let Some(labels) = store.index().labels.clone() else {
+        bail!("{}: the store has no labels; preprocess with them (not --no-labels)", config.train.data.display())
+    };
+    config.segmentation.check(labels.len())?;
+    let device = config.train.device.resolve()?;
+    let input = export::Input::of(store.index());
+    let run = resume.map(|dir| Run::reopen(dir, config::settings(config), &[], &input)).transpose()?;
+    let split = run::choose_split(&config.train, config.test_fraction, true, &store, run.as_ref())?;
+    let sides = sides(config, &store, &split)?;
+    let saved = match config.random() {
+        true => None,
+        false => Some(weights::read(&config.weights)?),
+    };
+    let rank = Rank::of(store.shape(0));
+    let unet = network(config, rank, store.channels(), saved.as_ref())?;
+    let patch = config.segmentation.patch_shape(&store, rank, 1 << (unet.levels - 1))?;
+
+    let train = &sides.train;
+    let foreground = Arc::new(Foreground::of(train, labels.len())?);
+    let task = Segmentation::new(&config.segmentation, &config.aug, rank, patch, labels.clone(), foreground)?;
+    let epochs = config.train.epochs.unwrap_or(task.amounts().epochs);
+    let mut resolved = config.clone();
+    (resolved.train.epochs, resolved.arm) = (Some(epochs), Some(config.arm()));
+    if config.train.draws.is_none() {
+        resolved.train.steps.get_or_insert(STEPS);
+    }
+    let frozen_epochs = config.frozen_epochs(epochs);
+    let name = task.name();
+    let trainer = Trainer::new(Setup {
+        config: &resolved.train,
+        device,
+        tasks: vec![(Arc::new(task), 1.)],
+        unet: unet.clone(),
+        train: sides.train.clone(),
+        valid: sides.valid.clone(),
+        frozen_epochs,
+    })?;
+    resolved.train.batch_size = Some(trainer.tasks[0].batch);
+    let run = match run {
+        Some(run) => run,
+        None => {
+            let mut pretrained = Value::Null;
+            let mut report = String::new();
+            if let Some(saved) = &saved {
+                let loaded = weights::load_encoder(&trainer.network.vs.variables(), saved, &config.weights)?;
+                report = format!("{}: {loaded}", config.weights.display());
+                eprint!("{report}");
+                pretrained = json!({ "file": config.weights, "fingerprint": weights::fingerprint(saved) });
+            }
+            let segmentation = config.segmentation.clone();
+            let downstream = Downstream { task: name.to_owned(), labels, patch, segmentation };
+            let parts = json!({ "network": unet, "input": input, "downstream": downstream, "pretrained": pretrained });
+            let out = config.train.out.as_deref();
+            let run = Run::create(out, name, config::settings(&resolved), &split, parts(&parts))?;
+            run.keep_load_report(&report)?;
+            run
+        }
+    };
+    eprintln!(
+        "{}: {name} from {}, arm {}, on {device:?} in {}, {} training, {} validation and {} test scans, patch {patch:?}, {} steps an \
+         epoch",
+        run.dir.display(),
+        config.weights.display(),
+        json!(config.arm()).as_str().unwrap_or_default(),
+        if trainer.bf16 { "bf16" } else { "fp32" },
+        sides.train.len(),
+        sides.valid.len(),
+        sides.test.len(),
+        trainer.steps
+    );
+    let metric = format!("{name}.{}", trainer.tasks[0].task.metrics()[0].name);
+    let mut session = Session::open(run.clone(), trainer, name.to_owned(), 1, config.train.save_minutes, stop)?;
+    if let Ended::Stopped = session.train()? {
+        eprintln!("stopped and saved; continue with: pretext3d finetune --resume {}", run.dir.display());
+        return Ok(Ended::Stopped);
+    }
+    drop(session);
+    super::test::test(config, &run, &split, &sides.train, &sides.valid, &sides.test, &metric)?;
+    Ok(Ended::Finished)
+}
+
+/// The stored scans on each side; the training side cut to the label fraction.
+fn sides(config: &FinetuneConfig, store: &Store, split: &Split) -> Result<Sides> {
+    ensure!(!split.val.is_empty(), "the split has no validation subjects, which choose the best epoch");
+    ensure!(!split.test.is_empty(), "the split has no test subjects");
+    let (fraction, n) = (config.train.fraction, split.train.len());
+    ensure!(
+        (fraction * n as f64).round() >= 1.,
+        "--fraction {fraction} leaves no subject of {n}; the smallest that leaves one is {:.4}",
+        0.5 / n as f64
+    );
+    let subset = |side: &str, subjects: &[String]| -> Result<Arc<Subset>> {
+        let scans = scans_of(store, subjects);
+        let subset = store.subset(&scans)?;
+        if let Some(without) = (0..subset.len()).find(|&s| !store.index().subjects[subset.scan(s)].label) {
+            bail!("{side} subject {}: has no label in {}", subset.id(without), store.folder().display());
+        }
+        Ok(Arc::new(subset))
+    };
+    Ok(Sides {
+        train: subset("training", &split.fraction(fraction)?)?,
+        valid: subset("validation", &split.val)?,
+        test: subset("test", &split.test)?,
+    })
+}
+
+/// The encoder's shape: that of the weights, or the one asked for.
+fn network(config: &FinetuneConfig, rank: Rank, channels: usize, saved: Option<&Tensors>) -> Result<UNetConfig> {
+    let mut unet = UNetConfig { dropout: config.train.dropout, ..UNetConfig::paper(rank, channels as i64) };
+    let Some(saved) = saved else {
+        unet.filters = config.filters.unwrap_or(unet.filters);
+        unet.levels = config.levels.unwrap_or(unet.levels);
+        return Ok(unet);
+    };
+    let file = config.weights.display();
+    let found = UNetConfig::of(saved, ENCODER).with_context(|| format!("{file}: another architecture; no U-Net encoder in it"))?;
+    ensure!(
+        found.rank == rank,
+        "{file}: the encoder of {}D data, the store {} holds {}D data",
+        found.rank.n(),
+        config.train.data.display(),
+        rank.n()
+    );
+    for (flag, asked, has) in [
+        ("filters", config.filters, found.filters),
+        ("levels", config.levels.map(|l| l as i64), found.levels as i64),
+    ] {
+        ensure!(asked.is_none_or(|asked| asked == has), "--{flag} {}: {file} has {has}", asked.unwrap_or_default());
+    }
+    Ok(UNetConfig { filters: found.filters, levels: found.levels, ..unet })
+}

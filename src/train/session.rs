@@ -1,0 +1,138 @@
+//! The loop over epochs: steps, validation, checkpoints, logs, and a clean stop. The same for pretraining and fine-tuning.
+
+use super::means::Means;
+use super::run::{Progress, Run};
+use super::stop::Stop;
+use super::trainer::Trainer;
+use crate::data::loader::Loader;
+use crate::report::curves::{Metric, write_curves};
+use crate::report::history::{History, Row};
+use crate::report::progress::{Progress as Bar, StepInfo};
+use crate::report::tensorboard::{EventWriter, wall_time};
+use anyhow::Result;
+use std::time::{Duration, Instant};
+
+/// How a run ended.
+pub enum Ended {
+    Finished,
+    /// Stopped by a signal, saved, and to be continued.
+    Stopped,
+}
+
+/// A run under way.
+pub struct Session {
+    run: Run,
+    trainer: Trainer,
+    progress: Progress,
+    history: History,
+    events: EventWriter,
+    stop: Stop,
+    /// Title of the curves.
+    name: String,
+    /// Samples of each validation scan.
+    val_draws: u64,
+    save_minutes: f64,
+}
+
+impl Session {
+    /// Takes up a run where its last checkpoint left it.
+    pub fn open(run: Run, mut trainer: Trainer, name: String, val_draws: u64, save_minutes: f64, stop: Stop) -> Result<Session> {
+        let progress = run.restore(&trainer.network, &mut trainer.optimizer)?;
+        let history = History::open(&run.dir, Some(progress.epoch as usize))?;
+        let events = EventWriter::create(&run.dir, progress.epoch + u64::from(progress.epoch > 0))?;
+        Ok(Session { run, trainer, progress, history, events, stop, name, val_draws, save_minutes })
+    }
+
+    /// Trains until the last epoch or a signal.
+    pub fn train(&mut self) -> Result<Ended> {
+        let tty = console::user_attended_stderr();
+        let mut bar = Bar::new(self.trainer.epochs as usize, self.trainer.steps as usize, tty);
+        while self.progress.epoch < self.trainer.epochs {
+            let started = Instant::now();
+            let first_step = self.progress.step;
+            let Some(wait) = self.train_epoch(&mut bar)? else { return Ok(Ended::Stopped) };
+            let seconds = started.elapsed().as_secs_f64();
+            let validation = self.trainer.validate(self.val_draws)?;
+            let mut row = Row::new(self.progress.epoch as usize + 1);
+            let steps = self.trainer.steps;
+            row.set("step", ((self.progress.epoch + 1) * steps) as f64);
+            row.set("lr", self.trainer.lr(self.progress.epoch, steps - 1));
+            self.progress.means.iter().for_each(|(name, value)| row.set(format!("train/{name}"), value));
+            validation.iter().for_each(|(name, value)| row.set(format!("val/{name}"), value));
+            row.set("seconds", seconds);
+            row.set("samples_per_s", ((steps - first_step) * self.trainer.samples_per_step()) as f64 / seconds);
+            row.set("wait_share", wait.as_secs_f64() / seconds);
+            self.finish_epoch(row, &validation, &mut bar)?;
+        }
+        bar.finish();
+        Ok(Ended::Finished)
+    }
+
+    /// Trains the rest of the epoch; gives how long the steps waited for data, or `None` if a signal stopped it (then saved).
+    fn train_epoch(&mut self, bar: &mut Bar) -> Result<Option<Duration>> {
+        let epoch = self.progress.epoch;
+        let mut batches: Loader<_> = self.trainer.batches(epoch, self.progress.step);
+        let (started, first_step) = (Instant::now(), self.progress.step);
+        let mut saved = Instant::now();
+        while self.progress.step < self.trainer.steps {
+            let step = self.progress.step;
+            self.trainer.step(epoch, step, &mut batches, &mut self.progress.means)?;
+            self.progress.step += 1;
+            let seconds = started.elapsed().as_secs_f64();
+            let done = (self.progress.step - first_step) * self.trainer.samples_per_step();
+            let means = &self.progress.means;
+            let metrics: Vec<_> = means.iter().filter(|m| m.0.contains('.')).map(|(n, v)| (n.to_owned(), v)).collect();
+            bar.step(&StepInfo {
+                epoch: epoch as usize + 1,
+                step: self.progress.step as usize,
+                loss: means.get("loss").unwrap_or(f64::NAN),
+                metrics: &metrics,
+                samples_per_s: done as f64 / seconds,
+                wait_share: batches.wait().as_secs_f64() / seconds,
+            });
+            let stop = self.stop.asked();
+            if stop || saved.elapsed().as_secs_f64() > 60. * self.save_minutes {
+                self.trainer.flush(&mut self.progress.means)?;
+                self.run.save("last", &self.trainer.network, &self.trainer.optimizer, &self.progress)?;
+                saved = Instant::now();
+            }
+            if stop {
+                bar.finish();
+                return Ok(None);
+            }
+        }
+        self.trainer.flush(&mut self.progress.means)?;
+        Ok(Some(batches.wait()))
+    }
+
+    /// Records the epoch, then saves: a run killed in between repeats the epoch and its row.
+    fn finish_epoch(&mut self, row: Row, validation: &Means, bar: &mut Bar) -> Result<()> {
+        let score = self.trainer.score(validation);
+        let epoch = self.progress.epoch;
+        let better = self.progress.best.is_none_or(|(_, best)| score > best);
+        self.progress = Progress { epoch: epoch + 1, step: 0, means: Means::default(), best: self.progress.best };
+        if better {
+            self.progress.best = Some((epoch, score));
+        }
+        bar.epoch(&row);
+        for (column, value) in row.values() {
+            self.events.scalar(column, row.epoch as u64, wall_time(), *value as f32)?;
+        }
+        self.events.flush()?;
+        self.history.append(row)?;
+        let metrics: Vec<Metric> = self
+            .trainer
+            .tasks
+            .iter()
+            .flat_map(|run| {
+                let name = run.task.name();
+                run.task.metrics().into_iter().map(move |m| Metric { column: format!("{name}.{}", m.name), chance: m.chance })
+            })
+            .collect();
+        write_curves(&self.run.dir.join("curves.png"), &self.name, self.history.rows(), &metrics)?;
+        if better {
+            self.run.save("best", &self.trainer.network, &self.trainer.optimizer, &self.progress)?;
+        }
+        self.run.save("last", &self.trainer.network, &self.trainer.optimizer, &self.progress)
+    }
+}
