@@ -7,7 +7,6 @@ use crate::patch::draw_window;
 use crate::rng::{Stream, rng};
 use crate::train::pretrain::PretrainConfig;
 use crate::train::means::Means;
-use crate::train::trainer::Trainer;
 use crate::transform::spatial::Orientation;
 use anyhow::{Result, ensure};
 use clap::Parser;
@@ -60,14 +59,14 @@ pub fn step(args: StepArgs) -> Result<()> {
         ["--draws", "1000000"],
     ];
     let config = Settings::try_parse_from(["bench-step"].into_iter().chain(flags.into_iter().flatten()))?.config;
-    let device = config.device.resolve()?;
-    let mut random = rng(config.seed, Stream::Train, 0, 0);
+    let device = config.train.device.resolve()?;
+    let mut random = rng(config.train.seed, Stream::Train, 0, 0);
     let shape = (args.channels, args.window, args.window, args.window);
     let scans: Arc<dyn Scans> = Arc::new(Arrays {
         ids: (0..SCANS).map(|i| format!("random-{i}")).collect(),
         images: (0..SCANS).map(|_| ndarray::Array4::from_shape_simple_fn(shape, || random.random())).collect(),
     });
-    let mut trainer = Trainer::new(&config, device, Rank::Three, args.window, scans.clone(), scans)?;
+    let mut trainer = config.trainer(device, Rank::Three, args.window, scans.clone(), scans)?;
     let mut batches = trainer.batches(0, 0);
     let mut means = Means::default();
     let started = Instant::now();

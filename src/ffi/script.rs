@@ -80,11 +80,14 @@ pub fn save_script(module: &ScriptModule, path: &Path, description: &str) -> Res
 pub fn description(path: &Path) -> Result<serde_json::Value> {
     let broken = || format!("reading {} (expected a whole TorchScript file)", path.display());
     let mut archive = zip::ZipArchive::new(std::fs::File::open(path).with_context(broken)?).with_context(broken)?;
-    let name = archive.file_names().find(|name| name.ends_with(&format!("/extra/{EXTRA}"))).map(str::to_owned);
-    match name {
-        Some(name) => serde_json::from_reader(archive.by_name(&name).with_context(broken)?).with_context(broken),
-        None => Ok(serde_json::Value::Null),
+    let suffix = format!("/extra/{EXTRA}");
+    for i in 0..archive.len() {
+        let file = archive.by_index(i).with_context(broken)?;
+        if file.name().with_context(broken)?.ends_with(&suffix) {
+            return serde_json::from_reader(file).with_context(broken);
+        }
     }
+    Ok(serde_json::Value::Null)
 }
 
 /// Parameters and buffers of a TorchScript file, by name, on the CPU.

@@ -157,8 +157,8 @@ impl Task for Segmentation {
     }
 
     fn sample(&self, scans: &dyn Scans, scan: usize, rng: &mut Rng, out: &mut [f32]) -> Result<Drawn> {
-        let wanted = rng.random_bool(self.config.foreground_share) && self.foreground.has(scan);
-        let region = self.foreground.region(scan, scans.shape(scan), self.patch, wanted, rng)?;
+        let wanted = rng.random_bool(self.config.foreground_share);
+        let region = self.foreground.region(scan, self.patch, wanted, rng)?;
         scans.read(scan, region, Orientation::IDENTITY, out)?;
         let mut label = vec![0u8; voxels(self.patch)];
         scans.label(scan, region, Orientation::IDENTITY, &mut label)?;

@@ -2,9 +2,9 @@
 //! side (method 6).
 
 use super::config::{self, TrainConfig, share};
-use super::model::{Downstream, Model};
+use super::model::Downstream;
 use super::pretrain::scans_of;
-use super::run::{self, Run, parts};
+use super::run::{self, Run, object};
 use super::session::{Ended, Session};
 use super::stop::Stop;
 use super::trainer::{Setup, Trainer};
@@ -48,6 +48,16 @@ pub enum Downstreams {
     Segmentation,
 }
 
+/// What test scores are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Regions {
+    /// Each class of the labels
+    Classes,
+    /// Whole tumour, tumour core and enhancing tumour
+    Brats,
+}
+
 #[derive(Clone, Debug, Serialize, clap::Args)]
 #[serde(rename_all = "kebab-case")]
 pub struct FinetuneConfig {
@@ -68,6 +78,9 @@ pub struct FinetuneConfig {
     /// Share of the subjects held out for the final test, above 0 and below 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.2, help_heading = "Data")]
     pub test_fraction: f64,
+    /// What test scores are of
+    #[arg(long, value_enum, default_value = "classes", help_heading = "Data")]
+    pub regions: Regions,
     /// Filters of the encoder's first level [default: those of the weights, without weights 16]
     #[arg(long, help_heading = "Network")]
     pub filters: Option<i64>,
@@ -124,7 +137,7 @@ impl FinetuneConfig {
     }
 
     /// What the weights are called in results.
-    fn pretext(&self) -> String {
+    pub fn pretext(&self) -> String {
         match (self.random(), self.arm()) {
             (true, Arm::Scratch) => "scratch".into(),
             (true, _) => "random".into(),
@@ -134,10 +147,10 @@ impl FinetuneConfig {
 }
 
 /// The sides of the split in the store.
-struct Sides {
-    train: Arc<Subset>,
-    valid: Arc<Subset>,
-    test: Arc<Subset>,
+pub struct Sides {
+    pub train: Arc<Subset>,
+    pub valid: Arc<Subset>,
+    pub test: Arc<Subset>,
 }
 
 /// Trains until the last epoch or a signal, then scores the best epoch on the test side. `resume`: the folder of the run to
@@ -199,7 +212,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
             let downstream = Downstream { task: name.to_owned(), labels, patch, segmentation };
             let parts = json!({ "network": unet, "input": input, "downstream": downstream, "pretrained": pretrained });
             let out = config.train.out.as_deref();
-            let run = Run::create(out, name, config::settings(&resolved), &split, parts(&parts))?;
+            let run = Run::create(out, name, config::settings(&resolved), &split, object(parts))?;
             run.keep_load_report(&report)?;
             run
         }
@@ -223,7 +236,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         return Ok(Ended::Stopped);
     }
     drop(session);
-    super::test::test(config, &run, &split, &sides.train, &sides.valid, &sides.test, &metric)?;
+    super::test::test(config, &run, &split, &sides, &metric)?;
     Ok(Ended::Finished)
 }
 

@@ -1,7 +1,7 @@
 //! Pretraining: one or several pretext tasks on unlabelled scans, then the export of the encoder.
 
 use super::config::{self, TrainConfig};
-use super::run::{self, Run, parts};
+use super::run::{self, Run, object};
 use super::session::{Ended, Session};
 use super::stop::Stop;
 use super::trainer::{Setup, Trainer};
@@ -15,10 +15,11 @@ use crate::tasks::{self, Task, TaskConfigs, TaskKind};
 use crate::{export, weights};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
-use serde_json::{Map, Value, json};
+use serde_json::json;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use tch::Device;
 
 #[derive(Clone, Debug, Serialize, clap::Args)]
 #[serde(rename_all = "kebab-case")]
@@ -80,6 +81,31 @@ impl PretrainConfig {
         Ok(())
     }
 
+    /// Builds tasks and network for scans that all are at least `window` voxels a side.
+    pub fn trainer(
+        &self,
+        device: Device,
+        rank: Rank,
+        window: usize,
+        train: Arc<dyn Scans>,
+        valid: Arc<dyn Scans>,
+    ) -> Result<Trainer> {
+        let channels = train.channels();
+        let mut tasks: Vec<(Arc<dyn Task>, f64)> = Vec::new();
+        for (slot, &kind) in self.task.iter().enumerate() {
+            let task = tasks::build(kind, &self.tasks, window, channels, rank, self.train.seed)?;
+            tasks.push((task.into(), self.task_weights.get(slot).copied().unwrap_or(1.)));
+        }
+        let unet = UNetConfig {
+            rank,
+            in_channels: channels as i64,
+            filters: self.filters,
+            levels: self.levels,
+            dropout: self.train.dropout,
+        };
+        Trainer::new(Setup { config: &self.train, device, tasks, unet, train, valid, frozen_epochs: 0 })
+    }
+
     /// Short name of the run's tasks: `rot`, or `rot-rpl-jig` for a joint run.
     pub fn name(&self) -> String {
         let names: Vec<String> = self
@@ -110,20 +136,8 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let train = Arc::new(store.subset(&scans_of(&store, &split.fraction(config.train.fraction)?))?);
     let valid = Arc::new(store.subset(&scans_of(&store, &split.val))?);
     let (rank, window) = geometry(config, &store)?;
-    let mut tasks: Vec<(Arc<dyn Task>, f64)> = Vec::new();
-    for (slot, &kind) in config.task.iter().enumerate() {
-        let task = tasks::build(kind, &config.tasks, window, store.channels(), rank, config.train.seed)?;
-        tasks.push((task.into(), config.task_weights.get(slot).copied().unwrap_or(1.)));
-    }
-    let unet = UNetConfig {
-        rank,
-        in_channels: store.channels() as i64,
-        filters: config.filters,
-        levels: config.levels,
-        dropout: config.train.dropout,
-    };
     let (scans, held_out) = (train.len(), valid.len());
-    let trainer = Trainer::new(Setup { config: &config.train, device, tasks, unet: unet.clone(), train, valid, frozen_epochs: 0 })?;
+    let trainer = config.trainer(device, rank, window, train, valid)?;
     let mut report = String::new();
     if let (Some(file), None) = (&config.init, &run) {
         let saved = weights::read(file)?;
@@ -138,7 +152,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
             if let [task] = &trainer.tasks[..] {
                 (resolved.train.batch_size, resolved.train.draws) = (Some(task.batch), Some(task.draws));
             }
-            let run = Run::create(config.train.out.as_deref(), &config.name(), config::settings(&resolved), &split, parts(&json!({ "network": unet, "input": input })))?;
+            let run = Run::create(config.train.out.as_deref(), &config.name(), config::settings(&resolved), &split, object(json!({ "network": trainer.network.config, "input": input })))?;
             run.keep_load_report(&report)?;
             run
         }

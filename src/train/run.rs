@@ -210,7 +210,10 @@ pub fn versions() -> Value {
     json!({ "pretext3d": env!("CARGO_PKG_VERSION"), "libtorch": crate::ffi::compiled_version() })
 }
 
-/// An object literal as the map it is.
-pub fn parts(object: &Value) -> Map<String, Value> {
-    object.as_object().cloned().expect("an object literal")
+/// A JSON object as the map it is.
+pub fn object(value: Value) -> Map<String, Value> {
+    match value {
+        Value::Object(map) => map,
+        other => unreachable!("{other} is not an object"),
+    }
 }

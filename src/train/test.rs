@@ -1,0 +1,115 @@
+//! The test of a fine-tuned run: its best epoch on the test side, scored on the stored grid, and the run's record.
+
+use super::finetune::{FinetuneConfig, Regions, Sides};
+use super::model::Model;
+use super::run::{Progress, Run};
+use crate::data::Scans;
+use crate::data::split::Split;
+use crate::data::store::{Subset, hex};
+use crate::dim::{Rank, Region, voxels};
+use crate::infer::Window;
+use crate::metrics::case::{Group, Scores, score_case};
+use crate::metrics::summary::{Summary, mean_dice};
+use crate::report::history::History;
+use crate::report::progress::Counter;
+use crate::report::scores::{table, write_scores};
+use crate::transform::spatial::Orientation;
+use crate::{checkpoint, machine};
+use anyhow::{Context, Result};
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+use tch::Tensor;
+
+/// Layout of `result.json`.
+const VERSION: u64 = 1;
+
+/// Scores the best checkpoint and writes `test/` and `result.json` into the run's folder.
+pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, metric: &str) -> Result<()> {
+    let model = Model::load(&run.dir.join("best"), config.train.device, config.train.precision)?;
+    let groups = match config.regions {
+        Regions::Classes => Group::classes(&model.labels),
+        Regions::Brats => Group::brats(&model.labels)?,
+    };
+    let counter = Counter::new("test", sides.test.len(), console::user_attended_stderr());
+    let mut cases = Vec::new();
+    for scan in 0..sides.test.len() {
+        let id = sides.test.id(scan);
+        let scores = score(&model, &sides.test, scan, &groups, config.segmentation.overlap);
+        cases.push((id.to_owned(), scores.with_context(|| format!("testing on {id}"))?));
+        counter.inc(id);
+    }
+    drop(counter);
+    let names: Vec<String> = groups.iter().map(|g| g.name.clone()).collect();
+    let folder = run.dir.join("test");
+    let settings = json!({ "data": config.train.data, "grid": "as stored", "groups": groups, "checkpoint": "best" });
+    let summary = write_scores(&folder, &names, &cases, &settings)?;
+    println!("{}", table(&summary));
+    let record = record(config, run, split, sides, metric, &summary, &cases)?;
+    crate::fs::write_atomic(&run.dir.join("result.json"), |file| Ok(serde_json::to_writer_pretty(file, &record)?))?;
+    println!("{}: scores in {}", run.dir.join("result.json").display(), folder.display());
+    Ok(())
+}
+
+/// Scores of one test scan, in millimetres of the stored grid.
+fn score(model: &Model, scans: &Subset, scan: usize, groups: &[Group], overlap: f64) -> Result<Vec<Scores>> {
+    let shape = scans.shape(scan);
+    let mut image = vec![0f32; scans.channels() * voxels(shape)];
+    scans.read(scan, Region::whole(shape), Orientation::IDENTITY, &mut image)?;
+    let mut truth = vec![0u8; voxels(shape)];
+    scans.label(scan, Region::whole(shape), Orientation::IDENTITY, &mut truth)?;
+    let dims = [scans.channels(), shape[0], shape[1], shape[2]].map(|n| n as i64);
+    let (rank, patch, device) = (model.rank, model.patch, model.device);
+    let window = Window { rank, patch, overlap, batch_size: 1, flips: false, device };
+    let predicted = window.classes(&Tensor::from_slice(&image).reshape(dims), &|x| model.forward(x))?;
+    let spacing = scans.store().index().subjects[scans.scan(scan)].spacing;
+    score_case(&truth, &predicted, shape, spacing, groups)
+}
+
+/// What a sweep compares and a report shows.
+fn record(
+    config: &FinetuneConfig,
+    run: &Run,
+    split: &Split,
+    sides: &Sides,
+    metric: &str,
+    summary: &Summary,
+    cases: &[(String, Vec<Scores>)],
+) -> Result<Value> {
+    let rows = History::read(&run.dir)?;
+    let (_, metadata) = checkpoint::load_safetensors(&run.checkpoint("best"))?;
+    let best: Progress = serde_json::from_str(metadata.get("progress").context("not a run's checkpoint")?)?;
+    let description = run.description()?;
+    let pretrained = description.get("pretrained").cloned().unwrap_or_default();
+    let mut scores = Map::new();
+    for group in &summary.groups {
+        let metrics =
+            [("dice", &group.dice), ("jaccard", &group.jaccard), ("hd95_mm", &group.hd95_mm), ("asd_mm", &group.asd_mm)];
+        scores.extend(metrics.map(|(name, s)| (format!("{name}.{}", group.group), json!(s.mean))));
+    }
+    let cases: Vec<Value> = cases.iter().map(|(id, s)| json!({ "id": id, "score": mean_dice(s) })).collect();
+    Ok(json!({
+        "version": VERSION,
+        "task": config.task,
+        "pretext": config.pretext(),
+        "arm": config.arm(),
+        "fraction": config.train.fraction,
+        "seed": config.train.seed,
+        "rank": Rank::of(sides.test.shape(0)),
+        "epochs": rows.len(),
+        "best_epoch": best.epoch,
+        "validation_metric": metric,
+        "seconds": rows.iter().filter_map(|r| r.get("seconds")).sum::<f64>(),
+        "peak_memory_mib": machine::peak_memory().map(|bytes| bytes >> 20),
+        "weights": pretrained.get("file"),
+        "weights_fingerprint": pretrained.get("fingerprint"),
+        "data_fingerprint": sides.test.store().index().fingerprint,
+        "split_fingerprint": hex(&Sha256::digest(serde_json::to_vec(split)?)),
+        "train_subjects": sides.train.len(),
+        "val_subjects": sides.valid.len(),
+        "test_subjects": sides.test.len(),
+        "metric": "dice",
+        "score": summary.mean_dice,
+        "scores": scores,
+        "cases": cases,
+    }))
+}
