@@ -10,6 +10,7 @@ pub mod data;
 pub mod dim;
 pub mod export;
 pub mod ffi;
+pub mod foreground;
 pub mod fs;
 pub mod machine;
 pub mod nn;

@@ -1,6 +1,7 @@
 //! Every random draw comes from a generator keyed by what it is for, so neither threads nor timing can change a result.
 
-use rand::SeedableRng;
+use rand::{Rng as _, SeedableRng};
+use std::f32::consts::TAU;
 
 pub type Rng = rand_chacha::ChaCha8Rng;
 
@@ -24,6 +25,8 @@ pub enum Stream {
     Network = 7,
     /// Samples written by `inspect`.
     Inspect = 8,
+    /// The foreground voxels that are remembered: `a` = scan, `b` = class.
+    Foreground = 9,
 }
 
 /// Generator for one draw: the four numbers are the key itself, so no two can collide.
@@ -33,4 +36,17 @@ pub fn rng(seed: u64, stream: Stream, a: u64, b: u64) -> Rng {
         chunk.copy_from_slice(&word.to_le_bytes());
     }
     Rng::from_seed(key)
+}
+
+/// Two independent standard normal numbers (Box-Muller).
+pub fn normal_pair(rng: &mut Rng) -> (f32, f32) {
+    // 1 - u lies in (0, 1], so the logarithm is finite.
+    let radius = (-2.0 * (1.0 - rng.random::<f32>()).ln()).sqrt();
+    let (sin, cos) = (TAU * rng.random::<f32>()).sin_cos();
+    (radius * cos, radius * sin)
+}
+
+/// One standard normal number.
+pub fn normal(rng: &mut Rng) -> f32 {
+    normal_pair(rng).0
 }

@@ -1,5 +1,6 @@
 //! Transforms that draw parameters first and are then deterministic, so that each can be replayed exactly.
 
+pub mod augment;
 pub mod intensity;
 pub mod resample;
 pub mod spatial;

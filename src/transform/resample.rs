@@ -102,6 +102,24 @@ impl Resample {
         fill: &[f32],
         out: &mut [f32],
     ) -> Result<()> {
+        self.rows(input, shape, interpolation, fill, out, trilinear)
+    }
+
+    /// As [`Resample::apply`], of a label `[D, H, W]`: the nearest voxel, 0 for what lies outside.
+    pub fn apply_label(&self, input: &[u8], shape: Shape, out: &mut [u8]) -> Result<()> {
+        self.rows(input, shape, Interpolation::Nearest, &[0], out, |voxels, _| voxels[0])
+    }
+
+    /// `mix` joins the eight neighbours, by the weights of the higher ones.
+    fn rows<T: Copy>(
+        &self,
+        input: &[T],
+        shape: Shape,
+        interpolation: Interpolation,
+        fill: &[T],
+        out: &mut [T],
+        mix: impl Fn([T; 8], [f32; 3]) -> T,
+    ) -> Result<()> {
         let n = voxels(shape);
         ensure!(
             input.len() == fill.len() * n && out.len() == input.len(),
@@ -130,7 +148,7 @@ impl Resample {
                 row.locate(base, step);
                 let start = (x0 * shape[1] + x1) * shape[2];
                 for ((input, out), &fill) in input.chunks_exact(n).zip(out.chunks_exact_mut(n)).zip(fill) {
-                    row.sample(input, fill, &mut out[start..start + shape[2]]);
+                    row.sample(input, fill, &mut out[start..start + shape[2]], &mix);
                 }
             }
         }
@@ -206,7 +224,7 @@ impl Row {
         }
     }
 
-    fn sample(&self, input: &[f32], fill: f32, out: &mut [f32]) {
+    fn sample<T: Copy>(&self, input: &[T], fill: T, out: &mut [T], mix: &impl Fn([T; 8], [f32; 3]) -> T) {
         let (near, inside) = (self.near.clone(), self.inside.clone());
         if near.is_empty() {
             return out.fill(fill);
@@ -215,7 +233,7 @@ impl Row {
         out[near.end..].fill(fill);
         let border = if inside.is_empty() { near.end..near.end } else { inside.clone() };
         for x in (near.start..border.start).chain(border.end..near.end) {
-            out[x] = self.at_border(input, fill, x);
+            out[x] = self.at_border(input, fill, x, mix);
         }
         let index = &self.index[inside.clone()];
         if self.interpolation == Interpolation::Nearest {
@@ -226,12 +244,12 @@ impl Row {
         for ((((out, &i), &w0), &w1), &w2) in out[inside].iter_mut().zip(index).zip(w0).zip(w1).zip(w2) {
             // One slice for all eight neighbours: one bounds check instead of eight.
             let v = &input[i..=i + s0 + s1 + s2];
-            *out = trilinear([v[0], v[s2], v[s1], v[s1 + s2], v[s0], v[s0 + s2], v[s0 + s1], v[s0 + s1 + s2]], [w0, w1, w2]);
+            *out = mix([v[0], v[s2], v[s1], v[s1 + s2], v[s0], v[s0 + s2], v[s0 + s1], v[s0 + s1 + s2]], [w0, w1, w2]);
         }
     }
 
     /// Value of output voxel `x`, some of whose neighbours may lie outside.
-    fn at_border(&self, input: &[f32], fill: f32, x: usize) -> f32 {
+    fn at_border<T: Copy>(&self, input: &[T], fill: T, x: usize, mix: &impl Fn([T; 8], [f32; 3]) -> T) -> T {
         let y: [i64; 3] = std::array::from_fn(|a| self.base[a] + self.step[a] * x as i64);
         let neighbour = |n: usize| {
             let mut index = 0;
@@ -245,7 +263,7 @@ impl Row {
             input[index]
         };
         match self.interpolation {
-            Interpolation::Linear => trilinear(std::array::from_fn(neighbour), y.map(|y| fraction(y & (ONE - 1)))),
+            Interpolation::Linear => mix(std::array::from_fn(neighbour), y.map(|y| fraction(y & (ONE - 1)))),
             Interpolation::Nearest => neighbour(0),
         }
     }
@@ -312,6 +330,12 @@ mod tests {
                 let (mut linear, mut nearest) = (vec![f32::NAN; 2 * n], vec![f32::NAN; 2 * n]);
                 t.apply(&input, shape, Interpolation::Linear, &fill, &mut linear).unwrap();
                 t.apply(&input, shape, Interpolation::Nearest, &fill, &mut nearest).unwrap();
+                let label: Vec<u8> = (0..n).map(|_| rng.random_range(1..=255)).collect();
+                let (mut labels, mut floats) = (vec![7; n], vec![f32::NAN; n]);
+                t.apply_label(&label, shape, &mut labels).unwrap();
+                let label: Vec<f32> = label.into_iter().map(f32::from).collect();
+                t.apply(&label, shape, Interpolation::Nearest, &[0.], &mut floats).unwrap();
+                assert!(labels.iter().zip(&floats).all(|(&a, &b)| f32::from(a) == b), "{shape:?} {t:?}");
                 let voxel = |i: usize| [i / (shape[1] * shape[2]), i / shape[2] % shape[1], i % shape[2]];
                 for i in 0..n {
                     let y = source(&t, shape, voxel(i));

@@ -1,9 +1,9 @@
 //! From tissues to voxel values: texture, partial volume, bias field and noise.
 
-use super::field::{blur, normal, normal_pair, smooth};
+use super::field::{blur, smooth};
 use super::geometry::Point;
 use crate::dim::Shape;
-use crate::rng::Rng;
+use crate::rng::{Rng, normal, normal_pair};
 use rand::Rng as _;
 
 /// Noise of a modality.

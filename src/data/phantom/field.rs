@@ -1,23 +1,10 @@
-//! Random fields: smooth ones on a grid, band-limited ones at any point, and the normal distribution.
+//! Random fields: smooth ones on a grid, band-limited ones at any point.
 
 use super::geometry::{Point, dot, sub};
 use crate::dim::{Shape, voxels};
-use crate::rng::Rng;
+use crate::rng::{Rng, normal, normal_pair};
 use rand::Rng as _;
 use std::f32::consts::TAU;
-
-/// Two independent standard normal numbers (Box-Muller).
-pub fn normal_pair(rng: &mut Rng) -> (f32, f32) {
-    // 1 - u lies in (0, 1], so the logarithm is finite.
-    let radius = (-2.0 * (1.0 - rng.random::<f32>()).ln()).sqrt();
-    let (sin, cos) = (TAU * rng.random::<f32>()).sin_cos();
-    (radius * cos, radius * sin)
-}
-
-/// One standard normal number.
-pub fn normal(rng: &mut Rng) -> f32 {
-    normal_pair(rng).0
-}
 
 /// Weights of the four control points around a position at fraction `t` of its cell (uniform cubic B-spline).
 fn spline(t: f32) -> [f32; 4] {

@@ -1,9 +1,9 @@
 //! Tumours: irregular solids whose place, size and build are drawn per subject, in template space.
 
 use super::brain::{Brain, Tissue};
-use super::field::{Waves, normal};
+use super::field::Waves;
 use super::geometry::{Point, norm, sub};
-use crate::rng::Rng;
+use crate::rng::{Rng, normal};
 use rand::Rng as _;
 
 /// A ball with an irregular outline.

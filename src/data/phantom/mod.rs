@@ -18,10 +18,10 @@ pub use labels::LabelMap;
 
 use crate::data::volume::{Affine, Volume};
 use crate::dim::{Shape, voxels};
-use crate::rng::{Rng, Stream, rng};
+use crate::rng::{Rng, Stream, normal, rng};
 use anyhow::{Result, ensure};
 use appearance::{Scanner, texture};
-use field::{Warp, normal};
+use field::Warp;
 use ndarray::Array4;
 use rand::Rng as _;
 

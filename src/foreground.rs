@@ -1,0 +1,264 @@
+//! Where the foreground of labelled scans lies, and patches that are sure to hold some of it.
+
+use crate::data::Scans;
+use crate::data::store::Subset;
+use crate::dim::{Region, Shape, voxels};
+use crate::rng::{self, Rng, Stream};
+use crate::transform::spatial::Orientation;
+use anyhow::{Context, Result, ensure};
+use rand::Rng as _;
+use rayon::prelude::*;
+
+/// Voxels of a class that are remembered of a scan, 16 KiB; more of them would not change what patches look like.
+const REMEMBERED: usize = 4096;
+
+/// Foreground voxels of every scan of a labelled set.
+pub struct Foreground {
+    scans: Vec<Scan>,
+    classes: usize,
+}
+
+struct Scan {
+    id: String,
+    shape: Shape,
+    /// Voxels of each class, background included.
+    counts: Vec<u64>,
+    /// For each class above 0 that the scan has, up to [`REMEMBERED`] voxels, row-major.
+    positions: Vec<Vec<u32>>,
+}
+
+impl Foreground {
+    /// Reads the labels of all scans once. Where a class has more than 4096 voxels in a scan, as many are drawn, the same ones
+    /// each time and in each subset. Errors, naming the file: a scan without a label, a class that is not below `classes`; and
+    /// if no scan has any foreground.
+    pub fn of(subset: &Subset, classes: usize) -> Result<Foreground> {
+        let scans = (0..subset.len())
+            .into_par_iter()
+            .map(|scan| {
+                let file = file(subset, scan);
+                Scan::read(subset, scan, classes).with_context(|| file.display().to_string())
+            })
+            .collect::<Result<Vec<Scan>>>()?;
+        let found = Foreground { scans, classes };
+        ensure!(
+            (0..found.scans.len()).any(|scan| found.has(scan)),
+            "{}: the {} labelled scans hold no foreground, only class 0 ({})",
+            subset.store().folder().display(),
+            found.scans.len(),
+            some(&found.scans)
+        );
+        Ok(found)
+    }
+
+    /// Whether a scan holds a voxel of a class above 0.
+    pub fn has(&self, scan: usize) -> bool {
+        !self.scans[scan].positions.is_empty()
+    }
+
+    /// Voxels of each class over all scans, class 0 first.
+    pub fn per_class_counts(&self) -> Vec<u64> {
+        (0..self.classes).map(|class| self.scans.iter().map(|scan| scan.counts[class]).sum()).collect()
+    }
+
+    /// Draws a patch of a scan. With `foreground`, one of the classes that the scan has is drawn, then one of its voxels, then one
+    /// of the patches that contain it, each uniformly; a scan without foreground, and `foreground` false, give a uniform patch.
+    ///
+    /// The voxel is not put in the middle of the patch, as nnU-Net does: the network would learn that what it looks for lies
+    /// in the middle, and the rim, which sliding-window prediction reads too, would be trained on background.
+    ///
+    /// Errors if the scan is smaller than the patch.
+    pub fn region(&self, scan: usize, patch: Shape, foreground: bool, rng: &mut Rng) -> Result<Region> {
+        let Scan { id, shape, positions, .. } = &self.scans[scan];
+        ensure!(
+            (0..3).all(|a| (1..=shape[a]).contains(&patch[a])),
+            "{id}: the scan has {shape:?} voxels, which is too small for a patch of {patch:?}"
+        );
+        let voxel = (foreground && !positions.is_empty()).then(|| {
+            let class = &positions[rng.random_range(0..positions.len())];
+            let index = class[rng.random_range(0..class.len())] as usize;
+            [index / (shape[1] * shape[2]), index / shape[2] % shape[1], index % shape[2]]
+        });
+        let start = std::array::from_fn(|a| {
+            let last = shape[a] - patch[a];
+            let (low, high) = voxel.map_or((0, last), |x| ((x[a] + 1).saturating_sub(patch[a]), x[a].min(last)));
+            rng.random_range(low..=high)
+        });
+        Ok(Region { start, size: patch })
+    }
+}
+
+impl Scan {
+    fn read(subset: &Subset, scan: usize, classes: usize) -> Result<Scan> {
+        let shape = subset.shape(scan);
+        let n = voxels(shape);
+        ensure!(u32::try_from(n).is_ok(), "{shape:?} voxels are more than 2^32");
+        let mut label = vec![0; n];
+        subset.label(scan, Region::whole(shape), Orientation::IDENTITY, &mut label)?;
+        let mut all = [0u64; 256];
+        label.iter().for_each(|&class| all[usize::from(class)] += 1);
+        let strange = (classes..256).find(|&class| all[class] > 0);
+        if let Some(class) = strange {
+            anyhow::bail!("the label holds class {class} ({} voxels), the task has classes 0 to {}", all[class], classes - 1);
+        }
+        let positions = (1..classes).filter(|&class| all[class] > 0).map(|class| {
+            let (count, store_scan) = (all[class] as usize, subset.scan(scan) as u64);
+            let mut rng = rng::rng(0, Stream::Foreground, store_scan, class as u64);
+            let mut chosen = rand::seq::index::sample(&mut rng, count, count.min(REMEMBERED)).into_vec();
+            chosen.sort_unstable();
+            let mut chosen = chosen.into_iter().peekable();
+            let of_class = label.iter().enumerate().filter(|&(_, &c)| usize::from(c) == class);
+            of_class.enumerate().filter(|(nth, _)| chosen.next_if_eq(nth).is_some()).map(|(_, (at, _))| at as u32).collect()
+        });
+        Ok(Scan { id: subset.id(scan).into(), shape, positions: positions.collect(), counts: all[..classes].to_vec() })
+    }
+}
+
+/// A subject's file in the store.
+fn file(subset: &Subset, scan: usize) -> std::path::PathBuf {
+    let store = subset.store();
+    store.folder().join(&store.index().subjects[subset.scan(scan)].file)
+}
+
+/// The first ids, for a message.
+fn some(scans: &[Scan]) -> String {
+    let mut ids: Vec<&str> = scans.iter().take(5).map(|scan| scan.id.as_str()).collect();
+    if scans.len() > ids.len() {
+        ids.push("...");
+    }
+    ids.join(", ")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::layouts::Layout;
+    use crate::data::preprocess::{Dtype, Foreground as Box, Grid, Intensity, Settings};
+    use crate::data::store::{Entry, Index, Store, file, file_name};
+    use ndarray::{Array3, Array4};
+    use std::path::Path;
+
+    /// A store of blank images with these labels.
+    fn store(folder: &Path, labels: &[Option<Array3<u8>>]) -> Store {
+        let settings =
+            Settings { grid: Grid::Cube { side: 8 }, foreground: Box::Auto, intensity: Intensity::MinMax, dtype: Dtype::F16 };
+        let mut index = Index::new(Layout::Folder, settings, vec!["t1".into()], None);
+        for (n, label) in labels.iter().enumerate() {
+            let (d, h, w) = label.as_ref().map_or((4, 4, 4), |l| l.dim());
+            let id = format!("s{n}");
+            let image = Array4::zeros((1, d, h, w));
+            let path = folder.join(file_name(&id));
+            let view = label.as_ref().map(|l| l.view());
+            let (bytes, fingerprint) = file::write(&path, image.view(), view, Dtype::F16, Default::default()).unwrap();
+            index.subjects.push(Entry {
+                file: file_name(&id),
+                id,
+                bytes,
+                shape: [d, h, w],
+                spacing: [1.; 3],
+                label: label.is_some(),
+                split: None,
+                fingerprint,
+            });
+        }
+        index.complete = true;
+        index.write(folder).unwrap();
+        Store::open(folder).unwrap()
+    }
+
+    fn label(shape: Shape, voxels: &[([usize; 3], u8)]) -> Option<Array3<u8>> {
+        let mut label = Array3::zeros(shape);
+        voxels.iter().for_each(|&(at, class)| label[at] = class);
+        Some(label)
+    }
+
+    fn all(store: &Store) -> Subset {
+        store.subset(store.ids()).unwrap()
+    }
+
+    #[test]
+    fn patches_contain_foreground_and_stay_inside() {
+        let folder = tempfile::tempdir().unwrap();
+        let voxels = [([0, 0, 0], 1), ([8, 11, 6], 2), ([4, 5, 3], 2), ([8, 0, 6], 4)];
+        let flat = [([0, 3, 9], 3)];
+        let store = store(folder.path(), &[label([9, 12, 7], &voxels), label([1, 8, 10], &flat), label([9, 9, 9], &[])]);
+        let found = Foreground::of(&all(&store), 5).unwrap();
+        assert_eq!(found.per_class_counts(), [9 * 12 * 7 + 80 + 729 - 5, 1, 2, 1, 1]);
+        assert_eq!([0, 1, 2].map(|scan| found.has(scan)), [true, true, false]);
+        let mut rng = rng::rng(1, Stream::Train, 0, 0);
+        for (scan, shape, voxels) in [(0, [9, 12, 7], &voxels[..]), (1, [1, 8, 10], &flat)] {
+            for _ in 0..300 {
+                let patch = shape.map(|n: usize| rng.random_range(1..=n));
+                let region = found.region(scan, patch, true, &mut rng).unwrap();
+                assert!(region.fits(shape) && region.size == patch);
+                let inside = |at: &[usize; 3]| (0..3).all(|a| (region.start[a]..region.start[a] + patch[a]).contains(&at[a]));
+                assert!(voxels.iter().any(|(at, _)| inside(at)), "{region:?}");
+            }
+        }
+        assert!(found.region(2, [9; 3], true, &mut rng).is_ok(), "no foreground: any patch");
+        let error = found.region(0, [9, 13, 7], false, &mut rng).unwrap_err().to_string();
+        assert!(error.contains("s0") && error.contains("[9, 12, 7]") && error.contains("[9, 13, 7]"), "{error}");
+    }
+
+    /// Counts of outcomes that should be equally likely, within five standard deviations of it.
+    fn uniform(counts: impl Iterator<Item = usize>, draws: usize) {
+        let counts: Vec<usize> = counts.collect();
+        let expected = draws as f64 / counts.len() as f64;
+        assert!(counts.iter().all(|&n| (n as f64 - expected).abs() < 5. * expected.sqrt()), "{counts:?}");
+    }
+
+    #[test]
+    fn classes_voxels_and_places_are_uniform() {
+        let folder = tempfile::tempdir().unwrap();
+        // Class 1 has one voxel, class 2 has forty, far from it and from each other's patches.
+        let mut voxels: Vec<([usize; 3], u8)> = (0..40).map(|i| ([0, 4, 20 + 2 * i], 2)).collect();
+        voxels.push(([0, 4, 8], 1));
+        let store = store(folder.path(), &[label([1, 9, 110], &voxels)]);
+        let found = Foreground::of(&all(&store), 3).unwrap();
+        let mut rng = rng::rng(2, Stream::Train, 0, 0);
+        let draws = 8000;
+        let starts: Vec<Shape> = (0..draws).map(|_| found.region(0, [1, 3, 5], true, &mut rng).unwrap().start).collect();
+        let first: Vec<&Shape> = starts.iter().filter(|s| s[2] <= 8).collect();
+        uniform([first.len(), draws - first.len()].into_iter(), draws);
+        // The 3 x 5 places of a patch around the voxel.
+        uniform((0..15).map(|p| first.iter().filter(|s| ***s == [0, 2 + p / 5, 4 + p % 5]).count()), first.len());
+        // One voxel wide, a patch is the voxel itself.
+        let at: Vec<usize> = (0..draws).map(|_| found.region(0, [1, 1, 1], true, &mut rng).unwrap().start[2]).collect();
+        let second: Vec<&usize> = at.iter().filter(|&&x| x != 8).collect();
+        uniform((0..40).map(|i| second.iter().filter(|&&&x| x == 20 + 2 * i).count()), second.len());
+        // Without foreground: 106 places along the last axis.
+        let any: Vec<usize> = (0..draws).map(|_| found.region(0, [1, 9, 5], false, &mut rng).unwrap().start[2]).collect();
+        uniform((0..106).map(|x| any.iter().filter(|&&s| s == x).count()), draws);
+    }
+
+    #[test]
+    fn large_classes_are_subsampled_evenly_and_always_alike() {
+        let folder = tempfile::tempdir().unwrap();
+        let big = Array3::from_shape_fn((40, 40, 40), |(d, _, _)| u8::from(d >= 20));
+        let store = store(folder.path(), &[label([4; 3], &[([1, 2, 3], 1)]), Some(big.clone())]);
+        let found = Foreground::of(&all(&store), 2).unwrap();
+        assert_eq!(found.scans[0].positions, [vec![16 + 8 + 3]]);
+        let positions = &found.scans[1].positions[0];
+        assert_eq!(positions.len(), REMEMBERED);
+        assert!(positions.windows(2).all(|w| w[0] < w[1]) && positions.iter().all(|&p| p >= 20 * 1600));
+        uniform((20..40).map(|d| positions.iter().filter(|&&p| p / 1600 == d).count()), REMEMBERED);
+        let alone = Foreground::of(&store.subset(&["s1".into()]).unwrap(), 2).unwrap();
+        assert_eq!(&alone.scans[0].positions[0], positions);
+    }
+
+    #[test]
+    fn bad_labels_are_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let strange = label([4; 3], &[([0, 0, 0], 1), ([1, 1, 1], 5)]);
+        let store = store(folder.path(), &[label([4; 3], &[]), None, strange]);
+        let error = |ids: &[&str], classes| {
+            let ids: Vec<String> = ids.iter().map(|id| id.to_string()).collect();
+            format!("{:#}", Foreground::of(&store.subset(&ids).unwrap(), classes).err().unwrap())
+        };
+        let message = error(&["s0", "s2"], 4);
+        assert!(message.contains("s2.safetensors") && message.contains("class 5 (1 voxels)"), "{message}");
+        assert!(message.contains("classes 0 to 3"), "{message}");
+        assert!(error(&["s0", "s1"], 4).contains("s1.safetensors"));
+        assert!(error(&["s0"], 4).contains("no foreground, only class 0 (s0)"));
+        assert!(Foreground::of(&store.subset(&["s2".into()]).unwrap(), 6).is_ok());
+    }
+}

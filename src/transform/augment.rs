@@ -1,0 +1,292 @@
+//! Augmentation of an image and its label together, for fine-tuning. The spatial part moves both by one map, the label by its
+//! nearest voxel only; the intensity part changes the image, each channel by itself. Probabilities and ranges follow nnU-Net.
+
+use super::intensity::{self, Intensity, Stats};
+use super::resample::{self, Interpolation, Resample};
+use crate::dim::{Rank, Shape, voxels};
+use crate::rng::{Rng, normal_pair};
+use anyhow::{Context, Result, ensure};
+use rand::{Rng as _, SeedableRng};
+use serde::{Deserialize, Serialize};
+
+/// Smallest and largest value of a range, `LO,HI` as text.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Interval(pub [f32; 2]);
+
+impl std::str::FromStr for Interval {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers: Option<Vec<f32>> = text.split(',').map(|part| part.trim().parse().ok()).collect();
+        match numbers.as_deref() {
+            Some(&[low, high]) => Ok(Interval([low, high])),
+            _ => Err(format!("expected two numbers LO,HI, found `{text}`")),
+        }
+    }
+}
+
+impl std::fmt::Display for Interval {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "{},{}", self.0[0], self.0[1])
+    }
+}
+
+// A doc comment on a configuration's type would become the command's help.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(default, deny_unknown_fields)]
+#[command(next_help_heading = "Augmentation")]
+pub struct AugmentConfig {
+    /// No augmentation at all
+    #[arg(id = "aug-off", long = "aug-off")]
+    pub off: bool,
+    /// Probability of a mirror image along each axis, by itself; along the first axis left and right change places
+    #[arg(id = "aug-flip", long = "aug-flip", value_name = "P", default_value_t = Self::default().flip)]
+    pub flip: f64,
+    /// Probability of a rotation with scaling
+    #[arg(id = "aug-spatial", long = "aug-spatial", value_name = "P", default_value_t = Self::default().spatial)]
+    pub spatial: f64,
+    /// Largest angle of the rotation, either way, about a random axis (images: in their plane)
+    #[arg(id = "aug-degrees", long = "aug-degrees", value_name = "DEGREES", default_value_t = Self::default().degrees)]
+    pub degrees: f32,
+    /// Magnification, drawn for each axis
+    #[arg(id = "aug-scale", long = "aug-scale", value_name = "LO,HI", default_value_t = Self::default().scale)]
+    pub scale: Interval,
+    /// Probability of a brightness shift, for each channel
+    #[arg(id = "aug-brightness-p", long = "aug-brightness-p", value_name = "P", default_value_t = Self::default().brightness_p)]
+    pub brightness_p: f64,
+    /// Largest brightness shift, either way, as a share of the channel's range
+    #[arg(id = "aug-brightness", long = "aug-brightness", value_name = "SHARE", default_value_t = Self::default().brightness)]
+    pub brightness: f32,
+    /// Probability of a change of contrast, for each channel
+    #[arg(id = "aug-contrast-p", long = "aug-contrast-p", value_name = "P", default_value_t = Self::default().contrast_p)]
+    pub contrast_p: f64,
+    /// Contrast about the channel's mean
+    #[arg(id = "aug-contrast", long = "aug-contrast", value_name = "LO,HI", default_value_t = Self::default().contrast)]
+    pub contrast: Interval,
+    /// Probability of a gamma curve, for each channel
+    #[arg(id = "aug-gamma-p", long = "aug-gamma-p", value_name = "P", default_value_t = Self::default().gamma_p)]
+    pub gamma_p: f64,
+    /// Exponent of the gamma curve over the channel's range
+    #[arg(id = "aug-gamma", long = "aug-gamma", value_name = "LO,HI", default_value_t = Self::default().gamma)]
+    pub gamma: Interval,
+    /// Probability of Gaussian noise, for each channel
+    #[arg(id = "aug-noise-p", long = "aug-noise-p", value_name = "P", default_value_t = Self::default().noise_p)]
+    pub noise_p: f64,
+    /// Largest standard deviation of the noise, as a share of the channel's range
+    #[arg(id = "aug-noise", long = "aug-noise", value_name = "SHARE", default_value_t = Self::default().noise)]
+    pub noise: f32,
+}
+
+impl Default for AugmentConfig {
+    fn default() -> Self {
+        AugmentConfig {
+            off: false,
+            flip: 0.5,
+            spatial: 0.3,
+            degrees: 15.,
+            scale: Interval([0.85, 1.15]),
+            brightness_p: 0.15,
+            brightness: 0.1,
+            contrast_p: 0.15,
+            contrast: Interval([0.75, 1.25]),
+            gamma_p: 0.3,
+            gamma: Interval([0.7, 1.5]),
+            noise_p: 0.1,
+            noise: 0.05,
+        }
+    }
+}
+
+/// Everything that is drawn for one sample; applied again, it gives the same bits.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Augmentation {
+    pub spatial: Resample,
+    pub channels: Vec<ChannelChange>,
+}
+
+/// Change of one channel's intensities, in the order of the fields; `None` leaves them as they are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChannelChange {
+    pub intensity: Option<Intensity>,
+    pub gamma: Option<f32>,
+    pub noise: Option<Noise>,
+}
+
+/// Additive Gaussian noise, independent in every voxel.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Noise {
+    /// Standard deviation as a share of the channel's range.
+    pub sd: f32,
+    pub seed: u64,
+}
+
+impl AugmentConfig {
+    /// Checks ranges that the parser cannot.
+    pub fn check(&self) -> Result<()> {
+        for (name, p) in [
+            ("flip", self.flip),
+            ("spatial", self.spatial),
+            ("brightness-p", self.brightness_p),
+            ("contrast-p", self.contrast_p),
+            ("gamma-p", self.gamma_p),
+            ("noise-p", self.noise_p),
+        ] {
+            ensure!((0. ..=1.).contains(&p), "--aug-{name} is a probability, 0 to 1, found {p}");
+        }
+        for (name, Interval([low, high]), least, most) in [
+            ("scale", self.scale, 0.1, 10.),
+            // At 0 the channel would be blank.
+            ("contrast", self.contrast, 0.01, 100.),
+            ("gamma", self.gamma, 0.01, 100.),
+        ] {
+            ensure!(
+                least <= low && low <= high && high <= most,
+                "--aug-{name} takes LO,HI with {least} <= LO <= HI <= {most}, found {low},{high}"
+            );
+        }
+        for (name, value, most) in
+            [("degrees", self.degrees, 180.), ("brightness", self.brightness, 10.), ("noise", self.noise, 10.)]
+        {
+            ensure!((0. ..=most).contains(&value), "--aug-{name} must lie in 0 to {most}, found {value}");
+        }
+        Ok(())
+    }
+
+    /// Draws the augmentation of a sample with this many channels. [`AugmentConfig::check`] has been passed.
+    pub fn draw(&self, rank: Rank, channels: usize, rng: &mut Rng) -> Augmentation {
+        if self.off {
+            return Augmentation { spatial: Resample::IDENTITY, channels: vec![ChannelChange::default(); channels] };
+        }
+        let ranges = resample::Ranges { flip: self.flip, right_angle: 0., degrees: self.degrees, zoom: self.scale.0 };
+        let mut spatial = ranges.draw(rank, rng);
+        if !rng.random_bool(self.spatial) {
+            spatial = Resample { flip: spatial.flip, ..Resample::IDENTITY };
+        }
+        Augmentation { spatial, channels: (0..channels).map(|_| self.draw_channel(rng)).collect() }
+    }
+
+    fn draw_channel(&self, rng: &mut Rng) -> ChannelChange {
+        let ranges = intensity::Ranges { contrast: self.contrast.0, shift: self.brightness };
+        let mut intensity = ranges.draw(rng);
+        if !rng.random_bool(self.brightness_p) {
+            intensity.shift = 0.;
+        }
+        if !rng.random_bool(self.contrast_p) {
+            intensity.contrast = 1.;
+        }
+        let [low, high] = self.gamma.0;
+        let gamma = rng.random_bool(self.gamma_p).then(|| gamma_between(low, high, rng));
+        let noise = rng.random_bool(self.noise_p).then(|| Noise { sd: self.noise * rng.random::<f32>(), seed: rng.random() });
+        ChannelChange {
+            intensity: Some(intensity).filter(|i| i.contrast != 1. || i.shift != 0.),
+            gamma: gamma.filter(|&gamma| gamma != 1.),
+            noise: noise.filter(|noise| noise.sd != 0.),
+        }
+    }
+}
+
+/// Uniform in the logarithm, so that brightening by a factor is as likely as darkening by it; nnU-Net draws the two sides of 1 with
+/// equal probability, to the same end.
+fn gamma_between(low: f32, high: f32, rng: &mut Rng) -> f32 {
+    (low.ln() + rng.random::<f32>() * (high / low).ln()).exp().clamp(low, high)
+}
+
+impl Augmentation {
+    /// Augments `image`, `[C, D, H, W]`, and its `label`, `[D, H, W]`, both of `shape`, in place. In this order: flips, rotation and
+    /// scaling in one map and one interpolation (image linear, label nearest; what enters from outside is the channel's minimum
+    /// and class 0); then for each channel contrast and brightness, gamma, noise. Mean, minimum and range of a channel are those before
+    /// anything was changed. Flips alone are exact. Errors on lengths that disagree.
+    pub fn apply(&self, image: &mut [f32], label: Option<&mut [u8]>, shape: Shape) -> Result<()> {
+        let (n, channels) = (voxels(shape), self.channels.len());
+        ensure!(
+            image.len() == channels * n && label.as_ref().is_none_or(|label| label.len() == n),
+            "augmenting {channels} channels of {shape:?}: image of {}, label of {:?} values",
+            image.len(),
+            label.map(|label| label.len())
+        );
+        if n == 0 {
+            return Ok(());
+        }
+        let resampled = self.spatial.degrees != 0. || self.spatial.zoom != [1.; 3];
+        let changed = |change: &ChannelChange| *change != ChannelChange::default();
+        let stats: Vec<Option<Stats>> = (image.chunks_exact(n).zip(&self.channels))
+            .map(|(channel, change)| (resampled || changed(change)).then(|| Stats::of(channel)))
+            .collect();
+        if resampled {
+            let fill: Vec<f32> = stats.iter().flatten().map(|stats| stats.min).collect();
+            let input = image.to_vec();
+            self.spatial.apply(&input, shape, Interpolation::Linear, &fill, image).context("augmentation")?;
+            if let Some(label) = label {
+                let input = label.to_vec();
+                self.spatial.apply_label(&input, shape, label).context("augmentation")?;
+            }
+        } else if self.spatial.flip != [false; 3] {
+            image.chunks_exact_mut(n).for_each(|channel| flip(channel, shape, self.spatial.flip));
+            if let Some(label) = label {
+                flip(label, shape, self.spatial.flip);
+            }
+        }
+        for ((channel, change), stats) in image.chunks_exact_mut(n).zip(&self.channels).zip(stats) {
+            if let Some(stats) = stats {
+                change.apply(stats, channel);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl ChannelChange {
+    /// Changes a channel in place; `stats` are those of the channel before it was moved.
+    fn apply(&self, stats: Stats, channel: &mut [f32]) {
+        let mut bounds = [stats.min, stats.max];
+        if let Some(intensity) = self.intensity {
+            intensity.apply(stats, channel);
+            intensity.apply(stats, &mut bounds);
+        }
+        let [low, range] = [bounds[0], bounds[1] - bounds[0]];
+        if let Some(gamma) = self.gamma
+            && range > 0.
+        {
+            // Rounding may leave a value a little outside of the bounds, where a power is not defined.
+            channel.iter_mut().for_each(|x| *x = low + range * ((*x - low) / range).clamp(0., 1.).powf(gamma));
+        }
+        if let Some(noise) = self.noise {
+            let (sd, mut rng) = (noise.sd * (stats.max - stats.min), Rng::seed_from_u64(noise.seed));
+            for pair in channel.chunks_mut(2) {
+                let (a, b) = normal_pair(&mut rng);
+                pair.iter_mut().zip([a, b]).for_each(|(x, noise)| *x += sd * noise);
+            }
+        }
+    }
+}
+
+/// Reverses the axes of a volume in place.
+fn flip<T>(volume: &mut [T], shape: Shape, flip: [bool; 3]) {
+    let width = shape[2];
+    for x0 in 0..shape[0] {
+        for x1 in 0..shape[1] {
+            let to = |a: usize, x: usize| if flip[a] { shape[a] - 1 - x } else { x };
+            let (row, partner) = (x0 * shape[1] + x1, to(0, x0) * shape[1] + to(1, x1));
+            // Each pair of rows once.
+            if row > partner {
+                continue;
+            }
+            let (before, after) = volume.split_at_mut(partner * width);
+            let second = &mut after[..width];
+            if row < partner {
+                before[row * width..][..width].swap_with_slice(second);
+                if flip[2] {
+                    before[row * width..][..width].reverse();
+                }
+            }
+            if flip[2] {
+                second.reverse();
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
