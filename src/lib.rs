@@ -11,6 +11,7 @@ pub mod dim;
 pub mod export;
 pub mod ffi;
 pub mod fs;
+pub mod infer;
 pub mod machine;
 pub mod nn;
 pub mod optim;
