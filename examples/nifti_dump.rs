@@ -2,9 +2,12 @@
 //!
 //! `nifti_dump OUT FILE...` prints one JSON line a file: what was read, or the error. Voxels go to `OUT/<n>.native.f32` and
 //! `OUT/<n>.ras.f32`, `[C, i, j, k]` in little-endian order, and the volume is written again, as
-//! `OUT/<n>.copy.nii.gz`: in the file's own type if that is uint8 or int16 without a scale, else as float32.
+//! `OUT/<n>.copy.nii.gz`: in the file's own type if that is uint8 or int16 without a scale, else as float32. Into the file's
+//! own space are written, classes being the row-major voxel number modulo 3: `OUT/<n>.bytes.nii` with the values 0, 1, 4,
+//! `OUT/<n>.shorts.nii.gz` with 0, -5, 300, and `OUT/<n>.floats.nii.gz`, two channels of half the class and its negative.
 
 use anyhow::{Context, Result, ensure};
+use ndarray::{Array3, Axis, stack};
 use pretext3d::data::nifti::{self, DataType, Stored};
 use pretext3d::data::volume::Volume;
 use serde_json::{Value, json};
@@ -30,6 +33,16 @@ fn dump(file: &Path, out: &Path) -> Result<Value> {
         _ => DataType::Float32,
     };
     nifti::write(&out.with_extension("copy.nii.gz"), &native, kind)?;
+    let classes =
+        Array3::from_shape_vec(header.shape, (0..native.data.len() / header.channels).map(|v| (v % 3) as u8).collect())?;
+    nifti::write_classes(&out.with_extension("bytes.nii"), &header, classes.view(), &[0, 1, 4])?;
+    nifti::write_classes(&out.with_extension("shorts.nii.gz"), &header, classes.view(), &[0, -5, 300])?;
+    let halves = classes.mapv(|class| f32::from(class) / 2.0);
+    nifti::write_floats(
+        &out.with_extension("floats.nii.gz"),
+        &header,
+        stack(Axis(0), &[halves.view(), (-&halves).view()])?.view(),
+    )?;
     let (codes, non_finite) = (native.axis_codes()?, native.non_finite());
     let mut line = json!({
         "shape": native.data.shape(), "header_shape": header.shape, "channels": header.channels,

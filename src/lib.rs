@@ -12,6 +12,7 @@ pub mod export;
 pub mod ffi;
 pub mod foreground;
 pub mod fs;
+pub mod infer;
 pub mod machine;
 pub mod nn;
 pub mod optim;

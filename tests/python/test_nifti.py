@@ -203,6 +203,39 @@ def test_nibabel_reads_what_is_written(dumped):
         np.testing.assert_allclose(copy.get_qform(), expected.get_qform(), atol=2e-6 * scale, err_msg=str(path))
 
 
+# What describes the voxels themselves, and may differ between a scan and a label of it.
+OF_VOXELS = {"magic", "vox_offset", "datatype", "bitpix", "scl_slope", "scl_inter", "cal_max", "cal_min"}
+OF_VOXELS |= {"intent_code", "intent_name", "intent_p1", "intent_p2", "intent_p3"}
+
+
+def test_labels_and_probabilities_keep_the_scans_header(dumped):
+    for path, (_, stem) in dumped:
+        image = nib.load(path)
+        shape = image.shape if np.prod(image.shape[3:]) == 1 else image.shape[:3]
+        classes = np.arange(np.prod(shape)).reshape(shape) % 3
+        halves = np.stack([classes / 2, -classes / 2], -1).reshape(*image.shape[:3], 2)
+        expected = {
+            "bytes.nii": ("u1", np.array([0, 1, 4])[classes]),
+            "shorts.nii.gz": ("i2", np.array([0, -5, 300])[classes]),
+            "floats.nii.gz": ("f4", halves),
+        }
+        for name, (dtype, values) in expected.items():
+            found = nib.load(f"{stem}.{name}")
+            assert isinstance(image, type(found)) or isinstance(image, nib.Nifti1Pair), path
+            assert found.header.endianness == image.header.endianness, path
+            assert found.get_data_dtype().newbyteorder("=") == np.dtype(dtype), path
+            assert found.shape == values.shape, path
+            np.testing.assert_array_equal(np.asarray(found.dataobj), values, err_msg=f"{path} {name}")
+            np.testing.assert_array_equal(found.affine, image.affine, err_msg=str(path))
+            assert nib.aff2axcodes(found.affine) == nib.aff2axcodes(image.affine)
+            assert (found.dataobj.slope, found.dataobj.inter) == (1, 0)
+            assert len(found.header.extensions) == 0
+            for field in image.header:
+                if field not in OF_VOXELS and (field != "dim" or found.shape == image.shape):
+                    before, after = image.header[field], found.header[field]
+                    assert before.tobytes() == after.tobytes(), f"{path} {name}: {field} is {after}, was {before}"
+
+
 def test_compression_is_recognised_by_content(tmp_path):
     data = voxels(np.random.default_rng(7), "i2")
     nib.save(nib.Nifti1Image(data, oriented("RAS")), tmp_path / "scan.nii.gz")

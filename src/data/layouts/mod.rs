@@ -181,7 +181,7 @@ fn finish(mut dataset: Dataset) -> Result<Dataset> {
     dataset.subjects.sort_by(|a, b| a.id.cmp(&b.id));
     if let (Layout::Folder | Layout::Manifest, [name]) = (dataset.layout, dataset.channels.as_slice()) {
         // What cannot be read here is reported when it is read as a whole.
-        let headers = dataset.subjects.iter().filter_map(|s| s.channels[0].channels().ok());
+        let headers = dataset.subjects.iter().filter_map(|s| s.channels[0].read_header().ok().map(|header| header.channels));
         if let Some(n) = headers.take(1).find(|n| *n > 1) {
             dataset.channels = (0..n).map(|c| format!("{name}_{c}")).collect();
         }

@@ -1,7 +1,7 @@
 //! The bytes behind a [`Source`].
 
 use super::Source;
-use crate::data::nifti;
+use crate::data::nifti::{self, Header};
 use crate::data::volume::Volume;
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result};
@@ -29,11 +29,11 @@ impl Source {
         }
     }
 
-    /// Channels by the header alone; of a member of an archive by reading it.
-    pub(super) fn channels(&self) -> Result<usize> {
+    /// The header alone.
+    pub fn read_header(&self) -> Result<Header> {
         match self {
-            Source::File(path) => Ok(nifti::read_header(path)?.channels),
-            Source::Zip { .. } => Ok(self.read()?.data.dim().0),
+            Source::File(path) => nifti::read_header(path),
+            Source::Zip { archive, member } => in_zip(archive, member, |file| nifti::read_header_from(&self.display(), file)),
         }
     }
 

@@ -76,8 +76,8 @@ pub struct Header {
     pub(super) offset: u64,
     /// Whether the voxels are in a separate `.img` file.
     pub(super) pair: bool,
-    /// Bytes of the header read so far from a single file.
-    pub(super) length: usize,
+    /// The header as it is in the file.
+    pub(super) raw: Vec<u8>,
     /// Bytes of all voxels.
     pub(super) bytes: usize,
 }
@@ -240,7 +240,7 @@ impl Common {
             big_endian: fields.big,
             offset: self.offset as u64,
             pair,
-            length: fields.bytes.len(),
+            raw: fields.bytes.to_vec(),
             bytes,
         })
     }

@@ -5,11 +5,13 @@
 //! affine follows nibabel's rules and the tests compare every data type and orientation with nibabel.
 
 mod header;
+mod like;
 mod read;
 mod write;
 
 pub use header::{Header, Stored};
-pub use read::{read, read_from, read_header, read_ras, read_ras_from};
+pub use like::{write_classes, write_floats};
+pub use read::{read, read_from, read_header, read_header_from, read_ras, read_ras_from};
 pub use write::{DataType, write};
 
 /// Size of a NIfTI-1 header, its first field.

@@ -41,6 +41,11 @@ pub fn read_header(path: &Path) -> Result<Header> {
     header_file(path).and_then(|path| Header::parse(&mut open(&path)?)).with_context(|| path.display().to_string())
 }
 
+/// As [`read_header`], of a stream; `name` is for messages.
+pub fn read_header_from(name: &str, reader: impl Read) -> Result<Header> {
+    decompressed(reader).and_then(|mut stream| Header::parse(&mut stream)).with_context(|| name.to_string())
+}
+
 fn load(path: &Path, choose: impl Fn(&Header) -> Result<Orientation>) -> Result<(Volume, Orientation)> {
     load_file(path, choose).with_context(|| path.display().to_string())
 }
@@ -111,7 +116,7 @@ fn partner(path: &Path, kind: &str) -> Result<PathBuf> {
 }
 
 fn single_file_voxels(stream: impl Read, header: &Header) -> Result<Vec<u8>> {
-    raw_voxels(stream, header.offset - header.length as u64, header)
+    raw_voxels(stream, header.offset - header.raw.len() as u64, header)
 }
 
 /// Skips `skip` bytes and reads exactly the voxels. The buffer grows with what arrives, so that a header cannot claim memory.

@@ -1,10 +1,12 @@
 //! Writing NIfTI-1.
 
 use super::NIFTI1;
-use crate::data::volume::{Strides, Volume, determinant, gather, rotation};
+use crate::data::volume::{Affine, Strides, Volume, determinant, gather, rotation, spacing};
+use crate::dim::Shape;
 use crate::fs::write_atomic;
 use anyhow::{Context, Result, bail, ensure};
 use flate2::{Compression, write::GzEncoder};
+use ndarray::ArrayView4;
 use std::io::Write;
 use std::path::Path;
 
@@ -26,23 +28,28 @@ const OFFSET: usize = NIFTI1 + 4;
 /// integer type, a singular affine, an extent of 0 or above 32767.
 pub fn write(path: &Path, volume: &Volume, kind: DataType) -> Result<()> {
     let named = || path.display().to_string();
-    let header = header(volume, kind).with_context(named)?;
+    let header = header(volume.shape(), volume.channels(), &volume.affine, kind).with_context(named)?;
     let voxels = match kind {
         DataType::Uint8 => integers(volume, 0.0, 255.0, "uint8", |v| [v as u8]),
         DataType::Int16 => integers(volume, -32768.0, 32767.0, "int16", |v| (v as i16).to_le_bytes()),
-        DataType::Float32 => Ok(encode(volume, f32::to_le_bytes)),
+        DataType::Float32 => Ok(encode(volume.data.view(), f32::to_le_bytes)),
     }
     .with_context(named)?;
+    write_bytes(path, &header, &voxels)
+}
+
+/// Writes a whole file, compressed if its name ends in `.gz`.
+pub(super) fn write_bytes(path: &Path, header: &[u8], voxels: &[u8]) -> Result<()> {
     let gz = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gz"));
     write_atomic(path, |file| {
         if gz {
             let mut stream = GzEncoder::new(file, Compression::fast());
-            stream.write_all(&header)?;
-            stream.write_all(&voxels)?;
+            stream.write_all(header)?;
+            stream.write_all(voxels)?;
             stream.finish()?;
         } else {
-            file.write_all(&header)?;
-            file.write_all(&voxels)?;
+            file.write_all(header)?;
+            file.write_all(voxels)?;
         }
         Ok(())
     })
@@ -61,13 +68,13 @@ fn integers<const N: usize>(
         let (at, v) = volume.data.indexed_iter().find(|&(_, &v)| !fits(v)).expect("one does not fit");
         bail!("voxel {at:?} is {v}, expected {low} to {high} for {name}");
     }
-    Ok(encode(volume, |v| bytes(v.round_ties_even())))
+    Ok(encode(volume.data.view(), |v| bytes(v.round_ties_even())))
 }
 
-/// Voxels in file order, the first axis fastest.
-fn encode<const N: usize>(volume: &Volume, bytes: impl Fn(f32) -> [u8; N]) -> Vec<u8> {
-    let [i, j, k] = volume.shape();
-    let data = volume.data.as_standard_layout();
+/// Voxels `[C, i, j, k]`, in file order: the first axis fastest, channels last.
+pub(super) fn encode<T: Copy, const N: usize>(data: ArrayView4<T>, bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    let (_, i, j, k) = data.dim();
+    let data = data.as_standard_layout();
     let data = data.as_slice().expect("standard layout");
     let mut out = vec![0; data.len() * N];
     let (voxels, _) = out.as_chunks_mut::<N>();
@@ -78,8 +85,7 @@ fn encode<const N: usize>(volume: &Volume, bytes: impl Fn(f32) -> [u8; N]) -> Ve
     out
 }
 
-fn header(volume: &Volume, kind: DataType) -> Result<[u8; OFFSET]> {
-    let (channels, shape) = (volume.channels(), volume.shape());
+pub(super) fn header(shape: Shape, channels: usize, affine: &Affine, kind: DataType) -> Result<[u8; OFFSET]> {
     for n in shape.into_iter().chain([channels]) {
         ensure!(
             (1..=i16::MAX as usize).contains(&n),
@@ -87,8 +93,8 @@ fn header(volume: &Volume, kind: DataType) -> Result<[u8; OFFSET]> {
             i16::MAX
         );
     }
-    let spacing = volume.spacing();
-    let mut turn = rotation(&volume.affine)?;
+    let spacing = spacing(affine);
+    let mut turn = rotation(affine)?;
     let reflected = determinant(&turn) < 0.0;
     if reflected {
         turn.iter_mut().for_each(|row| row[2] = -row[2]);
@@ -113,8 +119,8 @@ fn header(volume: &Volume, kind: DataType) -> Result<[u8; OFFSET]> {
     put(123, &[2]); // millimetres
     put(252, &shorts(&[1, 1])); // qform and sform: scanner coordinates
     put(256, &floats(&quaternion[1..]));
-    put(268, &floats(&volume.affine[..3].iter().map(|row| row[3]).collect::<Vec<_>>()));
-    put(280, &floats(volume.affine[..3].as_flattened()));
+    put(268, &floats(&affine[..3].iter().map(|row| row[3]).collect::<Vec<_>>()));
+    put(280, &floats(affine[..3].as_flattened()));
     put(344, b"n+1\0");
     Ok(bytes)
 }

@@ -1,11 +1,12 @@
 //! From scans as their owners distribute them to a store: orientation, grid, intensities.
 
+pub mod back;
 pub mod fill;
 pub mod intensity;
 pub mod resample;
 mod subject;
 
-pub use subject::{Plan, prepare};
+pub use subject::{Metadata, Plan, Prepared, prepare};
 
 use crate::data::volume::{Affine, Volume};
 use crate::dim::{Region, Shape, voxels};
@@ -32,6 +33,16 @@ pub enum Grid {
     Cube { side: usize },
     /// A spacing in millimetres along the RAS+ axes.
     Spacing { mm: [f64; 3] },
+}
+
+impl Grid {
+    /// The grid over a box of a scan with voxels of `spacing` millimetres.
+    pub fn axes(&self, crop: Region, spacing: [f64; 3]) -> [Axis; 3] {
+        [0, 1, 2].map(|a| match *self {
+            Grid::Cube { side } => Axis::resize(crop.start[a], crop.size[a], side),
+            Grid::Spacing { mm } => Axis::respace(crop.start[a], crop.size[a], spacing[a], mm[a]),
+        })
+    }
 }
 
 /// What counts as foreground, channel by channel.
@@ -121,10 +132,7 @@ impl Placement {
             bail!("no foreground: no voxel is above {:?}", channels.iter().map(|c| c.1).collect::<Vec<_>>())
         };
         let spacing = volume.spacing();
-        let axes = [0, 1, 2].map(|a| match settings.grid {
-            Grid::Cube { side } => Axis::resize(crop.start[a], crop.size[a], side),
-            Grid::Spacing { mm } => Axis::respace(crop.start[a], crop.size[a], spacing[a], mm[a]),
-        });
+        let axes = settings.grid.axes(crop, spacing);
         let count: f64 = axes.iter().map(|a| a.out as f64).product();
         ensure!(
             count <= MAX_VOXELS,

@@ -17,11 +17,11 @@ pub struct Axis {
 }
 
 /// Where an output voxel takes its value: `(1 - weight) * low + weight * high`.
-#[derive(Clone, Copy)]
-struct Tap {
-    low: usize,
-    high: usize,
-    weight: f32,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Tap {
+    pub low: usize,
+    pub high: usize,
+    pub weight: f32,
 }
 
 impl Axis {
@@ -36,6 +36,11 @@ impl Axis {
         Axis { start, n, out: ((n as f64 / step).round() as usize).max(1), step }
     }
 
+    /// The way back: the box's voxels on the new grid, which is taken as the whole of a volume. Both have the same centre.
+    pub fn inverse(&self) -> Axis {
+        Axis { start: 0, n: self.out, out: self.n, step: 1.0 / self.step }
+    }
+
     /// Position in the box of the first new voxel.
     pub fn first(&self) -> f64 {
         (self.n as f64 - 1.0 - (self.out as f64 - 1.0) * self.step) / 2.0
@@ -47,7 +52,7 @@ impl Axis {
         (0..self.out).map(move |i| (first + i as f64 * step).clamp(0.0, last))
     }
 
-    fn taps(&self) -> Vec<Tap> {
+    pub(super) fn taps(&self) -> Vec<Tap> {
         let tap = |p: f64| {
             let low = p as usize;
             Tap { low, high: (low + 1).min(self.n - 1), weight: (p - low as f64) as f32 }
@@ -67,7 +72,8 @@ pub fn shape(axes: &[Axis; 3]) -> Shape {
     axes.map(|a| a.out)
 }
 
-fn mix(low: &[f32], high: &[f32], weight: f32, out: &mut [f32]) {
+/// `out = (1 - weight) * low + weight * high`.
+pub(super) fn mix(low: &[f32], high: &[f32], weight: f32, out: &mut [f32]) {
     for ((out, &low), &high) in out.iter_mut().zip(low).zip(high) {
         *out = low + weight * (high - low);
     }

@@ -3,11 +3,12 @@
 use super::{Placement, Settings};
 use crate::data::layouts::{LabelValue, Source, Subject, class_of};
 use crate::data::volume::{Affine, Volume, permute_affine, spacing};
-use crate::dim::{Shape, voxels};
+use crate::dim::{Region, Shape, voxels};
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, bail, ensure};
 use ndarray::{Array3, Array4, Axis, concatenate};
-use serde_json::json;
+use serde::Deserialize;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
@@ -23,6 +24,34 @@ pub struct Plan {
     pub labels: Option<Vec<LabelValue>>,
 }
 
+/// What a subject's metadata say about where its voxels came from.
+#[derive(Clone, Debug, Deserialize)]
+pub struct Metadata {
+    /// Files of the channels, then of the label, as [`Source::display`] writes them.
+    pub sources: Vec<String>,
+    /// Extent and affine of the first file, in its own axis order.
+    pub original_shape: Shape,
+    pub original_affine: Affine,
+    /// From the file's axes to RAS+.
+    pub orientation: Orientation,
+    /// Box of the RAS+ scan that the stored grid covers.
+    pub crop: Region,
+    pub settings: Settings,
+}
+
+impl Metadata {
+    /// From [`Prepared::text`], which store files carry. Errors name what is missing or unreadable.
+    pub fn parse(text: &BTreeMap<String, String>) -> Result<Metadata> {
+        let value = |key: &str| {
+            let text = text.get(key).with_context(|| format!("metadata hold no `{key}`"))?;
+            serde_json::from_str::<Value>(text).with_context(|| format!("metadata `{key}`"))
+        };
+        let keys = ["sources", "original_shape", "original_affine", "orientation", "crop", "settings"];
+        let fields = keys.into_iter().map(|key| Ok((key.to_string(), value(key)?))).collect::<Result<_>>()?;
+        serde_json::from_value(Value::Object(fields)).context("metadata")
+    }
+}
+
 /// A subject ready to be stored.
 pub struct Prepared {
     /// `[C, D, H, W]`, normalised.
@@ -31,6 +60,7 @@ pub struct Prepared {
     pub label: Option<Array3<u8>>,
     /// Millimetres along each axis of `image`.
     pub spacing: [f64; 3],
+    /// What [`Metadata`] reads, and more for people: JSON by key.
     pub text: BTreeMap<String, String>,
 }
 

@@ -1,0 +1,313 @@
+//! From the stored grid back into the scan's own space: the inverse of preprocessing, for predictions.
+
+use super::Metadata;
+use super::resample::{self, Axis, Tap, mix};
+use crate::data::volume::{Strides, gather, permute_affine, spacing};
+use crate::dim::{Region, Shape, voxels};
+use crate::transform::spatial::Orientation;
+use anyhow::{Result, ensure};
+use ndarray::{Array3, Array4};
+
+/// Which part of a file's voxels the stored grid covers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Origin {
+    /// Extent of the scan in RAS+ order.
+    scan: Shape,
+    /// From the file's axes to RAS+.
+    orientation: Orientation,
+    /// From the scan to the stored grid.
+    axes: [Axis; 3],
+}
+
+impl Origin {
+    /// From the metadata of a subject. Errors if they contradict each other, or the stored grid's `shape`.
+    pub fn new(metadata: &Metadata, shape: Shape) -> Result<Origin> {
+        let orientation = metadata.orientation;
+        let scan = orientation.output(metadata.original_shape);
+        let Region { start, size } = metadata.crop;
+        ensure!(
+            metadata.crop.fits(scan) && !size.contains(&0),
+            "box of {size:?} voxels from {start:?} on, expected one inside the scan of {scan:?} (RAS+)"
+        );
+        let affine = permute_affine(&metadata.original_affine, metadata.original_shape, orientation);
+        let axes = metadata.settings.grid.axes(metadata.crop, spacing(&affine));
+        let expected = resample::shape(&axes);
+        ensure!(expected == shape, "stored grid of {shape:?}, expected {expected:?} by its metadata");
+        Ok(Origin { scan, orientation, axes })
+    }
+}
+
+/// Brings class probabilities back, plane by plane as they come: linear interpolation of each class in the box, the most
+/// probable class a voxel, class 0 outside the box, axes turned to the file's.
+pub struct Back {
+    origin: Origin,
+    inverse: [Axis; 3],
+    /// Along the first axis, one for each plane of the box.
+    taps: Vec<Tap>,
+    /// The last two planes that came, resampled within themselves, `[K, h, w]` of the box.
+    before: Vec<f32>,
+    last: Vec<f32>,
+    mixed: Vec<f32>,
+    /// Planes that came, and planes of the box that are done.
+    came: usize,
+    done: usize,
+    /// Of the scan, RAS+.
+    classes: Vec<u8>,
+    /// `[K, ..]` of the scan, RAS+.
+    probabilities: Option<Vec<f32>>,
+}
+
+impl Back {
+    /// `probabilities`: keep them too, which takes 4 bytes a class for each voxel of the scan.
+    pub fn new(origin: Origin, probabilities: bool) -> Back {
+        let inverse = origin.axes.map(|a| a.inverse());
+        let classes = vec![0; voxels(origin.scan)];
+        let taps = inverse[0].taps();
+        let probabilities = probabilities.then(Vec::new);
+        let empty = Vec::new;
+        Back { origin, inverse, taps, before: empty(), last: empty(), mixed: empty(), came: 0, done: 0, classes, probabilities }
+    }
+
+    /// Takes the stored grid's next plane along the first axis, `[K, H, W]`.
+    pub fn plane(&mut self, probabilities: &[f32]) -> Result<()> {
+        let [depth, h, w] = resample::shape(&self.origin.axes);
+        ensure!(
+            self.came < depth && !probabilities.is_empty() && probabilities.len().is_multiple_of(h * w),
+            "plane {} of {} probabilities, expected {depth} planes of {h} x {w} voxels",
+            self.came,
+            probabilities.len()
+        );
+        let classes = probabilities.len() / (h * w);
+        std::mem::swap(&mut self.before, &mut self.last);
+        let size = self.inverse[1].out * self.inverse[2].out;
+        self.last.resize(classes * size, 0.0);
+        let within = [Axis::resize(0, 1, 1), self.inverse[1], self.inverse[2]];
+        for (plane, out) in probabilities.chunks_exact(h * w).zip(self.last.chunks_exact_mut(size)) {
+            resample::linear(plane, [1, h, w], &within, out);
+        }
+        self.came += 1;
+        while let Some(&tap) = self.taps.get(self.done).filter(|tap| tap.high < self.came) {
+            self.finish_plane(tap);
+            self.done += 1;
+        }
+        Ok(())
+    }
+
+    /// One plane of the box, from the stored planes on both sides of it.
+    fn finish_plane(&mut self, tap: Tap) {
+        let of = |plane: usize| if plane + 1 == self.came { &self.last } else { &self.before };
+        self.mixed.resize(self.last.len(), 0.0);
+        mix(of(tap.low), of(tap.high), tap.weight, &mut self.mixed);
+        let (scan, [axis, rows, columns]) = (self.origin.scan, self.origin.axes);
+        let mut plane = vec![0; rows.n * columns.n];
+        argmax(&self.mixed, &mut plane);
+        let from = |h: usize| ((axis.start + self.done) * scan[1] + rows.start + h) * scan[2] + columns.start;
+        for (h, row) in plane.chunks_exact(columns.n).enumerate() {
+            self.classes[from(h)..][..columns.n].copy_from_slice(row);
+        }
+        let Some(all) = &mut self.probabilities else { return };
+        let volume = voxels(scan);
+        if all.is_empty() {
+            all.resize(self.mixed.len() / plane.len() * volume, 0.0);
+            // What lies outside the box is background.
+            all[..volume].fill(1.0);
+        }
+        for (k, class) in self.mixed.chunks_exact(plane.len()).enumerate() {
+            for (h, row) in class.chunks_exact(columns.n).enumerate() {
+                all[k * volume + from(h)..][..columns.n].copy_from_slice(row);
+            }
+        }
+    }
+
+    /// The classes of the file's voxels `[i, j, k]`, and their probabilities `[K, i, j, k]` if they were asked for. Errors
+    /// if a plane is missing.
+    pub fn finish(self) -> Result<(Array3<u8>, Option<Array4<f32>>)> {
+        let depth = self.origin.axes[0].out;
+        ensure!(self.came == depth, "{} planes of the stored grid, expected {depth}", self.came);
+        let (scan, back) = (self.origin.scan, self.origin.orientation.inverse());
+        let strides = Strides::row_major(scan).oriented(scan, back);
+        let [i, j, k] = back.output(scan);
+        let mut classes = Array3::zeros((i, j, k));
+        gather(&self.classes, strides, [i, j, k], classes.as_slice_mut().expect("just made"), &|v| v);
+        let probabilities = self.probabilities.map(|all| {
+            let volume = voxels(scan);
+            let mut out = Array4::zeros((all.len() / volume, i, j, k));
+            let channels = out.as_slice_mut().expect("just made").chunks_exact_mut(volume);
+            for (from, to) in all.chunks_exact(volume).zip(channels) {
+                gather(from, strides, [i, j, k], to, &|v| v);
+            }
+            out
+        });
+        Ok((classes, probabilities))
+    }
+}
+
+/// The most probable class of each voxel of `[K, voxels]`, the first of equals; `out` is one a voxel.
+pub fn argmax(probabilities: &[f32], out: &mut [u8]) {
+    let mut classes = probabilities.chunks_exact(out.len());
+    let mut best = classes.next().expect("at least one class").to_vec();
+    out.fill(0);
+    for (class, values) in classes.enumerate() {
+        for ((best, out), &value) in best.iter_mut().zip(out.iter_mut()).zip(values) {
+            if value > *best {
+                (*best, *out) = (value, class as u8 + 1);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::layouts::{LabelValue, Source, Subject};
+    use crate::data::nifti::{self, DataType};
+    use crate::data::preprocess::{Dtype, Foreground, Grid, Intensity, Plan, Settings, prepare};
+    use crate::data::volume::{Volume, to_ras};
+    use crate::rng::{Rng, Stream, rng};
+    use rand::Rng as _;
+
+    fn turn(random: &mut Rng) -> Orientation {
+        let source = [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]][random.random_range(0..6)];
+        Orientation { source, flip: [0; 3].map(|_| random.random()) }
+    }
+
+    /// One class's probability at a voxel of the box: trilinear over the stored grid, by the definition of the grids.
+    fn naive(plane: impl Fn([usize; 3]) -> f32, axes: &[Axis; 3], x: [usize; 3]) -> f64 {
+        let p = [0, 1, 2].map(|a| {
+            let (n, m) = (axes[a].n as f64, axes[a].out as f64);
+            ((x[a] as f64 + 0.5 - n / 2.0) / axes[a].step + m / 2.0 - 0.5).clamp(0.0, m - 1.0)
+        });
+        (0..8).fold(0.0, |sum, corner| {
+            let up = [0, 1, 2].map(|a| corner >> a & 1);
+            let weight: f64 = (0..3).map(|a| if up[a] == 1 { p[a].fract() } else { 1.0 - p[a].fract() }).product();
+            let at = [0, 1, 2].map(|a| (p[a] as usize + up[a]).min(axes[a].out - 1));
+            sum + weight * f64::from(plane(at))
+        })
+    }
+
+    #[test]
+    fn streamed_planes_equal_the_definition() {
+        let mut random = rng(2, Stream::Train, 0, 0);
+        for _ in 0..40 {
+            let scan = [0; 3].map(|_| random.random_range(1..16usize));
+            let axes = [0, 1, 2].map(|a| {
+                let n = random.random_range(1..=scan[a]);
+                let start = random.random_range(0..=scan[a] - n);
+                if random.random_bool(0.5) {
+                    Axis::resize(start, n, random.random_range(1..20))
+                } else {
+                    Axis::respace(start, n, random.random_range(0.5..3.0), random.random_range(0.5..3.0))
+                }
+            });
+            let orientation = turn(&mut random);
+            let [d, h, w] = resample::shape(&axes);
+            let classes = random.random_range(1..5usize);
+            let stored = Array4::from_shape_fn((d, classes, h, w), |_| random.random::<f32>());
+            let mut back = Back::new(Origin { scan, orientation, axes }, true);
+            stored.outer_iter().for_each(|plane| back.plane(plane.as_slice().unwrap()).unwrap());
+            assert!(back.plane(stored.as_slice().unwrap()[..classes * h * w].as_ref()).is_err(), "one plane too many");
+            let (label, probabilities) = back.finish().unwrap();
+            let probabilities = probabilities.unwrap();
+            let file = orientation.inverse().output(scan);
+            assert_eq!(label.shape(), file);
+            for ((i, j, k), &class) in label.indexed_iter() {
+                // Where this voxel of the file lies in RAS+: `ras[x] = file[y]` with y as Orientation defines it.
+                let y = [i, j, k];
+                let x = [0, 1, 2].map(|a| {
+                    let source = orientation.source[a];
+                    if orientation.flip[a] { file[source] - 1 - y[source] } else { y[source] }
+                });
+                let inside = (0..3).all(|a| (axes[a].start..axes[a].start + axes[a].n).contains(&x[a]));
+                let expected: Vec<f64> = (0..classes)
+                    .map(|c| match inside {
+                        true => naive(|[p, q, r]| stored[[p, c, q, r]], &axes, [0, 1, 2].map(|a| x[a] - axes[a].start)),
+                        false => f64::from(u8::from(c == 0)),
+                    })
+                    .collect();
+                for (c, &expected) in expected.iter().enumerate() {
+                    let found = probabilities[[c, i, j, k]];
+                    assert!((f64::from(found) - expected).abs() < 1e-5, "{found}, expected {expected} at {y:?} of {axes:?}");
+                }
+                let best = expected.iter().fold(0.0, |a: f64, &b| a.max(b));
+                assert!(expected[class as usize] > best - 2e-5, "class {class} of {expected:?}");
+            }
+        }
+        let origin = Origin { scan: [2; 3], orientation: Orientation::IDENTITY, axes: [Axis::resize(0, 2, 2); 3] };
+        assert!(Back::new(origin, false).finish().unwrap_err().to_string().contains("0 planes"));
+    }
+
+    fn dice(a: &Array3<u8>, b: &Array3<u8>, class: u8) -> f64 {
+        let both = a.iter().zip(b).filter(|&(&a, &b)| a == class && b == class).count();
+        2.0 * both as f64 / a.iter().chain(b).filter(|&&v| v == class).count() as f64
+    }
+
+    /// Files in every orientation, through the real preprocessing and back.
+    #[test]
+    fn a_label_comes_back_to_its_file() {
+        let folder = tempfile::tempdir().unwrap();
+        let shape = [30, 26, 22];
+        let steps = [1.5, 1.0, 2.0];
+        let mut random = rng(3, Stream::Train, 0, 0);
+        for case in 0..12 {
+            let turn = turn(&mut random);
+            let mut affine = [[0.0; 4]; 4];
+            for a in 0..3 {
+                affine[a][turn.source[a]] = if turn.flip[a] { -steps[a] } else { steps[a] };
+                affine[a][3] = random.random_range(-50.0..50.0);
+            }
+            affine[3][3] = 1.0;
+            assert_eq!(to_ras(&affine).unwrap(), turn);
+            let radius = |i: usize, j: usize, k: usize, centre: [f64; 3]| {
+                let x = [i as f64 - centre[0], j as f64 - centre[1], k as f64 - centre[2]];
+                x.iter().map(|v| v * v).sum::<f64>().sqrt()
+            };
+            let (middle, off) = ([14.0, 13.0, 11.0], [16.0, 11.0, 12.5]);
+            let head = |i, j, k| radius(i, j, k, middle) < 9.0;
+            let label = Array3::from_shape_fn(shape, |(i, j, k)| match radius(i, j, k, off) {
+                _ if !head(i, j, k) => 0u8,
+                r if r < 3.5 => 2,
+                r if r < 6.0 => 1,
+                _ => 0,
+            });
+            let image = Array4::from_shape_fn((1, shape[0], shape[1], shape[2]), |(_, i, j, k)| {
+                if head(i, j, k) { 100.0 + random.random_range(0.0f32..50.0) } else { 0.0 }
+            });
+            let [scan_file, label_file] = ["scan.nii", "label.nii"].map(|name| folder.path().join(format!("{case}{name}")));
+            nifti::write(&scan_file, &Volume { data: image, affine }, DataType::Float32).unwrap();
+            let values = label.mapv(|class| [0.0, 1.0, 4.0][class as usize]).insert_axis(ndarray::Axis(0));
+            nifti::write(&label_file, &Volume { data: values, affine }, DataType::Uint8).unwrap();
+            let subject = Subject {
+                id: "p".into(),
+                channels: vec![Source::File(scan_file)],
+                label: Some(Source::File(label_file)),
+                split: None,
+            };
+            // The scan's own grid (RAS+), a finer one, one that is finer and has another aspect.
+            for (grid, least) in [
+                (Grid::Spacing { mm: steps }, 1.0),
+                (Grid::Spacing { mm: [0.75, 0.8, 0.9] }, 0.96),
+                (Grid::Cube { side: 36 }, 0.96),
+            ] {
+                let settings = Settings { grid, foreground: Foreground::Auto, intensity: Intensity::MinMax, dtype: Dtype::F32 };
+                let labels = [0, 1, 4].map(|value| LabelValue { value, name: value.to_string() });
+                let plan = Plan { settings, available: vec!["t1".into()], channels: vec![0], labels: Some(labels.to_vec()) };
+                let prepared = prepare(&subject, &plan).unwrap();
+                let stored = prepared.label.unwrap();
+                let metadata = Metadata::parse(&prepared.text).unwrap();
+                let (d, h, w) = stored.dim();
+                assert!(Origin::new(&metadata, [d, h, w + 1]).unwrap_err().to_string().contains("stored grid of"));
+                let mut back = Back::new(Origin::new(&metadata, [d, h, w]).unwrap(), false);
+                for plane in stored.outer_iter() {
+                    let hot: Vec<f32> = (0..3).flat_map(|c| plane.iter().map(move |&v| f32::from(u8::from(v == c)))).collect();
+                    back.plane(&hot).unwrap();
+                }
+                let (found, _) = back.finish().unwrap();
+                for class in 1..3 {
+                    let dice = dice(&found, &label, class);
+                    assert!(dice >= least, "{grid:?}, {turn:?}, class {class}: Dice {dice}");
+                }
+                assert!(least < 1.0 || found == label);
+            }
+        }
+    }
+}

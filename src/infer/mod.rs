@@ -1,0 +1,179 @@
+//! Sliding-window prediction: a network that takes patches, over a whole scan, in memory that does not grow with the scan's
+//! length. Windows and weights are those of MONAI's `sliding_window_inference(mode="gaussian", sigma_scale=0.125)`; class
+//! probabilities, not logits, are averaged.
+
+use crate::data::preprocess::back::argmax;
+use crate::dim::{Rank, Shape};
+use anyhow::{Result, ensure};
+use tch::{Device, Kind, Tensor, no_grad};
+
+/// Standard deviation of the weights along an axis, in patches.
+const SIGMA: f64 = 0.125;
+/// Smallest weight: a voxel that only a window's corner covers must not divide by nothing.
+const MIN_WEIGHT: f64 = 1e-3;
+
+/// Logits `[B, K, D, H, W]` of `[B, C, D, H, W]`, both on [`Window::device`]; of images without `D`.
+pub type Network<'a> = &'a dyn Fn(&Tensor) -> Result<Tensor>;
+
+/// How a scan is cut into windows, and what is done with each.
+#[derive(Clone, Debug)]
+pub struct Window {
+    /// Rank of the network. One of images takes a volume's planes along the first axis one by one.
+    pub rank: Rank,
+    /// Voxels of a window; with [`Rank::Two`] 1 along the first axis.
+    pub patch: Shape,
+    /// Share of a window that its neighbour along an axis covers too, in `[0, 1)`.
+    pub overlap: f64,
+    /// Windows a forward pass.
+    pub batch_size: usize,
+    /// Average over all combinations of flips along the rank's axes.
+    pub flips: bool,
+    pub device: Device,
+}
+
+impl Window {
+    fn check(&self) -> Result<()> {
+        ensure!((0.0..1.0).contains(&self.overlap), "overlap must be 0 or more and less than 1, found {}", self.overlap);
+        ensure!(self.batch_size > 0, "a batch needs at least one window");
+        let patch = self.patch;
+        ensure!(!patch.contains(&0), "patch of {patch:?} voxels, expected at least 1 along every axis");
+        ensure!(self.rank == Rank::Three || patch[0] == 1, "patch of {patch:?} voxels for images, expected [1, H, W]");
+        Ok(())
+    }
+
+    /// First voxels of the windows along one axis: a fixed distance apart, the last moved back to end at the border.
+    fn starts(&self, axis: usize, size: usize) -> Vec<usize> {
+        let patch = self.patch[axis];
+        let step = ((patch as f64 * (1.0 - self.overlap)) as usize).max(1);
+        let last = size - patch;
+        (0..last).step_by(step).chain([last]).collect()
+    }
+
+    /// Weights of a window's voxels, `[d, h, w]`.
+    fn weights(&self) -> Tensor {
+        let options = (Kind::Double, Device::Cpu);
+        let along = |axis: usize| {
+            let (n, mut view) = (self.patch[axis] as i64, [1; 3]);
+            view[axis] = n;
+            let distance = (Tensor::arange(n, options) - (n - 1) as f64 / 2.0) / (SIGMA * n as f64);
+            (distance.square() * -0.5).exp().view(view)
+        };
+        (along(0) * along(1) * along(2)).clamp_min(MIN_WEIGHT).to_kind(Kind::Float).to_device(self.device)
+    }
+
+    /// Probabilities `[B, K, d, h, w]` of windows `[B, C, d, h, w]`.
+    fn predict(&self, windows: &Tensor, network: Network) -> Result<Tensor> {
+        let images = self.rank == Rank::Two;
+        let x = if images { windows.squeeze_dim(2) } else { windows.shallow_clone() };
+        let axes: Vec<i64> = (2..2 + self.rank.n() as i64).collect();
+        let combinations = if self.flips { 1 << axes.len() } else { 1 };
+        let mut sum: Option<Tensor> = None;
+        for combination in 0..combinations {
+            let flipped: Vec<i64> = axes.iter().copied().filter(|a| combination >> (a - 2) & 1 == 1).collect();
+            let logits = network(&x.flip(&flipped))?;
+            let (expected, found) = (x.size(), logits.size());
+            ensure!(
+                found.len() == expected.len() && found[0] == expected[0] && found[2..] == expected[2..] && found[1] <= 256,
+                "the network gives {found:?} for {expected:?}, expected the same but for the second, up to 256 classes"
+            );
+            let probabilities = logits.softmax(1, Kind::Float).flip(&flipped);
+            sum = Some(match sum {
+                Some(sum) => sum + probabilities,
+                None => probabilities,
+            });
+        }
+        let mean = sum.expect("at least one combination") / combinations as f64;
+        Ok(if images { mean.unsqueeze(2) } else { mean })
+    }
+
+    /// Predicts a scan `[C, D, H, W]` (float32, CPU). `sink` gets each plane's class probabilities `[K, H, W]`, row-major, for
+    /// `D` planes in order, as soon as no later window touches it. Along an axis where the scan is smaller than the patch, it
+    /// lies in the middle of voxels of each channel's minimum.
+    ///
+    /// Held beside the scan: `K + 1` values for each voxel of a slab, one patch thick.
+    ///
+    /// Errors: numbers out of range, logits of another shape, whatever the network or the sink says.
+    pub fn probabilities(&self, image: &Tensor, network: Network, sink: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        self.check()?;
+        let shape = image.size();
+        ensure!(shape.len() == 4 && !shape.contains(&0), "image of {shape:?}, expected [C, D, H, W]");
+        no_grad(|| self.slabs(image, network, sink))
+    }
+
+    /// The most probable class of each voxel, `[D, H, W]` row-major; as [`Window::probabilities`].
+    pub fn classes(&self, image: &Tensor, network: Network) -> Result<Vec<u8>> {
+        let plane = (image.size()[2] * image.size()[3]) as usize;
+        let mut classes = Vec::with_capacity(plane * image.size()[1] as usize);
+        self.probabilities(image, network, &mut |probabilities| {
+            let from = classes.len();
+            classes.resize(from + plane, 0);
+            argmax(probabilities, &mut classes[from..]);
+            Ok(())
+        })?;
+        Ok(classes)
+    }
+
+    fn slabs(&self, image: &Tensor, network: Network, sink: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+        let (padded, before) = pad(image, self.patch);
+        let size: [i64; 3] = std::array::from_fn(|a| padded.size()[a + 1]);
+        let [d, h, w] = self.patch.map(|n| n as i64);
+        let starts = [0, 1, 2].map(|a| self.starts(a, size[a] as usize));
+        let within: Vec<[i64; 2]> =
+            starts[1].iter().flat_map(|&y| starts[2].iter().map(move |&z| [y as i64, z as i64])).collect();
+        let weights = self.weights();
+        let options = (Kind::Float, self.device);
+
+        // Of the planes from the current windows' first on: the weighted sums `[K, d, H, W]` and, first, of the weights alone.
+        let mut sums: Option<Tensor> = None;
+        let mut plane = Vec::new();
+        for (slab, &start) in starts[0].iter().enumerate() {
+            let start = start as i64;
+            let planes = padded.narrow(1, start, d);
+            for batch in within.chunks(self.batch_size) {
+                let cut = |&[y, z]: &[i64; 2]| planes.narrow(2, y, h).narrow(3, z, w);
+                let windows = Tensor::stack(&batch.iter().map(cut).collect::<Vec<_>>(), 0).to_device(self.device);
+                let predicted = self.predict(&windows, network)? * &weights;
+                let sums = sums.get_or_insert_with(|| Tensor::zeros([1 + predicted.size()[1], d, size[1], size[2]], options));
+                for (n, &[y, z]) in batch.iter().enumerate() {
+                    let place = sums.narrow(2, y, h).narrow(3, z, w);
+                    let _ = place.get(0).g_add_(&weights);
+                    let _ = place.narrow(0, 1, place.size()[0] - 1).g_add_(&predicted.get(n as i64));
+                    drop(place);
+                }
+            }
+            let sums = sums.as_mut().expect("every slab has windows");
+            let next = starts[0].get(slab + 1).map_or(size[0], |&next| next as i64);
+            let finished = next - start;
+            for x in 0..finished {
+                if !(before[0]..before[0] + image.size()[1]).contains(&(start + x)) {
+                    continue;
+                }
+                let here = sums.select(1, x).narrow(1, before[1], image.size()[2]).narrow(2, before[2], image.size()[3]);
+                let probabilities = (here.narrow(0, 1, here.size()[0] - 1) / here.get(0)).contiguous().to_device(Device::Cpu);
+                plane.resize(probabilities.numel(), 0.0);
+                probabilities.copy_data(&mut plane, probabilities.numel());
+                sink(&plane)?;
+            }
+            *sums = Tensor::cat(&[sums.narrow(1, finished, d - finished), sums.narrow(1, 0, finished).zeros_like()], 1);
+        }
+        Ok(())
+    }
+}
+
+/// `[C, D, H, W]` in the middle of a volume that is nowhere smaller than `patch`, and the voxels before it along each axis.
+fn pad(image: &Tensor, patch: Shape) -> (Tensor, [i64; 3]) {
+    let shape: [i64; 3] = std::array::from_fn(|a| image.size()[a + 1]);
+    let missing: [i64; 3] = std::array::from_fn(|a| (patch[a] as i64 - shape[a]).max(0));
+    let before = missing.map(|n| n / 2);
+    if missing == [0; 3] {
+        return (image.shallow_clone(), before);
+    }
+    let size: [i64; 4] = std::array::from_fn(|a| image.size()[a] + if a > 0 { missing[a - 1] } else { 0 });
+    let out = image.amin([1, 2, 3], true).expand(size, false).contiguous();
+    let middle = (0..3).fold(out.shallow_clone(), |view, a| view.narrow(a as i64 + 1, before[a], shape[a]));
+    middle.shallow_clone().copy_(image);
+    (out, before)
+}
+
+#[cfg(test)]
+mod tests;
