@@ -12,6 +12,7 @@ pub mod export;
 pub mod ffi;
 pub mod fs;
 pub mod machine;
+pub mod metrics;
 pub mod nn;
 pub mod optim;
 pub mod patch;

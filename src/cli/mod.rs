@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod doctor;
+pub mod evaluate;
 pub mod export;
 pub mod inspect;
 pub mod phantom;
@@ -28,6 +29,7 @@ enum Command {
     Preprocess(preprocess::Args),
     Pretrain(Box<pretrain::Args>),
     Export(export::Args),
+    Evaluate(evaluate::Args),
     Inspect(Box<inspect::Args>),
     Doctor(doctor::Args),
     #[command(hide = true)]
@@ -44,6 +46,7 @@ pub fn main() -> ExitCode {
         Command::Preprocess(args) => preprocess::run(args).map(|()| ExitCode::SUCCESS),
         Command::Pretrain(args) => pretrain::run(*args),
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Evaluate(args) => evaluate::run(args).map(|()| ExitCode::SUCCESS),
         Command::Inspect(args) => inspect::run(*args).map(|()| ExitCode::SUCCESS),
         Command::Doctor(args) => doctor::run(args).map(|()| ExitCode::SUCCESS),
         Command::BenchStep(args) => bench::step(args).map(|()| ExitCode::SUCCESS),
