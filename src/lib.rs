@@ -14,6 +14,7 @@ pub mod foreground;
 pub mod fs;
 pub mod infer;
 pub mod machine;
+pub mod metrics;
 pub mod nn;
 pub mod optim;
 pub mod patch;

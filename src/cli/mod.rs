@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod doctor;
+pub mod evaluate;
 pub mod export;
 pub mod finetune;
 pub mod inspect;
@@ -30,6 +31,7 @@ enum Command {
     Pretrain(Box<pretrain::Args>),
     Finetune(Box<finetune::Args>),
     Export(export::Args),
+    Evaluate(evaluate::Args),
     Inspect(Box<inspect::Args>),
     Doctor(doctor::Args),
     #[command(hide = true)]
@@ -50,6 +52,7 @@ pub fn main() -> ExitCode {
         Command::Pretrain(args) => pretrain::run(*args),
         Command::Finetune(args) => finetune::run(*args),
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Evaluate(args) => evaluate::run(args).map(|()| ExitCode::SUCCESS),
         Command::Inspect(args) => inspect::run(*args).map(|()| ExitCode::SUCCESS),
         Command::Doctor(args) => doctor::run(args).map(|()| ExitCode::SUCCESS),
         Command::BenchStep(args) => bench::step(args).map(|()| ExitCode::SUCCESS),

@@ -12,17 +12,17 @@ pub struct Panel<'a> {
     pub caption: String,
 }
 
-const BACKGROUND: Color = [20, 22, 26];
-const FAINT: Color = [64, 68, 76];
-const DIM: Color = [150, 156, 166];
-const BRIGHT: Color = [232, 234, 238];
+pub(super) const BACKGROUND: Color = [20, 22, 26];
+pub(super) const FAINT: Color = [64, 68, 76];
+pub(super) const DIM: Color = [150, 156, 166];
+pub(super) const BRIGHT: Color = [232, 234, 238];
 /// Heights of a line of text in pixels.
-const TITLE: f32 = 26.0;
-const TEXT: f32 = 16.0;
+pub(super) const TITLE: f32 = 26.0;
+pub(super) const TEXT: f32 = 16.0;
 /// Caption lines below a panel; the rest is cut.
 const LINES: usize = 4;
 /// Pixels.
-const MARGIN: usize = 20;
+pub(super) const MARGIN: usize = 20;
 const MAX_WIDTH: usize = 2400;
 const MAX_HEIGHT: usize = 32_000;
 /// A panel is at least this wide if its caption needs it.
@@ -85,18 +85,18 @@ struct Block<'a> {
 
 /// Screen pixels a voxel (`up`), or voxels a screen pixel (`down`); one of them is 1.
 #[derive(Clone, Copy, Debug, PartialEq)]
-struct Zoom {
-    up: usize,
-    down: usize,
+pub(super) struct Zoom {
+    pub up: usize,
+    pub down: usize,
 }
 
 impl Zoom {
     /// The whole-number zoom that brings `voxels` nearest below `pixels`.
-    fn to(voxels: usize, pixels: usize) -> Zoom {
+    pub fn to(voxels: usize, pixels: usize) -> Zoom {
         Zoom { up: (pixels / voxels).max(1), down: voxels.div_ceil(pixels) }
     }
 
-    fn size(self, voxels: usize) -> usize {
+    pub fn size(self, voxels: usize) -> usize {
         voxels.div_ceil(self.down) * self.up
     }
 }
@@ -166,24 +166,26 @@ fn slices(image: ArrayView3<f32>) -> Vec<ArrayView2<f32>> {
     if d == 1 {
         return vec![image.index_axis_move(Axis(0), 0)];
     }
-    let upright = |(axis, n): (usize, usize)| {
-        // A plane's axes are (columns, rows), both starting at the patient's left, back or feet: turn them round.
-        let mut plane = image.index_axis_move(Axis(axis), n / 2).reversed_axes();
-        plane.invert_axis(Axis(0));
-        plane.invert_axis(Axis(1));
-        plane
-    };
-    [(2, w), (1, h), (0, d)].map(upright).into()
+    [(2, w), (1, h), (0, d)].map(|(axis, n)| upright(image, axis, n / 2)).into()
+}
+
+/// The plane of a volume `[D, H, W]` at `index` along `axis`, rows from the top, in radiological orientation.
+pub(super) fn upright<T>(volume: ArrayView3<T>, axis: usize, index: usize) -> ArrayView2<T> {
+    // A plane's axes are (columns, rows), both starting at the patient's left, back or feet: turn them round.
+    let mut plane = volume.index_axis_move(Axis(axis), index).reversed_axes();
+    plane.invert_axis(Axis(0));
+    plane.invert_axis(Axis(1));
+    plane
 }
 
 /// Grey level of a value in a window.
-fn grey(value: f32, [low, high]: [f32; 2]) -> u8 {
+pub(super) fn grey(value: f32, [low, high]: [f32; 2]) -> u8 {
     let span = if high > low { high - low } else { 1.0 };
     (255.0 * ((value - low) / span).clamp(0.0, 1.0)).round() as u8
 }
 
 /// 0.5th and 99.5th percentile of the finite voxels of a row, from a sample of at most about a million.
-fn window(panels: &[Panel]) -> [f32; 2] {
+pub(super) fn window(panels: &[Panel]) -> [f32; 2] {
     let step = panels.iter().map(|p| p.image.len()).sum::<usize>().div_ceil(1 << 20).max(1);
     let voxels = panels.iter().flat_map(|p| p.image.iter().copied());
     let mut voxels: Vec<f32> = voxels.step_by(step).filter(|v| v.is_finite()).collect();

@@ -24,6 +24,16 @@ const IMAGE_FOLDERS: [&str; 3] = ["images", "imagestr", "imagests"];
 /// Channels beyond which `_0000`.. is taken for a numbering of scans.
 const MOST_NUMBERED: usize = 16;
 
+/// A name without the label word at its end; empty for the bare word.
+pub fn without_label_word(stem: &str) -> &str {
+    split_word(stem, &LABELS).map_or(stem, |(rest, _)| rest)
+}
+
+/// Whether a file is a label by its name or a folder.
+pub fn is_label(scan: &Scan) -> bool {
+    parse(scan).label.is_some()
+}
+
 /// What a file's name and folders say about it.
 #[derive(Clone)]
 struct Name<'a> {

@@ -7,6 +7,7 @@ mod files;
 mod folder;
 mod manifest;
 mod nnunet;
+pub mod segmentations;
 mod source;
 mod ukb;
 

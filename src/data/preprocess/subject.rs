@@ -2,7 +2,7 @@
 
 use super::{Placement, Settings};
 use crate::data::layouts::{LabelValue, Source, Subject, class_of};
-use crate::data::volume::{Affine, Volume, permute_affine, spacing};
+use crate::data::volume::{Affine, Volume, permute_affine, same_grid, spacing};
 use crate::dim::{Region, Shape, voxels};
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, bail, ensure};
@@ -154,7 +154,7 @@ fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume,
     let mut parts = vec![];
     for source in &sources[1..] {
         let (volume, _) = source.read_ras()?;
-        same_grid(sources[0], first.shape(), &first.affine, source, &volume)?;
+        same_grid(&sources[0].display(), first.shape(), &first.affine, &source.display(), &volume)?;
         parts.push(volume.data);
     }
     for (source, channels) in sources.iter().zip([&first.data].into_iter().chain(&parts).map(|p| p.dim().0)) {
@@ -167,43 +167,12 @@ fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume,
     Ok((first, orientation))
 }
 
-/// Errors unless a file lies on the grid of the subject's first: same shape, corners closer than a twentieth of a voxel.
-fn same_grid(first: &Source, shape: Shape, affine: &Affine, source: &Source, volume: &Volume) -> Result<()> {
-    ensure!(
-        volume.shape() == shape,
-        "{}: shape {:?} (RAS+), expected {shape:?} as in {}",
-        source.display(),
-        volume.shape(),
-        first.display()
-    );
-    let voxel = spacing(affine).into_iter().fold(f64::INFINITY, f64::min);
-    let mut apart: f64 = 0.0;
-    for corner in 0..8 {
-        let x = [0, 1, 2].map(|a| if corner >> a & 1 == 1 { shape[a] as f64 - 1.0 } else { 0.0 });
-        let difference = |r: usize| {
-            let at = |m: &Affine| (0..3).map(|a| m[r][a] * x[a]).sum::<f64>() + m[r][3];
-            at(affine) - at(&volume.affine)
-        };
-        apart = apart.max((0..3).map(|r| difference(r).powi(2)).sum::<f64>().sqrt());
-    }
-    ensure!(
-        apart <= 0.05 * voxel,
-        "{}: its corners are up to {apart:.3} mm from those of {}, expected the same affine ({:?}, found {:?})",
-        source.display(),
-        first.display(),
-        affine,
-        volume.affine
-    );
-    Ok(())
-}
-
 /// Classes of a label file's voxels, in RAS+ order. Errors on a value that is not listed.
 fn read_label(source: &Source, plan: &Plan, shape: Shape, affine: &Affine) -> Result<Vec<u8>> {
     let labels = plan.labels.as_deref().unwrap_or_default();
     let (volume, _) = source.read_ras()?;
     ensure!(volume.channels() == 1, "{}: {} channels, expected a label of one", source.display(), volume.channels());
-    let image = Source::File("the image".into());
-    same_grid(&image, shape, affine, source, &volume)?;
+    same_grid("the image", shape, affine, &source.display(), &volume)?;
     let data = volume.data.as_slice().with_context(|| format!("{}: not contiguous", source.display()))?;
 
     // Owners' values are mostly small whole numbers: one look-up a voxel.

@@ -1,0 +1,322 @@
+//! `evaluate`: predicted segmentations against the true ones.
+
+use crate::data::layouts::segmentations::{Segmentation, Truths, below, pair, truths};
+use crate::data::layouts::{self, LabelValue, Source};
+use crate::data::volume::{Affine, Volume, same_grid, spacing};
+use crate::dim::Shape;
+use crate::metrics::case::{BRATS_REGIONS, Empty, Group, Scores, score_case};
+use crate::metrics::summary::{best_median_worst, mean_dice};
+use crate::report::cases::{Case, write_cases};
+use crate::report::progress::Counter;
+use crate::report::scores::{table, write_scores};
+use anyhow::{Context, Result, bail, ensure};
+use ndarray::{Array3, Axis};
+use rayon::prelude::*;
+use serde_json::{Map, json};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+
+/// Score predicted segmentations against the true ones
+///
+/// Writes scores.csv (one row a case and class: Dice, Jaccard, HD95 and average surface distance in mm, volumes in ml; an empty
+/// cell is undefined), scores.json (mean, standard deviation, median, counts) and prints a table. Distances are taken on the
+/// files' own grid. A prediction belongs to the label of the same case: the subject's id in a dataset, otherwise the file's name
+/// without extension and without _seg, _label or _mask.
+#[derive(clap::Args)]
+pub struct Args {
+    /// Folder of predicted segmentations
+    #[arg(long, value_name = "DIR")]
+    predictions: PathBuf,
+    /// Folder of true segmentations, or a dataset with labels in any layout that `preprocess` reads
+    #[arg(long, value_name = "PATH")]
+    labels: PathBuf,
+    /// Scans of the same cases, a folder or dataset as for `preprocess`: also draw the best, median and worst case, cases.png
+    #[arg(long, value_name = "PATH")]
+    images: Option<PathBuf>,
+    /// Channel of the images to draw [default: the first]
+    #[arg(long, value_name = "NAME", requires = "images")]
+    channel: Option<String>,
+    /// Score regions, unions of classes, instead of classes
+    #[arg(long, value_enum)]
+    regions: Option<Regions>,
+    /// Label values that may occur beside the background 0, e.g. 1,2,4; any other is an error [default: those that the dataset
+    /// describes, otherwise all that are found]
+    #[arg(long, value_name = "VALUES", value_delimiter = ',', allow_hyphen_values = true)]
+    classes: Vec<i64>,
+    /// What becomes of a class that is empty in a case
+    #[arg(long, value_enum, default_value = "skip")]
+    empty: Empty,
+    /// Go on if labels have no prediction; they are counted, and named in scores.json
+    #[arg(long)]
+    allow_missing: bool,
+    /// Folder to write into [default: that of the predictions]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Threads, 1 to 1024; each holds one case in memory at a time [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Regions {
+    /// WT = {1, 2, 4}, TC = {1, 4}, ET = {4}, where 1 is necrosis, 2 oedema and 4, or 3 from 2023 on, enhancing tumour
+    Brats,
+}
+
+/// Values up to here are whole numbers in the 32-bit floats that files are read as.
+const MAX_VALUE: f32 = 16_777_216.0;
+
+/// What is scored.
+struct Plan {
+    /// Values that may occur, background first; `None`: any.
+    labels: Option<Vec<LabelValue>>,
+    /// Name and label values of each group; `None`: every value that is found.
+    groups: Option<Vec<(String, Vec<i64>)>>,
+    empty: Empty,
+}
+
+/// A case's scores by group, and the values that its files hold.
+struct Scored {
+    scores: BTreeMap<String, Scores>,
+    values: BTreeSet<i64>,
+}
+
+impl Plan {
+    fn new(args: &Args, described: Option<Vec<LabelValue>>) -> Result<Plan> {
+        let mut labels = described;
+        if !args.classes.is_empty() {
+            let distinct: BTreeSet<i64> = args.classes.iter().copied().collect();
+            ensure!(distinct.len() == args.classes.len(), "--classes: a value is given twice in {:?}", args.classes);
+            ensure!(!distinct.contains(&0), "--classes: 0 is the background, which is not scored");
+            let name = |value: i64| {
+                let known = labels.iter().flatten().find(|l| l.value == value);
+                known.map_or(value.to_string(), |l| l.name.clone())
+            };
+            let given = args.classes.iter().map(|&value| LabelValue { value, name: name(value) });
+            let background = LabelValue { value: 0, name: "background".into() };
+            labels = Some([background].into_iter().chain(given).collect());
+        }
+        let groups = match (args.regions, &mut labels) {
+            (Some(Regions::Brats), labels) => {
+                if let Some(labels) = labels {
+                    Group::brats(labels)?;
+                } else {
+                    *labels = Some(unnamed(0..=4));
+                }
+                Some(BRATS_REGIONS.map(|(name, values)| (name.to_string(), values.to_vec())).to_vec())
+            }
+            (None, Some(labels)) => Some(labels.iter().skip(1).map(|l| (l.name.clone(), vec![l.value])).collect()),
+            (None, None) => None,
+        };
+        Ok(Plan { labels, groups, empty: args.empty })
+    }
+
+    /// Classes of a file's voxels: positions in `values`, to which new values are added.
+    fn classes(&self, volume: &Volume, source: &Source, values: &mut Vec<i64>) -> Result<Vec<u8>> {
+        let file = source.display();
+        ensure!(volume.channels() == 1, "{file}: {} channels, expected a segmentation of one", volume.channels());
+        let (mut last, mut class) = (f32::NAN, 0);
+        let mut out = Vec::with_capacity(volume.data.len());
+        for &value in &volume.data {
+            if value != last {
+                ensure!(
+                    value.fract() == 0.0 && value.abs() < MAX_VALUE,
+                    "{file}: value {value}, expected a segmentation of whole numbers"
+                );
+                let whole = value as i64;
+                if let Some(labels) = &self.labels {
+                    let known = || labels.iter().map(|l| l.value.to_string()).collect::<Vec<_>>().join(", ");
+                    ensure!(
+                        labels.iter().any(|l| l.value == whole),
+                        "{file}: label value {whole}, expected one of {}",
+                        known()
+                    );
+                }
+                let at = values.iter().position(|v| *v == whole).unwrap_or_else(|| {
+                    values.push(whole);
+                    values.len() - 1
+                });
+                class = u8::try_from(at).ok().with_context(|| format!("{file}: more than 256 label values"))?;
+                last = value;
+            }
+            out.push(class);
+        }
+        Ok(out)
+    }
+
+    fn score(&self, truth: &Source, prediction: &Source) -> Result<Scored> {
+        let mut values = vec![0];
+        let (truth, shape, affine) = {
+            let volume = truth.read_ras()?.0;
+            (self.classes(&volume, truth, &mut values)?, volume.shape(), volume.affine)
+        };
+        let prediction = self.read_like(prediction, "its label", shape, &affine, &mut values)?;
+        let labels = unnamed(values.iter().copied());
+        let groups = match &self.groups {
+            Some(groups) => groups.iter().map(|(name, values)| Group::union(name, values, &labels)).collect(),
+            None => Group::classes(&labels),
+        };
+        let scores = score_case(&truth, &prediction, shape, spacing(&affine), &groups)?;
+        let scores = groups.into_iter().map(|g| g.name).zip(scores.into_iter().map(|s| s.with(self.empty))).collect();
+        Ok(Scored { scores, values: values.into_iter().collect() })
+    }
+
+    /// Classes of a file that must lie on the given grid.
+    fn read_like(&self, source: &Source, first: &str, shape: Shape, affine: &Affine, values: &mut Vec<i64>) -> Result<Vec<u8>> {
+        let volume = source.read_ras()?.0;
+        same_grid(first, shape, affine, &source.display(), &volume)?;
+        self.classes(&volume, source, values)
+    }
+
+    /// Names and values of the groups, after all cases have been seen.
+    fn groups(&self, cases: &[(String, Scored)]) -> Result<Vec<(String, Vec<i64>)>> {
+        if let Some(groups) = &self.groups {
+            let with = |value: i64| cases.iter().find(|(_, case)| case.values.contains(&value)).map(|(id, _)| id);
+            if let (true, Some(three), Some(four)) = (groups[0].0 == BRATS_REGIONS[0].0, with(3), with(4)) {
+                bail!("label value 3 in case {three} and 4 in case {four}: enhancing tumour is one or the other");
+            }
+            return Ok(groups.clone());
+        }
+        let found: BTreeSet<i64> = cases.iter().flat_map(|(_, case)| case.values.iter().copied()).filter(|v| *v != 0).collect();
+        ensure!(!found.is_empty(), "every file holds background alone: there is no class to score; name them with --classes");
+        Ok(found.into_iter().map(|value| (value.to_string(), vec![value])).collect())
+    }
+}
+
+fn unnamed(values: impl IntoIterator<Item = i64>) -> Vec<LabelValue> {
+    values.into_iter().map(|value| LabelValue { value, name: value.to_string() }).collect()
+}
+
+/// The first few of many, for messages.
+fn list(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let more = names.len().saturating_sub(SHOWN);
+    let shown = names[..names.len() - more].join("\n  ");
+    if more > 0 { format!("{shown}\n  and {more} more") } else { shown }
+}
+
+pub fn run(args: Args) -> Result<()> {
+    let predictions = below(&args.predictions)?;
+    let Truths { files: truths, labels, problems } = truths(&args.labels)?;
+    for problem in problems {
+        eprintln!("left out: {problem}");
+    }
+    let plan = Plan::new(&args, labels)?;
+    let pairs = pair(&truths, &predictions)?;
+    let names = |of: &[Segmentation], which: &[usize]| which.iter().map(|&i| of[i].source.display()).collect::<Vec<_>>();
+    let alone = names(&predictions, &pairs.without_truth);
+    ensure!(alone.is_empty(), "{} predictions without a label in {}:\n  {}", alone.len(), args.labels.display(), list(&alone));
+    let missing = names(&truths, &pairs.without_prediction);
+    let n = missing.len();
+    if n > 0 && !args.allow_missing {
+        bail!(
+            "{n} labels without a prediction in {} (add --allow-missing to leave them out):\n  {}",
+            args.predictions.display(),
+            list(&missing)
+        );
+    }
+
+    let counter = Counter::new("evaluate", pairs.pairs.len(), console::user_attended_stderr());
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0).into()).build()?;
+    let score = |&(t, p): &(usize, usize)| {
+        let (truth, prediction) = (&truths[t], &predictions[p]);
+        let scored = plan.score(&truth.source, &prediction.source);
+        counter.inc(&truth.id);
+        scored.map(|scored| (truth.id.clone(), scored)).map_err(|error| format!("{error:#}"))
+    };
+    let (cases, faults): (Vec<_>, Vec<_>) =
+        pool.install(|| pairs.pairs.par_iter().map(score).collect::<Vec<_>>()).into_iter().partition(Result::is_ok);
+    drop(counter);
+    let faults: Vec<String> = faults.into_iter().filter_map(Result::err).collect();
+    ensure!(faults.is_empty(), "{} of {} cases cannot be scored:\n  {}", faults.len(), pairs.pairs.len(), list(&faults));
+    let cases: Vec<(String, Scored)> = cases.into_iter().filter_map(Result::ok).collect();
+
+    let groups = plan.groups(&cases)?;
+    let absent = Scores::EMPTY.with(plan.empty);
+    let in_order =
+        |scored: Scored| groups.iter().map(|(name, _)| scored.scores.get(name).copied().unwrap_or(absent)).collect::<Vec<_>>();
+    let cases: Vec<(String, Vec<Scores>)> = cases.into_iter().map(|(id, scored)| (id, in_order(scored))).collect();
+    let out = args.out.as_ref().unwrap_or(&args.predictions);
+    let names: Vec<String> = groups.iter().map(|(name, _)| name.clone()).collect();
+    let settings = json!({
+        "predictions": args.predictions,
+        "labels": args.labels,
+        "groups": groups.iter().map(|(name, values)| (name.clone(), json!(values))).collect::<Map<_, _>>(),
+        "empty": args.empty,
+        "without_prediction": pairs.without_prediction.iter().map(|&t| &truths[t].id).collect::<Vec<_>>(),
+    });
+    let summary = write_scores(out, &names, &cases, &settings)?;
+    println!("{}", table(&summary));
+    if n > 0 {
+        println!("{n} labels without a prediction left out, the first: {}", missing[0]);
+    }
+    let mut written = "scores.csv, scores.json".to_string();
+    if args.images.is_some() {
+        let files: Vec<_> = pairs.pairs.iter().map(|&(t, p)| (&truths[t], &predictions[p])).collect();
+        if draw(&args, &plan, &files, &cases)? {
+            written += ", cases.png";
+        } else {
+            println!("no figure: Dice is defined in no case");
+        }
+    }
+    println!("{}: {written}", out.display());
+    Ok(())
+}
+
+/// Draws the best, median and worst case by the mean Dice; false if it is defined in none.
+fn draw(args: &Args, plan: &Plan, files: &[(&Segmentation, &Segmentation)], cases: &[(String, Vec<Scores>)]) -> Result<bool> {
+    let images = args.images.as_ref().context("images to draw")?;
+    let dataset = layouts::open(images, None)?;
+    let channel = match &args.channel {
+        None => 0,
+        Some(name) => dataset.channels.iter().position(|c| c == name).with_context(|| {
+            format!("--channel: no channel `{name}` in {}, which has {}", images.display(), dataset.channels.join(", "))
+        })?,
+    };
+    let by_id: HashMap<&str, _> = dataset.subjects.iter().map(|s| (s.id.as_str(), s)).collect();
+    let dice: Vec<Option<f64>> = cases.iter().map(|(_, scores)| mean_dice(scores)).collect();
+    // One numbering of the values for all three pictures.
+    let mut values: Vec<i64> = vec![0];
+    values.extend(plan.labels.iter().flatten().map(|l| l.value).filter(|v| *v != 0));
+    let mut shown = vec![];
+    for (place, i) in best_median_worst(&dice) {
+        let (truth, prediction) = files[i];
+        let id = &truth.id;
+        let subject = by_id.get(id.as_str()).or_else(|| by_id.get(id.rsplit('/').next().unwrap_or(id)));
+        let subject = subject.with_context(|| format!("{}: no scan of case `{id}`", images.display()))?;
+        let (source, plane) = match &subject.channels[..] {
+            [only] => (only, channel),
+            many => (&many[channel], 0),
+        };
+        let volume = source.read_ras()?.0;
+        let (shape, affine) = (volume.shape(), volume.affine);
+        ensure!(plane < volume.channels(), "{}: {} channels, no {plane}", source.display(), volume.channels());
+        let mut classes = |file: &Segmentation| -> Result<Array3<u8>> {
+            let classes = plan.read_like(&file.source, &source.display(), shape, &affine, &mut values)?;
+            Ok(Array3::from_shape_vec(shape, classes)?)
+        };
+        let pictures = (classes(truth)?, classes(prediction)?);
+        let caption = format!("{place}: {id}, Dice {:.3}", dice[i].unwrap_or(f64::NAN));
+        shown.push((caption, volume.data.index_axis_move(Axis(0), plane), pictures));
+    }
+    if shown.is_empty() {
+        return Ok(false);
+    }
+    let name = |value: &i64| {
+        let known = plan.labels.iter().flatten().find(|l| l.value == *value).map(|l| l.name.clone());
+        known.unwrap_or_else(|| value.to_string())
+    };
+    let names: Vec<String> = values.iter().map(name).collect();
+    let rows: Vec<Case> = shown
+        .iter()
+        .map(|(caption, image, (truth, prediction))| Case {
+            caption: caption.clone(),
+            image: image.view(),
+            truth: truth.view(),
+            prediction: prediction.view(),
+        })
+        .collect();
+    let out = args.out.as_ref().unwrap_or(&args.predictions);
+    write_cases(&out.join("cases.png"), "Best, median and worst case by Dice", &names, &rows)?;
+    Ok(true)
+}

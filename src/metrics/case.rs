@@ -1,0 +1,191 @@
+//! Scores of one case: a predicted segmentation against the true one.
+
+use super::overlap::Counts;
+use super::surface::surface_distances;
+use crate::data::layouts::LabelValue;
+use crate::dim::{Shape, voxels};
+use anyhow::{Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+
+/// What is scored as one mask: a class, or a region as the union of several.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Group {
+    pub name: String,
+    /// Classes other than 0, the background. With none the mask is empty.
+    pub classes: Vec<u8>,
+}
+
+/// Names and label values of the BraTS regions: whole tumour, tumour core, enhancing tumour, which is 4 up to 2021 and 3 from
+/// 2023 on.
+pub const BRATS_REGIONS: [(&str, &[i64]); 3] = [("WT", &[1, 2, 3, 4]), ("TC", &[1, 3, 4]), ("ET", &[3, 4])];
+
+impl Group {
+    /// The union of the given label values; class `k` is the value `labels[k]`. Values that are not listed count for nothing.
+    pub fn union(name: &str, values: &[i64], labels: &[LabelValue]) -> Group {
+        let class = |value: &i64| crate::data::layouts::class_of(labels, *value);
+        Group { name: name.into(), classes: values.iter().filter_map(class).collect() }
+    }
+
+    /// One group a class, background left out; class `k` is the value `labels[k]`.
+    pub fn classes(labels: &[LabelValue]) -> Vec<Group> {
+        labels.iter().skip(1).map(|label| Group::union(&label.name, &[label.value], labels)).collect()
+    }
+
+    /// WT = {1, 2, 4}, TC = {1, 4}, ET = {4}, or with 3 in the place of 4. Errors unless the values of the foreground are
+    /// exactly 1, 2 and one of 3 and 4, or if 1 is named oedema, which is 2 in BraTS but 1 in the Decathlon's copy of it.
+    pub fn brats(labels: &[LabelValue]) -> Result<Vec<Group>> {
+        let mut values: Vec<i64> = labels.iter().skip(1).map(|l| l.value).collect();
+        values.sort_unstable();
+        if !matches!(values[..], [1, 2, 3 | 4]) {
+            bail!("BraTS regions: expected the label values 1, 2 and either 3 or 4, found {values:?}");
+        }
+        let oedema = labels.iter().find(|l| l.value == 1 && l.name.to_lowercase().contains("edema"));
+        ensure!(oedema.is_none(), "BraTS regions: label value 1 is {:?}, expected necrosis", oedema.map_or("", |l| &l.name));
+        Ok(BRATS_REGIONS.map(|(name, values)| Group::union(name, values, labels)).to_vec())
+    }
+}
+
+/// Scores of one group in one case. Where a mask is empty:
+///
+/// | truth | prediction | Dice, Jaccard | HD95, ASD |
+/// | --- | --- | --- | --- |
+/// | empty | empty | undefined | undefined |
+/// | one of them is empty | | 0 | undefined |
+///
+/// Undefined scores are left out of means, and counted. [`Empty::Brats`] defines them otherwise.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Scores {
+    /// In [0, 1].
+    pub dice: Option<f64>,
+    /// In [0, 1].
+    pub jaccard: Option<f64>,
+    /// Millimetres, [`super::surface::SurfaceDistances::hd95`].
+    pub hd95: Option<f64>,
+    /// Millimetres, [`super::surface::SurfaceDistances::asd`].
+    pub asd: Option<f64>,
+    /// Volume of the true mask in millilitres.
+    pub truth_ml: f64,
+    /// Volume of the predicted mask in millilitres.
+    pub prediction_ml: f64,
+}
+
+/// What becomes of the scores of an empty mask.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Empty {
+    /// Undefined, as [`Scores`] says: left out of means, and counted
+    #[default]
+    Skip,
+    /// As the BraTS challenge of 2023: Dice and Jaccard 1 and HD95 0 mm where both masks are empty, HD95 374 mm where one is
+    Brats,
+}
+
+/// HD95 of BraTS where one mask is empty: about the diagonal of its 240 x 240 x 155 mm.
+const BRATS_MISSED_MM: f64 = 374.0;
+
+impl Scores {
+    /// Of two empty masks.
+    pub const EMPTY: Scores = Scores { dice: None, jaccard: None, hd95: None, asd: None, truth_ml: 0.0, prediction_ml: 0.0 };
+
+    /// The scores by another rule for empty masks. The challenge has no average surface distance: it stays undefined.
+    pub fn with(self, empty: Empty) -> Scores {
+        match (empty, self.dice) {
+            (Empty::Skip, _) => self,
+            (Empty::Brats, None) => Scores { dice: Some(1.0), jaccard: Some(1.0), hd95: Some(0.0), ..self },
+            (Empty::Brats, Some(_)) => Scores { hd95: self.hd95.or(Some(BRATS_MISSED_MM)), ..self },
+        }
+    }
+}
+
+/// Scores of every group, in their order.
+///
+/// `truth` and `prediction` are classes `[D, H, W]` of `shape`, `spacing` is millimetres along each axis. Distances are
+/// measured on this grid. Errors: another number of voxels than `shape` says, a spacing that is not positive, a group with the
+/// background in it.
+pub fn score_case(truth: &[u8], prediction: &[u8], shape: Shape, spacing: [f64; 3], groups: &[Group]) -> Result<Vec<Scores>> {
+    for (what, found) in [("truth", truth.len()), ("prediction", prediction.len())] {
+        ensure!(found == voxels(shape), "{what} of {found} voxels, expected {} ({shape:?})", voxels(shape));
+    }
+    ensure!(spacing.iter().all(|s| s.is_finite() && *s > 0.0), "spacing {spacing:?} mm, expected positive numbers");
+    let voxel_ml = spacing.iter().product::<f64>() / 1000.0;
+    let score = |group: &Group| {
+        ensure!(!group.classes.contains(&0), "group {}: class 0 is the background, which is not scored", group.name);
+        let mut held = [false; 256];
+        group.classes.iter().for_each(|&class| held[class as usize] = true);
+        let mask = |classes: &[u8]| classes.iter().map(|&class| held[class as usize]).collect::<Vec<bool>>();
+        let (truth, prediction) = (mask(truth), mask(prediction));
+        let counts = Counts::of(&truth, &prediction);
+        let both = counts.truth > 0 && counts.prediction > 0;
+        let distances = both.then(|| surface_distances(&truth, &prediction, shape, spacing)).flatten();
+        Ok(Scores {
+            dice: counts.dice(),
+            jaccard: counts.jaccard(),
+            hd95: distances.map(|d| d.hd95),
+            asd: distances.map(|d| d.asd),
+            truth_ml: counts.truth as f64 * voxel_ml,
+            prediction_ml: counts.prediction as f64 * voxel_ml,
+        })
+    };
+    groups.iter().map(score).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn labels(values: &[i64]) -> Vec<LabelValue> {
+        values.iter().map(|&value| LabelValue { value, name: format!("label {value}") }).collect()
+    }
+
+    #[test]
+    fn regions_are_unions_of_label_values() {
+        let groups = |values: &[i64]| Group::brats(&labels(values)).unwrap().into_iter().map(|g| (g.name, g.classes));
+        let expected = |names: [(&str, &[u8]); 3]| names.map(|(name, classes)| (name.to_string(), classes.to_vec()));
+        // Class k is the value at position k.
+        for values in [[0, 1, 2, 4], [0, 1, 2, 3]] {
+            assert!(groups(&values).eq(expected([("WT", &[1, 2, 3]), ("TC", &[1, 3]), ("ET", &[3])])), "{values:?}");
+        }
+        assert!(groups(&[0, 4, 2, 1]).eq(expected([("WT", &[3, 2, 1]), ("TC", &[3, 1]), ("ET", &[1])])));
+        for values in [&[0, 1, 2, 3, 4][..], &[0, 1, 2], &[0, 1, 2, 5]] {
+            assert!(Group::brats(&labels(values)).unwrap_err().to_string().contains("either 3 or 4"), "{values:?}");
+        }
+        let mut decathlon = labels(&[0, 1, 2, 3]);
+        decathlon[1].name = "Edema".into();
+        assert!(Group::brats(&decathlon).unwrap_err().to_string().contains("expected necrosis"));
+        let classes = Group::classes(&labels(&[0, 1, 7]));
+        let found: Vec<_> = classes.iter().map(|g| (g.name.as_str(), g.classes.as_slice())).collect();
+        assert_eq!(found, [("label 1", &[1][..]), ("label 7", &[2])]);
+    }
+
+    #[test]
+    fn empty_masks_follow_the_rules() {
+        // Class 1 in both, 2 in the truth only, 3 in the prediction only, 4 in neither.
+        let (truth, prediction) = ([1, 1, 2, 0, 0, 0], [1, 1, 0, 0, 3, 3]);
+        let groups = Group::classes(&labels(&[0, 1, 2, 3, 4]));
+        let scores = score_case(&truth, &prediction, [1, 2, 3], [1.0, 2.0, 3.0], &groups).unwrap();
+        let missed = Scores { dice: Some(0.0), jaccard: Some(0.0), ..Scores::EMPTY };
+        assert_eq!(scores[0].hd95, Some(0.0));
+        assert_eq!((scores[0].truth_ml, scores[0].prediction_ml), (0.012, 0.012));
+        assert_eq!(scores[1], Scores { truth_ml: 0.006, ..missed });
+        assert_eq!(scores[2], Scores { prediction_ml: 0.012, ..missed });
+        assert_eq!(scores[3], Scores::EMPTY);
+
+        let challenge: Vec<_> = scores.iter().map(|s| s.with(Empty::Brats)).map(|s| (s.dice, s.hd95, s.asd)).collect();
+        let (one, none) = (Some(1.0), Some(0.0));
+        let expected = [(one, none, none), (none, Some(374.0), None), (none, Some(374.0), None), (one, none, None)];
+        assert_eq!(challenge, expected);
+        assert!(scores.iter().all(|s| s.with(Empty::Skip) == *s));
+    }
+
+    #[test]
+    fn bad_input_is_named() {
+        let group = |classes: &[u8]| [Group { name: "g".into(), classes: classes.to_vec() }];
+        let refused = |truth: &[u8], spacing: f64, classes: &[u8]| {
+            score_case(truth, &[0; 4], [1, 2, 2], [1.0, 1.0, spacing], &group(classes)).unwrap_err().to_string()
+        };
+        assert!(refused(&[0; 3], 1.0, &[1]).contains("truth of 3 voxels, expected 4"));
+        assert!(refused(&[0; 4], 0.0, &[1]).contains("spacing"));
+        assert!(refused(&[0; 4], f64::NAN, &[1]).contains("spacing"));
+        assert!(refused(&[0; 4], 1.0, &[1, 0]).contains("background"));
+    }
+}
