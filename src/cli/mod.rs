@@ -7,6 +7,7 @@ pub mod inspect;
 pub mod phantom;
 pub mod preprocess;
 pub mod pretrain;
+pub mod report;
 
 use crate::config;
 use anyhow::Result;
@@ -29,6 +30,7 @@ enum Command {
     Pretrain(Box<pretrain::Args>),
     Export(export::Args),
     Inspect(Box<inspect::Args>),
+    Report(report::Args),
     Doctor(doctor::Args),
     #[command(hide = true)]
     BenchStep(bench::StepArgs),
@@ -45,6 +47,7 @@ pub fn main() -> ExitCode {
         Command::Pretrain(args) => pretrain::run(*args),
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
         Command::Inspect(args) => inspect::run(*args).map(|()| ExitCode::SUCCESS),
+        Command::Report(args) => report::run(args).map(|()| ExitCode::SUCCESS),
         Command::Doctor(args) => doctor::run(args).map(|()| ExitCode::SUCCESS),
         Command::BenchStep(args) => bench::step(args).map(|()| ExitCode::SUCCESS),
         Command::BenchSampling(args) => bench::sampling(args).map(|()| ExitCode::SUCCESS),

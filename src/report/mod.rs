@@ -1,8 +1,11 @@
 //! What people look at: pictures, curves, tables and progress. Formats numbers, computes none.
 
 mod canvas;
+mod chart;
 pub mod curves;
 pub mod history;
 pub mod progress;
 pub mod sheet;
+pub mod study;
+mod svg;
 pub mod tensorboard;
