@@ -28,7 +28,8 @@ pub fn summary(records: &Records, tables: &[Table]) -> Vec<Block> {
             blocks
                 .push(Block::Paragraph("The sweep plans no pair of a pretrained arm and scratch: nothing to compare.".into()));
         }
-        let families = [(&table.scratch, "scratch", "from scratch"), (&table.random, "random frozen", "frozen random weights")];
+        let families =
+            [(&table.scratch, "scratch", "training from scratch"), (&table.random, "random frozen", "frozen random weights")];
         for (comparisons, other, whole) in families.into_iter().filter(|f| !f.0.is_empty()) {
             blocks.push(Block::Heading(3, format!("Difference to {other}")));
             blocks.push(Block::Paragraph(overall(comparisons, whole)));

@@ -51,7 +51,7 @@ impl Styles {
 fn figure(title: String, panels: Vec<Panel>) -> Figure {
     let (columns, size) = match panels.len() {
         0..=1 => (1, [1100.0, 620.0]),
-        2 => (2, [640.0, 500.0]),
+        2 | 4 => (2, [640.0, 500.0]),
         _ => (3, [520.0, 420.0]),
     };
     Figure { title, panels, columns, size }

@@ -80,7 +80,7 @@ pub fn overall(comparisons: &[Comparison], other: &str) -> String {
     if gains + losses > 0 {
         said += &match (kept, lost) {
             (0, 0) => format!("; none survives Holm's adjustment for {tests} comparisons"),
-            _ => format!("; {kept} gains and {lost} losses survive Holm's adjustment for {tests} comparisons"),
+            _ => format!("; of the gains {kept} and of the losses {lost} survive Holm's adjustment for {tests} comparisons"),
         };
     }
     said + "."
@@ -109,5 +109,48 @@ pub fn section(table: &Table, metric: &str, several: bool) -> String {
     match several {
         true => format!("Test {metric}, pretrained on {} of the unlabelled scans", percent(table.unlabelled)),
         false => format!("Test {metric}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::paired;
+
+    fn comparison(own: &[f64], other: &[f64], planned: usize) -> Comparison {
+        let arm = Arm { rank: 3, pretext: "rot".into(), arm: "warmup".into() };
+        let paired = paired(own, other);
+        let holm = paired.and_then(|p| p.p);
+        Comparison { arm, fraction: 0.1, planned, paired, holm, cases: None, case_count: 0 }
+    }
+
+    #[test]
+    fn findings_follow_the_interval_and_name_missing_pairs() {
+        // By SciPy 1.17.1: differences .05, .06, .04 have the interval .0252 to .0748; .1, -.05, .06 have -.1563 to .2296.
+        let cases = [
+            (vec![0.55, 0.66, 0.44], vec![0.5, 0.6, 0.4], 3, "gain of 0.050 (0.025 to 0.075), 3 seeds"),
+            (vec![0.5, 0.6, 0.4], vec![0.55, 0.66, 0.44], 4, "loss of 0.050 (0.025 to 0.075), 3 seeds; 1 of 4 pairs missing"),
+            (vec![0.6, 0.55, 0.46], vec![0.5, 0.6, 0.4], 3, "no gain shown: difference 0.037 (-0.156 to 0.230), 3 seeds"),
+            (vec![0.5, 0.6], vec![0.5, 0.6], 2, "no gain shown: difference 0.000 (0.000 to 0.000), 2 seeds"),
+            (vec![0.9], vec![0.1], 1, "one seed only: no interval; difference 0.800"),
+            (vec![], vec![], 3, "no finished pair, nothing to compare; 3 of 3 pairs missing"),
+        ];
+        for (own, other, planned, said) in &cases {
+            assert_eq!(finding(&comparison(own, other, *planned), false), *said);
+        }
+        let all: Vec<Comparison> = cases.iter().map(|(own, other, planned, _)| comparison(own, other, *planned)).collect();
+        assert_eq!(
+            overall(&all, "scratch"),
+            "Of 6 comparisons with scratch, 1 show a gain, 1 a loss, 2 neither, and 2 have fewer than two pairs; of the gains 1 \
+             and of the losses 1 survive Holm's adjustment for 4 comparisons."
+        );
+        assert!(overall(&all[1..4], "scratch").starts_with("No gain over scratch is shown. Of 3 comparisons"));
+        assert!(overall(&all[4..], "scratch").starts_with("No statement on gain or loss is possible"));
+    }
+
+    #[test]
+    fn small_numbers_are_never_shown_as_zero() {
+        assert_eq!([0.0, 0.1234, -0.0004, 5e-4, 0.99996].map(number), ["0.000", "0.123", "-4.0e-4", "0.001", "1.000"]);
+        assert_eq!([0.05, 1.0, 1.0 / 3.0, 0.005].map(percent), ["5 %", "100 %", "33.33 %", "0.5 %"]);
     }
 }
