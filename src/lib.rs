@@ -20,6 +20,7 @@ pub mod optim;
 pub mod patch;
 pub mod report;
 pub mod rng;
+pub mod stats;
 pub mod tasks;
 pub mod train;
 pub mod transform;

@@ -9,6 +9,7 @@ pub mod inspect;
 pub mod phantom;
 pub mod preprocess;
 pub mod pretrain;
+pub mod report;
 
 use crate::config;
 use anyhow::Result;
@@ -33,6 +34,7 @@ enum Command {
     Export(export::Args),
     Evaluate(evaluate::Args),
     Inspect(Box<inspect::Args>),
+    Report(report::Args),
     Doctor(doctor::Args),
     #[command(hide = true)]
     BenchStep(bench::StepArgs),
@@ -54,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
         Command::Evaluate(args) => evaluate::run(args).map(|()| ExitCode::SUCCESS),
         Command::Inspect(args) => inspect::run(*args).map(|()| ExitCode::SUCCESS),
+        Command::Report(args) => report::run(args).map(|()| ExitCode::SUCCESS),
         Command::Doctor(args) => doctor::run(args).map(|()| ExitCode::SUCCESS),
         Command::BenchStep(args) => bench::step(args).map(|()| ExitCode::SUCCESS),
         Command::BenchSampling(args) => bench::sampling(args).map(|()| ExitCode::SUCCESS),

@@ -1,5 +1,6 @@
 //! An RGB picture with text and smooth lines. Positions are pixels from the top left corner.
 
+use super::chart::Surface;
 use crate::fs::write_atomic;
 use ab_glyph::{Font, FontRef, GlyphId, PxScale, ScaleFont, point};
 use anyhow::Result;
@@ -82,8 +83,37 @@ impl Canvas {
         }
     }
 
-    /// Draws a smooth line through points with round ends and corners; a single point twice is a dot.
-    pub fn line(&mut self, points: &[(f32, f32)], width: f32, color: Color) {
+    /// Calls `put` with every covered pixel's place along and across the line, and its coverage.
+    fn glyphs(&mut self, size: f32, align: Align, text: &str, put: impl Fn(f32, f32, f32, &mut Canvas)) {
+        let font = FONT.as_scaled(PxScale::from(size));
+        let mut along = match align {
+            Align::Start => 0.0,
+            Align::Middle => -text_width(text, size) / 2.0,
+            Align::End => -text_width(text, size),
+        }
+        .round();
+        let baseline = font.ascent().round();
+        for c in text.chars() {
+            let id: GlyphId = font.glyph_id(c);
+            if let Some(outline) = FONT.outline_glyph(id.with_scale_and_position(size, point(along, baseline))) {
+                let corner = outline.px_bounds().min;
+                outline.draw(|u, v, alpha| put(corner.x + u as f32, corner.y + v as f32, alpha, self));
+            }
+            along += font.h_advance(id);
+        }
+    }
+
+    /// Writes the canvas as PNG, atomically.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        write_atomic(path, |file| {
+            let encoder = PngEncoder::new_with_quality(file, CompressionType::Fast, FilterType::Sub);
+            Ok(encoder.write_image(&self.pixels, self.width as u32, self.height as u32, ExtendedColorType::Rgb8)?)
+        })
+    }
+}
+
+impl Surface for Canvas {
+    fn line(&mut self, points: &[(f32, f32)], width: f32, color: Color) {
         let reach = width / 2.0 + 0.5;
         // Pixels within reach of two coordinates along one side of the canvas.
         let within = |low: f32, high: f32, size: usize| {
@@ -116,42 +146,12 @@ impl Canvas {
         }
     }
 
-    /// Writes one line whose top is at `y`.
-    pub fn text(&mut self, x: f32, y: f32, size: f32, color: Color, align: Align, text: &str) {
+    fn text(&mut self, x: f32, y: f32, size: f32, color: Color, align: Align, text: &str) {
         self.glyphs(size, align, text, |u, v, alpha, canvas| canvas.blend((x + u) as i64, (y + v) as i64, color, alpha));
     }
 
-    /// Writes one line that reads upwards; its top is at `x`.
-    pub fn text_upwards(&mut self, x: f32, y: f32, size: f32, color: Color, align: Align, text: &str) {
+    fn text_upwards(&mut self, x: f32, y: f32, size: f32, color: Color, align: Align, text: &str) {
         self.glyphs(size, align, text, |u, v, alpha, canvas| canvas.blend((x + v) as i64, (y - u) as i64, color, alpha));
-    }
-
-    /// Calls `put` with every covered pixel's place along and across the line, and its coverage.
-    fn glyphs(&mut self, size: f32, align: Align, text: &str, put: impl Fn(f32, f32, f32, &mut Canvas)) {
-        let font = FONT.as_scaled(PxScale::from(size));
-        let mut along = match align {
-            Align::Start => 0.0,
-            Align::Middle => -text_width(text, size) / 2.0,
-            Align::End => -text_width(text, size),
-        }
-        .round();
-        let baseline = font.ascent().round();
-        for c in text.chars() {
-            let id: GlyphId = font.glyph_id(c);
-            if let Some(outline) = FONT.outline_glyph(id.with_scale_and_position(size, point(along, baseline))) {
-                let corner = outline.px_bounds().min;
-                outline.draw(|u, v, alpha| put(corner.x + u as f32, corner.y + v as f32, alpha, self));
-            }
-            along += font.h_advance(id);
-        }
-    }
-
-    /// Writes the canvas as PNG, atomically.
-    pub fn save(&self, path: &Path) -> Result<()> {
-        write_atomic(path, |file| {
-            let encoder = PngEncoder::new_with_quality(file, CompressionType::Fast, FilterType::Sub);
-            Ok(encoder.write_image(&self.pixels, self.width as u32, self.height as u32, ExtendedColorType::Rgb8)?)
-        })
     }
 }
 

@@ -2,9 +2,12 @@
 
 mod canvas;
 pub mod cases;
+mod chart;
 pub mod curves;
 pub mod history;
 pub mod progress;
 pub mod scores;
 pub mod sheet;
+pub mod study;
+mod svg;
 pub mod tensorboard;

@@ -191,7 +191,7 @@ fn number(value: f64) -> String {
 }
 
 /// `12 s`, `3 min 05 s`, `2 h 07 min`.
-fn duration(seconds: f64) -> String {
+pub(super) fn duration(seconds: f64) -> String {
     let s = seconds.max(0.0).round() as u64;
     match s {
         0..60 => format!("{s} s"),

@@ -1,0 +1,283 @@
+//! What a report says, in its order.
+
+use super::Convergence;
+use super::compare::{Arm, Comparison, Table};
+use super::document::{Block, Field, Table as Grid};
+use super::figures::{self, Styles};
+use super::read::Records;
+use super::words::{finding, mean, number, overall, p_value, percent, reaching, section};
+use crate::report::progress::duration;
+use crate::stats::Estimate;
+
+/// Missing cells that are named.
+const NAMED: usize = 12;
+
+pub fn title(records: &Records) -> String {
+    records.sweep.title.clone().unwrap_or_else(|| format!("Sweep {}", records.sweep.name))
+}
+
+/// State of the sweep, tables and sentences: what a terminal shows as well.
+pub fn summary(records: &Records, tables: &[Table]) -> Vec<Block> {
+    let mut blocks = vec![Block::Heading(1, title(records))];
+    blocks.extend(warnings(records).into_iter().map(Block::Warning));
+    let (ranks, folds, metric) = (records.ranks(), records.has_folds(), records.metric());
+    for table in tables {
+        blocks.push(Block::Heading(2, section(table, metric, tables.len() > 1)));
+        blocks.push(Block::Table(means(table, &ranks)));
+        if table.scratch.is_empty() {
+            blocks
+                .push(Block::Paragraph("The sweep plans no pair of a pretrained arm and scratch: nothing to compare.".into()));
+        }
+        let families =
+            [(&table.scratch, "scratch", "training from scratch"), (&table.random, "random frozen", "frozen random weights")];
+        for (comparisons, other, whole) in families.into_iter().filter(|f| !f.0.is_empty()) {
+            blocks.push(Block::Heading(3, format!("Difference to {other}")));
+            blocks.push(Block::Paragraph(overall(comparisons, whole)));
+            let sentence = |c: &Comparison| {
+                format!("{}, {} of the labels: {}", c.arm.label(&ranks), percent(c.fraction), finding(c, folds))
+            };
+            blocks.push(Block::List(comparisons.iter().map(sentence).collect()));
+            blocks.push(Block::Table(differences(comparisons, other, &ranks)));
+        }
+    }
+    blocks
+}
+
+/// Everything else: definitions, figures, convergence, published numbers, records.
+pub fn rest(records: &Records, tables: &[Table], convergence: &[Convergence]) -> Vec<Block> {
+    let styles = Styles::of(records);
+    let bars = "Bars are 95 % intervals over repetitions, cut where they leave the axes.";
+    let mut blocks = vec![Block::Heading(2, "What these numbers are".into()), Block::List(definitions(records, tables))];
+    blocks.push(Block::Heading(2, "Data efficiency".into()));
+    let figure = figures::efficiency(records, &styles, tables);
+    blocks.push(Block::Picture("efficiency.png", format!("{} against the share of labels. {bars}", figure.title), figure));
+    if tables.len() > 1 {
+        blocks.push(Block::Heading(2, "Gain against the share of unlabelled scans".into()));
+        blocks.extend(scaling(records, tables));
+        let figure = figures::scaling(records, &styles, tables);
+        blocks.push(Block::Picture("scaling.png", format!("{}. {bars}", figure.title), figure));
+    }
+    if !convergence.is_empty() {
+        blocks.push(Block::Heading(2, "Convergence".into()));
+        let ranks = records.ranks();
+        let part = |c: &Convergence, sentence: String| match c.unlabelled {
+            Some(share) => format!("{} of the unlabelled scans, {sentence}", percent(share)),
+            None => sentence,
+        };
+        let sentences = convergence.iter().flat_map(|c| c.reach.iter().flat_map(|r| reaching(r, &ranks)).map(|s| part(c, s)));
+        blocks.push(Block::List(sentences.collect()));
+        let figure = figures::convergence(records, &styles, convergence);
+        blocks.push(Block::Picture("convergence.png", format!("{}. Means over repetitions.", figure.title), figure));
+    }
+    blocks.extend(published(records, tables));
+    blocks.extend(pretraining(records));
+    blocks.push(Block::Heading(2, "Every finished run".into()));
+    blocks.push(Block::Table(runs(records)));
+    blocks
+}
+
+fn warnings(records: &Records) -> Vec<String> {
+    let (done, all) = (records.done().count(), records.sweep.cells.len());
+    let mut said = Vec::new();
+    let named = |ids: &[&str]| {
+        let more = if ids.len() > NAMED { format!(" and {} more", ids.len() - NAMED) } else { String::new() };
+        ids[..ids.len().min(NAMED)].join(", ") + &more
+    };
+    if done < all {
+        let missing = records.sweep.cells.iter().zip(&records.finished).filter(|(_, f)| f.is_none());
+        let missing: Vec<&str> = missing.map(|(c, _)| c.id.as_str()).collect();
+        said.push(format!("incomplete: {done} of {all} cells; missing: {}", named(&missing)));
+    }
+    let undefined: Vec<&str> = records.done().filter(|(_, f)| f.result.score.is_none()).map(|(c, _)| c.id.as_str()).collect();
+    if !undefined.is_empty() {
+        said.push(format!("the score is undefined, and left out, in {}", named(&undefined)));
+    }
+    let bare: Vec<&str> = records.done().filter(|(_, f)| f.history.is_empty()).map(|(c, _)| c.id.as_str()).collect();
+    if !bare.is_empty() {
+        said.push(format!("no metrics.jsonl, so no convergence of their arm and fraction, in {}", named(&bare)));
+    }
+    let unfair = records.unfair();
+    if !unfair.is_empty() {
+        let unfair: Vec<&str> = unfair.iter().map(String::as_str).collect();
+        said.push(format!("these cells should share all but the encoder's start, and do not: {}", named(&unfair)));
+    }
+    said
+}
+
+/// Means and intervals, the best of a column strong.
+fn means(table: &Table, ranks: &[usize]) -> Grid {
+    let mut head = vec!["arm".to_string()];
+    head.extend(table.fractions.iter().map(|f| format!("{} of the labels", percent(*f))));
+    let best = |column: usize| {
+        let values = table.means.iter().filter_map(|row| Some(row[column]?.mean));
+        values.fold(f64::NEG_INFINITY, f64::max)
+    };
+    let best: Vec<f64> = (0..table.fractions.len()).map(best).collect();
+    let field = |(value, best): (&Option<Estimate>, &f64)| match value {
+        Some(e) => Field { text: mean(e), strong: e.mean == *best },
+        None => "missing".into(),
+    };
+    let row = |(arm, values): (&Arm, &Vec<Option<Estimate>>)| {
+        std::iter::once(arm.label(ranks).into()).chain(values.iter().zip(&best).map(field)).collect()
+    };
+    Grid { head, rows: table.arms.iter().zip(&table.means).map(row).collect() }
+}
+
+fn differences(comparisons: &[Comparison], other: &str, ranks: &[usize]) -> Grid {
+    let head = ["arm", "labels", &format!("minus {other} (95 %)"), "p", "p, Holm", "pairs", "p over cases (Wilcoxon)"];
+    let row = |c: &Comparison| {
+        let cases = match &c.cases {
+            Some(test) => {
+                format!("{} ({} cases{})", p_value(Some(test.p)), c.case_count, if test.exact { "" } else { ", approx." })
+            }
+            None => "-".into(),
+        };
+        vec![
+            c.arm.label(ranks).into(),
+            percent(c.fraction).into(),
+            c.paired.map_or("-".into(), |p| mean(&p.difference)).into(),
+            p_value(c.paired.and_then(|p| p.p)).into(),
+            p_value(c.holm).into(),
+            format!("{} of {}", c.pairs(), c.planned).into(),
+            cases.into(),
+        ]
+    };
+    Grid { head: head.map(String::from).into(), rows: comparisons.iter().map(row).collect() }
+}
+
+fn definitions(records: &Records, tables: &[Table]) -> Vec<String> {
+    let folds = records.has_folds();
+    let unit = if folds { "seed and fold" } else { "seed" };
+    let mut said = Vec::new();
+    if records.metric() == "dice" {
+        said.push(
+            "Dice is the mean over test cases of the mean over classes, background left out. A class that neither the truth nor \
+             the prediction has is undefined in that case and left out of the mean; one that only one of them has scores 0."
+                .to_string(),
+        );
+    }
+    said.push(format!(
+        "{}: higher is better. The epoch with the best validation score is the one that is tested.",
+        records.metric()
+    ));
+    said.push(format!(
+        "Means are over {unit}s, with the 95 % interval of Student's t distribution (as the interval of a mean it may leave the \
+         score's range); the best mean of a column is emphasised, which alone shows no gain. Each pretraining ran once, so the \
+         variation of pretraining itself is in no interval."
+    ));
+    if folds {
+        said.push("Folds share training subjects, so runs are not independent and intervals are somewhat too short.".into());
+    }
+    said.push(format!(
+        "Differences are of pairs of the same share of labels and {unit}, with the interval and the two-sided p-value of the \
+         paired t-test. A gain (loss) is an interval wholly above (below) 0; anything else shows none."
+    ));
+    if tables.iter().any(|t| !t.scratch.is_empty()) {
+        said.push(
+            "Holm adjusts the p-values for all comparisons of their table. Wilcoxon's signed-rank test takes each test case once, \
+             its difference averaged over the pairs: it speaks about other cases with these trained networks, not about other \
+             trainings."
+                .into(),
+        );
+    }
+    said.push("Baselines (scratch, random) do not depend on unlabelled scans and stand in every table.".into());
+    said
+}
+
+/// Differences to scratch, columns are shares of unlabelled scans.
+fn scaling(records: &Records, tables: &[Table]) -> Vec<Block> {
+    let mut head = vec!["arm".to_string(), "labels".to_string()];
+    head.extend(tables.iter().map(|t| format!("{} unlabelled", percent(t.unlabelled))));
+    let mut rows = Vec::new();
+    for arm in super::compared(tables) {
+        for fraction in records.fractions() {
+            let find = |t: &Table| t.scratch.iter().find(|c| c.arm == arm && c.fraction == fraction).and_then(|c| c.paired);
+            let fields = tables.iter().map(|t| find(t).map_or("-".into(), |p| mean(&p.difference).into()));
+            let names: [Field; 2] = [arm.label(&records.ranks()).into(), percent(fraction).into()];
+            rows.push(names.into_iter().chain(fields).collect());
+        }
+    }
+    vec![Block::Paragraph("Difference to scratch with its 95 % interval.".into()), Block::Table(Grid { head, rows })]
+}
+
+fn published(records: &Records, tables: &[Table]) -> Vec<Block> {
+    if records.sweep.published.is_empty() {
+        return Vec::new();
+    }
+    let metric = records.metric();
+    // Ours with all unlabelled scans, the most that any arm had.
+    let ours = |pretext: &str, fraction: f64| {
+        let Some(table) = tables.last() else { return String::new() };
+        let column = table.fractions.iter().position(|f| *f == fraction);
+        let rows = table.arms.iter().zip(&table.means).filter(|(arm, _)| arm.pretext == pretext);
+        let values = rows.filter_map(|(arm, row)| Some(format!("{} {}", arm.label(&records.ranks()), mean(&row[column?]?))));
+        values.collect::<Vec<_>>().join("; ")
+    };
+    let rows = records.sweep.published.iter().map(|p| {
+        let ours = ours(&p.pretext, p.fraction);
+        let ours = if ours.is_empty() { "-".to_string() } else { ours };
+        vec![
+            p.pretext.as_str().into(),
+            percent(p.fraction).into(),
+            p.value.to_string().into(),
+            p.metric.as_str().into(),
+            p.source.as_str().into(),
+            ours.into(),
+        ]
+    });
+    let head = ["pretext", "labels", "published", "its definition", "source", &format!("ours, {metric}")];
+    vec![
+        Block::Heading(2, "Published numbers".into()),
+        Block::Paragraph(format!(
+            "Measured by others, on their data and by their definition, which differs from that of {metric} here: not to be \
+             compared value by value, and part of no statistic above."
+        )),
+        Block::Table(Grid { head: head.map(String::from).into(), rows: rows.collect() }),
+    ]
+}
+
+fn pretraining(records: &Records) -> Vec<Block> {
+    if records.pretraining.is_empty() {
+        return Vec::new();
+    }
+    let value = |v: Option<f64>| v.map_or("-".to_string(), number);
+    let rows = records.pretraining.iter().map(|(run, r)| {
+        let rank = r.rank.map_or(String::new(), |rank| format!(" {rank}D"));
+        vec![
+            run.as_str().into(),
+            format!("{}{rank}", r.pretext).into(),
+            percent(r.unlabelled).into(),
+            r.metric.as_str().into(),
+            value(r.value).into(),
+            value(r.chance).into(),
+            r.epochs.to_string().into(),
+            format!("{:.1}", r.seconds / 60.0).into(),
+        ]
+    });
+    let head = ["run", "task", "unlabelled", "metric", "reached", "chance", "epochs", "minutes"];
+    let table = Grid { head: head.map(String::from).into(), rows: rows.collect() };
+    vec![Block::Heading(2, "Pretraining".into()), Block::Table(table)]
+}
+
+fn runs(records: &Records) -> Grid {
+    let short = |fingerprint: &str| fingerprint.chars().take(8).collect::<String>();
+    let rows = records.done().map(|(cell, f)| {
+        let r = &f.result;
+        vec![
+            cell.id.as_str().into(),
+            cell.fold.map_or(cell.seed.to_string(), |fold| format!("{} / {fold}", cell.seed)).into(),
+            r.score.map_or("undefined".into(), number).into(),
+            format!("{} of {}", r.best_epoch, r.epochs).into(),
+            format!("{} / {} / {}", r.train_subjects, r.val_subjects, r.test_subjects).into(),
+            duration(r.seconds).into(),
+            r.peak_memory_mib.map_or("-".into(), |m| format!("{m:.0} MiB")).into(),
+            r.weights_fingerprint.as_deref().map_or("-".into(), short).into(),
+            short(&r.data_fingerprint).into(),
+            short(&r.split_fingerprint).into(),
+        ]
+    });
+    let seed = if records.has_folds() { "seed / fold" } else { "seed" };
+    let subjects = "subjects (train / val / test)";
+    let head = ["run", seed, records.metric(), "best epoch", subjects, "time", "peak memory", "weights", "data", "split"];
+    Grid { head: head.map(String::from).into(), rows: rows.collect() }
+}

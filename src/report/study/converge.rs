@@ -1,0 +1,60 @@
+//! Validation scores against the epoch, and when an arm first reaches what scratch ends with.
+
+use super::compare::Arm;
+use super::read::{Finished, Records};
+
+/// An arm's validation score at each epoch that all its histories have, mean over seeds and folds.
+pub struct Curve {
+    pub arm: Arm,
+    pub points: Vec<(usize, f64)>,
+}
+
+/// When the arms of one fraction reach scratch's last score.
+pub struct Reach {
+    pub scratch: Arm,
+    pub fraction: f64,
+    /// Mean of the last epoch of scratch.
+    pub goal: f64,
+    pub epochs: usize,
+    /// First epoch at or above the goal, of scratch itself.
+    pub own: usize,
+    /// And of the other arms; none: never.
+    pub first: Vec<(Arm, Option<usize>)>,
+}
+
+/// The curves of the fine-tunings of one fraction; an arm without any finished cell or any common epoch has none.
+pub fn curves(records: &Records, fraction: f64, unlabelled: f64) -> Vec<Curve> {
+    let arms = records.arms(unlabelled).into_iter();
+    let curves = arms.map(|arm| {
+        let done: Vec<&Finished> = records.cells(&arm, fraction, unlabelled).into_values().flatten().collect();
+        Curve { arm, points: mean(&done) }
+    });
+    curves.filter(|c| !c.points.is_empty()).collect()
+}
+
+fn mean(cells: &[&Finished]) -> Vec<(usize, f64)> {
+    let value = |f: &Finished, epoch: usize| {
+        let row = f.history.iter().find(|r| r.epoch == epoch)?;
+        row.get(&format!("val/{}", f.result.validation_metric)).filter(|v| v.is_finite())
+    };
+    let epochs = cells.first().map(|f| f.history.iter().map(|r| r.epoch)).into_iter().flatten();
+    let common = epochs.filter_map(|epoch| {
+        let values: Option<Vec<f64>> = cells.iter().map(|f| value(f, epoch)).collect();
+        values.map(|values| (epoch, values.iter().sum::<f64>() / values.len() as f64))
+    });
+    common.collect()
+}
+
+/// One entry for every rank whose scratch arm has a curve.
+pub fn reach(curves: &[Curve], fraction: f64) -> Vec<Reach> {
+    let scratch = curves.iter().filter(|c| c.arm.is_scratch());
+    let reach = scratch.filter_map(|scratch| {
+        let &(epochs, goal) = scratch.points.last()?;
+        let first = |c: &Curve| c.points.iter().find(|p| p.1 >= goal).map(|p| p.0);
+        let own = first(scratch)?;
+        let arms = curves.iter().filter(|c| c.arm.rank == scratch.arm.rank && !c.arm.is_scratch());
+        let first = arms.map(|c| (c.arm.clone(), first(c))).collect();
+        Some(Reach { scratch: scratch.arm.clone(), fraction, goal, epochs, own, first })
+    });
+    reach.collect()
+}

@@ -1,0 +1,160 @@
+//! A study's figures.
+
+use super::Convergence;
+use super::compare::{Arm, Comparison, Table};
+use super::converge::Curve;
+use super::read::{RANDOM, Records};
+use super::words::percent;
+use crate::report::canvas::Color;
+use crate::report::chart::{Across, Figure, GREY, INK, Panel, Point, Series, Style};
+use crate::stats::Estimate;
+
+/// The Okabe-Ito palette without its yellow, which is too pale for lines, and a brown; told apart by colour-blind readers too.
+const COLORS: [Color; 7] =
+    [[0, 114, 178], [213, 94, 0], [0, 158, 115], [204, 121, 167], [230, 159, 0], [86, 180, 233], [122, 80, 40]];
+/// Corners of markers, one a colour.
+const MARKERS: [usize; 7] = [1, 4, 3, 6, 5, 8, 7];
+/// Widest spread of the arms about a label of the axis, in labels.
+const SPREAD: f64 = 0.4;
+
+/// The styles of a study's arms: a colour and a marker a pretext task, dashes for how it was fine-tuned.
+pub struct Styles(Vec<String>);
+
+impl Styles {
+    pub fn of(records: &Records) -> Styles {
+        let mut tasks: Vec<String> = Vec::new();
+        for cell in records.sweep.cells.iter().filter(|c| !c.is_baseline()) {
+            if !tasks.contains(&cell.pretext) {
+                tasks.push(cell.pretext.clone());
+            }
+        }
+        Styles(tasks)
+    }
+
+    fn get(&self, arm: &Arm) -> Style {
+        if arm.is_scratch() {
+            return Style { color: INK, dashes: &[8.0, 6.0], marker: 1 };
+        }
+        let task = self.0.iter().position(|t| *t == arm.pretext).unwrap_or(0) % COLORS.len();
+        let dashes: &[f32] = match arm.arm.as_str() {
+            "full" => &[14.0, 6.0],
+            "frozen" => &[1.0, 6.0],
+            _ => &[],
+        };
+        match arm.pretext == RANDOM {
+            true => Style { color: GREY, dashes, marker: 1 },
+            false => Style { color: COLORS[task], dashes, marker: MARKERS[task] },
+        }
+    }
+}
+
+fn figure(title: String, panels: Vec<Panel>) -> Figure {
+    let (columns, size) = match panels.len() {
+        0..=1 => (1, [1100.0, 620.0]),
+        2 | 4 => (2, [640.0, 500.0]),
+        _ => (3, [520.0, 420.0]),
+    };
+    Figure { title, panels, columns, size }
+}
+
+/// Ranks of a study, with what to add to a panel's title for each.
+fn panels_by_rank(records: &Records) -> Vec<(usize, String)> {
+    let ranks = records.ranks();
+    let name = |rank: usize| if ranks.len() > 1 { format!("{rank}D") } else { String::new() };
+    ranks.iter().map(|&rank| (rank, name(rank))).collect()
+}
+
+/// Joins the parts that are not empty.
+fn joined(parts: &[&str]) -> String {
+    parts.iter().filter(|p| !p.is_empty()).copied().collect::<Vec<_>>().join(", ")
+}
+
+/// Series over named places; `estimates` are given by series, each with the places it has.
+fn spread(styles: &Styles, estimates: Vec<(Arm, Vec<Option<Estimate>>)>) -> Vec<Series> {
+    let count = estimates.len();
+    let step = (SPREAD / count.max(2) as f64).min(0.06);
+    let series = estimates.into_iter().enumerate().map(|(i, (arm, places))| {
+        let shift = (i as f64 - (count - 1) as f64 / 2.0) * step;
+        let point = |(at, e): (usize, Option<Estimate>)| {
+            let e = e?;
+            Some(Point { x: at as f64 + shift, y: e.mean, range: e.interval })
+        };
+        let points = places.into_iter().enumerate().filter_map(point).collect();
+        Series { name: arm.label(&[]), style: styles.get(&arm), points }
+    });
+    series.collect()
+}
+
+/// Score against the share of labels, one panel a share of unlabelled scans and rank.
+pub fn efficiency(records: &Records, styles: &Styles, tables: &[Table]) -> Figure {
+    let mut panels = Vec::new();
+    for table in tables {
+        for (rank, name) in panels_by_rank(records) {
+            let rows = table.arms.iter().zip(&table.means).filter(|(arm, _)| arm.rank == rank);
+            let share =
+                if tables.len() > 1 { format!("{} of the unlabelled scans", percent(table.unlabelled)) } else { String::new() };
+            panels.push(Panel {
+                title: Some(joined(&[&share, &name])),
+                across: Across::Names(table.fractions.iter().map(|f| percent(*f)).collect()),
+                across_label: "labelled training subjects".into(),
+                up_label: format!("test {}", records.metric()),
+                from_zero: false,
+                level: None,
+                series: spread(styles, rows.map(|(arm, means)| (arm.clone(), means.clone())).collect()),
+            });
+        }
+    }
+    figure(format!("Test {} against the share of labels", records.metric()), panels)
+}
+
+/// Validation score against the epoch, one panel a share of labels, share of unlabelled scans and rank.
+pub fn convergence(records: &Records, styles: &Styles, parts: &[Convergence]) -> Figure {
+    let metric = records.done().next().map_or("", |(_, f)| &f.result.validation_metric);
+    let mut panels = Vec::new();
+    for Convergence { unlabelled, fraction, curves, reach } in parts {
+        for (rank, name) in panels_by_rank(records) {
+            let curves: Vec<&Curve> = curves.iter().filter(|c| c.arm.rank == rank).collect();
+            let last = curves.iter().filter_map(|c| Some(c.points.last()?.0)).max().unwrap_or(1);
+            let series = curves.iter().map(|c| Series {
+                name: c.arm.label(&[]),
+                style: Style { marker: 0, ..styles.get(&c.arm) },
+                points: c.points.iter().map(|&(e, y)| Point { x: e as f64, y, range: None }).collect(),
+            });
+            let share = unlabelled.map_or(String::new(), |u| format!("{} unlabelled", percent(u)));
+            let goal = reach.iter().find(|r| r.scratch.rank == rank).map(|r| ("scratch at the end".to_string(), r.goal));
+            panels.push(Panel {
+                title: Some(joined(&[&format!("{} of the labels", percent(*fraction)), &share, &name])),
+                across: Across::Whole(1.0, last as f64),
+                across_label: "epoch".into(),
+                up_label: format!("validation {metric}"),
+                from_zero: false,
+                level: goal,
+                series: series.collect(),
+            });
+        }
+    }
+    figure(format!("Validation {metric} against the epoch"), panels)
+}
+
+/// Difference to scratch against the share of unlabelled scans, one panel a share of labels and rank.
+pub fn scaling(records: &Records, styles: &Styles, tables: &[Table]) -> Figure {
+    let mut panels = Vec::new();
+    for fraction in records.fractions() {
+        for (rank, name) in panels_by_rank(records) {
+            let arms = super::compared(tables).into_iter().filter(|arm| arm.rank == rank);
+            let here = |c: &&Comparison, arm: &Arm| c.arm == *arm && c.fraction == fraction;
+            let estimate = |table: &Table, arm: &Arm| Some(table.scratch.iter().find(|c| here(c, arm))?.paired?.difference);
+            let series = arms.map(|arm| (tables.iter().map(|t| estimate(t, &arm)).collect(), arm)).map(|(e, arm)| (arm, e));
+            panels.push(Panel {
+                title: Some(joined(&[&format!("{} of the labels", percent(fraction)), &name])),
+                across: Across::Names(tables.iter().map(|t| percent(t.unlabelled)).collect()),
+                across_label: "unlabelled scans in pretraining".into(),
+                up_label: format!("{} above scratch", records.metric()),
+                from_zero: true,
+                level: Some(("scratch".into(), 0.0)),
+                series: spread(styles, series.collect()),
+            });
+        }
+    }
+    figure(format!("Difference of {} to scratch against the share of unlabelled scans", records.metric()), panels)
+}

@@ -1,0 +1,248 @@
+//! A sweep's folder: `sweep.json`, `cells/ID/result.json` and `metrics.jsonl`, `pretrain/RUN/result.json`. Reading is strict.
+
+use crate::report::history::{History, Row};
+use anyhow::{Context, Result, ensure};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::HashSet;
+use std::path::Path;
+
+/// Version of the three kinds of file that are read.
+pub const VERSION: u64 = 1;
+
+/// `pretext` of the cells without pretrained weights: all trained from random weights, and `frozen` random ones.
+pub const SCRATCH: &str = "scratch";
+pub const RANDOM: &str = "random";
+
+/// `sweep.json`: what a sweep runs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Sweep {
+    pub version: u64,
+    pub name: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub title: Option<String>,
+    /// The resolved configuration.
+    pub settings: Value,
+    pub cells: Vec<Cell>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub published: Vec<Published>,
+}
+
+/// One fine-tuning of a sweep.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Cell {
+    /// Its folder in `cells/`.
+    pub id: String,
+    pub pretext: String,
+    pub arm: String,
+    /// Share of the labelled training subjects, 0 to 1.
+    pub fraction: f64,
+    pub seed: u64,
+    /// Of a cross-validation.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fold: Option<u64>,
+    /// Share of the unlabelled scans that pretraining saw, 0 to 1.
+    pub unlabelled: f64,
+    pub rank: usize,
+}
+
+/// A number from elsewhere, to be shown beside ours.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Published {
+    pub pretext: String,
+    pub fraction: f64,
+    pub value: f64,
+    /// How it was measured, in words.
+    pub metric: String,
+    pub source: String,
+}
+
+/// `result.json` of a finished cell.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CellResult {
+    pub version: u64,
+    pub task: String,
+    pub pretext: String,
+    pub arm: String,
+    pub fraction: f64,
+    pub seed: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fold: Option<u64>,
+    pub unlabelled: f64,
+    pub rank: usize,
+    pub epochs: usize,
+    /// The tested one.
+    pub best_epoch: usize,
+    /// Column `val/...` of the history.
+    pub validation_metric: String,
+    pub seconds: f64,
+    pub peak_memory_mib: Option<f64>,
+    pub weights: Option<String>,
+    pub weights_fingerprint: Option<String>,
+    pub data_fingerprint: String,
+    pub split_fingerprint: String,
+    pub train_subjects: usize,
+    pub val_subjects: usize,
+    pub test_subjects: usize,
+    /// Name of the score.
+    pub metric: String,
+    /// On the test subjects, higher is better; none where it is undefined.
+    pub score: Option<f64>,
+    /// Further means.
+    pub scores: Map<String, Value>,
+    pub cases: Vec<Case>,
+}
+
+/// The score of one test case.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Case {
+    pub id: String,
+    pub score: Option<f64>,
+}
+
+/// `result.json` of a finished pretraining.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PretrainResult {
+    pub version: u64,
+    pub pretext: String,
+    pub unlabelled: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<usize>,
+    pub metric: String,
+    /// On held-out scans; none where it is undefined.
+    pub value: Option<f64>,
+    /// Value of a network that knows nothing.
+    pub chance: Option<f64>,
+    pub seconds: f64,
+    pub epochs: usize,
+}
+
+/// A finished cell.
+pub struct Finished {
+    pub result: CellResult,
+    pub history: Vec<Row>,
+}
+
+/// All that a sweep's folder holds.
+pub struct Records {
+    pub sweep: Sweep,
+    /// Beside `sweep.cells`; none where a cell is not finished.
+    pub finished: Vec<Option<Finished>>,
+    /// With the name of the folder, in its order.
+    pub pretraining: Vec<(String, PretrainResult)>,
+}
+
+impl Records {
+    pub fn read(folder: &Path) -> Result<Records> {
+        let path = folder.join("sweep.json");
+        ensure!(path.is_file(), "{}: not a sweep's folder, it has no sweep.json", folder.display());
+        let sweep: Sweep = read_json(&path)?;
+        check(&sweep).with_context(|| path.display().to_string())?;
+        let finished = sweep.cells.iter().map(|cell| read_cell(&folder.join("cells").join(&cell.id), cell));
+        let finished: Vec<Option<Finished>> = finished.collect::<Result<_>>()?;
+        let first = finished.iter().flatten().next();
+        let first = first.with_context(|| format!("{}: no finished cell, found no cells/*/result.json", folder.display()))?;
+        for (cell, f) in sweep.cells.iter().zip(&finished).filter_map(|(c, f)| Some((c, f.as_ref()?))) {
+            let (found, expected) = (&f.result.metric, &first.result.metric);
+            let path = folder.join("cells").join(&cell.id).join("result.json");
+            ensure!(found == expected, "{}: metric {found:?}, other cells have {expected:?}", path.display());
+        }
+        let pretraining = read_pretraining(&folder.join("pretrain"))?;
+        Ok(Records { sweep, finished, pretraining })
+    }
+
+    /// Cells with their results, the finished ones only.
+    pub fn done(&self) -> impl Iterator<Item = (&Cell, &Finished)> {
+        self.sweep.cells.iter().zip(&self.finished).filter_map(|(cell, f)| Some((cell, f.as_ref()?)))
+    }
+
+    /// Name of the score that is compared.
+    pub fn metric(&self) -> &str {
+        self.done().next().map_or("", |(_, f)| &f.result.metric)
+    }
+}
+
+impl Cell {
+    /// Not from pretrained weights, so that the share of unlabelled scans means nothing.
+    pub fn is_baseline(&self) -> bool {
+        self.pretext == SCRATCH || self.pretext == RANDOM
+    }
+}
+
+fn check(sweep: &Sweep) -> Result<()> {
+    ensure!(!sweep.cells.is_empty(), "`cells` is empty");
+    let (mut ids, mut places) = (HashSet::new(), HashSet::new());
+    for cell in &sweep.cells {
+        let Cell { id, pretext, arm, fraction, seed, fold, unlabelled, rank } = cell;
+        ensure!(!id.is_empty() && !id.contains(['/', '\\']) && id != "..", "cell {id:?}: not the name of a folder");
+        ensure!(ids.insert(id), "cell {id:?} is listed twice");
+        for (name, share) in [("fraction", fraction), ("unlabelled", unlabelled)] {
+            ensure!(*share > 0.0 && *share <= 1.0, "cell {id:?}: `{name}` is above 0 and at most 1, found {share}");
+        }
+        ensure!((pretext == SCRATCH) == (arm == SCRATCH), "cell {id:?}: pretext {pretext:?} with arm {arm:?}");
+        ensure!([2, 3].contains(rank), "cell {id:?}: `rank` is 2 or 3, found {rank}");
+        let share = (!cell.is_baseline()).then(|| unlabelled.to_bits());
+        ensure!(
+            places.insert((pretext, arm, fraction.to_bits(), seed, fold, share, rank)),
+            "cell {id:?}: another one has the same pretext, arm, fraction, seed, fold, unlabelled share and rank"
+        );
+    }
+    Ok(())
+}
+
+fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let value: Value = serde_json::from_str(&text).with_context(|| format!("{}: not valid JSON", path.display()))?;
+    // A newer file has other fields: its version is the reason to name.
+    let version = value.get("version").and_then(Value::as_u64);
+    let version = version.with_context(|| format!("{}: expected a whole number as `version`", path.display()))?;
+    ensure!(version == VERSION, "{}: version {version}, this program reads {VERSION}", path.display());
+    serde_json::from_value(value).with_context(|| path.display().to_string())
+}
+
+fn read_cell(folder: &Path, cell: &Cell) -> Result<Option<Finished>> {
+    let path = folder.join("result.json");
+    if !path.exists() {
+        return Ok(None);
+    }
+    let result: CellResult = read_json(&path)?;
+    let r = &result;
+    let found = (&r.pretext, &r.arm, r.fraction, r.seed, r.fold, r.unlabelled, r.rank);
+    let expected = (&cell.pretext, &cell.arm, cell.fraction, cell.seed, cell.fold, cell.unlabelled, cell.rank);
+    ensure!(
+        found == expected,
+        "{}: (pretext, arm, fraction, seed, fold, unlabelled, rank) is {found:?}, sweep.json has {expected:?}",
+        path.display()
+    );
+    let mut ids = HashSet::new();
+    for case in &r.cases {
+        ensure!(ids.insert(&case.id), "{}: case {:?} is listed twice", path.display(), case.id);
+    }
+    for (name, score) in &r.scores {
+        ensure!(score.is_number() || score.is_null(), "{}: score {name:?}: expected a number, found {score}", path.display());
+    }
+    Ok(Some(Finished { history: History::read(folder)?, result }))
+}
+
+fn read_pretraining(folder: &Path) -> Result<Vec<(String, PretrainResult)>> {
+    if !folder.exists() {
+        return Ok(Vec::new());
+    }
+    let mut runs = Vec::new();
+    for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
+        let entry = entry.with_context(|| folder.display().to_string())?;
+        let path = entry.path().join("result.json");
+        if path.exists() {
+            runs.push((entry.file_name().to_string_lossy().into_owned(), read_json(&path)?));
+        }
+    }
+    runs.sort_by(|a: &(String, PretrainResult), b| a.0.cmp(&b.0));
+    Ok(runs)
+}

@@ -1,0 +1,156 @@
+//! Numbers and findings in words. What is said follows the interval, never the mean alone.
+
+use super::compare::{Arm, Comparison, Table, Verdict};
+use super::converge::Reach;
+use crate::stats::Estimate;
+
+/// p-values below this count as shown after the adjustment for several comparisons: the intervals' own level.
+const ALPHA: f64 = 1.0 - crate::stats::LEVEL;
+
+/// `10 %` of 0.1.
+pub fn percent(share: f64) -> String {
+    format!("{} %", (share * 1e4).round() / 1e2)
+}
+
+/// Three decimals, or two digits of what would be 0 with them.
+pub fn number(value: f64) -> String {
+    if value != 0.0 && value.abs() < 5e-4 { format!("{value:.1e}") } else { format!("{value:.3}") }
+}
+
+/// Two values with `to` between them.
+pub fn range([low, high]: [f64; 2]) -> String {
+    format!("{} to {}", number(low), number(high))
+}
+
+/// `0.712 (0.690 to 0.734)`.
+pub fn mean(estimate: &Estimate) -> String {
+    match estimate.interval {
+        Some(interval) => format!("{} ({})", number(estimate.mean), range(interval)),
+        None => number(estimate.mean),
+    }
+}
+
+pub fn p_value(p: Option<f64>) -> String {
+    p.map_or("-".into(), |p| if p < 1e-3 { "< 0.001".into() } else { format!("{p:.3}") })
+}
+
+/// `3 seeds`; of a cross-validation `3 runs`, each a seed and a fold.
+pub fn units(n: usize, folds: bool) -> String {
+    format!("{n} {}{}", if folds { "run" } else { "seed" }, if n == 1 { "" } else { "s" })
+}
+
+/// What one comparison shows, after its name.
+pub fn finding(comparison: &Comparison, folds: bool) -> String {
+    let (n, planned) = (comparison.pairs(), comparison.planned);
+    let missing = match planned - n {
+        0 => String::new(),
+        missing => format!("; {missing} of {planned} pairs missing"),
+    };
+    let Some(difference) = comparison.paired.map(|p| p.difference) else {
+        return format!("no finished pair, nothing to compare{missing}");
+    };
+    let (value, size) = (number(difference.mean), number(difference.mean.abs()));
+    let said = match (comparison.verdict(), difference.interval) {
+        (Verdict::Gain, Some(interval)) => format!("gain of {size} ({})", range(interval)),
+        (Verdict::Loss, Some([low, high])) => format!("loss of {size} ({})", range([-high, -low])),
+        (_, Some(interval)) => format!("no gain shown: difference {value} ({})", range(interval)),
+        (_, None) => {
+            return format!("one {} only: no interval; difference {value}{missing}", if folds { "run" } else { "seed" });
+        }
+    };
+    format!("{said}, {}{missing}", units(n, folds))
+}
+
+/// What the comparisons of one table show together; `other` is what they compare with.
+pub fn overall(comparisons: &[Comparison], other: &str) -> String {
+    let count = |verdict| comparisons.iter().filter(|c| c.verdict() == verdict).count();
+    let [gains, losses, neither, unknown] = [Verdict::Gain, Verdict::Loss, Verdict::Neither, Verdict::Unknown].map(count);
+    let all = comparisons.len();
+    if unknown == all {
+        return format!("No statement on gain or loss is possible: none of {all} comparisons with {other} has two pairs.");
+    }
+    let mut said = if gains == 0 { format!("No gain over {other} is shown. ") } else { String::new() };
+    said += &format!("Of {all} comparisons with {other}, {gains} show a gain, {losses} a loss, {neither} neither");
+    if unknown > 0 {
+        said += &format!(", and {unknown} have fewer than two pairs");
+    }
+    let kept = |verdict| comparisons.iter().filter(|c| c.verdict() == verdict && c.holm.is_some_and(|p| p < ALPHA)).count();
+    let tests = all - unknown;
+    let (kept, lost) = (kept(Verdict::Gain), kept(Verdict::Loss));
+    if gains + losses > 0 {
+        said += &match (kept, lost) {
+            (0, 0) => format!("; none survives Holm's adjustment for {tests} comparisons"),
+            _ => format!("; of the gains {kept} and of the losses {lost} survive Holm's adjustment for {tests} comparisons"),
+        };
+    }
+    said + "."
+}
+
+/// `reaches scratch's final 0.620 at epoch 12 of 50; scratch itself at 48`, one sentence an arm.
+pub fn reaching(reach: &Reach, ranks: &[usize]) -> Vec<String> {
+    let Reach { fraction, goal, epochs, own, .. } = reach;
+    let (labels, goal) = (percent(*fraction), number(*goal));
+    let sentence = |(arm, first): &(Arm, Option<usize>)| {
+        let name = arm.label(ranks);
+        match first {
+            Some(first) => format!(
+                "{name}, {labels} of the labels: reaches scratch's final {goal} at epoch {first} of {epochs}; scratch itself at {own}"
+            ),
+            None => format!(
+                "{name}, {labels} of the labels: never reaches scratch's final {goal} in {epochs} epochs; scratch itself at {own}"
+            ),
+        }
+    };
+    reach.first.iter().map(sentence).collect()
+}
+
+/// The title of a table's section.
+pub fn section(table: &Table, metric: &str, several: bool) -> String {
+    match several {
+        true => format!("Test {metric}, pretrained on {} of the unlabelled scans", percent(table.unlabelled)),
+        false => format!("Test {metric}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::stats::paired;
+
+    fn comparison(own: &[f64], other: &[f64], planned: usize) -> Comparison {
+        let arm = Arm { rank: 3, pretext: "rot".into(), arm: "warmup".into() };
+        let paired = paired(own, other);
+        let holm = paired.and_then(|p| p.p);
+        Comparison { arm, fraction: 0.1, planned, paired, holm, cases: None, case_count: 0 }
+    }
+
+    #[test]
+    fn findings_follow_the_interval_and_name_missing_pairs() {
+        // By SciPy 1.17.1: differences .05, .06, .04 have the interval .0252 to .0748; .1, -.05, .06 have -.1563 to .2296.
+        let cases = [
+            (vec![0.55, 0.66, 0.44], vec![0.5, 0.6, 0.4], 3, "gain of 0.050 (0.025 to 0.075), 3 seeds"),
+            (vec![0.5, 0.6, 0.4], vec![0.55, 0.66, 0.44], 4, "loss of 0.050 (0.025 to 0.075), 3 seeds; 1 of 4 pairs missing"),
+            (vec![0.6, 0.55, 0.46], vec![0.5, 0.6, 0.4], 3, "no gain shown: difference 0.037 (-0.156 to 0.230), 3 seeds"),
+            (vec![0.5, 0.6], vec![0.5, 0.6], 2, "no gain shown: difference 0.000 (0.000 to 0.000), 2 seeds"),
+            (vec![0.9], vec![0.1], 1, "one seed only: no interval; difference 0.800"),
+            (vec![], vec![], 3, "no finished pair, nothing to compare; 3 of 3 pairs missing"),
+        ];
+        for (own, other, planned, said) in &cases {
+            assert_eq!(finding(&comparison(own, other, *planned), false), *said);
+        }
+        let all: Vec<Comparison> = cases.iter().map(|(own, other, planned, _)| comparison(own, other, *planned)).collect();
+        assert_eq!(
+            overall(&all, "scratch"),
+            "Of 6 comparisons with scratch, 1 show a gain, 1 a loss, 2 neither, and 2 have fewer than two pairs; of the gains 1 \
+             and of the losses 1 survive Holm's adjustment for 4 comparisons."
+        );
+        assert!(overall(&all[1..4], "scratch").starts_with("No gain over scratch is shown. Of 3 comparisons"));
+        assert!(overall(&all[4..], "scratch").starts_with("No statement on gain or loss is possible"));
+    }
+
+    #[test]
+    fn small_numbers_are_never_shown_as_zero() {
+        assert_eq!([0.0, 0.1234, -0.0004, 5e-4, 0.99996].map(number), ["0.000", "0.123", "-4.0e-4", "0.001", "1.000"]);
+        assert_eq!([0.05, 1.0, 1.0 / 3.0, 0.005].map(percent), ["5 %", "100 %", "33.33 %", "0.5 %"]);
+    }
+}

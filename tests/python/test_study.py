@@ -1,0 +1,319 @@
+"""`pretext3d report` on synthetic sweeps, against SciPy."""
+import json
+import re
+from html.parser import HTMLParser
+from itertools import product
+
+import numpy as np
+import pytest
+from helpers import pretext3d, refused, rows
+from scipy import stats
+
+EPOCHS = 20
+
+
+class Sweep:
+    """A sweep's folder whose scores are `score(pretext, arm, fraction, seed, unlabelled)`."""
+
+    def __init__(self, folder, arms, score, fractions=(0.1, 1.0), seeds=range(4), folds=(None,), shares=(1.0,), ranks=(3,), **more):
+        self.folder, self.results, cells = folder, {}, []
+        rng = np.random.default_rng(0)
+        for (pretext, arm), fraction, seed, fold, share, rank in product(arms, fractions, seeds, folds, shares, ranks):
+            if pretext in ("scratch", "random") and share != shares[0]:
+                continue
+            cell = {"pretext": pretext, "arm": arm, "fraction": fraction, "seed": seed, "unlabelled": share, "rank": rank}
+            cell["id"] = f"{pretext}-{arm}-f{fraction}-s{seed}-u{share}-r{rank}"
+            if fold is not None:
+                cell["fold"] = fold
+                cell["id"] += f"-k{fold}"
+            cells.append(cell)
+            value = float(score(rng, pretext, arm, fraction, share))
+            cases = [{"id": f"case_{i}", "score": float(value + rng.normal(0, 0.05))} for i in range(15)]
+            self.results[cell["id"]] = {
+                "version": 1, "task": "segmentation", **{k: v for k, v in cell.items() if k != "id"}, "epochs": EPOCHS,
+                "best_epoch": 17, "validation_metric": "dice", "seconds": 12.5, "peak_memory_mib": 900, "weights": None,
+                "weights_fingerprint": None if pretext == "scratch" else "ab" * 32, "data_fingerprint": "cd" * 32,
+                "split_fingerprint": "ef" * 32, "train_subjects": 5, "val_subjects": 12, "test_subjects": 15, "metric": "dice",
+                "score": value, "scores": {"dice.oedema": value / 2, "hd95.oedema": None}, "cases": cases,
+            }
+        self.sweep = {"version": 1, "name": "synthetic", "settings": {}, "cells": cells, **more}
+        self.write()
+
+    def write(self):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / "sweep.json").write_text(json.dumps(self.sweep))
+        for name, result in self.results.items():
+            cell = self.folder / "cells" / name
+            cell.mkdir(parents=True, exist_ok=True)
+            (cell / "result.json").write_text(json.dumps(result))
+            rate = 4 if result["pretext"] == "scratch" else 2
+            curve = [result["score"] * (1 - np.exp(-e / rate)) for e in range(1, EPOCHS + 1)]
+            lines = [json.dumps({"epoch": e, "train/loss": 1 / e, "val/dice": v}) for e, v in enumerate(curve, 1)]
+            (cell / "metrics.jsonl").write_text("".join(f"{line}\n" for line in lines))
+
+    def report(self):
+        self.printed = pretext3d("report", self.folder).stdout
+        self.markdown = (self.folder / "report" / "report.md").read_text()
+        return self.markdown
+
+    def of(self, pretext, arm, fraction):
+        """Results of an arm by seed and fold."""
+        found = {}
+        for r in self.results.values():
+            if (r["pretext"], r["arm"], r["fraction"]) == (pretext, arm, fraction):
+                found[r["seed"], r.get("fold")] = r
+        return found
+
+    def table(self, after):
+        """The first Markdown table after a heading, as a list of rows of fields."""
+        lines = self.markdown.split(after, 1)[1].splitlines()
+        start = next(i for i, line in enumerate(lines) if line.startswith("|"))
+        table = []
+        for line in lines[start:]:
+            if not line.startswith("|"):
+                break
+            table.append([field.strip() for field in line.strip("|").split("|")])
+        return [table[0], *table[2:]]
+
+
+def scores(gain, noise=0.02):
+    """Scratch with noise, pretrained arms better by `gain` of their task."""
+
+    def score(rng, pretext, arm, fraction, share):
+        return 0.5 + 0.2 * fraction + gain.get(pretext, 0.0) * share + rng.normal(0, noise)
+
+    return score
+
+
+ARMS = [("scratch", "scratch"), ("rot", "warmup"), ("rpl", "warmup"), ("rpl", "full")]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """Rotation helps, relative patch location does nothing."""
+    sweep = Sweep(tmp_path_factory.mktemp("study") / "sweep", ARMS, scores({"rot": 0.15}))
+    sweep.report()
+    return sweep
+
+
+def numbers(text):
+    return [float(v) for v in re.findall(r"-?\d+\.\d+(?:e-?\d+)?", text)]
+
+
+def test_results_hold_every_scalar(sweep):
+    table = rows(sweep.folder / "report" / "results.csv")
+    assert len(table) == len(sweep.results) == 32
+    for row in table:
+        result = sweep.results[row["id"]]
+        for name, value in {**result, **{f"scores.{k}": v for k, v in result["scores"].items()}}.items():
+            if name in ("scores", "cases"):
+                continue
+            found = row[name]
+            assert (float(found) == value) if isinstance(value, (int, float)) else found == (value or ""), name
+
+
+def test_means_and_intervals_agree_with_scipy(sweep):
+    head, *table = sweep.table("## Test dice")
+    assert head == ["arm", "10 % of the labels", "100 % of the labels"]
+    assert [row[0] for row in table] == ["scratch", "rot warmup", "rpl warmup", "rpl full"]
+    for column, fraction in enumerate((0.1, 1.0), 1):
+        means = []
+        for row, (pretext, arm) in zip(table, ARMS):
+            values = [r["score"] for r in sweep.of(pretext, arm, fraction).values()]
+            low, high = stats.t.interval(0.95, len(values) - 1, np.mean(values), stats.sem(values))
+            means.append(np.mean(values))
+            assert np.allclose(numbers(row[column]), [np.mean(values), low, high], atol=5.1e-4), row
+        assert [row[column].startswith("**") for row in table] == [m == max(means) for m in means]
+
+
+def test_differences_and_p_values_agree_with_scipy(sweep):
+    head, *table = sweep.table("### Difference to scratch")
+    assert len(table) == 6
+    expected = []
+    for row in table:
+        pretext, arm = row[0].split()
+        own, other = (sweep.of(p, a, float(row[1][:-2]) / 100) for p, a in ((pretext, arm), ("scratch", "scratch")))
+        units = sorted(own)
+        a, b = ([r[u]["score"] for u in units] for r in (own, other))
+        test = stats.ttest_rel(a, b)
+        interval = test.confidence_interval(0.95)
+        expected.append(test.pvalue)
+        assert np.allclose(numbers(row[2]), [np.mean(a) - np.mean(b), *interval], atol=5.1e-4), row
+        assert row[3] == "&lt; 0.001" if test.pvalue < 1e-3 else abs(float(row[3]) - test.pvalue) < 5.1e-4
+        assert row[5] == "4 of 4"
+        cases = np.mean([[c["score"] - d["score"] for c, d in zip(own[u]["cases"], other[u]["cases"])] for u in units], axis=0)
+        wilcoxon = stats.wilcoxon(cases, method="exact").pvalue
+        assert row[6].endswith("(15 cases)")
+        assert row[6].startswith("&lt; 0.001") if wilcoxon < 1e-3 else abs(numbers(row[6])[0] - wilcoxon) < 5.1e-4
+    order = np.argsort(expected)
+    adjusted = np.maximum.accumulate(np.minimum(1, np.array(expected)[order] * (6 - np.arange(6))))
+    for at, p in zip(order, adjusted):
+        assert table[at][4] == "&lt; 0.001" if p < 1e-3 else abs(float(table[at][4]) - p) < 5.1e-4
+
+
+def test_words_follow_the_interval(sweep):
+    for text in (sweep.markdown, sweep.printed):
+        sentences = re.findall(r"^- (\w+ \w+, \d+ % of the labels: (?:gain|loss|no gain).*)$", text, re.M)
+        assert len(sentences) == 6
+        for row, sentence in zip(sweep.table("### Difference to scratch")[1:], sentences):
+            difference, low, high = numbers(row[2])
+            assert sentence.startswith(f"{row[0]}, {row[1]} of the labels: ")
+            said = sentence.split(": ", 1)[1]
+            if low > 0:
+                assert said.startswith(f"gain of {difference:.3f} ({low:.3f} to {high:.3f}), 4 seeds")
+            elif high < 0:
+                assert said.startswith(f"loss of {-difference:.3f} ({-high:.3f} to {-low:.3f}), 4 seeds")
+            else:
+                assert said.startswith(f"no gain shown: difference {difference:.3f} ({low:.3f} to {high:.3f})")
+        rotation = [s for s in sentences if s.startswith("rot")]
+        assert all(": gain of" in s for s in rotation) and len(rotation) == 2
+        gains = sum(": gain of" in s for s in sentences)
+        assert f"Of 6 comparisons with training from scratch, {gains} show a gain" in text
+    # A curve twice as fast reaches the end of scratch sooner.
+    assert "reaches scratch's final" in sweep.markdown and f"scratch itself at {EPOCHS}" in sweep.markdown
+
+
+def test_no_gain_is_said(tmp_path):
+    sweep = Sweep(tmp_path / "sweep", [("scratch", "scratch"), ("rot", "warmup")], scores({}), seeds=range(6))
+    # The same scores in another order: every mean is equal, so no interval can lie beside 0.
+    for fraction in (0.1, 1.0):
+        own, other = sweep.of("rot", "warmup", fraction), sweep.of("scratch", "scratch", fraction)
+        for seed in range(6):
+            own[seed, None]["score"] = other[5 - seed, None]["score"]
+    sweep.write()
+    text = sweep.report()
+    assert "No gain over training from scratch is shown. Of 2 comparisons" in text
+    assert text.count("no gain shown: difference") == 2 and ": gain of" not in text and ": loss of" not in text
+
+
+def test_a_loss_is_said(tmp_path):
+    text = Sweep(tmp_path / "sweep", [("scratch", "scratch"), ("rot", "warmup")], scores({"rot": -0.2})).report()
+    assert text.count(": loss of 0.") == 2 and "No gain over training from scratch is shown" in text
+
+
+def test_one_seed_has_no_interval(tmp_path):
+    text = Sweep(tmp_path / "sweep", ARMS, scores({"rot": 0.3}), seeds=[0]).report()
+    assert text.count("one seed only: no interval") == 6 and ": gain of" not in text
+    assert "No statement on gain or loss is possible" in text
+
+
+def test_missing_cells_are_said(tmp_path):
+    sweep = Sweep(tmp_path / "sweep", ARMS, scores({"rot": 0.15}))
+    for name in ("rot-warmup-f0.1-s1-u1.0-r3", "scratch-scratch-f0.1-s2-u1.0-r3"):
+        (sweep.folder / "cells" / name / "result.json").unlink()
+    text = sweep.report()
+    assert "incomplete: 30 of 32 cells" in text.split("##")[0] and "incomplete: 30 of 32 cells" in sweep.printed
+    assert re.search(r"rot warmup, 10 % of the labels: .*2 seeds; 2 of 4 pairs missing", text)
+    assert re.search(r"rpl full, 10 % of the labels: .*3 seeds; 1 of 4 pairs missing", text)
+    assert next(row for row in sweep.table("### Difference to scratch") if row[:2] == ["rot warmup", "10 %"])[5] == "2 of 4"
+
+
+def test_shares_ranks_folds_and_random_encoders(tmp_path):
+    arms = [("scratch", "scratch"), ("random", "frozen"), ("rot", "warmup"), ("rot", "frozen")]
+    options = {"folds": (0, 1, 2), "seeds": [0], "shares": (0.1, 1.0), "ranks": (2, 3)}
+    sweep = Sweep(tmp_path / "sweep", arms, scores({"rot": 0.2}, 0.005), **options)
+    for result in sweep.results.values():
+        result["metric"] = "kappa"
+    sweep.write()
+    text = sweep.report()
+    assert (sweep.folder / "report" / "scaling.png").stat().st_size > 5000
+    for share in ("10 %", "100 %"):
+        table = sweep.table(f"Test kappa, pretrained on {share} of the unlabelled scans")
+        names = [row[0] for row in table[1:]]
+        assert sorted(names) == sorted(f"{a} {r}D" for a in ("scratch", "random frozen", "rot warmup", "rot frozen") for r in (2, 3))
+    assert "3 runs" in text and "Folds share training subjects" in text
+    assert text.count("### Difference to random frozen") == 2
+    scaling = sweep.table("## Gain against the share of unlabelled scans")
+    assert scaling[0] == ["arm", "labels", "10 % unlabelled", "100 % unlabelled"]
+    row = next(row for row in scaling if row[:2] == ["rot warmup 3D", "10 %"])
+    assert abs(numbers(row[2])[0] - 0.02) < 0.02 < 0.15 < numbers(row[3])[0]
+
+
+class Page(HTMLParser):
+    """Checks that tags close in order, and collects what a page would load."""
+
+    VOID = {"meta", "polyline"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.seen, self.links, self.words = [], [], [], []
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.seen.append(tag)
+        self.links += [v for k, v in attributes if k in ("src", "href", "xlink:href", "data", "srcset")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.handle_starttag(tag, attributes)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open and self.open.pop() == tag, tag
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+
+def test_the_page_stands_alone_and_escapes(tmp_path):
+    published = [{"pretext": "rot", "fraction": 0.1, "value": 0.74, "metric": "Dice <pooled> & all", "source": "a | \"paper\""}]
+    arms = [("scratch", "scratch"), ("rot<b>", "warmup"), ("rot", "warmup")]
+    title = "<script>alert(1)</script> & co"
+    sweep = Sweep(tmp_path / "sweep", arms, scores({}), title=title, published=published)
+    for result in (0.98, None):
+        run = sweep.folder / "pretrain" / f"rot{result}"
+        run.mkdir(parents=True)
+        record = {"version": 1, "pretext": "rot", "unlabelled": 1.0, "metric": "rot.accuracy", "value": result, "chance": 0.1}
+        (run / "result.json").write_text(json.dumps({**record, "seconds": 90.0, "epochs": 3}))
+    markdown = sweep.report()
+    page = Page((sweep.folder / "report" / "report.html").read_text())
+    assert not page.links and "script" not in page.seen and "b" not in page.seen and "link" not in page.seen
+    assert page.seen.count("svg") == 2 and "url(" not in (sweep.folder / "report" / "report.html").read_text()
+    words = " ".join(page.words)
+    for text in (title, "rot<b> warmup", "Dice <pooled> & all", 'a | "paper"', "0.74", "rot.accuracy", "0.980", "1.5"):
+        assert text in words, text
+    assert "<script" not in markdown and r"a \| " in markdown
+    # The statistics know nothing of published numbers.
+    assert "0.74" not in markdown.split("## Published numbers")[0]
+
+
+def test_unfair_cells_are_named(tmp_path):
+    sweep = Sweep(tmp_path / "sweep", ARMS, scores({}))
+    sweep.results["rot-warmup-f0.1-s1-u1.0-r3"]["split_fingerprint"] = "another"
+    sweep.results["rpl-full-f1.0-s0-u1.0-r3"]["epochs"] = 400
+    sweep.write()
+    text = sweep.report()
+    assert "rot-warmup-f0.1-s1-u1.0-r3 differ in their split" in text
+    assert "rpl-full-f1.0-s0-u1.0-r3 differ in their epochs" in text
+
+
+def test_bad_folders_are_refused(tmp_path):
+    refused("report", tmp_path, says=["not a sweep's folder", "sweep.json"])
+    sweep = Sweep(tmp_path / "sweep", [("scratch", "scratch"), ("rot", "warmup")], scores({}))
+    name = "rot-warmup-f0.1-s0-u1.0-r3"
+    path = sweep.folder / "cells" / name / "result.json"
+    whole = json.loads(path.read_text())
+    without = {k: v for k, v in whole.items() if k != "best_epoch"}
+    cases = [
+        ("{", ["not valid JSON"]),
+        (json.dumps({**whole, "version": 2}), ["version 2", "reads 1"]),
+        (json.dumps({**whole, "surprise": 1}), ["surprise"]),
+        (json.dumps(without), ["best_epoch"]),
+        (json.dumps({**whole, "seed": 9}), ["seed", "9", "sweep.json"]),
+        (json.dumps({**whole, "metric": "kappa"}), ["kappa", "dice"]),
+        (json.dumps({**whole, "cases": [{"id": "a", "score": 1.0}] * 2}), ['"a"', "twice"]),
+    ]
+    for text, says in cases:
+        path.write_text(text)
+        refused("report", sweep.folder, says=[name, "result.json", *says])
+    assert not (sweep.folder / "report").exists()
+    for result in sweep.folder.glob("cells/*/result.json"):
+        result.unlink()
+    refused("report", sweep.folder, says=["no finished cell"])
+    twice = {**sweep.sweep, "cells": sweep.sweep["cells"] + [{**sweep.sweep["cells"][0], "id": "again"}]}
+    (sweep.folder / "sweep.json").write_text(json.dumps(twice))
+    refused("report", sweep.folder, says=["sweep.json", "again", "the same pretext"])
