@@ -21,6 +21,7 @@ pub mod patch;
 pub mod report;
 pub mod rng;
 pub mod stats;
+pub mod sweep;
 pub mod tasks;
 pub mod train;
 pub mod transform;

@@ -10,9 +10,10 @@ pub mod phantom;
 pub mod preprocess;
 pub mod pretrain;
 pub mod report;
+pub mod sweep;
 
 use crate::config;
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -31,6 +32,7 @@ enum Command {
     Preprocess(preprocess::Args),
     Pretrain(Box<pretrain::Args>),
     Finetune(Box<finetune::Args>),
+    Sweep(sweep::Args),
     Export(export::Args),
     Evaluate(evaluate::Args),
     Inspect(Box<inspect::Args>),
@@ -53,6 +55,7 @@ pub fn main() -> ExitCode {
         Command::Preprocess(args) => preprocess::run(args).map(|()| ExitCode::SUCCESS),
         Command::Pretrain(args) => pretrain::run(*args),
         Command::Finetune(args) => finetune::run(*args),
+        Command::Sweep(args) => sweep::run(args),
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
         Command::Evaluate(args) => evaluate::run(args).map(|()| ExitCode::SUCCESS),
         Command::Inspect(args) => inspect::run(*args).map(|()| ExitCode::SUCCESS),
@@ -65,6 +68,12 @@ pub fn main() -> ExitCode {
         eprintln!("error: {error:#}");
         ExitCode::FAILURE
     })
+}
+
+/// Errors if `arguments`, from the subcommand on, would not be accepted.
+pub fn check_arguments(arguments: &[String]) -> Result<()> {
+    let arguments = std::iter::once("pretext3d").chain(arguments.iter().map(String::as_str));
+    Cli::try_parse_from(arguments).map(drop).map_err(|e| anyhow!("{}", e.to_string().trim().trim_start_matches("error: ")))
 }
 
 /// The process's arguments, with settings files turned into flags.

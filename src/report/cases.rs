@@ -1,6 +1,7 @@
 //! A figure of single cases: image, true and predicted segmentation.
 
 use super::canvas::{Align, Canvas, Color, text_width, wrap};
+use super::chart::Surface;
 use super::sheet::{BACKGROUND, BRIGHT, DIM, FAINT, MARGIN, Panel, TEXT, TITLE, Zoom, grey, upright, window};
 use crate::dim::Shape;
 use anyhow::{Result, ensure};

@@ -14,6 +14,7 @@ use crate::data::split::Split;
 use crate::data::store::{Store, Subset};
 use crate::dim::Rank;
 use crate::foreground::Foreground;
+use crate::report::study::read::{RANDOM, SCRATCH};
 use crate::nn::UNetConfig;
 use crate::tasks::Task;
 use crate::tasks::segmentation::{Segmentation, SegmentationConfig};
@@ -136,12 +137,12 @@ impl FinetuneConfig {
         }
     }
 
-    /// What the weights are called in results.
-    pub fn pretext(&self) -> String {
+    /// What an arm without weights is called in results.
+    pub fn baseline(&self) -> Option<&'static str> {
         match (self.random(), self.arm()) {
-            (true, Arm::Scratch) => "scratch".into(),
-            (true, _) => "random".into(),
-            _ => self.weights.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+            (false, _) => None,
+            (true, Arm::Scratch) => Some(SCRATCH),
+            (true, _) => Some(RANDOM),
         }
     }
 }
@@ -168,12 +169,16 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     let run = resume.map(|dir| Run::reopen(dir, config::settings(config), &[], &input)).transpose()?;
     let split = run::choose_split(&config.train, config.test_fraction, true, &store, run.as_ref())?;
     let sides = sides(config, &store, &split)?;
-    let saved = match config.random() {
+    // A run that goes on has its weights in its checkpoint.
+    let saved = match config.random() || run.is_some() {
         true => None,
         false => Some(weights::read(&config.weights)?),
     };
     let rank = Rank::of(store.shape(0));
-    let unet = network(config, rank, store.channels(), saved.as_ref())?;
+    let unet = match &run {
+        Some(run) => run.network()?,
+        None => network(config, rank, store.channels(), saved.as_ref())?,
+    };
     let patch = config.segmentation.patch_shape(&store, rank, 1 << (unet.levels - 1))?;
 
     let train = &sides.train;
@@ -206,7 +211,13 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
                 let loaded = weights::load_encoder(&trainer.network.vs.variables(), saved, &config.weights)?;
                 report = format!("{}: {loaded}", config.weights.display());
                 eprint!("{report}");
-                pretrained = json!({ "file": config.weights, "fingerprint": weights::fingerprint(saved) });
+                let about = weights::describe(&config.weights)?;
+                pretrained = json!({
+                    "file": config.weights,
+                    "fingerprint": weights::fingerprint(saved),
+                    "pretext": about.pretext,
+                    "unlabelled": about.fraction,
+                });
             }
             let segmentation = config.segmentation.clone();
             let downstream = Downstream { task: name.to_owned(), labels, patch, segmentation };

@@ -43,6 +43,21 @@ impl Session {
         Ok(Session { run, trainer, progress, history, events, stop, name, val_draws, save_minutes })
     }
 
+    /// What is trained.
+    pub fn trainer(&self) -> &Trainer {
+        &self.trainer
+    }
+
+    /// Epoch (from 0) and validation metric of the best checkpoint so far.
+    pub fn best(&self) -> Option<(u64, f64)> {
+        self.progress.best
+    }
+
+    /// Numbers of the epochs so far.
+    pub fn rows(&self) -> &[Row] {
+        self.history.rows()
+    }
+
     /// Trains until the last epoch or a signal.
     pub fn train(&mut self) -> Result<Ended> {
         let tty = console::user_attended_stderr();

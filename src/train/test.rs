@@ -13,15 +13,13 @@ use crate::metrics::summary::{Summary, mean_dice};
 use crate::report::history::History;
 use crate::report::progress::Counter;
 use crate::report::scores::{table, write_scores};
+use crate::report::study::read::{self as study, Case, CellResult};
 use crate::transform::spatial::Orientation;
 use crate::{checkpoint, machine};
 use anyhow::{Context, Result};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use tch::Tensor;
-
-/// Layout of `result.json`.
-const VERSION: u64 = 1;
 
 /// Scores the best checkpoint and writes `test/` and `result.json` into the run's folder.
 pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, metric: &str) -> Result<()> {
@@ -45,7 +43,7 @@ pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, me
     let summary = write_scores(&folder, &names, &cases, &settings)?;
     println!("{}", table(&summary));
     let record = record(config, run, split, sides, metric, &summary, &cases)?;
-    crate::fs::write_atomic(&run.dir.join("result.json"), |file| Ok(serde_json::to_writer_pretty(file, &record)?))?;
+    run.write("result.json", &record)?;
     println!("{}: scores in {}", run.dir.join("result.json").display(), folder.display());
     Ok(())
 }
@@ -74,7 +72,7 @@ fn record(
     metric: &str,
     summary: &Summary,
     cases: &[(String, Vec<Scores>)],
-) -> Result<Value> {
+) -> Result<CellResult> {
     let rows = History::read(&run.dir)?;
     let (_, metadata) = checkpoint::load_safetensors(&run.checkpoint("best"))?;
     let best: Progress = serde_json::from_str(metadata.get("progress").context("not a run's checkpoint")?)?;
@@ -86,30 +84,33 @@ fn record(
             [("dice", &group.dice), ("jaccard", &group.jaccard), ("hd95_mm", &group.hd95_mm), ("asd_mm", &group.asd_mm)];
         scores.extend(metrics.map(|(name, s)| (format!("{name}.{}", group.group), json!(s.mean))));
     }
-    let cases: Vec<Value> = cases.iter().map(|(id, s)| json!({ "id": id, "score": mean_dice(s) })).collect();
-    Ok(json!({
-        "version": VERSION,
-        "task": config.task,
-        "pretext": config.pretext(),
-        "arm": config.arm(),
-        "fraction": config.train.fraction,
-        "seed": config.train.seed,
-        "rank": Rank::of(sides.test.shape(0)),
-        "epochs": rows.len(),
-        "best_epoch": best.epoch,
-        "validation_metric": metric,
-        "seconds": rows.iter().filter_map(|r| r.get("seconds")).sum::<f64>(),
-        "peak_memory_mib": machine::peak_memory().map(|bytes| bytes >> 20),
-        "weights": pretrained.get("file"),
-        "weights_fingerprint": pretrained.get("fingerprint"),
-        "data_fingerprint": sides.test.store().index().fingerprint,
-        "split_fingerprint": hex(&Sha256::digest(serde_json::to_vec(split)?)),
-        "train_subjects": sides.train.len(),
-        "val_subjects": sides.valid.len(),
-        "test_subjects": sides.test.len(),
-        "metric": "dice",
-        "score": summary.mean_dice,
-        "scores": scores,
-        "cases": cases,
-    }))
+    let text = |key: &str| pretrained.get(key).and_then(Value::as_str).map(str::to_owned);
+    let kebab = |value: Value| value.as_str().unwrap_or_default().to_owned();
+    Ok(CellResult {
+        version: study::VERSION,
+        task: kebab(json!(config.task)),
+        pretext: config.baseline().map_or_else(|| text("pretext").unwrap_or_default(), str::to_owned),
+        arm: kebab(json!(config.arm())),
+        fraction: config.train.fraction,
+        seed: config.train.seed,
+        fold: None,
+        unlabelled: pretrained.get("unlabelled").and_then(Value::as_f64).unwrap_or(1.),
+        rank: Rank::of(sides.test.shape(0)).n(),
+        epochs: rows.len(),
+        best_epoch: best.epoch as usize,
+        validation_metric: metric.to_owned(),
+        seconds: rows.iter().filter_map(|r| r.get("seconds")).sum(),
+        peak_memory_mib: machine::peak_memory().map(|bytes| (bytes >> 20) as f64),
+        weights: text("file"),
+        weights_fingerprint: text("fingerprint"),
+        data_fingerprint: sides.test.store().index().fingerprint.clone(),
+        split_fingerprint: hex(&Sha256::digest(serde_json::to_vec(split)?)),
+        train_subjects: sides.train.len(),
+        val_subjects: sides.valid.len(),
+        test_subjects: sides.test.len(),
+        metric: "dice".into(),
+        score: summary.mean_dice,
+        scores,
+        cases: cases.iter().map(|(id, s)| Case { id: id.clone(), score: mean_dice(s) }).collect(),
+    })
 }
