@@ -82,7 +82,8 @@ fn arguments() -> Result<Vec<OsString>> {
     let command = Cli::command();
     let Some(sub) = arguments.get(1).and_then(|name| command.find_subcommand(name)) else { return Ok(arguments) };
     let known: Vec<String> = sub.get_arguments().filter_map(|a| a.get_long()).map(str::to_owned).collect();
-    if known.iter().any(|flag| flag == "config") {
+    // A sweep's --config is a file of its own kind.
+    if known.iter().any(|flag| flag == "resume") {
         let expanded = config::expand(&arguments[2..], &known)?;
         arguments.truncate(2);
         arguments.extend(expanded);
