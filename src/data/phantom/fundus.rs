@@ -233,16 +233,15 @@ pub fn case(size: usize, part: impl Fn(u64) -> Rng) -> Case {
 
     let mut lesions = vec![0f32; n];
     for (lesion, spot) in &retinopathy.spots {
-        let (paint, share_of): (&dyn Fn(&mut [f32], usize, f32), f32) = match lesion {
-            Lesion::Exudate => (&|image, pixel, share| mix(image, pixel, [0.98, 0.88, 0.5], share), 0.75),
-            _ => (&|image, pixel, share| darken(image, pixel, [0.6, 0.32, 0.4], share), 0.9),
-        };
         canvas.cover(
             &[spot.centre],
             spot.reach(),
             |p| spot.distance(p),
             |pixel, share| {
-                paint(&mut image, pixel, share_of * share);
+                match lesion {
+                    Lesion::Exudate => mix(&mut image, pixel, [0.98, 0.88, 0.5], 0.75 * share),
+                    _ => darken(&mut image, pixel, [0.6, 0.32, 0.4], 0.9 * share),
+                }
                 if share >= 0.5 {
                     lesions[pixel] = *lesion as u8 as f32;
                 }
