@@ -102,7 +102,11 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
     .child("encoder", encoder.script());
     fs::write_atomic_path(&path("pt"), |temporary| ffi::save_script(&script, temporary, &text))?;
     let state: Tensors = vs.variables().into_iter().collect();
-    checkpoint::save_safetensors(&path("safetensors"), &state, HashMap::from([("format".to_owned(), "pt".to_owned()), ("version".to_owned(), VERSION.to_string())]))?;
+    checkpoint::save_safetensors(
+        &path("safetensors"),
+        &state,
+        HashMap::from([("format".to_owned(), "pt".to_owned()), ("version".to_owned(), VERSION.to_string())]),
+    )?;
     fs::write_atomic(&path("json"), |file| Ok(std::io::Write::write_all(file, text.as_bytes())?))?;
     Ok(["pt", "safetensors", "json"].map(|e| path(e).display().to_string()).to_vec())
 }

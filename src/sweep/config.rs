@@ -90,8 +90,12 @@ impl SweepConfig {
     fn check(&self) -> Result<()> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         ensure!(!self.name.is_empty() && self.name.chars().all(plain), "`name` is made of letters, digits, -, _ and .");
-        let lists =
-            [("arms", self.arms.len()), ("fractions", self.fractions.len()), ("seeds", self.seeds.len()), ("unlabelled_fractions", self.unlabelled_fractions.len())];
+        let lists = [
+            ("arms", self.arms.len()),
+            ("fractions", self.fractions.len()),
+            ("seeds", self.seeds.len()),
+            ("unlabelled_fractions", self.unlabelled_fractions.len()),
+        ];
         for (key, n) in lists {
             ensure!(n > 0, "`{key}` is empty");
         }
@@ -105,16 +109,24 @@ impl SweepConfig {
             task.parse::<TaskKind>()?;
         }
         for arm in &self.arms {
-            ensure!(arm == RANDOM || arm_of(arm).is_some(), "`arms`: {arm:?}, expected scratch, warmup, full, frozen or random");
+            ensure!(
+                arm == RANDOM || arm_of(arm).is_some(),
+                "`arms`: {arm:?}, expected scratch, warmup, full, frozen or random"
+            );
         }
         let needs_weights = self.arms.iter().any(|a| a != SCRATCH && a != RANDOM);
-        ensure!(!needs_weights || !self.tasks.is_empty(), "`tasks` is empty, and arms other than scratch and random need weights");
+        ensure!(
+            !needs_weights || !self.tasks.is_empty(),
+            "`tasks` is empty, and arms other than scratch and random need weights"
+        );
         Ok(())
     }
 
     pub fn pretrainings(&self) -> Vec<Pretraining> {
         let fractions = &self.unlabelled_fractions;
-        let of = |tasks: &String| fractions.iter().map(|&fraction| Pretraining { tasks: tasks.clone(), fraction }).collect::<Vec<_>>();
+        let of = |tasks: &String| {
+            fractions.iter().map(|&fraction| Pretraining { tasks: tasks.clone(), fraction }).collect::<Vec<_>>()
+        };
         self.tasks.iter().flat_map(of).collect()
     }
 

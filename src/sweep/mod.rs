@@ -4,9 +4,9 @@
 pub mod config;
 mod process;
 
+use crate::data::Scans;
 use crate::data::split::Split;
 use crate::data::store::Store;
-use crate::data::Scans;
 use crate::dim::Rank;
 use crate::fs::write_atomic;
 use crate::report::study::read::{self as study, Cell, CellResult, Sweep};
@@ -76,9 +76,8 @@ impl Runner {
         let record = folder.join("sweep.json");
         if record.exists() {
             let before: Sweep = study::read_json(&record)?;
-            same_settings(&before.settings, &serde_json::to_value(&config)?).with_context(|| {
-                format!("{}: holds a sweep of other settings; give another --out", folder.display())
-            })?;
+            same_settings(&before.settings, &serde_json::to_value(&config)?)
+                .with_context(|| format!("{}: holds a sweep of other settings; give another --out", folder.display()))?;
         }
         let split_file = folder.join("split.json");
         if !split_file.exists() {
@@ -100,7 +99,7 @@ impl Runner {
         let runner = Runner { config, folder, shard, pretrainings, finetunings };
         // A misspelt flag shows now, not hours later.
         for work in runner.work() {
-            crate::cli::check_arguments(&runner.arguments(work)?).with_context(|| format!("{}", runner.name(work)))?;
+            crate::cli::check_arguments(&runner.arguments(work)?).with_context(|| runner.name(work))?;
         }
         Ok(runner)
     }
@@ -220,10 +219,14 @@ impl Runner {
             }
             let each = started.elapsed().as_secs_f64() / f64::from(done.max(1));
             let minutes = (each * left.len() as f64 / 60.).ceil();
-            eprintln!("{} of {total} done{}", total - left.len() - failed.len(), match left.len() {
-                0 => String::new(),
-                _ => format!(", about {minutes} min left"),
-            });
+            eprintln!(
+                "{} of {total} done{}",
+                total - left.len() - failed.len(),
+                match left.len() {
+                    0 => String::new(),
+                    _ => format!(", about {minutes} min left"),
+                }
+            );
         }
         if !failed.is_empty() {
             bail!("{} of {total} failed: {}; run the same command to try them again", failed.len(), failed.join(", "));

@@ -30,8 +30,7 @@ pub fn run_logged(arguments: &[String], log: &Path, lock: &File, stop: &Stop) ->
     let program = std::env::current_exe().context("finding this program's file")?;
     let mut command = Command::new(&program);
     command.args(arguments).stdin(Stdio::null()).stdout(open()?).stderr(open()?);
-    let mut child = ffi::spawn_bound(&mut command, lock)
-        .with_context(|| format!("starting {}", program.display()))?;
+    let mut child = ffi::spawn_bound(&mut command, lock).with_context(|| format!("starting {}", program.display()))?;
     let mut told = false;
     let status = loop {
         if let Some(status) = child.try_wait()? {

@@ -13,14 +13,14 @@ use crate::data::Scans;
 use crate::data::split::Split;
 use crate::data::store::{Store, Subset};
 use crate::dim::Rank;
+use crate::export;
 use crate::foreground::Foreground;
-use crate::report::study::read::{RANDOM, SCRATCH};
 use crate::nn::UNetConfig;
+use crate::report::study::read::{RANDOM, SCRATCH};
 use crate::tasks::Task;
 use crate::tasks::segmentation::{Segmentation, SegmentationConfig};
 use crate::transform::augment::AugmentConfig;
 use crate::weights::{self, ENCODER};
-use crate::export;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -113,6 +113,7 @@ impl FinetuneConfig {
 
     fn check(&self) -> Result<()> {
         self.train.check()?;
+        self.aug.check()?;
         share("test-fraction", self.test_fraction, false)?;
         config::network(self.filters.unwrap_or(1), self.levels.unwrap_or(1))?;
         match (self.arm(), self.random()) {
@@ -122,10 +123,7 @@ impl FinetuneConfig {
             }
             _ => {}
         }
-        ensure!(
-            self.frozen_epochs.is_none() || self.arm() == Arm::Warmup,
-            "--frozen-epochs goes with --arm warmup only"
-        );
+        ensure!(self.frozen_epochs.is_none() || self.arm() == Arm::Warmup, "--frozen-epochs goes with --arm warmup only");
         Ok(())
     }
 
@@ -285,7 +283,8 @@ fn network(config: &FinetuneConfig, rank: Rank, channels: usize, saved: Option<&
         return Ok(unet);
     };
     let file = config.weights.display();
-    let found = UNetConfig::of(saved, ENCODER).with_context(|| format!("{file}: another architecture; no U-Net encoder in it"))?;
+    let found =
+        UNetConfig::of(saved, ENCODER).with_context(|| format!("{file}: another architecture; no U-Net encoder in it"))?;
     ensure!(
         found.rank == rank,
         "{file}: the encoder of {}D data, the store {} holds {}D data",
@@ -293,10 +292,9 @@ fn network(config: &FinetuneConfig, rank: Rank, channels: usize, saved: Option<&
         config.train.data.display(),
         rank.n()
     );
-    for (flag, asked, has) in [
-        ("filters", config.filters, found.filters),
-        ("levels", config.levels.map(|l| l as i64), found.levels as i64),
-    ] {
+    for (flag, asked, has) in
+        [("filters", config.filters, found.filters), ("levels", config.levels.map(|l| l as i64), found.levels as i64)]
+    {
         ensure!(asked.is_none_or(|asked| asked == has), "--{flag} {}: {file} has {has}", asked.unwrap_or_default());
     }
     Ok(UNetConfig { filters: found.filters, levels: found.levels, ..unet })

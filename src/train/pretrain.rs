@@ -153,7 +153,13 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
             if let [task] = &trainer.tasks[..] {
                 (resolved.train.batch_size, resolved.train.draws) = (Some(task.batch), Some(task.draws));
             }
-            let run = Run::create(config.train.out.as_deref(), &config.name(), config::settings(&resolved), &split, object(json!({ "network": trainer.network.config, "input": input })))?;
+            let run = Run::create(
+                config.train.out.as_deref(),
+                &config.name(),
+                config::settings(&resolved),
+                &split,
+                object(json!({ "network": trainer.network.config, "input": input })),
+            )?;
             run.keep_load_report(&report)?;
             run
         }
@@ -165,8 +171,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
         if trainer.bf16 { "bf16" } else { "fp32" },
         trainer.steps
     );
-    let mut session =
-        Session::open(run.clone(), trainer, config.name(), config.val_draws, config.train.save_minutes, stop)?;
+    let mut session = Session::open(run.clone(), trainer, config.name(), config.val_draws, config.train.save_minutes, stop)?;
     if let Ended::Stopped = session.train()? {
         eprintln!("stopped and saved; continue with: pretext3d pretrain --resume {}", run.dir.display());
         return Ok(Ended::Stopped);

@@ -60,10 +60,9 @@ impl Run {
                 );
                 dir.to_owned()
             }
-            None => (1..)
-                .map(|n| PathBuf::from(format!("runs/{name}-{n}")))
-                .find(|dir| !dir.exists())
-                .expect("some number is free"),
+            None => {
+                (1..).map(|n| PathBuf::from(format!("runs/{name}-{n}"))).find(|dir| !dir.exists()).expect("some number is free")
+            }
         };
         std::fs::create_dir_all(&dir).with_context(|| format!("making the run's folder {}", dir.display()))?;
         let run = Run { dir };
@@ -142,7 +141,8 @@ impl Run {
 
     /// Shape of the run's encoder.
     pub fn network(&self) -> Result<UNetConfig> {
-        let network = self.description()?.remove("network").with_context(|| format!("{}: no network", self.config_file().display()))?;
+        let network =
+            self.description()?.remove("network").with_context(|| format!("{}: no network", self.config_file().display()))?;
         serde_json::from_value(network).with_context(|| self.config_file().display().to_string())
     }
 

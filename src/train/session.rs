@@ -36,7 +36,14 @@ pub struct Session {
 
 impl Session {
     /// Takes up a run where its last checkpoint left it.
-    pub fn open(run: Run, mut trainer: Trainer, name: String, val_draws: u64, save_minutes: f64, stop: Stop) -> Result<Session> {
+    pub fn open(
+        run: Run,
+        mut trainer: Trainer,
+        name: String,
+        val_draws: u64,
+        save_minutes: f64,
+        stop: Stop,
+    ) -> Result<Session> {
         let progress = run.restore(&trainer.network, &mut trainer.optimizer)?;
         let history = History::open(&run.dir, Some(progress.epoch as usize))?;
         let events = EventWriter::create(&run.dir, progress.epoch + u64::from(progress.epoch > 0))?;
