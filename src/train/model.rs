@@ -101,7 +101,7 @@ impl Model {
     }
 
     /// The whole network as TorchScript, from an input to its logits.
-    pub fn script(&self, source: String) -> ScriptModule {
+    pub fn script(&self, source: &str) -> ScriptModule {
         ScriptModule::new(format!(
             "def forward(self, x: Tensor) -> Tensor:\n    return self.decoder.forward(self.encoder.forward(x))\n{source}"
         ))
