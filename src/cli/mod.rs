@@ -7,6 +7,7 @@ pub mod export;
 pub mod finetune;
 pub mod inspect;
 pub mod phantom;
+pub mod predict;
 pub mod preprocess;
 pub mod pretrain;
 pub mod report;
@@ -32,6 +33,7 @@ enum Command {
     Pretrain(Box<pretrain::Args>),
     Finetune(Box<finetune::Args>),
     Export(export::Args),
+    Predict(Box<predict::Args>),
     Evaluate(evaluate::Args),
     Inspect(Box<inspect::Args>),
     Report(report::Args),
@@ -54,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Pretrain(args) => pretrain::run(*args),
         Command::Finetune(args) => finetune::run(*args),
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Predict(args) => predict::run(*args),
         Command::Evaluate(args) => evaluate::run(args).map(|()| ExitCode::SUCCESS),
         Command::Inspect(args) => inspect::run(*args).map(|()| ExitCode::SUCCESS),
         Command::Report(args) => report::run(args).map(|()| ExitCode::SUCCESS),

@@ -14,6 +14,7 @@ mod ukb;
 use anyhow::{Context, Result, bail, ensure};
 use description::Description;
 use files::Files;
+pub use files::stem;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};

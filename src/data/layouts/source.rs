@@ -13,6 +13,21 @@ use zip::ZipArchive;
 use zip::read::ZipFile;
 
 impl Source {
+    /// From what [`Source::display`] writes.
+    pub fn parse(text: &str) -> Source {
+        match text.to_ascii_lowercase().find(".zip:").map(|at| at + ".zip".len()) {
+            Some(end) => Source::Zip { archive: text[..end].into(), member: text[end + 1..].into() },
+            None => Source::File(text.into()),
+        }
+    }
+
+    /// Whether the file, or the archive, is there.
+    pub fn exists(&self) -> bool {
+        match self {
+            Source::File(path) | Source::Zip { archive: path, .. } => path.is_file(),
+        }
+    }
+
     /// The voxels, scaled as the header says. Errors name the file, and the member of an archive.
     pub fn read(&self) -> Result<Volume> {
         match self {
