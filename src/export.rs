@@ -7,6 +7,8 @@ use crate::dim::Rank;
 use crate::nn::script::ScriptModule;
 use crate::nn::{Encoder, UNet, UNetConfig};
 use crate::report::history::History;
+use crate::train::device::{DeviceChoice, Precision};
+use crate::train::model::Model;
 use crate::train::run::{self, Progress, Run};
 use crate::weights::{self, ENCODER};
 use crate::{ffi, fs};
@@ -17,7 +19,9 @@ use std::collections::HashMap;
 use std::path::Path;
 use tch::{Device, nn::VarStore};
 
-const FORMAT: &str = "pretext3d-encoder";
+const ENCODER_FORMAT: &str = "pretext3d-encoder";
+/// Of a fine-tuned network.
+const NETWORK_FORMAT: &str = "pretext3d-network";
 /// Layout of an export; a reader refuses newer ones.
 pub const VERSION: u64 = 1;
 /// TorchScript compiled from C++ knows data types by number only: this is `torch.float32`.
@@ -47,22 +51,34 @@ impl Input {
     }
 }
 
-/// Exports a run's checkpoint (`best` or `last`) as `PREFIX.pt`, `PREFIX.safetensors` and `PREFIX.json`; returns the paths.
+/// Exports a run's checkpoint (`best` or `last`) as `PREFIX.pt`, `PREFIX.safetensors` and `PREFIX.json`; returns the paths. Of a
+/// pretraining run the encoder, of a fine-tuned one the whole network.
 pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> {
     let file = run.checkpoint(which);
-    run.description()?;
+    let description = run.description()?;
     ensure!(file.exists(), "{}: no checkpoint `{which}` yet", run.dir.display());
     let (tensors, metadata) = checkpoint::load_safetensors(&file)?;
-    let (model, _) = split_checkpoint(tensors);
-    let description = run.description()?;
     let part =
         |key: &str| description.get(key).cloned().with_context(|| format!("{}: no `{key}`", run.config_file().display()));
     let config: UNetConfig = serde_json::from_value(part("network")?)?;
     let input: Input = serde_json::from_value(part("input")?)?;
+    let preprocess = preprocess_source(&input.preprocessing, config.rank);
 
     let vs = VarStore::new(Device::Cpu);
     let encoder = UNet::new(&vs.root() / ENCODER.trim_end_matches('.'), config.clone());
-    weights::load_encoder(&vs.variables(), &model, &file)?;
+    let downstream = description.get("downstream");
+    let (script, state): (ScriptModule, Tensors) = match downstream {
+        None => {
+            weights::load_encoder(&vs.variables(), &split_checkpoint(tensors).0, &file)?;
+            let source = "def forward(self, x: Tensor) -> List[Tensor]:\n    return self.encoder.forward(x)\n";
+            let script = ScriptModule::new(format!("{source}{preprocess}")).child("encoder", encoder.script());
+            (script, vs.variables().into_iter().collect())
+        }
+        Some(_) => {
+            let model = Model::load(&file, DeviceChoice::Cpu, Precision::Fp32)?;
+            (model.script(&preprocess), model.state())
+        }
+    };
 
     let progress: Progress = serde_json::from_str(metadata.get("progress").context("not a run's checkpoint")?)?;
     // A checkpoint is written after its epoch is counted.
@@ -71,8 +87,8 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
     let metrics: Map<String, Value> =
         row.map(|row| row.values().iter().map(|(name, value)| (name.clone(), json!(value))).collect()).unwrap_or_default();
     let settings = run.settings()?;
-    let text = serde_json::to_string_pretty(&json!({
-        "format": FORMAT,
+    let mut about = json!({
+        "format": if downstream.is_some() { NETWORK_FORMAT } else { ENCODER_FORMAT },
         "version": VERSION,
         "task": settings.get("task"),
         "architecture": encoder.name(),
@@ -90,19 +106,19 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
         "metrics": metrics,
         "settings": settings,
         "versions": run::versions(),
-    }))?;
+    });
+    if let Some(downstream) = downstream {
+        about["downstream"] = downstream.clone();
+    }
+    let text = serde_json::to_string_pretty(&about)?;
 
     let name =
         prefix.file_name().with_context(|| format!("{}: names no file", prefix.display()))?.to_string_lossy().into_owned();
     let path = |extension: &str| prefix.with_file_name(format!("{name}.{extension}"));
-    let script = ScriptModule::new(format!(
-        "def forward(self, x: Tensor) -> List[Tensor]:\n    return self.encoder.forward(x)\n{}",
-        preprocess_source(&input.preprocessing, config.rank)
-    ))
-    .child("encoder", encoder.script());
     fs::write_atomic_path(&path("pt"), |temporary| ffi::save_script(&script, temporary, &text))?;
-    let state: Tensors = vs.variables().into_iter().collect();
-    checkpoint::save_safetensors(&path("safetensors"), &state, HashMap::from([("format".to_owned(), "pt".to_owned()), ("version".to_owned(), VERSION.to_string())]))?;
+    let metadata = [("format", "pt".to_owned()), ("version", VERSION.to_string())];
+    let metadata = HashMap::from(metadata.map(|(key, value)| (key.to_owned(), value)));
+    checkpoint::save_safetensors(&path("safetensors"), &state, metadata)?;
     fs::write_atomic(&path("json"), |file| Ok(std::io::Write::write_all(file, text.as_bytes())?))?;
     Ok(["pt", "safetensors", "json"].map(|e| path(e).display().to_string()).to_vec())
 }

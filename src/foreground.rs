@@ -156,6 +156,7 @@ mod tests {
                 shape: [d, h, w],
                 spacing: [1.; 3],
                 label: label.is_some(),
+                class: None,
                 split: None,
                 fingerprint,
             });

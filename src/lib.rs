@@ -22,6 +22,7 @@ pub mod predict;
 pub mod report;
 pub mod rng;
 pub mod stats;
+pub mod sweep;
 pub mod tasks;
 pub mod train;
 pub mod transform;

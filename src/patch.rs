@@ -18,13 +18,19 @@ pub fn draw_window(scans: &dyn Scans, scan: usize, rank: Rank, side: usize, rng:
     Ok(Region { start: std::array::from_fn(|a| rng.random_range(0..=shape[a] - size[a])), size })
 }
 
-/// Largest window that is taken without being asked for: the paper's volumes.
-const MAX_WINDOW: usize = 128;
+/// Largest window that is taken without being asked for: the paper's volumes and images.
+fn max_window(rank: Rank) -> usize {
+    match rank {
+        Rank::Two => 224,
+        Rank::Three => 128,
+    }
+}
 
-/// Side of the window unless the user names one: the smallest extent of any scan along any axis in use, at most 128.
+/// Side of the window unless the user names one: the smallest extent of any scan along any axis in use, at most 128, for
+/// images 224.
 pub fn default_window(scans: &dyn Scans, rank: Rank) -> usize {
     let sides = (0..scans.len()).flat_map(|scan| rank.axes().map(move |a| scans.shape(scan)[a]));
-    sides.fold(MAX_WINDOW, usize::min)
+    sides.fold(max_window(rank), usize::min)
 }
 
 /// A grid of `n` cells along every axis in use, from the window's first corner on; cell ids are row-major in `(i, j, k)`.

@@ -96,7 +96,7 @@ impl Inputs {
             labels: None,
         };
         let channels = files.into_iter().map(Source::File).collect();
-        let subjects = vec![Subject { id, channels, label: None, split: None }];
+        let subjects = vec![Subject { id, channels, label: None, split: None, class: None }];
         Ok(Inputs::Files { subjects, plan, problems: vec![] })
     }
 

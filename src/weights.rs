@@ -5,12 +5,12 @@ use crate::checkpoint::{self, MODEL, Tensors, load_safetensors, split_checkpoint
 use crate::data::store::hex;
 use crate::train::run;
 use crate::{export, ffi};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tch::Tensor;
 
 /// Prefix of every encoder parameter, in checkpoints, exports and the variable store.
@@ -52,6 +52,38 @@ fn check_version(found: Option<u64>, path: &Path) -> Result<()> {
     let found = found.unwrap_or(0);
     ensure!(found <= known, "{}: written by a newer version ({found}, this one knows {known})", path.display());
     Ok(())
+}
+
+/// Where weights come from, as far as they say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct About {
+    /// Names of the tasks that they were pretrained with, joined by `-`; weights of others go by their file's name.
+    pub pretext: String,
+    /// Share of the pretraining's training subjects that was used.
+    pub fraction: f64,
+}
+
+/// Reads what an export (`.pt`, or the `.json` beside a `.safetensors`) or a checkpoint's run says of itself.
+pub fn describe(path: &Path) -> Result<About> {
+    let json = |file: PathBuf| -> Result<Value> {
+        match std::fs::read(&file) {
+            Ok(text) => serde_json::from_slice(&text).with_context(|| file.display().to_string()),
+            Err(_) => Ok(Value::Null),
+        }
+    };
+    let description = match path.extension().is_some_and(|e| e == "pt") {
+        true => ffi::description(path)?,
+        false => match json(path.with_extension("json"))? {
+            Value::Null => json(path.with_file_name("config.json"))?,
+            found => found,
+        },
+    };
+    let settings = description.get("settings");
+    let tasks = settings.and_then(|s| s.get("task")).and_then(Value::as_array);
+    let names: Vec<&str> = tasks.into_iter().flatten().filter_map(Value::as_str).collect();
+    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+    let pretext = if names.is_empty() { stem.into_owned() } else { names.join("-") };
+    Ok(About { pretext, fraction: settings.and_then(|s| s.get("fraction")).and_then(Value::as_f64).unwrap_or(1.) })
 }
 
 /// SHA-256 over the encoder's tensors, with their names and shapes.

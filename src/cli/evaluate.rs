@@ -40,7 +40,7 @@ pub struct Args {
     #[arg(long, value_enum)]
     regions: Option<Regions>,
     /// Label values that may occur beside the background 0, e.g. 1,2,4; any other is an error [default: those that the dataset
-    /// describes, otherwise all that are found]
+    /// describes, by its names, otherwise all that are found]
     #[arg(long, value_name = "VALUES", value_delimiter = ',', allow_hyphen_values = true)]
     classes: Vec<i64>,
     /// What becomes of a class that is empty in a case
@@ -72,6 +72,7 @@ struct Plan {
     labels: Option<Vec<LabelValue>>,
     /// Name and label values of each group; `None`: every value that is found.
     groups: Option<Vec<(String, Vec<i64>)>>,
+    regions: Option<Regions>,
     empty: Empty,
 }
 
@@ -83,18 +84,15 @@ struct Scored {
 
 impl Plan {
     fn new(args: &Args, described: Option<Vec<LabelValue>>) -> Result<Plan> {
+        if let (Some(Regions::Brats), Some(labels)) = (args.regions, &described) {
+            Group::brats(labels)?;
+        }
         let mut labels = described;
         if !args.classes.is_empty() {
             let distinct: BTreeSet<i64> = args.classes.iter().copied().collect();
             ensure!(distinct.len() == args.classes.len(), "--classes: a value is given twice in {:?}", args.classes);
             ensure!(!distinct.contains(&0), "--classes: 0 is the background, which is not scored");
-            let name = |value: i64| {
-                let known = labels.iter().flatten().find(|l| l.value == value);
-                known.map_or(value.to_string(), |l| l.name.clone())
-            };
-            let given = args.classes.iter().map(|&value| LabelValue { value, name: name(value) });
-            let background = LabelValue { value: 0, name: "background".into() };
-            labels = Some([background].into_iter().chain(given).collect());
+            labels = Some(unnamed([0].into_iter().chain(args.classes.iter().copied())));
         }
         let groups = match (args.regions, &mut labels) {
             (Some(Regions::Brats), labels) => {
@@ -108,7 +106,11 @@ impl Plan {
             (None, Some(labels)) => Some(labels.iter().skip(1).map(|l| (l.name.clone(), vec![l.value])).collect()),
             (None, None) => None,
         };
-        Ok(Plan { labels, groups, empty: args.empty })
+        let mut names = BTreeSet::new();
+        for (name, values) in groups.iter().flatten() {
+            ensure!(names.insert(name), "label values {values:?} and another are both named {name:?}; give them as --classes");
+        }
+        Ok(Plan { labels, groups, regions: args.regions, empty: args.empty })
     }
 
     /// Classes of a file's voxels: positions in `values`, to which new values are added.
@@ -172,7 +174,7 @@ impl Plan {
     fn groups(&self, cases: &[(String, Scored)]) -> Result<Vec<(String, Vec<i64>)>> {
         if let Some(groups) = &self.groups {
             let with = |value: i64| cases.iter().find(|(_, case)| case.values.contains(&value)).map(|(id, _)| id);
-            if let (true, Some(three), Some(four)) = (groups[0].0 == BRATS_REGIONS[0].0, with(3), with(4)) {
+            if let (Some(Regions::Brats), Some(three), Some(four)) = (self.regions, with(3), with(4)) {
                 bail!("label value 3 in case {three} and 4 in case {four}: enhancing tumour is one or the other");
             }
             return Ok(groups.clone());

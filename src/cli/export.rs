@@ -3,7 +3,7 @@ use crate::train::run::Run;
 use anyhow::Result;
 use std::path::PathBuf;
 
-/// Write a run's encoder as TorchScript (.pt), state dict (.safetensors) and description (.json)
+/// Write a run's encoder, of a fine-tuned run the whole network, as TorchScript (.pt), state dict (.safetensors) and description (.json)
 #[derive(clap::Args)]
 pub struct Args {
     /// The run's folder

@@ -11,9 +11,10 @@ pub mod predict;
 pub mod preprocess;
 pub mod pretrain;
 pub mod report;
+pub mod sweep;
 
 use crate::config;
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -32,6 +33,7 @@ enum Command {
     Preprocess(preprocess::Args),
     Pretrain(Box<pretrain::Args>),
     Finetune(Box<finetune::Args>),
+    Sweep(sweep::Args),
     Export(export::Args),
     Predict(Box<predict::Args>),
     Evaluate(evaluate::Args),
@@ -55,6 +57,7 @@ pub fn main() -> ExitCode {
         Command::Preprocess(args) => preprocess::run(args).map(|()| ExitCode::SUCCESS),
         Command::Pretrain(args) => pretrain::run(*args),
         Command::Finetune(args) => finetune::run(*args),
+        Command::Sweep(args) => sweep::run(args),
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
         Command::Predict(args) => predict::run(*args),
         Command::Evaluate(args) => evaluate::run(args).map(|()| ExitCode::SUCCESS),
@@ -70,13 +73,20 @@ pub fn main() -> ExitCode {
     })
 }
 
+/// Errors if `arguments`, from the subcommand on, would not be accepted.
+pub fn check_arguments(arguments: &[String]) -> Result<()> {
+    let arguments = std::iter::once("pretext3d").chain(arguments.iter().map(String::as_str));
+    Cli::try_parse_from(arguments).map(drop).map_err(|e| anyhow!("{}", e.to_string().trim().trim_start_matches("error: ")))
+}
+
 /// The process's arguments, with settings files turned into flags.
 fn arguments() -> Result<Vec<OsString>> {
     let mut arguments: Vec<OsString> = std::env::args_os().collect();
     let command = Cli::command();
     let Some(sub) = arguments.get(1).and_then(|name| command.find_subcommand(name)) else { return Ok(arguments) };
     let known: Vec<String> = sub.get_arguments().filter_map(|a| a.get_long()).map(str::to_owned).collect();
-    if known.iter().any(|flag| flag == "config") {
+    // A sweep's --config is a file of its own kind.
+    if known.iter().any(|flag| flag == "resume") {
         let expanded = config::expand(&arguments[2..], &known)?;
         arguments.truncate(2);
         arguments.extend(expanded);

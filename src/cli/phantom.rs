@@ -18,7 +18,8 @@ pub struct Args {
     /// Number of subjects, at least 1
     #[arg(long, default_value_t = 64, value_name = "N")]
     subjects: usize,
-    /// Voxels along each side of the cubic volume, 32 to 512 [default: 96; with --from-labels the map's own grid]
+    /// Voxels along each side of the cubic volume, 32 to 512 [default: 96; with --from-labels the map's own grid]; of fundus the
+    /// photograph's height in pixels, 32 to 4096 [default: 512]
     #[arg(long, value_name = "VOXELS")]
     size: Option<usize>,
     /// Seed of every random draw
@@ -46,6 +47,8 @@ enum Kind {
     Brain,
     /// Trunks, 307 mm: CT in HU, int16, with pancreas (1) and its tumour (2); Medical Segmentation Decathlon Task07 layout
     Abdomen,
+    /// Photographs of the eye's fundus with diabetic retinopathy of grade 0 to 4, PNG and a CSV; APTOS 2019 layout
+    Fundus,
 }
 
 pub fn run(args: Args) -> Result<()> {
@@ -59,6 +62,7 @@ pub fn run(args: Args) -> Result<()> {
         }
         (None, Kind::Brain) => Model::Brain { size },
         (None, Kind::Abdomen) => Model::Abdomen { size },
+        (None, Kind::Fundus) => Model::Fundus { size: args.size.unwrap_or(512) },
     };
     let start = Instant::now();
     let style = ProgressStyle::with_template("phantom {bar:40} {pos}/{len} subjects, {eta} left")?;

@@ -3,11 +3,12 @@
 use crate::data::layouts::{self, Dataset, LabelValue, Layout};
 use crate::data::preprocess::fill::{Filled, Options, fill};
 use crate::data::preprocess::{Dtype, Foreground, Grid, Intensity, Plan, Settings};
-use crate::data::store::LeftOut;
+use crate::data::store::{Index, LeftOut};
 use crate::report::progress::Counter;
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::HumanBytes;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,8 @@ pub struct Args {
     /// What is done to the scans
     #[arg(long, value_enum, default_value = "paper")]
     protocol: Protocol,
-    /// Side of the cube in voxels, 1 to 1024 (protocol paper) [default: 128]
+    /// Side of the cube in voxels, of photographs of the square in pixels, 1 to 1024 (protocol paper) [default: 128, photographs
+    /// 224]
     #[arg(long, value_name = "VOXELS")]
     size: Option<usize>,
     /// Spacing in millimetres, 0.01 to 1000, one number or X,Y,Z along the RAS+ axes (protocol modern) [default: 1.5]
@@ -69,7 +71,7 @@ pub struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum Protocol {
-    /// Resize the foreground box to a cube, minimum to 0 and maximum to 1
+    /// Resize the foreground box to a cube, minimum to 0 and maximum to 1. Photographs: the fundus to a square, values as they are
     Paper,
     /// Resample to a spacing, mean 0 and standard deviation 1 over the foreground
     Modern,
@@ -99,11 +101,16 @@ fn label(text: &str) -> Result<LabelValue, String> {
 }
 
 impl Args {
-    fn settings(&self) -> Result<Settings> {
+    fn settings(&self, layout: Option<Layout>) -> Result<Settings> {
+        let photographs = layout == Some(Layout::Images);
+        ensure!(
+            !photographs || self.protocol == Protocol::Paper,
+            "--protocol modern: photographs have no spacing in millimetres; they take --protocol paper and --size"
+        );
         let grid = match self.protocol {
             Protocol::Paper => {
                 ensure!(self.spacing.is_none(), "--spacing goes with --protocol modern; protocol paper takes --size");
-                Grid::Cube { side: self.size.unwrap_or(128) }
+                Grid::Cube { side: self.size.unwrap_or(if photographs { 224 } else { 128 }) }
             }
             Protocol::Modern => {
                 ensure!(self.size.is_none(), "--size goes with --protocol paper; protocol modern takes --spacing");
@@ -112,6 +119,8 @@ impl Args {
         };
         let intensity = match (self.window, self.protocol) {
             (Some([lo, hi]), _) => Intensity::Window { lo, hi },
+            // A photograph's exposure and colour are alike for all channels; darkest and brightest possible are 0 and 1.
+            (None, Protocol::Paper) if photographs => Intensity::Window { lo: 0., hi: 1. },
             (None, Protocol::Paper) => Intensity::MinMax,
             (None, Protocol::Modern) => Intensity::ZScoreForeground,
         };
@@ -145,27 +154,34 @@ impl Args {
             (_, false) => Some(self.labels.clone()),
             (_, true) => dataset.labels.clone(),
         };
-        Ok(Plan { settings: self.settings()?, available: dataset.channels.clone(), channels, labels })
+        Ok(Plan { settings: self.settings(Some(dataset.layout))?, available: dataset.channels.clone(), channels, labels })
     }
 }
 
 pub fn run(args: Args) -> Result<()> {
     let start = Instant::now();
     // Before the data is looked at, which may take long.
-    args.settings()?;
+    args.settings(args.layout)?;
     let mut dataset = layouts::open(&args.data, args.layout)?;
     let plan = args.plan(&dataset)?;
     if args.no_labels {
         dataset.subjects.iter_mut().for_each(|s| s.label = None);
     }
-    let with_label = dataset.subjects.iter().filter(|s| s.label.is_some()).count();
+    let with_label = match dataset.classes {
+        Some(_) => format!("{} with a class", dataset.subjects.iter().filter(|s| s.class.is_some()).count()),
+        None => format!("{} with labels", dataset.subjects.iter().filter(|s| s.label.is_some()).count()),
+    };
     eprintln!(
-        "{}: layout {}, {} subjects ({with_label} with labels), channels {}",
+        "{}: layout {}, {} subjects ({with_label}), channels {}",
         args.data.display(),
         dataset.layout,
         dataset.subjects.len(),
         plan.names().join(", ")
     );
+    let without: Vec<&str> = dataset.subjects.iter().filter(|s| s.class.is_none()).map(|s| s.id.as_str()).collect();
+    if dataset.classes.is_some() && !without.is_empty() {
+        eprintln!("{} without a class: {}", without.len(), some(&without));
+    }
     for ignored in &dataset.ignored {
         eprintln!("ignored: {ignored}");
     }
@@ -212,6 +228,9 @@ fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Res
         "{bad} scans cannot be used; {stored} are done and kept in {out}: mend the others and run the same command, or add \
          --skip-bad to go on without them"
     );
+    for ids in duplicates(&index) {
+        eprintln!("warning: {} subjects hold the same voxels: {}", ids.len(), some(&ids));
+    }
     let side = |pick: fn(usize, usize) -> usize, a: usize| index.subjects.iter().map(|s| s.shape[a]).reduce(pick).unwrap_or(0);
     let size = [0, 1, 2].map(|a| match (side(usize::min, a), side(usize::max, a)) {
         (low, high) if low == high => low.to_string(),
@@ -227,4 +246,19 @@ fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Res
     );
     println!("next: pretext3d pretrain --task rot --data {out}");
     Ok(())
+}
+
+/// The first ids of many.
+fn some(ids: &[&str]) -> String {
+    const SHOWN: usize = 8;
+    format!("{}{}", ids[..ids.len().min(SHOWN)].join(", "), if ids.len() > SHOWN { ", ..." } else { "" })
+}
+
+/// Subjects whose voxels are the same: copies under several names would stand on both sides of a split.
+fn duplicates(index: &Index) -> Vec<Vec<&str>> {
+    let mut alike: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for subject in &index.subjects {
+        alike.entry(&subject.fingerprint).or_default().push(&subject.id);
+    }
+    alike.into_values().filter(|ids| ids.len() > 1).collect()
 }

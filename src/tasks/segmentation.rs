@@ -72,9 +72,11 @@ impl SegmentationConfig {
             shape[a] = match self.patch[..] {
                 [] => side.min(MAX_PATCH) / reduction * reduction,
                 [one] => one,
-                _ => *self.patch.get(i).filter(|_| self.patch.len() == rank.n()).with_context(|| {
-                    format!("--patch has {} numbers, expected 1 or {}", self.patch.len(), rank.n())
-                })?,
+                _ => *self
+                    .patch
+                    .get(i)
+                    .filter(|_| self.patch.len() == rank.n())
+                    .with_context(|| format!("--patch has {} numbers, expected 1 or {}", self.patch.len(), rank.n()))?,
             };
             ensure!(
                 shape[a] > 0 && shape[a] <= side && shape[a].is_multiple_of(reduction),
@@ -180,7 +182,7 @@ impl Task for Segmentation {
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>> {
         let reduction = encoder.deepest().reduction as usize;
         ensure!(
-            self.rank.axes().all(|a| self.patch[a] % reduction == 0),
+            self.rank.axes().all(|a| self.patch[a].is_multiple_of(reduction)),
             "a patch of {:?} voxels: each side must be a multiple of {reduction}, by which the encoder pools",
             self.patch
         );
@@ -288,9 +290,8 @@ impl Head for SegmentationHead {
         let (mut loss, mut total, mut weight) = (Tensor::from(0f32).to_device(x.device()), 0., 1.);
         for (level, logits) in logits.iter().enumerate() {
             // Every 2^level-th voxel: the nearest one, so that classes stay classes.
-            let coarse = (2..2 + self.rank.n() as i64).fold(classes.shallow_clone(), |t, axis| {
-                if level == 0 { t } else { t.slice(axis - 1, 0, None, 1 << level) }
-            });
+            let coarse = (2..2 + self.rank.n() as i64)
+                .fold(classes.shallow_clone(), |t, axis| if level == 0 { t } else { t.slice(axis - 1, 0, None, 1 << level) });
             loss += self.loss(logits, &coarse) * weight;
             total += weight;
             weight /= 2.;
@@ -314,7 +315,8 @@ impl Head for SegmentationHead {
         scans.label(scan, whole, Orientation::IDENTITY, &mut truth)?;
         let dims = [scans.channels(), shape[0], shape[1], shape[2]].map(|n| n as i64);
         let image = Tensor::from_slice(&image).reshape(dims);
-        let window = Window { rank: self.rank, patch: self.patch, overlap: self.config.overlap, batch_size: 1, flips: false, device };
+        let window =
+            Window { rank: self.rank, patch: self.patch, overlap: self.config.overlap, batch_size: 1, flips: false, device };
         let predicted = window.classes(&image, &|x| {
             place(x)?;
             Ok(self.logits(encoder, x))

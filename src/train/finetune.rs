@@ -13,13 +13,14 @@ use crate::data::Scans;
 use crate::data::split::Split;
 use crate::data::store::{Store, Subset};
 use crate::dim::Rank;
+use crate::export;
 use crate::foreground::Foreground;
 use crate::nn::UNetConfig;
+use crate::report::study::read::{RANDOM, SCRATCH};
 use crate::tasks::Task;
 use crate::tasks::segmentation::{Segmentation, SegmentationConfig};
 use crate::transform::augment::AugmentConfig;
 use crate::weights::{self, ENCODER};
-use crate::export;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -112,6 +113,7 @@ impl FinetuneConfig {
 
     fn check(&self) -> Result<()> {
         self.train.check()?;
+        self.aug.check()?;
         share("test-fraction", self.test_fraction, false)?;
         config::network(self.filters.unwrap_or(1), self.levels.unwrap_or(1))?;
         match (self.arm(), self.random()) {
@@ -121,10 +123,7 @@ impl FinetuneConfig {
             }
             _ => {}
         }
-        ensure!(
-            self.frozen_epochs.is_none() || self.arm() == Arm::Warmup,
-            "--frozen-epochs goes with --arm warmup only"
-        );
+        ensure!(self.frozen_epochs.is_none() || self.arm() == Arm::Warmup, "--frozen-epochs goes with --arm warmup only");
         Ok(())
     }
 
@@ -136,12 +135,12 @@ impl FinetuneConfig {
         }
     }
 
-    /// What the weights are called in results.
-    pub fn pretext(&self) -> String {
+    /// What an arm without weights is called in results.
+    pub fn baseline(&self) -> Option<&'static str> {
         match (self.random(), self.arm()) {
-            (true, Arm::Scratch) => "scratch".into(),
-            (true, _) => "random".into(),
-            _ => self.weights.file_stem().unwrap_or_default().to_string_lossy().into_owned(),
+            (false, _) => None,
+            (true, Arm::Scratch) => Some(SCRATCH),
+            (true, _) => Some(RANDOM),
         }
     }
 }
@@ -168,12 +167,16 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     let run = resume.map(|dir| Run::reopen(dir, config::settings(config), &[], &input)).transpose()?;
     let split = run::choose_split(&config.train, config.test_fraction, true, &store, run.as_ref())?;
     let sides = sides(config, &store, &split)?;
-    let saved = match config.random() {
+    // A run that goes on has its weights in its checkpoint.
+    let saved = match config.random() || run.is_some() {
         true => None,
         false => Some(weights::read(&config.weights)?),
     };
     let rank = Rank::of(store.shape(0));
-    let unet = network(config, rank, store.channels(), saved.as_ref())?;
+    let unet = match &run {
+        Some(run) => run.network()?,
+        None => network(config, rank, store.channels(), saved.as_ref())?,
+    };
     let patch = config.segmentation.patch_shape(&store, rank, 1 << (unet.levels - 1))?;
 
     let train = &sides.train;
@@ -206,7 +209,13 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
                 let loaded = weights::load_encoder(&trainer.network.vs.variables(), saved, &config.weights)?;
                 report = format!("{}: {loaded}", config.weights.display());
                 eprint!("{report}");
-                pretrained = json!({ "file": config.weights, "fingerprint": weights::fingerprint(saved) });
+                let about = weights::describe(&config.weights)?;
+                pretrained = json!({
+                    "file": config.weights,
+                    "fingerprint": weights::fingerprint(saved),
+                    "pretext": about.pretext,
+                    "unlabelled": about.fraction,
+                });
             }
             let segmentation = config.segmentation.clone();
             let downstream = Downstream { task: name.to_owned(), labels, patch, segmentation };
@@ -274,7 +283,8 @@ fn network(config: &FinetuneConfig, rank: Rank, channels: usize, saved: Option<&
         return Ok(unet);
     };
     let file = config.weights.display();
-    let found = UNetConfig::of(saved, ENCODER).with_context(|| format!("{file}: another architecture; no U-Net encoder in it"))?;
+    let found =
+        UNetConfig::of(saved, ENCODER).with_context(|| format!("{file}: another architecture; no U-Net encoder in it"))?;
     ensure!(
         found.rank == rank,
         "{file}: the encoder of {}D data, the store {} holds {}D data",
@@ -282,10 +292,9 @@ fn network(config: &FinetuneConfig, rank: Rank, channels: usize, saved: Option<&
         config.train.data.display(),
         rank.n()
     );
-    for (flag, asked, has) in [
-        ("filters", config.filters, found.filters),
-        ("levels", config.levels.map(|l| l as i64), found.levels as i64),
-    ] {
+    for (flag, asked, has) in
+        [("filters", config.filters, found.filters), ("levels", config.levels.map(|l| l as i64), found.levels as i64)]
+    {
         ensure!(asked.is_none_or(|asked| asked == has), "--{flag} {}: {file} has {has}", asked.unwrap_or_default());
     }
     Ok(UNetConfig { filters: found.filters, levels: found.levels, ..unet })

@@ -71,8 +71,7 @@ impl Model {
         let mut vs = VarStore::new(Device::Cpu);
         let encoder = UNet::new(&vs.root() / ENCODER.trim_end_matches('.'), network.clone());
         let path = &vs.root() / downstream.task.as_str();
-        let head =
-            SegmentationHead::new(&path, &encoder, &downstream.segmentation, downstream.patch, downstream.labels.len());
+        let head = SegmentationHead::new(&path, &encoder, &downstream.segmentation, downstream.patch, downstream.labels.len());
         checkpoint::restore(&vs.variables(), &split_checkpoint(tensors).0).with_context(|| file.display().to_string())?;
         let bf16 = precision.is_bf16(device);
         if device == Device::Cpu {
@@ -102,7 +101,7 @@ impl Model {
     }
 
     /// The whole network as TorchScript, from an input to its logits.
-    pub fn script(&self, source: String) -> ScriptModule {
+    pub fn script(&self, source: &str) -> ScriptModule {
         ScriptModule::new(format!(
             "def forward(self, x: Tensor) -> Tensor:\n    return self.decoder.forward(self.encoder.forward(x))\n{source}"
         ))
@@ -122,7 +121,8 @@ fn locate(path: &Path) -> Result<(Run, String)> {
     if path.is_dir() {
         return Ok((Run { dir: path.to_owned() }, "best".to_owned()));
     }
-    let file = if path.extension().is_some_and(|e| e == "safetensors") { path.to_owned() } else { path.with_extension("safetensors") };
+    let file =
+        if path.extension().is_some_and(|e| e == "safetensors") { path.to_owned() } else { path.with_extension("safetensors") };
     let (dir, which) = (file.parent().map(PathBuf::from), file.file_stem().map(|s| s.to_string_lossy().into_owned()));
     let run = dir.filter(|dir| dir.join("config.json").is_file()).map(|dir| Run { dir });
     run.zip(which).with_context(|| format!("{}: not a run's folder and not a checkpoint in one", path.display()))

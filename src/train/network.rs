@@ -1,7 +1,7 @@
 //! One encoder and the heads of the tasks that train it, in one variable store.
 
-use crate::ffi::{self, MemoryFormat};
 use crate::dim::Rank;
+use crate::ffi::{self, MemoryFormat};
 use crate::nn::script::ScriptModule;
 use crate::nn::{Encoder, Level, UNet, UNetConfig};
 use crate::rng::{Stream, rng};

@@ -11,6 +11,7 @@ use crate::data::store::Store;
 use crate::dim::{Rank, Shape};
 use crate::nn::UNetConfig;
 use crate::patch::default_window;
+use crate::report::study::read::{self as study, PretrainResult};
 use crate::tasks::{self, Task, TaskConfigs, TaskKind};
 use crate::{export, weights};
 use anyhow::{Context, Result, bail, ensure};
@@ -152,7 +153,13 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
             if let [task] = &trainer.tasks[..] {
                 (resolved.train.batch_size, resolved.train.draws) = (Some(task.batch), Some(task.draws));
             }
-            let run = Run::create(config.train.out.as_deref(), &config.name(), config::settings(&resolved), &split, object(json!({ "network": trainer.network.config, "input": input })))?;
+            let run = Run::create(
+                config.train.out.as_deref(),
+                &config.name(),
+                config::settings(&resolved),
+                &split,
+                object(json!({ "network": trainer.network.config, "input": input })),
+            )?;
             run.keep_load_report(&report)?;
             run
         }
@@ -164,8 +171,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
         if trainer.bf16 { "bf16" } else { "fp32" },
         trainer.steps
     );
-    let mut session =
-        Session::open(run.clone(), trainer, config.name(), config.val_draws, config.train.save_minutes, stop)?;
+    let mut session = Session::open(run.clone(), trainer, config.name(), config.val_draws, config.train.save_minutes, stop)?;
     if let Ended::Stopped = session.train()? {
         eprintln!("stopped and saved; continue with: pretext3d pretrain --resume {}", run.dir.display());
         return Ok(Ended::Stopped);
@@ -173,7 +179,26 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let prefix = config.weights.clone().unwrap_or_else(|| Path::new("weights").join(config.name()));
     let written = export::export_run(&run, "best", &prefix)?;
     eprintln!("exported {} from {}", written.join(", "), run.dir.display());
+    run.write("result.json", &record(config, &session, rank))?;
     Ok(Ended::Finished)
+}
+
+/// What a report shows of a finished pretraining. Of several tasks the means.
+fn record(config: &PretrainConfig, session: &Session, rank: Rank) -> PretrainResult {
+    let firsts: Vec<_> = session.trainer().tasks.iter().map(|run| (run.task.name(), run.task.metrics().remove(0))).collect();
+    let names: Vec<String> = firsts.iter().map(|(task, metric)| format!("{task}.{}", metric.name)).collect();
+    let chances: Option<Vec<f64>> = firsts.iter().map(|(_, metric)| metric.chance).collect();
+    PretrainResult {
+        version: study::VERSION,
+        pretext: config.name(),
+        unlabelled: config.train.fraction,
+        rank: Some(rank.n()),
+        metric: if names.len() == 1 { names[0].clone() } else { format!("mean of {}", names.join(", ")) },
+        value: session.best().map(|(_, value)| value),
+        chance: chances.map(|c| c.iter().sum::<f64>() / c.len() as f64),
+        seconds: session.rows().iter().filter_map(|r| r.get("seconds")).sum(),
+        epochs: session.rows().len(),
+    }
 }
 
 /// The stored scans of these subjects.

@@ -7,6 +7,7 @@ use crate::checkpoint::{self, MODEL, OPTIMIZER, Tensors, split_checkpoint};
 use crate::data::split::Split;
 use crate::data::store::Store;
 use crate::export::Input;
+use crate::nn::UNetConfig;
 use crate::optim::Optimizer;
 use crate::report::history::History;
 use anyhow::{Context, Result, bail, ensure};
@@ -17,6 +18,8 @@ use std::path::{Path, PathBuf};
 
 /// Layout of checkpoints and of `config.json`; a reader refuses newer ones.
 pub const VERSION: u64 = 1;
+
+const CONFIG: &str = "config.json";
 
 /// Where a run stands, beside its tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -51,16 +54,15 @@ impl Run {
         let dir = match out {
             Some(dir) => {
                 ensure!(
-                    !dir.join("config.json").exists(),
+                    !dir.join(CONFIG).exists(),
                     "{}: already holds a run; continue it with --resume {0}, or name another folder",
                     dir.display()
                 );
                 dir.to_owned()
             }
-            None => (1..)
-                .map(|n| PathBuf::from(format!("runs/{name}-{n}")))
-                .find(|dir| !dir.exists())
-                .expect("some number is free"),
+            None => {
+                (1..).map(|n| PathBuf::from(format!("runs/{name}-{n}"))).find(|dir| !dir.exists()).expect("some number is free")
+            }
         };
         std::fs::create_dir_all(&dir).with_context(|| format!("making the run's folder {}", dir.display()))?;
         let run = Run { dir };
@@ -72,7 +74,7 @@ impl Run {
         description.insert("command_line".into(), std::env::args().collect());
         description.insert("versions".into(), versions());
         description.extend(parts);
-        run.write_description(&description)?;
+        run.write(CONFIG, &description)?;
         Ok(run)
     }
 
@@ -84,8 +86,9 @@ impl Run {
         crate::fs::write_atomic(&self.dir.join("load.txt"), |f| Ok(std::io::Write::write_all(f, report.as_bytes())?))
     }
 
-    fn write_description(&self, description: &impl Serialize) -> Result<()> {
-        crate::fs::write_atomic(&self.config_file(), |file| Ok(serde_json::to_writer_pretty(file, description)?))
+    /// Writes a JSON file into the folder.
+    pub fn write(&self, name: &str, content: &impl Serialize) -> Result<()> {
+        crate::fs::write_atomic(&self.dir.join(name), |file| Ok(serde_json::to_writer_pretty(file, content)?))
     }
 
     /// Opens an earlier run to continue it with the settings `now`; those that change results must be the run's. `resumable`
@@ -113,7 +116,7 @@ impl Run {
         if before != now {
             // The next resume continues with what changed now.
             description.insert("settings".into(), Value::Object(now));
-            run.write_description(&description)?;
+            run.write(CONFIG, &description)?;
         }
         Ok(run)
     }
@@ -123,7 +126,7 @@ impl Run {
     }
 
     pub fn config_file(&self) -> PathBuf {
-        self.dir.join("config.json")
+        self.dir.join(CONFIG)
     }
 
     /// Everything in `config.json`.
@@ -134,6 +137,13 @@ impl Run {
         let version = description.get("version").and_then(Value::as_u64).unwrap_or(0);
         ensure!(version <= VERSION, "{}: written by a newer version ({version}, this one knows {VERSION})", path.display());
         Ok(description)
+    }
+
+    /// Shape of the run's encoder.
+    pub fn network(&self) -> Result<UNetConfig> {
+        let network =
+            self.description()?.remove("network").with_context(|| format!("{}: no network", self.config_file().display()))?;
+        serde_json::from_value(network).with_context(|| self.config_file().display().to_string())
     }
 
     /// The resolved settings the run was started with.

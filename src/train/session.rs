@@ -36,11 +36,33 @@ pub struct Session {
 
 impl Session {
     /// Takes up a run where its last checkpoint left it.
-    pub fn open(run: Run, mut trainer: Trainer, name: String, val_draws: u64, save_minutes: f64, stop: Stop) -> Result<Session> {
+    pub fn open(
+        run: Run,
+        mut trainer: Trainer,
+        name: String,
+        val_draws: u64,
+        save_minutes: f64,
+        stop: Stop,
+    ) -> Result<Session> {
         let progress = run.restore(&trainer.network, &mut trainer.optimizer)?;
         let history = History::open(&run.dir, Some(progress.epoch as usize))?;
         let events = EventWriter::create(&run.dir, progress.epoch + u64::from(progress.epoch > 0))?;
         Ok(Session { run, trainer, progress, history, events, stop, name, val_draws, save_minutes })
+    }
+
+    /// What is trained.
+    pub fn trainer(&self) -> &Trainer {
+        &self.trainer
+    }
+
+    /// Epoch (from 0) and validation metric of the best checkpoint so far.
+    pub fn best(&self) -> Option<(u64, f64)> {
+        self.progress.best
+    }
+
+    /// Numbers of the epochs so far.
+    pub fn rows(&self) -> &[Row] {
+        self.history.rows()
     }
 
     /// Trains until the last epoch or a signal.

@@ -9,19 +9,20 @@ use crate::data::store::{Subset, hex};
 use crate::dim::{Rank, Region, voxels};
 use crate::infer::Window;
 use crate::metrics::case::{Group, Scores, score_case};
-use crate::metrics::summary::{Summary, mean_dice};
+use crate::metrics::summary::{Summary, best_median_worst, mean_dice};
+use crate::report::cases::{Case, write_cases};
 use crate::report::history::History;
 use crate::report::progress::Counter;
 use crate::report::scores::{table, write_scores};
+use crate::report::study::read::{self as study, CellResult};
 use crate::transform::spatial::Orientation;
 use crate::{checkpoint, machine};
 use anyhow::{Context, Result};
+use ndarray::ArrayView3;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
+use std::path::Path;
 use tch::Tensor;
-
-/// Layout of `result.json`.
-const VERSION: u64 = 1;
 
 /// Scores the best checkpoint and writes `test/` and `result.json` into the run's folder.
 pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, metric: &str) -> Result<()> {
@@ -30,12 +31,17 @@ pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, me
         Regions::Classes => Group::classes(&model.labels),
         Regions::Brats => Group::brats(&model.labels)?,
     };
+    let overlap = config.segmentation.overlap;
     let counter = Counter::new("test", sides.test.len(), console::user_attended_stderr());
     let mut cases = Vec::new();
     for scan in 0..sides.test.len() {
         let id = sides.test.id(scan);
-        let scores = score(&model, &sides.test, scan, &groups, config.segmentation.overlap);
-        cases.push((id.to_owned(), scores.with_context(|| format!("testing on {id}"))?));
+        let spacing = sides.test.store().index().subjects[sides.test.scan(scan)].spacing;
+        let score = || {
+            let Predicted { truth, classes, .. } = Predicted::of(&model, &sides.test, scan, overlap)?;
+            score_case(&truth, &classes, sides.test.shape(scan), spacing, &groups)
+        };
+        cases.push((id.to_owned(), score().with_context(|| format!("testing on {id}"))?));
         counter.inc(id);
     }
     drop(counter);
@@ -43,26 +49,55 @@ pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, me
     let folder = run.dir.join("test");
     let settings = json!({ "data": config.train.data, "grid": "as stored", "groups": groups, "checkpoint": "best" });
     let summary = write_scores(&folder, &names, &cases, &settings)?;
+    draw(&folder.join("cases.png"), &model, &sides.test, &cases, overlap)?;
     println!("{}", table(&summary));
     let record = record(config, run, split, sides, metric, &summary, &cases)?;
-    crate::fs::write_atomic(&run.dir.join("result.json"), |file| Ok(serde_json::to_writer_pretty(file, &record)?))?;
+    run.write("result.json", &record)?;
     println!("{}: scores in {}", run.dir.join("result.json").display(), folder.display());
     Ok(())
 }
 
-/// Scores of one test scan, in millimetres of the stored grid.
-fn score(model: &Model, scans: &Subset, scan: usize, groups: &[Group], overlap: f64) -> Result<Vec<Scores>> {
-    let shape = scans.shape(scan);
-    let mut image = vec![0f32; scans.channels() * voxels(shape)];
-    scans.read(scan, Region::whole(shape), Orientation::IDENTITY, &mut image)?;
-    let mut truth = vec![0u8; voxels(shape)];
-    scans.label(scan, Region::whole(shape), Orientation::IDENTITY, &mut truth)?;
-    let dims = [scans.channels(), shape[0], shape[1], shape[2]].map(|n| n as i64);
-    let (rank, patch, device) = (model.rank, model.patch, model.device);
-    let window = Window { rank, patch, overlap, batch_size: 1, flips: false, device };
-    let predicted = window.classes(&Tensor::from_slice(&image).reshape(dims), &|x| model.forward(x))?;
-    let spacing = scans.store().index().subjects[scans.scan(scan)].spacing;
-    score_case(&truth, &predicted, shape, spacing, groups)
+/// A test scan with its label and what the network makes of it, on the stored grid.
+struct Predicted {
+    image: Vec<f32>,
+    truth: Vec<u8>,
+    classes: Vec<u8>,
+}
+
+impl Predicted {
+    fn of(model: &Model, scans: &Subset, scan: usize, overlap: f64) -> Result<Predicted> {
+        let shape = scans.shape(scan);
+        let (mut image, mut truth) = (vec![0f32; scans.channels() * voxels(shape)], vec![0u8; voxels(shape)]);
+        scans.read(scan, Region::whole(shape), Orientation::IDENTITY, &mut image)?;
+        scans.label(scan, Region::whole(shape), Orientation::IDENTITY, &mut truth)?;
+        let dims = [scans.channels(), shape[0], shape[1], shape[2]].map(|n| n as i64);
+        let (rank, patch, device) = (model.rank, model.patch, model.device);
+        let window = Window { rank, patch, overlap, batch_size: 1, flips: false, device };
+        let classes = window.classes(&Tensor::from_slice(&image).reshape(dims), &|x| model.forward(x))?;
+        Ok(Predicted { image, truth, classes })
+    }
+}
+
+/// A picture of the best, the median and the worst case, on the last channel (in BraTS's order FLAIR, which shows most).
+fn draw(path: &Path, model: &Model, scans: &Subset, cases: &[(String, Vec<Scores>)], overlap: f64) -> Result<()> {
+    let dice: Vec<Option<f64>> = cases.iter().map(|(_, scores)| mean_dice(scores)).collect();
+    let mut shown = Vec::new();
+    for (place, scan) in best_median_worst(&dice) {
+        let caption = format!("{place}: {}, Dice {:.3}", cases[scan].0, dice[scan].unwrap_or(f64::NAN));
+        shown.push((caption, scans.shape(scan), Predicted::of(model, scans, scan, overlap)?));
+    }
+    let mut rows = Vec::new();
+    for (caption, shape, predicted) in &shown {
+        let last = &predicted.image[predicted.image.len() - voxels(*shape)..];
+        rows.push(Case {
+            caption: caption.clone(),
+            image: ArrayView3::from_shape(*shape, last)?,
+            truth: ArrayView3::from_shape(*shape, &predicted.truth)?,
+            prediction: ArrayView3::from_shape(*shape, &predicted.classes)?,
+        });
+    }
+    let names: Vec<String> = model.labels.iter().map(|l| l.name.clone()).collect();
+    if rows.is_empty() { Ok(()) } else { write_cases(path, "Best, median and worst test case by Dice", &names, &rows) }
 }
 
 /// What a sweep compares and a report shows.
@@ -74,7 +109,7 @@ fn record(
     metric: &str,
     summary: &Summary,
     cases: &[(String, Vec<Scores>)],
-) -> Result<Value> {
+) -> Result<CellResult> {
     let rows = History::read(&run.dir)?;
     let (_, metadata) = checkpoint::load_safetensors(&run.checkpoint("best"))?;
     let best: Progress = serde_json::from_str(metadata.get("progress").context("not a run's checkpoint")?)?;
@@ -86,30 +121,33 @@ fn record(
             [("dice", &group.dice), ("jaccard", &group.jaccard), ("hd95_mm", &group.hd95_mm), ("asd_mm", &group.asd_mm)];
         scores.extend(metrics.map(|(name, s)| (format!("{name}.{}", group.group), json!(s.mean))));
     }
-    let cases: Vec<Value> = cases.iter().map(|(id, s)| json!({ "id": id, "score": mean_dice(s) })).collect();
-    Ok(json!({
-        "version": VERSION,
-        "task": config.task,
-        "pretext": config.pretext(),
-        "arm": config.arm(),
-        "fraction": config.train.fraction,
-        "seed": config.train.seed,
-        "rank": Rank::of(sides.test.shape(0)),
-        "epochs": rows.len(),
-        "best_epoch": best.epoch,
-        "validation_metric": metric,
-        "seconds": rows.iter().filter_map(|r| r.get("seconds")).sum::<f64>(),
-        "peak_memory_mib": machine::peak_memory().map(|bytes| bytes >> 20),
-        "weights": pretrained.get("file"),
-        "weights_fingerprint": pretrained.get("fingerprint"),
-        "data_fingerprint": sides.test.store().index().fingerprint,
-        "split_fingerprint": hex(&Sha256::digest(serde_json::to_vec(split)?)),
-        "train_subjects": sides.train.len(),
-        "val_subjects": sides.valid.len(),
-        "test_subjects": sides.test.len(),
-        "metric": "dice",
-        "score": summary.mean_dice,
-        "scores": scores,
-        "cases": cases,
-    }))
+    let text = |key: &str| pretrained.get(key).and_then(Value::as_str).map(str::to_owned);
+    let kebab = |value: Value| value.as_str().unwrap_or_default().to_owned();
+    Ok(CellResult {
+        version: study::VERSION,
+        task: kebab(json!(config.task)),
+        pretext: config.baseline().map_or_else(|| text("pretext").unwrap_or_default(), str::to_owned),
+        arm: kebab(json!(config.arm())),
+        fraction: config.train.fraction,
+        seed: config.train.seed,
+        fold: None,
+        unlabelled: pretrained.get("unlabelled").and_then(Value::as_f64).unwrap_or(1.),
+        rank: Rank::of(sides.test.shape(0)).n(),
+        epochs: rows.len(),
+        best_epoch: best.epoch as usize,
+        validation_metric: metric.to_owned(),
+        seconds: rows.iter().filter_map(|r| r.get("seconds")).sum(),
+        peak_memory_mib: machine::peak_memory().map(|bytes| (bytes >> 20) as f64),
+        weights: text("file"),
+        weights_fingerprint: text("fingerprint"),
+        data_fingerprint: sides.test.store().index().fingerprint.clone(),
+        split_fingerprint: hex(&Sha256::digest(serde_json::to_vec(split)?)),
+        train_subjects: sides.train.len(),
+        val_subjects: sides.valid.len(),
+        test_subjects: sides.test.len(),
+        metric: "dice".into(),
+        score: summary.mean_dice,
+        scores,
+        cases: cases.iter().map(|(id, s)| study::Case { id: id.clone(), score: mean_dice(s) }).collect(),
+    })
 }

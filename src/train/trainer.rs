@@ -114,7 +114,12 @@ impl Trainer {
         }
         let mut steps = 0;
         for run in &runs {
-            ensure!(run.batch >= run.task.min_batch(), "{}: --batch-size must be at least {}", run.task.name(), run.task.min_batch());
+            ensure!(
+                run.batch >= run.task.min_batch(),
+                "{}: --batch-size must be at least {}",
+                run.task.name(),
+                run.task.min_batch()
+            );
             let samples = train.len() as u64 * run.draws;
             let needed = run.batch * config.accumulate;
             ensure!(

@@ -1,4 +1,5 @@
 """`pretext3d evaluate` against MONAI, SciPy and scikit-learn, its matching of files, and bad input."""
+import json
 import math
 import shutil
 
@@ -218,6 +219,30 @@ def test_a_dataset_gives_labels_names_and_scans(brains, tmp_path):
     done = pretext3d("evaluate", *flags, "--allow-missing", "--out", tmp_path)
     assert "1 labels without a prediction left out" in done.stdout
     assert read_json(tmp_path / "scores.json")["settings"]["without_prediction"] == [subjects[0]]
+
+
+def test_label_names_of_a_dataset(tmp_path):
+    """Groups go by the dataset's names; regions refuse the Decathlon's copy of BraTS, whose values mean something else."""
+    values = numpy.arange(60).reshape(3, 4, 5) % 4
+    for name in ("imagesTr/a", "labelsTr/a", "predictions/a"):
+        write(tmp_path / f"{name}.nii.gz", values)
+
+    def flags(*names):
+        description = {"modality": {"0": "MRI"}, "labels": {str(i): name for i, name in enumerate(names)}, "test": []}
+        description["training"] = [{"image": "imagesTr/a.nii.gz", "label": "labelsTr/a.nii.gz"}]
+        (tmp_path / "dataset.json").write_text(json.dumps(description))
+        return ["--predictions", tmp_path / "predictions", "--labels", tmp_path, "--out", tmp_path / "out"]
+
+    described = flags("background", "edema", "non-enhancing", "enhancing")
+    pretext3d("evaluate", *described)
+    assert [row["group"] for row in rows(tmp_path / "out/scores.csv")] == ["edema", "non-enhancing", "enhancing"]
+    for classes in ([], ["--classes", "1,2,3"]):
+        refused("evaluate", *described, "--regions", "brats", *classes, says=["value 1 is \"edema\", expected necrosis"])
+    twice = flags("background", "lesion", "lesion", "other")
+    refused("evaluate", *twice, says=["[2]", "both named \"lesion\""])
+    pretext3d("evaluate", *twice, "--classes", "3,1,2")
+    assert [row["group"] for row in rows(tmp_path / "out/scores.csv")] == ["3", "1", "2"]
+    refused("evaluate", *flags("background", "lesion", "other"), says=["label value 3", "expected one of 0, 1, 2"])
 
 
 def small(root, label=None, prediction=None, matrix=None, dtype=numpy.float32):

@@ -169,8 +169,24 @@ def test_words_follow_the_interval(sweep):
         assert all(": gain of" in s for s in rotation) and len(rotation) == 2
         gains = sum(": gain of" in s for s in sentences)
         assert f"Of 6 comparisons with training from scratch, {gains} show a gain" in text
-    # A curve twice as fast reaches the end of scratch sooner.
-    assert "reaches scratch's final" in sweep.markdown and f"scratch itself at {EPOCHS}" in sweep.markdown
+
+
+def test_convergence_is_that_of_the_mean_curves(sweep):
+    def curve(pretext, arm, fraction):
+        cells = [name for name in sweep.results if name.startswith(f"{pretext}-{arm}-f{fraction}-")]
+        lines = [(sweep.folder / "cells" / name / "metrics.jsonl").read_text().splitlines() for name in cells]
+        return np.mean([[json.loads(line)["val/dice"] for line in cell] for cell in lines], axis=0)
+
+    for fraction, (pretext, arm) in product((0.1, 1.0), ARMS[1:]):
+        goal = curve("scratch", "scratch", fraction)[-1]
+        reached = np.flatnonzero(curve(pretext, arm, fraction) >= goal)
+        said = f"{pretext} {arm}, {fraction * 100:.0f} % of the labels: "
+        if len(reached):
+            said += f"reaches scratch's final {goal:.3f} at epoch {reached[0] + 1} of {EPOCHS}; scratch itself at {EPOCHS}"
+        else:
+            said += f"never reaches scratch's final {goal:.3f} in {EPOCHS} epochs; scratch itself at {EPOCHS}"
+        assert said in sweep.markdown, said
+    assert "never reaches" in sweep.markdown and re.search(r"final \d\.\d+ at epoch \d ", sweep.markdown)
 
 
 def test_no_gain_is_said(tmp_path):

@@ -86,6 +86,7 @@ pub fn open(files: Files) -> Result<Dataset> {
         layout: Layout::Brats,
         channels: CHANNELS.map(String::from).to_vec(),
         labels: complete.iter().any(|s| s.label.is_some()).then_some(labels),
+        classes: None,
         subjects: complete,
         problems,
         ignored: files.no_scans(true),

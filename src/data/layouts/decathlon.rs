@@ -45,7 +45,7 @@ pub fn open(files: Files) -> Result<Dataset> {
         let Some(image) = find(&image) else { continue };
         let id = stem(Path::new(&image))
             .with_context(|| format!("{}: {} is not a .nii or .nii.gz file", description.path.display(), image.display()))?;
-        subjects.push(Subject { id, channels: vec![Source::File(image)], label, split });
+        subjects.push(Subject { id, channels: vec![Source::File(image)], label, class: None, split });
     }
     let mut ignored = files.no_scans(true);
     for scan in files.scans.iter().filter(|s| !listed.contains(&s.path)) {
@@ -53,5 +53,5 @@ pub fn open(files: Files) -> Result<Dataset> {
         let list = if own { &mut problems } else { &mut ignored };
         list.push(Problem::new(&scan.path, "not listed in dataset.json"));
     }
-    Ok(Dataset { layout: Layout::Decathlon, channels, labels, subjects, problems, ignored })
+    Ok(Dataset { layout: Layout::Decathlon, channels, labels, classes: None, subjects, problems, ignored })
 }

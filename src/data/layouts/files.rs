@@ -51,7 +51,7 @@ impl<'a> Found<'a> {
             return None;
         }
         let channels = self.channels.iter().flatten().map(|s| s.source()).collect();
-        Some(Subject { id: id.into(), channels, label: self.label.map(Scan::source), split: None })
+        Some(Subject { id: id.into(), channels, label: self.label.map(Scan::source), class: None, split: None })
     }
 }
 

@@ -236,7 +236,7 @@ pub fn open(files: Files) -> Result<Dataset> {
         let missing: Vec<&str> = channels.iter().copied().filter(|c| !found.contains_key(*c)).collect();
         if missing.is_empty() {
             let channels = channels.iter().map(|c| found[*c].source()).collect();
-            complete.push(Subject { id, channels, label: labelled.get(key).map(|s| s.source()), split: None });
+            complete.push(Subject { id, channels, label: labelled.get(key).map(|s| s.source()), class: None, split: None });
         } else if let Some(scan) = found.values().next() {
             problems.push(Problem::new(&scan.path, format!("subject {id}: no {}", missing.join(", "))));
         }
@@ -245,6 +245,7 @@ pub fn open(files: Files) -> Result<Dataset> {
         layout: Layout::Folder,
         channels: channels.iter().map(|c| c.to_string()).collect(),
         labels: None,
+        classes: None,
         subjects: complete,
         problems,
         ignored,

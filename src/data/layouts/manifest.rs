@@ -32,7 +32,7 @@ pub fn open(path: &Path) -> Result<Dataset> {
     for record in reader.records() {
         let record = record.with_context(|| path.display().to_string())?;
         let row = record.position().map_or(0, |at| line(text, at));
-        let mut subject = Subject { id: String::new(), channels: vec![], label: None, split: None };
+        let mut subject = Subject { id: String::new(), channels: vec![], label: None, class: None, split: None };
         for ((cell, name), column) in record.iter().zip(&header).zip(&columns) {
             let place = || format!("{}, row {row}, column `{name}`", path.display());
             match column {
@@ -56,7 +56,7 @@ pub fn open(path: &Path) -> Result<Dataset> {
         subjects.push(subject);
     }
     ensure!(!subjects.is_empty(), "{}: a header, but no row below it", path.display());
-    Ok(Dataset { layout: Layout::Manifest, channels, labels: None, subjects, problems: vec![], ignored: vec![] })
+    Ok(Dataset { layout: Layout::Manifest, channels, labels: None, classes: None, subjects, problems: vec![], ignored: vec![] })
 }
 
 /// The line a record begins in; its position is that of the empty lines before it.

@@ -5,6 +5,7 @@ mod decathlon;
 mod description;
 mod files;
 mod folder;
+mod images;
 mod manifest;
 mod nnunet;
 pub mod segmentations;
@@ -15,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use description::Description;
 use files::Files;
 pub use files::stem;
+pub(crate) use files::strip_ending;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -33,6 +35,8 @@ pub enum Layout {
     Nnunet,
     /// UK Biobank zips, one a subject, read without unpacking.
     Ukb,
+    /// Photographs anywhere below a folder, with a CSV of grades: `id_code,diagnosis` or `image,level`.
+    Images,
     /// A CSV: subject, one column a channel, optional label and split.
     Manifest,
 }
@@ -54,6 +58,8 @@ pub struct Subject {
     /// One file a channel, in [`Dataset::channels`]' order; or a single 4D file that holds them all.
     pub channels: Vec<Source>,
     pub label: Option<Source>,
+    /// Class of the whole scan, a position in [`Dataset::classes`].
+    pub class: Option<u8>,
     /// `train`, `val` or `test`, where the dataset says.
     pub split: Option<String>,
 }
@@ -81,6 +87,8 @@ pub struct Dataset {
     pub channels: Vec<String>,
     /// Known label values, background first; `None`: without labels, or unknown until the labels are read.
     pub labels: Option<Vec<LabelValue>>,
+    /// Names of the classes of whole scans, e.g. grades of a disease; `None`: scans have no class.
+    pub classes: Option<Vec<String>>,
     /// Sorted by id, ids unique.
     pub subjects: Vec<Subject>,
     /// Scans and labels that were left out though they look like data, each with the reason.
@@ -97,6 +105,7 @@ impl fmt::Display for Layout {
             Layout::Brats => "brats",
             Layout::Nnunet => "nnunet",
             Layout::Ukb => "ukb",
+            Layout::Images => "images",
             Layout::Manifest => "manifest",
         })
     }
@@ -118,7 +127,7 @@ impl Problem {
 ///
 /// Without a `layout` it is recognised, the first that fits: a `.csv` file is a manifest; a `dataset.json` with
 /// `channel_names` and `file_ending` is nnU-Net's, one with `modality` and `training` the Decathlon's; folders `X` holding
-/// `X_t1ce` or `X-t1n` are BraTS; zips holding `T1/T1.nii.gz` are UK Biobank's; anything else is a folder of scans.
+/// `X_t1ce` or `X-t1n` are BraTS; zips holding `T1/T1.nii.gz` are UK Biobank's; photographs without any NIfTI file are images; anything else is a folder of scans.
 /// [`Dataset::layout`] says which it was.
 ///
 /// Errors: a path that does not exist, nothing that is a scan, ids that occur twice, a description that cannot be read. What
@@ -145,6 +154,7 @@ pub fn open(path: &Path, layout: Option<Layout>) -> Result<Dataset> {
         Layout::Brats => brats::open(files),
         Layout::Nnunet => nnunet::open(files),
         Layout::Ukb => ukb::open(files),
+        Layout::Images => images::open(files),
         Layout::Manifest => unreachable!("refused above"),
     };
     let how = if given { "as asked for" } else { "recognised by itself" };
@@ -171,6 +181,8 @@ fn recognise(files: &Files) -> Result<Layout> {
         Layout::Brats
     } else if ukb::recognise(files) {
         Layout::Ukb
+    } else if images::recognise(files) {
+        Layout::Images
     } else {
         Layout::Folder
     })
@@ -196,6 +208,7 @@ fn finish(mut dataset: Dataset) -> Result<Dataset> {
             Layout::Brats => "files ending in _t1, _t1ce, _t2, _flair or in -t1n, -t1c, -t2w, -t2f (.nii or .nii.gz)",
             Layout::Nnunet => "imagesTr/CASE_0000 and imagesTs/CASE_0000 with dataset.json's file_ending",
             Layout::Ukb => "zip archives holding T1/T1.nii.gz",
+            Layout::Images => "files ending in .png, .jpg, .jpeg, .tif or .tiff",
             Layout::Manifest => "one row a subject",
         };
         let mut message = format!("no scans found; looked for {looked_for}");

@@ -64,5 +64,5 @@ pub fn open(files: Files) -> Result<Dataset> {
         }
         subjects.push(Subject { split: test.then(|| "test".into()), ..subject });
     }
-    Ok(Dataset { layout: Layout::Nnunet, channels, labels, subjects, problems, ignored })
+    Ok(Dataset { layout: Layout::Nnunet, channels, labels, classes: None, subjects, problems, ignored })
 }

@@ -1,8 +1,9 @@
 //! The bytes behind a [`Source`].
 
 use super::Source;
-use crate::data::nifti::{self, Header};
+use crate::data::nifti::Header;
 use crate::data::volume::Volume;
+use crate::data::{image, nifti};
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result};
 use std::fs::File;
@@ -28,9 +29,16 @@ impl Source {
         }
     }
 
-    /// The voxels, scaled as the header says. Errors name the file, and the member of an archive.
+    /// Whether it is a photograph, by its name.
+    pub fn is_image(&self) -> bool {
+        matches!(self, Source::File(path) if image::stem(path).is_some())
+    }
+
+    /// The voxels, scaled as the header says; of a photograph as [`image::read`]. Errors name the file, and the member of an
+    /// archive.
     pub fn read(&self) -> Result<Volume> {
         match self {
+            Source::File(path) if self.is_image() => image::read(path),
             Source::File(path) => nifti::read(path),
             Source::Zip { archive, member } => in_zip(archive, member, |file| nifti::read_from(&self.display(), file)),
         }
@@ -39,6 +47,7 @@ impl Source {
     /// As [`Source::read`] and turned to RAS+, with the turn.
     pub fn read_ras(&self) -> Result<(Volume, Orientation)> {
         match self {
+            Source::File(path) if self.is_image() => Ok((image::read(path)?, Orientation::IDENTITY)),
             Source::File(path) => nifti::read_ras(path),
             Source::Zip { archive, member } => in_zip(archive, member, |file| nifti::read_ras_from(&self.display(), file)),
         }

@@ -85,12 +85,13 @@ pub fn open(files: Files) -> Result<Dataset> {
     };
     let subjects = subjects.into_iter().map(|(id, archives)| {
         let channels = archives[..n].iter().zip(MEMBERS).filter_map(source).collect();
-        Subject { id, channels, label: None, split: None }
+        Subject { id, channels, label: None, class: None, split: None }
     });
     Ok(Dataset {
         layout: Layout::Ukb,
         channels: CHANNELS[..n].iter().map(|c| c.to_string()).collect(),
         labels: None,
+        classes: None,
         subjects: subjects.collect(),
         problems,
         ignored,

@@ -1,9 +1,13 @@
 //! Writing phantoms into a folder in a public dataset's layout; restartable, a subject counting once all its files are there.
 
-use super::{Case, Model, brain};
+use super::{Case, Model, brain, fundus, part, retinopathy};
 use crate::data::nifti::{self, DataType};
 use crate::fs::write_atomic;
+use crate::rng::{Stream, rng};
 use anyhow::{Context, Result, bail, ensure};
+use image::codecs::png::PngEncoder;
+use image::{Rgb, RgbImage};
+use ndarray::Array4;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -81,8 +85,10 @@ pub fn generate(
             Ok(())
         })
     })?;
-    if matches!(model, Model::Abdomen { .. }) {
-        write_json(&folder.join("dataset.json"), &decathlon(subjects))?;
+    match model {
+        Model::Abdomen { .. } => write_json(&folder.join("dataset.json"), &decathlon(subjects))?,
+        Model::Fundus { .. } => write_grades(&folder.join("train.csv"), subjects, seed)?,
+        Model::Brain { .. } | Model::Labels { .. } => {}
     }
     let new = new.into_inner();
     Ok(Made { new, kept: subjects - new })
@@ -93,6 +99,7 @@ impl Model {
         match self {
             Model::Brain { .. } => "brain",
             Model::Abdomen { .. } => "abdomen",
+            Model::Fundus { .. } => "fundus",
             Model::Labels { .. } => "labels",
         }
     }
@@ -100,6 +107,7 @@ impl Model {
     fn shape(&self) -> [usize; 3] {
         match self {
             Model::Brain { size } | Model::Abdomen { size } => [*size; 3],
+            Model::Fundus { size } => fundus::shape(*size),
             Model::Labels { map, .. } => map.grid(),
         }
     }
@@ -108,6 +116,7 @@ impl Model {
         match self {
             Model::Brain { .. } => &brain::CONTRASTS,
             Model::Abdomen { .. } => &["CT"],
+            Model::Fundus { .. } => &fundus::CHANNELS,
             Model::Labels { contrasts, .. } => &brain::CONTRASTS[..*contrasts],
         }
     }
@@ -163,6 +172,7 @@ fn files(model: &Model, folder: &Path, subject: usize) -> Vec<PathBuf> {
             let name = format!("{}.nii.gz", decathlon_id(subject));
             ["imagesTr", "labelsTr"].map(|part| folder.join(part).join(&name)).to_vec()
         }
+        Model::Fundus { .. } => vec![folder.join("train_images").join(format!("{}.png", fundus_id(subject)))],
         Model::Brain { .. } | Model::Labels { .. } => {
             let id = format!("{}_{subject:04}", model.name());
             let names = model.contrasts().iter().chain(&["seg"]);
@@ -172,6 +182,9 @@ fn files(model: &Model, folder: &Path, subject: usize) -> Vec<PathBuf> {
 }
 
 fn write_case(case: &Case, files: &[PathBuf]) -> Result<()> {
+    if let ([file], [(_, photograph)]) = (files, case.images.as_slice()) {
+        return write_photograph(&photograph.data, file);
+    }
     let (label, images) = files.split_last().expect("a label file");
     for (path, (_, image)) in images.iter().zip(&case.images) {
         nifti::write(path, image, DataType::Int16)?;
@@ -186,6 +199,31 @@ fn write_case(case: &Case, files: &[PathBuf]) -> Result<()> {
         DataType::Int16
     };
     nifti::write(label, &case.label, kind)
+}
+
+/// Channels red, green, blue of whole values 0 to 255, as PNG.
+fn write_photograph(data: &Array4<f32>, path: &Path) -> Result<()> {
+    let (_, _, height, width) = data.dim();
+    let pixels = RgbImage::from_fn(width as u32, height as u32, |x, y| {
+        Rgb(std::array::from_fn(|c| data[[c, 0, y as usize, x as usize]] as u8))
+    });
+    write_atomic(path, |file| Ok(pixels.write_with_encoder(PngEncoder::new(file))?))
+}
+
+fn fundus_id(subject: usize) -> String {
+    format!("fundus_{subject:04}")
+}
+
+/// The table of APTOS: a grade for each photograph.
+fn write_grades(path: &Path, subjects: usize, seed: u64) -> Result<()> {
+    write_atomic(path, |file| {
+        writeln!(file, "id_code,diagnosis")?;
+        for subject in 0..subjects {
+            let (_, grade) = retinopathy::grades(&mut rng(seed, Stream::Phantom, subject as u64, part::LESION));
+            writeln!(file, "{},{grade}", fundus_id(subject))?;
+        }
+        Ok(())
+    })
 }
 
 fn decathlon_id(subject: usize) -> String {

@@ -3,7 +3,7 @@
 use super::appearance::{Scanner, texture};
 use super::field::{Variation, Warp};
 use super::geometry::Point;
-use super::{Case, brain, check_size, part, volume};
+use super::{Case, MAX_SIZE, brain, check_size, part, volume};
 use crate::data::volume::{Affine, Volume};
 use crate::dim::{Shape, voxels};
 use crate::rng::Rng;
@@ -58,7 +58,7 @@ impl LabelMap {
         let (grid, step) = match size {
             None => (shape, spacing),
             Some(size) => {
-                check_size(size)?;
+                check_size(size, MAX_SIZE)?;
                 let extent = (0..3).map(|a| spacing[a] * shape[a] as f64).fold(0.0, f64::max);
                 ([size; 3], [extent / size as f64; 3])
             }

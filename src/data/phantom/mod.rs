@@ -8,10 +8,11 @@ mod appearance;
 mod brain;
 mod field;
 mod folder;
-
+mod fundus;
 mod geometry;
 mod labels;
 mod lesion;
+mod retinopathy;
 
 pub use folder::{Made, generate};
 pub use labels::LabelMap;
@@ -29,6 +30,8 @@ use rand::Rng as _;
 pub const MIN_SIZE: usize = 32;
 /// Largest side: four contrasts of it fill about 8 GB.
 pub const MAX_SIZE: usize = 512;
+/// Largest height of a photograph.
+pub const MAX_HEIGHT: usize = 4096;
 
 /// What is generated.
 pub enum Model {
@@ -36,11 +39,13 @@ pub enum Model {
     Brain { size: usize },
     /// Trunks on CT with a tumour of the pancreas, in a cube of `size` voxels and 307 mm; the layout is that of Decathlon Task07.
     Abdomen { size: usize },
+    /// Photographs of the eye's fundus with diabetic retinopathy, `size` pixels high; the layout is that of APTOS 2019.
+    Fundus { size: usize },
     /// A user's label map on MR-like contrasts with random intensities, in folders as BraTS has them.
     Labels { map: Box<LabelMap>, contrasts: usize },
 }
 
-/// One subject: images named by contrast, and the label, all `[1, D, H, W]` on one grid.
+/// One subject: images named by contrast, and the label, all `[1, D, H, W]` on one grid; a photograph is one image of three channels.
 pub struct Case {
     pub images: Vec<(&'static str, Volume)>,
     pub label: Volume,
@@ -50,7 +55,8 @@ impl Model {
     /// Checks what can be checked before anything is generated.
     pub fn validate(&self) -> Result<()> {
         match self {
-            Model::Brain { size } | Model::Abdomen { size } => check_size(*size),
+            Model::Brain { size } | Model::Abdomen { size } => check_size(*size, MAX_SIZE),
+            Model::Fundus { size } => check_size(*size, MAX_HEIGHT),
             Model::Labels { contrasts, .. } => {
                 let most = brain::CONTRASTS.len();
                 ensure!((1..=most).contains(contrasts), "{contrasts} contrasts asked for, expected 1 to {most}");
@@ -65,13 +71,14 @@ impl Model {
         match self {
             Model::Brain { size } => brain_case(*size, part),
             Model::Abdomen { size } => abdomen_case(*size, part),
+            Model::Fundus { size } => fundus::case(*size, part),
             Model::Labels { map, contrasts } => labels::case(map, *contrasts, part),
         }
     }
 }
 
-fn check_size(size: usize) -> Result<()> {
-    ensure!((MIN_SIZE..=MAX_SIZE).contains(&size), "size {size}: expected {MIN_SIZE} to {MAX_SIZE} voxels a side");
+fn check_size(size: usize, most: usize) -> Result<()> {
+    ensure!((MIN_SIZE..=most).contains(&size), "size {size}: expected {MIN_SIZE} to {most} voxels a side");
     Ok(())
 }
 
@@ -177,8 +184,8 @@ fn density(tissue: abdomen::Tissue) -> f32 {
 }
 
 fn volume(data: Vec<f32>, shape: Shape, affine: Affine) -> Volume {
-    assert_eq!(data.len(), voxels(shape));
-    let data = Array4::from_shape_vec((1, shape[0], shape[1], shape[2]), data).expect("length checked");
+    let channels = data.len() / voxels(shape);
+    let data = Array4::from_shape_vec((channels, shape[0], shape[1], shape[2]), data).expect("whole channels");
     Volume { data, affine }
 }
 

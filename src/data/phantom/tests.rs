@@ -213,3 +213,73 @@ fn a_label_map_keeps_its_values_and_place() {
     assert!(error(Array4::zeros((1, 4, 4, 4))).contains("background"));
     assert!(error(Array4::ones((2, 4, 4, 4))).contains("one 3D label map"));
 }
+
+#[test]
+fn photographs_show_a_fundus_with_the_lesions_of_their_grade() {
+    let size = 96;
+    let mut counts = [0usize; 5];
+    for subject in 0..24 {
+        let case = Model::Fundus { size }.case(5, subject);
+        let [_, h, w] = case.label.shape();
+        let (_, photograph) = &case.images[0];
+        assert_eq!(photograph.data.dim(), (3, 1, h, w));
+        assert!(photograph.data.iter().all(|v| (0. ..=255.).contains(v) && v.fract() == 0.));
+        // Black around, red inside, and not all alike.
+        let mean = |c: usize, rows: std::ops::Range<usize>, columns: std::ops::Range<usize>| {
+            photograph.data.slice(ndarray::s![c, 0, rows, columns]).mean().unwrap()
+        };
+        assert!(mean(0, 0..h, 0..2) < 10.);
+        let [red, green, blue] = [0, 1, 2].map(|c| mean(c, h / 4..3 * h / 4, w / 4..3 * w / 4));
+        assert!(red > 1.3 * green && green > blue && red > 60., "subject {subject}: {red} {green} {blue}");
+        // What the lesions say is what the grade means; at this size a microaneurysm may cover no pixel.
+        let (grade, _) = retinopathy::grades(&mut rng(5, Stream::Phantom, subject, part::LESION));
+        counts[grade] += 1;
+        let present = |lesion: f32| flat(&case.label).contains(&lesion);
+        let (bleeding, exudates, proliferation) = (present(2.), present(3.), present(4.));
+        match grade {
+            0 => assert!(flat(&case.label).iter().all(|&v| v == 0.)),
+            1 => assert!(!bleeding && !exudates && !proliferation),
+            2 | 3 => assert!(bleeding && !proliferation),
+            _ => assert!(bleeding && proliferation),
+        }
+    }
+    assert!(counts[0] > 0 && counts[2] > 0, "{counts:?}");
+}
+
+#[test]
+fn grades_are_as_unequal_as_in_aptos_and_noisy() {
+    let (mut of_lesions, mut given, mut differ) = ([0f64; 5], [0f64; 5], 0);
+    let n = 20_000;
+    for subject in 0..n {
+        let (lesions, grader) = retinopathy::grades(&mut rng(1, Stream::Phantom, subject, part::LESION));
+        of_lesions[lesions] += 1. / n as f64;
+        given[grader] += 1. / n as f64;
+        differ += u64::from(lesions != grader);
+        assert!(lesions.abs_diff(grader) <= 1);
+    }
+    assert!(of_lesions.iter().zip(retinopathy::SHARES).all(|(a, b)| (a - b).abs() < 0.01), "{of_lesions:?}");
+    assert!((differ as f64 / n as f64 - 0.1).abs() < 0.01, "{differ} of {n}");
+    assert!(given[0] > 0.4 && given[3] < 0.1, "{given:?}");
+}
+
+#[test]
+fn a_folder_of_photographs_is_read_as_aptos_is() {
+    let temporary = tempfile::tempdir().unwrap();
+    let model = Model::Fundus { size: 48 };
+    generate(&model, 4, 2, temporary.path(), Some(2), || ()).unwrap();
+    let found = crate::data::layouts::open(temporary.path(), None).unwrap();
+    assert_eq!((found.layout, found.subjects.len()), (crate::data::layouts::Layout::Images, 4));
+    for (subject, k) in found.subjects.iter().zip(0..) {
+        let (_, grade) = retinopathy::grades(&mut rng(2, Stream::Phantom, k, part::LESION));
+        assert_eq!((subject.id.clone(), subject.class), (format!("fundus_{k:04}"), Some(grade as u8)));
+        let read = subject.channels[0].read().unwrap();
+        let drawn = &model.case(2, k).images[0].1;
+        assert!(read.data.iter().zip(&drawn.data).all(|(a, b)| (255. * a - b).abs() < 1e-3), "PNG keeps every value");
+    }
+    // Grown, the table has all of them.
+    generate(&model, 6, 2, temporary.path(), None, || ()).unwrap();
+    let found = crate::data::layouts::open(temporary.path(), None).unwrap();
+    assert!(found.subjects.len() == 6 && found.subjects.iter().all(|s| s.class.is_some()) && found.problems.is_empty());
+    let others = generate(&Model::Fundus { size: 49 }, 6, 2, temporary.path(), None, || ()).unwrap_err().to_string();
+    assert!(others.contains("use another folder"), "{others}");
+}

@@ -281,6 +281,7 @@ mod tests {
                 channels: vec![Source::File(scan_file)],
                 label: Some(Source::File(label_file)),
                 split: None,
+                class: None,
             };
             // The scan's own grid (RAS+), a finer one, one that is finer and has another aspect.
             for (grid, least) in [

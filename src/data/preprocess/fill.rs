@@ -61,6 +61,7 @@ pub fn fill(dataset: &Dataset, plan: &Plan, folder: &Path, options: &Options) ->
     let has_labels = dataset.subjects.iter().any(|s| s.label.is_some());
     let labels = plan.labels.clone().filter(|_| has_labels);
     let mut index = Index::new(dataset.layout, plan.settings.clone(), plan.names(), labels);
+    index.classes = dataset.classes.clone().filter(|_| dataset.subjects.iter().any(|s| s.class.is_some()));
     claim(folder, &index, dataset, options.overwrite)?;
 
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
@@ -218,6 +219,7 @@ fn store_one(subject: &Subject, plan: &Plan, folder: &Path) -> Result<Result<(En
             shape: header.shape,
             spacing: serde_json::from_str(header.text.get("spacing")?).ok()?,
             label: header.has_label,
+            class: subject.class,
             split: subject.split.clone(),
             fingerprint: header.text.get("fingerprint")?.clone(),
         })
@@ -232,6 +234,16 @@ fn store_one(subject: &Subject, plan: &Plan, folder: &Path) -> Result<Result<(En
     let (_, d, h, w) = image.dim();
     let (bytes, fingerprint) = file::write(&path, image.view(), label.as_ref().map(|l| l.view()), plan.settings.dtype, text)?;
     let (id, split) = (subject.id.clone(), subject.split.clone());
-    let entry = Entry { id, file: name, bytes, shape: [d, h, w], spacing, label: label.is_some(), split, fingerprint };
+    let entry = Entry {
+        id,
+        file: name,
+        bytes,
+        shape: [d, h, w],
+        spacing,
+        label: label.is_some(),
+        class: subject.class,
+        split,
+        fingerprint,
+    };
     Ok(Ok((entry, false)))
 }

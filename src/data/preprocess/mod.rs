@@ -3,6 +3,7 @@
 pub mod back;
 pub mod fill;
 pub mod intensity;
+pub mod photo;
 pub mod resample;
 mod subject;
 
@@ -29,7 +30,7 @@ pub struct Settings {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Grid {
-    /// A cube of this side in voxels, whatever the box's aspect: the paper's protocol.
+    /// A cube of this side in voxels, whatever the box's aspect: the paper's protocol. Photographs: a square, by [`photo::fit`].
     Cube { side: usize },
     /// A spacing in millimetres along the RAS+ axes.
     Spacing { mm: [f64; 3] },
@@ -50,7 +51,7 @@ impl Grid {
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Foreground {
     /// Above -500 where the channel's minimum is below -500 (CT in HU: air and padding are left out); otherwise above
-    /// `minimum + (mean - minimum) / 2`.
+    /// `minimum + (mean - minimum) / 2`. In photographs above 0.04 of the brightest possible value.
     Auto,
     /// Above this intensity, in the scan's own unit.
     Above { value: f32 },
@@ -64,7 +65,7 @@ pub enum Intensity {
     MinMax,
     /// Mean 0 and standard deviation 1 over the channel's foreground; the background is shifted and scaled alike.
     ZScoreForeground,
-    /// `lo..hi` (HU) becomes 0..1, clipped.
+    /// `lo..hi` (HU; of photographs shares of the brightest possible value) becomes 0..1, clipped.
     Window { lo: f32, hi: f32 },
 }
 

@@ -1,6 +1,6 @@
 //! One subject: its files to the arrays and the metadata of its store file.
 
-use super::{Placement, Settings};
+use super::{Grid, Placement, Settings, intensity, photo};
 use crate::data::layouts::{LabelValue, Source, Subject, class_of};
 use crate::data::volume::{Affine, Volume, permute_affine, same_grid, spacing};
 use crate::dim::{Region, Shape, voxels};
@@ -104,6 +104,9 @@ pub fn prepare(subject: &Subject, plan: &Plan) -> Result<Prepared> {
     let (images, label) = plan.sources(subject)?;
     let (volume, orientation) = image(&images, subject, plan)?;
     let first = || images[0].display();
+    if images[0].is_image() {
+        return prepare_photograph(subject, plan, &volume).with_context(first);
+    }
     let placement = Placement::find(&volume, &plan.settings).with_context(first)?;
     let stored = placement.image(&volume, &plan.settings).with_context(first)?;
     let (scan, affine) = (volume.shape(), volume.affine);
@@ -113,33 +116,74 @@ pub fn prepare(subject: &Subject, plan: &Plan) -> Result<Prepared> {
 
     let back = orientation.inverse();
     let original = back.output(scan);
-    let names: Vec<String> = images.iter().copied().chain(subject.label.as_ref()).map(Source::display).collect();
-    let text = [
-        ("id", json!(subject.id)),
-        ("channels", json!(plan.names())),
-        ("sources", json!(names)),
-        ("affine", json!(placement.affine)),
-        ("spacing", json!(spacing(&placement.affine))),
-        ("original_shape", json!(original)),
-        ("original_affine", json!(permute_affine(&affine, scan, back))),
-        ("orientation", json!(orientation)),
-        ("crop", json!(placement.crop())),
-        ("settings", json!(plan.settings)),
-    ];
-    Ok(Prepared {
-        image: stored,
-        label,
-        spacing: spacing(&placement.affine),
-        text: text.into_iter().map(|(key, value)| (key.to_string(), value.to_string())).collect(),
-    })
+    let origin = Origin { shape: original, affine: permute_affine(&affine, scan, back), orientation, crop: placement.crop() };
+    Ok(Prepared::new(stored, label, &placement.affine, origin, &images, subject, plan))
+}
+
+/// Where the stored voxels come from.
+struct Origin {
+    /// Of the file, before it was turned.
+    shape: Shape,
+    affine: Affine,
+    /// How it was turned.
+    orientation: Orientation,
+    /// The box of the turned scan that is stored.
+    crop: Region,
+}
+
+impl Prepared {
+    fn new(
+        image: Array4<f32>,
+        label: Option<Array3<u8>>,
+        affine: &Affine,
+        origin: Origin,
+        images: &[&Source],
+        subject: &Subject,
+        plan: &Plan,
+    ) -> Prepared {
+        let names: Vec<String> = images.iter().copied().chain(subject.label.as_ref()).map(Source::display).collect();
+        let text = [
+            ("id", json!(subject.id)),
+            ("channels", json!(plan.names())),
+            ("sources", json!(names)),
+            ("affine", json!(affine)),
+            ("spacing", json!(spacing(affine))),
+            ("original_shape", json!(origin.shape)),
+            ("original_affine", json!(origin.affine)),
+            ("orientation", json!(origin.orientation)),
+            ("crop", json!(origin.crop)),
+            ("settings", json!(plan.settings)),
+        ];
+        let text = text.into_iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        Prepared { image, label, spacing: spacing(affine), text }
+    }
+}
+
+/// A photograph: cropped, squared and resized by [`photo::fit`], then normalised.
+fn prepare_photograph(subject: &Subject, plan: &Plan, volume: &Volume) -> Result<Prepared> {
+    let Grid::Cube { side } = plan.settings.grid else {
+        bail!("a photograph has no spacing in millimetres, expected a grid of a given side")
+    };
+    let (mut fitted, crop) = photo::fit(volume, side, plan.settings.foreground)?;
+    for (mut channel, name) in fitted.data.outer_iter_mut().zip(plan.names()) {
+        let values = channel.as_slice_mut().context("just made")?;
+        intensity::normalise(values, plan.settings.intensity, plan.settings.foreground).context(name)?;
+    }
+    let origin = Origin { shape: volume.shape(), affine: volume.affine, orientation: Orientation::IDENTITY, crop };
+    let source: Vec<&Source> = subject.channels.iter().collect();
+    Ok(Prepared::new(fitted.data, None, &fitted.affine, origin, &source, subject, plan))
 }
 
 /// The wanted channels in one RAS+ volume, and how the first file was turned to it.
 fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume, Orientation)> {
     let (mut first, orientation) = sources[0].read_ras()?;
     if subject.channels.len() == 1 {
-        let found = first.channels();
         let expected = plan.available.len();
+        if sources[0].is_image() && first.channels() == 1 && expected == 3 {
+            // A grey photograph among colour ones.
+            first.data = first.data.select(Axis(0), &[0; 3]);
+        }
+        let found = first.channels();
         ensure!(
             found == expected,
             "{}: {found} channels, expected {expected} ({})",

@@ -31,7 +31,7 @@ pub struct Index {
     pub version: u32,
     /// False while `preprocess` has not finished.
     pub complete: bool,
-    /// SHA-256 over settings, channels, labels and every subject's id and voxels; the same on every machine.
+    /// SHA-256 over settings, channels, labels and every subject's id, class and voxels; the same on every machine.
     pub fingerprint: String,
     pub layout: Layout,
     pub settings: Settings,
@@ -39,6 +39,9 @@ pub struct Index {
     pub channels: Vec<String>,
     /// Class `k` of the stored labels is the owners' value `labels[k].value`; `None`: no subject has labels.
     pub labels: Option<Vec<LabelValue>>,
+    /// Names of the classes of whole scans; `None`: no subject has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<String>>,
     /// Sorted by id.
     pub subjects: Vec<Entry>,
     /// Scans that could not be used, where the user accepted that.
@@ -57,6 +60,9 @@ pub struct Entry {
     pub spacing: [f64; 3],
     /// Whether the file holds a label.
     pub label: bool,
+    /// Class of the whole scan, a position in [`Index::classes`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub class: Option<u8>,
     /// `train`, `val` or `test`, where the dataset says.
     pub split: Option<String>,
     /// SHA-256 of the voxels.
@@ -82,6 +88,7 @@ impl Index {
             settings,
             channels,
             labels,
+            classes: None,
             subjects: Vec::new(),
             left_out: Vec::new(),
         }
@@ -120,6 +127,9 @@ impl Index {
         hash.update(serde_json::to_vec(&(&self.settings, &self.channels, &self.labels))?);
         for subject in &self.subjects {
             hash.update(format!("\n{}\n{}", subject.id, subject.fingerprint));
+            if let Some(class) = subject.class {
+                hash.update(format!("\nclass {class}"));
+            }
         }
         Ok(hex(&hash.finalize()))
     }

@@ -37,6 +37,7 @@ fn store(folder: &Path, dtype: Dtype, shapes: &[[usize; 4]]) -> (Arrays, Vec<Arr
             shape: [d, h, w],
             spacing: [1.0; 3],
             label: true,
+            class: None,
             split: None,
             fingerprint,
         });

@@ -1,0 +1,48 @@
+use crate::sweep::config::SweepConfig;
+use crate::sweep::{Ended, Runner, Shard};
+use anyhow::Result;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+/// Run every combination of pretext task, arm, label fraction and seed once, and report
+///
+/// Each run is a process of its own with its folder in the sweep's; a run that is done is not repeated, an interrupted one goes
+/// on from its checkpoint. Run the same command again after any interruption.
+#[derive(clap::Args)]
+pub struct Args {
+    /// What to run, see experiments/
+    #[arg(long, value_name = "FILE")]
+    config: PathBuf,
+    /// Apply the file's [smoke] table: the same sweep, small
+    #[arg(long)]
+    smoke: bool,
+    /// Store with labels, instead of the file's
+    #[arg(long, value_name = "STORE")]
+    data: Option<PathBuf>,
+    /// Store to pretrain on, instead of the file's; without either the training side of the store with labels
+    #[arg(long, value_name = "STORE")]
+    unlabelled: Option<PathBuf>,
+    /// The sweep's folder [default: runs/sweep-<name>]
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Do the I-th of N parts of the work; the others may run elsewhere on the same folder
+    #[arg(long, value_name = "I/N", default_value = "1/1")]
+    shard: Shard,
+}
+
+pub fn run(args: Args) -> Result<ExitCode> {
+    let mut config = SweepConfig::read(&args.config, args.smoke)?;
+    config.data = args.data.unwrap_or(config.data);
+    config.unlabelled = args.unlabelled.or(config.unlabelled);
+    let folder = args.out.unwrap_or_else(|| Path::new("runs").join(format!("sweep-{}", config.name)));
+    let runner = Runner::open(config, folder, args.shard)?;
+    if let Ended::Stopped = runner.run()? {
+        return Ok(ExitCode::from(super::STOPPED));
+    }
+    if runner.complete() {
+        print!("{}", runner.report()?);
+    } else {
+        println!("this shard is done; the last one to finish writes the report");
+    }
+    Ok(ExitCode::SUCCESS)
+}

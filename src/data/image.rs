@@ -1,0 +1,152 @@
+//! Photographs: PNG, JPEG and TIFF files to volumes of depth 1.
+//!
+//! `H` counts rows from the top and `W` columns from the left, after the turn that the EXIF orientation asks for. A photograph has
+//! no place in the world: its affine is the identity, in pixels.
+
+use super::layouts::strip_ending;
+use super::volume::Volume;
+use anyhow::{Context, Result, bail, ensure};
+use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageReader, Pixel};
+use ndarray::Array4;
+use std::fs::File;
+use std::io::BufReader;
+use std::path::Path;
+
+const ENDINGS: [&str; 5] = [".png", ".jpg", ".jpeg", ".tif", ".tiff"];
+
+/// The name of a photograph without its extension, whose case does not matter; `None` for any other file.
+pub fn stem(path: &Path) -> Option<String> {
+    let name = path.file_name()?.to_string_lossy();
+    ENDINGS.iter().find_map(|ending| strip_ending(&name, ending).map(str::to_owned))
+}
+
+/// Reads a photograph as `[C, 1, H, W]`, 1 channel if it is grey, otherwise red, green and blue; 0 is the darkest and 1 the brightest
+/// value of its 8 or 16 bits. The format is told by the content. Errors name the file: not a whole image, another sample type, transparent
+/// pixels.
+pub fn read(path: &Path) -> Result<Volume> {
+    decode(path).with_context(|| path.display().to_string())
+}
+
+/// Channels that [`read`] gives, by the header alone.
+pub fn channels(path: &Path) -> Result<usize> {
+    let decoder = decoder(path).with_context(|| path.display().to_string())?;
+    Ok(if decoder.color_type().has_color() { 3 } else { 1 })
+}
+
+fn decoder(path: &Path) -> Result<impl ImageDecoder + use<>> {
+    let reader: ImageReader<BufReader<File>> = ImageReader::open(path)?.with_guessed_format()?;
+    Ok(reader.into_decoder()?)
+}
+
+fn decode(path: &Path) -> Result<Volume> {
+    let mut decoder = decoder(path)?;
+    let orientation = decoder.orientation()?;
+    let mut image = DynamicImage::from_decoder(decoder)?;
+    image.apply_orientation(orientation);
+    let data = match &image {
+        DynamicImage::ImageLuma8(pixels) => planes(pixels, 255.),
+        DynamicImage::ImageLumaA8(pixels) => planes(pixels, 255.),
+        DynamicImage::ImageRgb8(pixels) => planes(pixels, 255.),
+        DynamicImage::ImageRgba8(pixels) => planes(pixels, 255.),
+        DynamicImage::ImageLuma16(pixels) => planes(pixels, 65535.),
+        DynamicImage::ImageLumaA16(pixels) => planes(pixels, 65535.),
+        DynamicImage::ImageRgb16(pixels) => planes(pixels, 65535.),
+        DynamicImage::ImageRgba16(pixels) => planes(pixels, 65535.),
+        other => bail!("samples are {:?}, expected whole numbers of 8 or 16 bits", other.color()),
+    };
+    let affine = std::array::from_fn(|r| std::array::from_fn(|c| f64::from(u8::from(r == c))));
+    Ok(Volume { data: data?, affine })
+}
+
+/// Interleaved pixels, whose largest value is `full`, to planes; an alpha channel must be opaque and is left out.
+fn planes<P: Pixel>(pixels: &ImageBuffer<P, Vec<P::Subpixel>>, full: f32) -> Result<Array4<f32>>
+where
+    P::Subpixel: Into<f32>,
+{
+    let samples = usize::from(P::CHANNEL_COUNT);
+    let channels = samples - usize::from(P::HAS_ALPHA);
+    let (width, height) = pixels.dimensions();
+    ensure!(width > 0 && height > 0, "an image of {height} x {width} pixels");
+    let (raw, size) = (pixels.as_raw(), height as usize * width as usize);
+    if P::HAS_ALPHA {
+        let transparent = raw.iter().skip(channels).step_by(samples).filter(|&&alpha| alpha.into() != full).count();
+        ensure!(transparent == 0, "{transparent} of {size} pixels are transparent, expected an opaque image");
+    }
+    let mut data = Array4::zeros((channels, 1, height as usize, width as usize));
+    let plane = data.as_slice_mut().expect("just made").chunks_exact_mut(size);
+    for (c, plane) in plane.enumerate() {
+        let values = raw.iter().skip(c).step_by(samples);
+        plane.iter_mut().zip(values).for_each(|(out, &value)| *out = value.into() / full);
+    }
+    Ok(data)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rng::{Stream, rng};
+    use image::{ExtendedColorType, ImageEncoder};
+    use rand::Rng as _;
+
+    #[test]
+    fn every_sample_type_keeps_its_values() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut rng = rng(1, Stream::Train, 0, 0);
+        let (width, height) = (7, 5);
+        for (channels, alpha) in [(1, false), (1, true), (3, false), (3, true)] {
+            let samples = channels + usize::from(alpha);
+            let values: Vec<u16> = (0..width * height * samples)
+                .map(|i| if alpha && i % samples == channels { u16::MAX } else { rng.random() })
+                .collect();
+            let bytes: Vec<u8> = values.iter().map(|v| (v >> 8) as u8).collect();
+            for wide in [false, true] {
+                let expected = |c: usize, y: usize, x: usize| {
+                    let at = (y * width + x) * samples + c;
+                    if wide { f32::from(values[at]) / 65535. } else { f32::from(bytes[at]) / 255. }
+                };
+                use ExtendedColorType::*;
+                let kind = match (channels, alpha, wide) {
+                    (1, false, false) => L8,
+                    (1, true, false) => La8,
+                    (3, false, false) => Rgb8,
+                    (3, true, false) => Rgba8,
+                    (1, false, true) => L16,
+                    (1, true, true) => La16,
+                    (3, false, true) => Rgb16,
+                    _ => Rgba16,
+                };
+                let data: Vec<u8> = if wide { bytemuck::cast_slice(&values).to_vec() } else { bytes.clone() };
+                // The extension lies: the content decides.
+                let path = folder.path().join("x.JPG");
+                let file = File::create(&path).unwrap();
+                image::codecs::png::PngEncoder::new(file).write_image(&data, width as u32, height as u32, kind).unwrap();
+                let volume = read(&path).unwrap();
+                assert_eq!(super::channels(&path).unwrap(), channels);
+                assert_eq!(volume.data.dim(), (channels, 1, height, width));
+                for ((c, _, y, x), &found) in volume.data.indexed_iter() {
+                    assert_eq!(found, expected(c, y, x), "{kind:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_image_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.png");
+        let error = || format!("{:#}", read(&path).unwrap_err());
+        std::fs::write(&path, "no image").unwrap();
+        assert!(error().contains("a.png"), "{}", error());
+        let clear = ImageBuffer::from_pixel(4, 4, image::Rgba([9u8, 9, 9, 254]));
+        clear.save(&path).unwrap();
+        assert!(error().contains("a.png") && error().contains("16 of 16 pixels are transparent"), "{}", error());
+        ImageBuffer::from_pixel(40, 40, image::Luma([9u8])).save(&path).unwrap();
+        let bytes = std::fs::read(&path).unwrap();
+        for length in 0..bytes.len() - 12 {
+            std::fs::write(&path, &bytes[..length]).unwrap();
+            assert!(error().contains("a.png"), "{length} bytes");
+        }
+        assert_eq!(stem(Path::new("b/c.d.TiFF")).as_deref(), Some("c.d"));
+        assert!(stem(Path::new("b/c.nii.gz")).is_none() && stem(Path::new(".png")).is_none());
+    }
+}

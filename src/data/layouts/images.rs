@@ -1,0 +1,140 @@
+//! Photographs with a CSV of grades, as the two public sets of diabetic retinopathy have them. APTOS 2019: `train.csv` with
+//! `id_code,diagnosis`, `train_images/ID.png`, and `test_images` without grades. Kaggle 2015: `trainLabels.csv` with `image,level`, images
+//! `10_left.jpeg` and `10_right.jpeg` of the eyes of person 10.
+//!
+//! The images may lie in any folder and have any of the known extensions. An image without a grade is an unlabelled subject.
+
+use super::files::Files;
+use super::{Dataset, Layout, Problem, Source, Subject};
+use crate::data::image;
+use anyhow::{Context, Result};
+use rayon::prelude::*;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+
+/// Grades of the international scale, as both sets number them.
+const GRADES: [&str; 5] = ["no retinopathy", "mild", "moderate", "severe", "proliferative"];
+/// Columns of the name and of the grade.
+const COLUMNS: [[&str; 2]; 2] = [["id_code", "diagnosis"], ["image", "level"]];
+/// APTOS's example of an answer: the right columns with made-up grades.
+const EXAMPLE: &str = "sample_submission.csv";
+/// Images whose headers are looked at for colour.
+const LOOKED_AT: usize = 64;
+
+/// Whether there are photographs and no scans.
+pub fn recognise(files: &Files) -> bool {
+    files.scans.is_empty() && files.zips.is_empty() && files.others.iter().any(|path| image::stem(path).is_some())
+}
+
+/// `10_left` is the left eye of person 10: `10/left`.
+fn id(name: &str) -> String {
+    let eye = ["_left", "_right"].iter().find_map(|eye| Some((name.strip_suffix(eye)?, &eye[1..])));
+    eye.filter(|(person, _)| !person.is_empty()).map_or(name.into(), |(person, eye)| format!("{person}/{eye}"))
+}
+
+/// What the tables say.
+#[derive(Default)]
+struct Grades {
+    /// By the image's name: the grade, and where it stands.
+    known: BTreeMap<String, (u8, String)>,
+    /// Images whose grade cannot be used.
+    unusable: BTreeSet<String>,
+    problems: Vec<Problem>,
+    ignored: Vec<Problem>,
+}
+
+impl Grades {
+    /// Errors where the file is no CSV.
+    fn read(&mut self, path: &Path) -> Result<()> {
+        let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_path(path)?;
+        let header = reader.headers()?.clone();
+        // Spreadsheets put a byte order mark first.
+        let column =
+            |name: &str| header.iter().position(|found| found.trim_start_matches('\u{feff}').eq_ignore_ascii_case(name));
+        let found = COLUMNS.iter().find_map(|names| Some((column(names[0])?, column(names[1])?)));
+        let example = path.file_name().is_some_and(|name| name == EXAMPLE);
+        let Some((name, grade)) = found.filter(|_| !example) else {
+            let reason = match example {
+                true => "the example of an answer, whose grades are made up".into(),
+                false => format!("no columns {}", COLUMNS.map(|names| names.join(",")).join(" or ")),
+            };
+            self.ignored.push(Problem::new(path, reason));
+            return Ok(());
+        };
+        for record in reader.records() {
+            let record = record?;
+            let place = format!("row {}", record.position().map_or(0, csv::Position::line));
+            let (cell, grade) = (&record[name], &record[grade]);
+            let name = image::stem(Path::new(cell)).unwrap_or_else(|| cell.into());
+            let Some(grade) = grade.parse().ok().filter(|&grade| usize::from(grade) < GRADES.len()) else {
+                let reason = format!("{place}: grade `{grade}` of `{name}`, expected 0 to {}", GRADES.len() - 1);
+                self.problems.push(Problem::new(path, reason));
+                self.unusable.insert(name);
+                continue;
+            };
+            match self.known.get(&name) {
+                None => drop(self.known.insert(name, (grade, format!("{}, {place}", path.display())))),
+                Some((earlier, first)) if *earlier == grade => {
+                    self.ignored.push(Problem::new(path, format!("{place}: `{name}` again, as in {first}")));
+                }
+                Some((earlier, first)) => {
+                    let reason = format!("{place}: `{name}` has grade {grade}, but grade {earlier} in {first}");
+                    self.problems.push(Problem::new(path, reason));
+                    self.unusable.insert(name);
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+pub fn open(files: Files) -> Result<Dataset> {
+    let Files { root, scans, zips, others, mut problems } = files;
+    let (photographs, others): (Vec<PathBuf>, Vec<PathBuf>) = others.into_iter().partition(|path| image::stem(path).is_some());
+    let (tables, others): (Vec<PathBuf>, Vec<PathBuf>) =
+        others.into_iter().partition(|path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv")));
+    let mut grades = Grades::default();
+    for table in &tables {
+        grades.read(table).with_context(|| format!("{}: not a table of grades", table.display()))?;
+    }
+    let Grades { known, unusable, problems: of_tables, mut ignored } = grades;
+    problems.extend(of_tables);
+    let strangers = scans.into_iter().map(|scan| scan.path).chain(zips).chain(others);
+    ignored.extend(strangers.map(|path| Problem::new(path, "not a photograph (.png, .jpg, .jpeg, .tif or .tiff)")));
+
+    let mut images: BTreeMap<String, PathBuf> = BTreeMap::new();
+    for path in photographs {
+        let name = image::stem(&path).context("a photograph by its name")?;
+        match images.get(&name) {
+            Some(first) => {
+                problems.push(Problem::new(path, format!("a second image `{name}`; {} is used", first.display())));
+            }
+            None => drop(images.insert(name, path)),
+        }
+    }
+    for (name, (_, place)) in known.iter().filter(|(name, _)| !images.contains_key(*name)) {
+        problems.push(Problem::new(&root, format!("no image `{name}`, which has a grade in {place}")));
+    }
+    images.retain(|name, _| !unusable.contains(name));
+
+    // One colour image makes all of them colour; a grey one among them is read as equal red, green and blue.
+    let headers: Vec<&PathBuf> = images.values().take(LOOKED_AT).collect();
+    let colour = headers.into_par_iter().any(|path| image::channels(path).is_ok_and(|n| n == 3));
+    let channels: &[&str] = if colour { &["red", "green", "blue"] } else { &["grey"] };
+    let subject = |(name, path): (&String, &PathBuf)| Subject {
+        id: id(name),
+        channels: vec![Source::File(path.clone())],
+        label: None,
+        class: known.get(name).map(|(grade, _)| *grade),
+        split: None,
+    };
+    Ok(Dataset {
+        layout: Layout::Images,
+        channels: channels.iter().map(|c| c.to_string()).collect(),
+        labels: None,
+        classes: (!known.is_empty()).then(|| GRADES.map(String::from).to_vec()),
+        subjects: images.iter().map(subject).collect(),
+        problems,
+        ignored,
+    })
+}

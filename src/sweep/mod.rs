@@ -1,0 +1,315 @@
+//! Sweeps: every combination of pretext task, arm, label fraction and seed once, each in a process of its own, resumable and
+//! shared between machines.
+
+pub mod config;
+mod process;
+
+use crate::data::Scans;
+use crate::data::split::Split;
+use crate::data::store::Store;
+use crate::dim::Rank;
+use crate::fs::write_atomic;
+use crate::report::study::read::{self as study, Cell, CellResult, Sweep};
+use crate::report::study::write_report;
+use crate::train::stop::Stop;
+use anyhow::{Context, Result, bail, ensure};
+use config::{Finetuning, Pretraining, SweepConfig};
+use process::{Outcome, run_logged};
+use serde_json::{Value, json};
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+/// Which part of the work this process does: cell `i` of those whose number leaves this remainder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shard {
+    /// From 0.
+    pub index: usize,
+    pub count: usize,
+}
+
+impl std::str::FromStr for Shard {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parse = || {
+            let (i, n) = text.split_once('/')?;
+            let (i, count): (usize, usize) = (i.parse().ok()?, n.parse().ok()?);
+            (1..=count).contains(&i).then(|| Shard { index: i - 1, count })
+        };
+        parse().ok_or_else(|| format!("expected I/N with I from 1 to N, found {text:?}"))
+    }
+}
+
+/// How a sweep ended.
+pub enum Ended {
+    Finished,
+    Stopped,
+}
+
+/// One unit of work.
+#[derive(Clone, Copy)]
+enum Work<'a> {
+    Pretrain(&'a Pretraining),
+    Finetune(&'a Finetuning),
+}
+
+/// Seconds between looking whether another shard has finished what this one waits for.
+const WAIT: Duration = Duration::from_secs(2);
+
+/// A sweep under way.
+pub struct Runner {
+    config: SweepConfig,
+    folder: PathBuf,
+    shard: Shard,
+    pretrainings: Vec<Pretraining>,
+    finetunings: Vec<Finetuning>,
+}
+
+impl Runner {
+    /// Makes or takes up the sweep's folder: `sweep.json`, and `split.json`, drawn once. The lists of an earlier start may grow;
+    /// what else was set must stay.
+    pub fn open(config: SweepConfig, folder: PathBuf, shard: Shard) -> Result<Runner> {
+        let store = Store::open(&config.data)?;
+        let finetunings = config.finetunings(Rank::of(store.shape(0)).n());
+        let pretrainings = config.pretrainings();
+        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
+        let record = folder.join("sweep.json");
+        if record.exists() {
+            let before: Sweep = study::read_json(&record)?;
+            same_settings(&before.settings, &serde_json::to_value(&config)?)
+                .with_context(|| format!("{}: holds a sweep of other settings; give another --out", folder.display()))?;
+        }
+        let split_file = folder.join("split.json");
+        if !split_file.exists() {
+            let labelled = store.index().subjects.iter().filter(|s| s.label);
+            let subjects: Vec<_> = labelled.map(|s| (s.id.clone(), s.split.clone())).collect();
+            ensure!(!subjects.is_empty(), "{}: no subject has a label", config.data.display());
+            Split::draw(&subjects, config.val_fraction, config.test_fraction, config.split_seed)?.save(&split_file)?;
+        }
+        let cells: Vec<Cell> = finetunings.iter().map(|f| f.cell.clone()).collect();
+        let sweep = Sweep {
+            version: study::VERSION,
+            name: config.name.clone(),
+            title: config.title.clone(),
+            settings: serde_json::to_value(&config)?,
+            cells,
+            published: config.published.clone(),
+        };
+        write_atomic(&record, |file| Ok(serde_json::to_writer_pretty(file, &sweep)?))?;
+        let runner = Runner { config, folder, shard, pretrainings, finetunings };
+        // A misspelt flag shows now, not hours later.
+        for work in runner.work() {
+            crate::cli::check_arguments(&runner.arguments(work)?).with_context(|| runner.name(work))?;
+        }
+        Ok(runner)
+    }
+
+    fn work(&self) -> impl Iterator<Item = Work<'_>> {
+        let pretrain = self.pretrainings.iter().map(Work::Pretrain);
+        pretrain.chain(self.finetunings.iter().map(Work::Finetune))
+    }
+
+    fn pretrain_dir(&self, p: &Pretraining) -> PathBuf {
+        self.folder.join("pretrain").join(format!("{}{}", p.name(), p.suffix()))
+    }
+
+    fn dir(&self, work: Work) -> PathBuf {
+        match work {
+            Work::Pretrain(p) => self.pretrain_dir(p),
+            Work::Finetune(f) => self.folder.join("cells").join(&f.cell.id),
+        }
+    }
+
+    fn name(&self, work: Work) -> String {
+        match work {
+            Work::Pretrain(p) => format!("pretraining {}{}", p.name(), p.suffix()),
+            Work::Finetune(f) => f.cell.id.clone(),
+        }
+    }
+
+    fn weights(&self, p: &Pretraining) -> PathBuf {
+        self.pretrain_dir(p).join("encoder")
+    }
+
+    fn is_done(&self, work: Work) -> bool {
+        self.dir(work).join("result.json").is_file()
+    }
+
+    /// Whether what it starts from is there.
+    fn is_ready(&self, work: Work) -> bool {
+        match work {
+            Work::Pretrain(_) => true,
+            Work::Finetune(f) => f.pretraining.is_none_or(|i| self.is_done(Work::Pretrain(&self.pretrainings[i]))),
+        }
+    }
+
+    /// Arguments of the process that does the work, from its beginning.
+    fn arguments(&self, work: Work) -> Result<Vec<String>> {
+        let path = |p: &Path| p.display().to_string();
+        let (split, dir) = (path(&self.folder.join("split.json")), path(&self.dir(work)));
+        let config = &self.config;
+        let mut arguments;
+        match work {
+            Work::Pretrain(p) => {
+                let data = config.unlabelled.as_ref().unwrap_or(&config.data);
+                arguments = vec!["pretrain".to_owned(), format!("--data={}", path(data)), format!("--task={}", p.tasks)];
+                arguments.push(format!("--fraction={}", p.fraction));
+                if config.unlabelled.is_none() {
+                    arguments.push(format!("--split={split}"));
+                }
+                arguments.push(format!("--weights={}", path(&self.weights(p))));
+                arguments.extend(config.pretrain_flags(p)?);
+            }
+            Work::Finetune(f) => {
+                let Cell { arm, fraction, seed, .. } = &f.cell;
+                let weights = f.pretraining.map(|i| self.weights(&self.pretrainings[i]).with_extension("pt"));
+                let weights = weights.map_or("none".to_owned(), |w| path(&w));
+                arguments = vec!["finetune".to_owned(), format!("--data={}", path(&config.data)), format!("--split={split}")];
+                arguments.extend([format!("--weights={weights}"), format!("--arm={arm}")]);
+                arguments.extend([format!("--fraction={fraction}"), format!("--seed={seed}")]);
+                arguments.extend(config.finetune_flags()?);
+            }
+        }
+        arguments.push(format!("--out={dir}"));
+        Ok(arguments)
+    }
+
+    /// Runs what is left of this shard's work. Errors at the end if any of it failed; the rest is done nevertheless.
+    pub fn run(&self) -> Result<Ended> {
+        let stop = Stop::on_signals()?;
+        let own = |work: &&Work| self.index_of(**work) % self.shard.count == self.shard.index;
+        let all: Vec<Work> = self.work().collect();
+        let mut left: Vec<Work> = all.iter().filter(own).filter(|w| !self.is_done(**w)).copied().collect();
+        let total = all.iter().filter(own).count();
+        eprintln!(
+            "{}: {} pretrainings and {} fine-tunings, {} of {total} in this shard to do",
+            self.folder.display(),
+            self.pretrainings.len(),
+            self.finetunings.len(),
+            left.len()
+        );
+        let (started, mut done, mut failed, mut waiting) = (Instant::now(), 0, Vec::new(), false);
+        while !left.is_empty() {
+            let Some(next) = left.iter().position(|&w| self.is_ready(w)) else {
+                self.give_up_on_failed(&left, &failed)?;
+                if !waiting {
+                    eprintln!("waiting for other shards to pretrain what {} cells start from", left.len());
+                    waiting = true;
+                }
+                std::thread::sleep(WAIT);
+                if stop.asked() {
+                    return Ok(Ended::Stopped);
+                }
+                continue;
+            };
+            let work = left.remove(next);
+            match self.run_one(work, &stop)? {
+                Outcome::Done => done += 1,
+                Outcome::Stopped => {
+                    eprintln!("stopped; run the same command to go on");
+                    return Ok(Ended::Stopped);
+                }
+                Outcome::Failed(why) => {
+                    eprintln!("{}: {why}", self.name(work));
+                    failed.push(self.name(work));
+                    if let Work::Pretrain(p) = work {
+                        left.retain(|w| !self.starts_from(*w, p));
+                    }
+                }
+            }
+            let each = started.elapsed().as_secs_f64() / f64::from(done.max(1));
+            let minutes = (each * left.len() as f64 / 60.).ceil();
+            eprintln!(
+                "{} of {total} done{}",
+                total - left.len() - failed.len(),
+                match left.len() {
+                    0 => String::new(),
+                    _ => format!(", about {minutes} min left"),
+                }
+            );
+        }
+        if !failed.is_empty() {
+            bail!("{} of {total} failed: {}; run the same command to try them again", failed.len(), failed.join(", "));
+        }
+        Ok(Ended::Finished)
+    }
+
+    /// Whether every cell of every shard is done.
+    pub fn complete(&self) -> bool {
+        self.work().all(|w| self.is_done(w))
+    }
+
+    /// Writes the report on what is done.
+    pub fn report(&self) -> Result<String> {
+        write_report(&self.folder, &self.folder.join("report"))
+    }
+
+    fn index_of(&self, work: Work) -> usize {
+        match work {
+            Work::Pretrain(p) => self.pretrainings.iter().position(|q| q == p).expect("one of them"),
+            Work::Finetune(f) => self.finetunings.iter().position(|g| g.cell.id == f.cell.id).expect("one of them"),
+        }
+    }
+
+    fn starts_from(&self, work: Work, p: &Pretraining) -> bool {
+        matches!(work, Work::Finetune(Finetuning { pretraining: Some(i), .. }) if self.pretrainings[*i] == *p)
+    }
+
+    /// With one shard nobody else will pretrain what is missing.
+    fn give_up_on_failed(&self, left: &[Work], failed: &[String]) -> Result<()> {
+        if self.shard.count == 1 {
+            bail!("{} cells lack the weights they start from; failed: {}", left.len(), failed.join(", "));
+        }
+        Ok(())
+    }
+
+    /// Starts or resumes one process.
+    fn run_one(&self, work: Work, stop: &Stop) -> Result<Outcome> {
+        let dir = self.dir(work);
+        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
+        let lock = File::create(dir.join(".lock")).with_context(|| format!("locking {}", dir.display()))?;
+        // A sweep that was killed leaves a process that is saving, or somebody runs the same shard twice.
+        while let Err(error) = lock.try_lock() {
+            ensure!(matches!(error, TryLockError::WouldBlock), "locking {}: {error}", dir.display());
+            std::thread::sleep(WAIT);
+            if stop.asked() {
+                return Ok(Outcome::Stopped);
+            }
+        }
+        if self.is_done(work) {
+            return Ok(Outcome::Done);
+        }
+        let arguments = match dir.join("config.json").is_file() {
+            true => {
+                let command = if matches!(work, Work::Pretrain(_)) { "pretrain" } else { "finetune" };
+                vec![command.to_owned(), format!("--resume={}", dir.display())]
+            }
+            false => self.arguments(work)?,
+        };
+        let started = Instant::now();
+        let outcome = run_logged(&arguments, &dir.join("log.txt"), &lock, stop)?;
+        if matches!(outcome, Outcome::Done) {
+            ensure!(self.is_done(work), "{}: ended without a result.json", dir.display());
+            let score = match work {
+                Work::Finetune(_) => {
+                    let result: CellResult = study::read_json(&dir.join("result.json"))?;
+                    result.score.map_or("undefined".into(), |s| format!("{} {s:.4}", result.metric))
+                }
+                Work::Pretrain(_) => "pretrained".to_owned(),
+            };
+            println!("{}: {score}, {:.0} s", self.name(work), started.elapsed().as_secs_f64());
+        }
+        Ok(outcome)
+    }
+}
+
+/// Errors with the first setting that differs, the lists that may grow left out.
+fn same_settings(before: &Value, now: &Value) -> Result<()> {
+    const MAY_GROW: [&str; 6] = ["tasks", "arms", "fractions", "seeds", "unlabelled_fractions", "published"];
+    let (Some(before), Some(now)) = (before.as_object(), now.as_object()) else { bail!("settings are not a table") };
+    for key in before.keys().chain(now.keys()).filter(|key| !MAY_GROW.contains(&key.as_str())) {
+        let (was, is) = (before.get(key).unwrap_or(&json!(null)).clone(), now.get(key).unwrap_or(&json!(null)).clone());
+        ensure!(was == is, "`{key}` was {was} and is now {is}");
+    }
+    Ok(())
+}

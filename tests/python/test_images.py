@@ -1,0 +1,135 @@
+"""Photographs: reading, cropping and reducing against Pillow, grades, and a 2D run from phantom to weights."""
+import numpy
+import pytest
+from helpers import pretext3d, read_json, refused, rows, tensors
+from PIL import Image
+
+SIDE = 40
+
+
+def scene(rng, height, width, channels=3, dtype=numpy.uint8):
+    """Smooth colours with noise, no black border: the crop is the whole image."""
+    y, x = numpy.mgrid[0:1:height * 1j, 0:1:width * 1j]
+    planes = [0.3 + 0.25 * (numpy.sin(5 * x + c) + numpy.cos(4 * y * x + 2 * c)) + 0.1 * rng.random((height, width)) for c in range(channels)]
+    scaled = numpy.clip(numpy.stack(planes, -1), 0.08, 1) * numpy.iinfo(dtype).max
+    return scaled.astype(dtype).squeeze()
+
+
+def reduced(pixels, side=SIDE):
+    """Values in [0, 1], on a centred black square, reduced by Pillow: `[C, side, side]`."""
+    full = numpy.iinfo(pixels.dtype).max
+    planes = numpy.atleast_3d(pixels).transpose(2, 0, 1).astype(numpy.float32) / full
+    height, width = planes.shape[1:]
+    square = max(height, width)
+    top, left = (square - height) // 2, (square - width) // 2
+    out = []
+    for plane in planes:
+        padded = numpy.zeros((square, square), numpy.float32)
+        padded[top : top + height, left : left + width] = plane
+        out.append(numpy.asarray(Image.fromarray(padded).resize((side, side), Image.Resampling.BILINEAR)))
+    return numpy.stack(out)
+
+
+def stored(store, name):
+    tensor, text = tensors(store / f"{name}.safetensors")
+    image = tensor["image"].float().numpy()
+    assert image.shape[1] == 1
+    return image[:, 0], text
+
+
+def test_formats_depths_and_exif_agree_with_pillow(tmp_path):
+    rng = numpy.random.default_rng(0)
+    folder, expected = tmp_path / "images", {}
+    folder.mkdir()
+
+    def save(name, image, **options):
+        image.save(folder / name, **options)
+        return name.rsplit(".", 1)[0]
+
+    def keep(name, pixels):
+        pixels = numpy.atleast_3d(pixels)
+        expected[name] = reduced(pixels if pixels.shape[2] == 3 else numpy.repeat(pixels, 3, 2))
+
+    colour, grey = scene(rng, 97, 120), scene(rng, 90, 60, 1)
+    keep(save("png.png", Image.fromarray(colour)), colour)
+    keep(save("grey.PNG", Image.fromarray(grey)), grey)
+    keep(save("tiff.tif", Image.fromarray(colour), compression="tiff_lzw"), colour)
+    deep = scene(rng, 64, 64, 1, numpy.uint16)
+    keep(save("deep.tiff", Image.fromarray(deep)), deep)
+    keep(save("deep_png.png", Image.fromarray(deep)), deep)
+    keep(save("jpeg.jpg", Image.fromarray(colour), quality=95), numpy.asarray(Image.fromarray(colour)))
+    with Image.open(folder / "jpeg.jpg") as image:
+        keep("jpeg", numpy.asarray(image))
+    for orientation, turn in {1: None, 3: "ROTATE_180", 6: "ROTATE_270", 8: "ROTATE_90", 2: "FLIP_LEFT_RIGHT", 5: "TRANSPOSE"}.items():
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        name = save(f"exif{orientation}.jpeg", Image.fromarray(colour), quality=95, exif=exif)
+        with Image.open(folder / f"{name}.jpeg") as image:
+            turned = image if turn is None else image.transpose(getattr(Image.Transpose, turn))
+            keep(name, numpy.asarray(turned))
+
+    done = pretext3d("preprocess", "--data", folder, "--out", tmp_path / "store", "--size", SIDE, "--dtype", "f32")
+    assert "layout images" in done.stderr and "channels red, green, blue" in done.stderr
+    for name, image in expected.items():
+        found, _ = stored(tmp_path / "store", name)
+        # Decoders of JPEG may differ by a step of 255 or two.
+        tolerance = 2e-5 if "jp" not in name and "exif" not in name else 0.012
+        assert found.shape == image.shape and numpy.abs(found - image).max() < tolerance, name
+
+
+def test_the_fundus_is_cut_out_and_fills_the_square(tmp_path):
+    rng = numpy.random.default_rng(1)
+    height, width, radius, centre = 400, 600, 150, (210, 320)
+    y, x = numpy.mgrid[:height, :width]
+    inside = (y - centre[0]) ** 2 + (x - centre[1]) ** 2 <= radius**2
+    pixels = numpy.where(inside[..., None], [160, 90, 50], rng.integers(0, 8, (height, width, 1))).astype(numpy.uint8)
+    (tmp_path / "images").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "images" / "eye.png")
+    pretext3d("preprocess", "--data", tmp_path / "images", "--out", tmp_path / "store", "--size", 100)
+    image, _ = stored(tmp_path / "store", "eye")
+    y, x = numpy.mgrid[:100, :100]
+    away = numpy.hypot(y - 49.5, x - 49.5)
+    assert numpy.abs(image[0][away < 47] - 160 / 255).max() < 1e-3
+    assert image[0][away > 52].max() < 9 / 255
+
+
+def test_grades_are_kept_and_what_does_not_fit_is_named(tmp_path):
+    rng = numpy.random.default_rng(2)
+    data = tmp_path / "data"
+    (data / "train_images").mkdir(parents=True)
+    for name in "abcde":
+        Image.fromarray(scene(rng, 50, 50)).save(data / "train_images" / f"{name}.png")
+    (data / "train_images" / "copy.png").write_bytes((data / "train_images" / "a.png").read_bytes())
+    (data / "train_images" / "broken.png").write_bytes((data / "train_images" / "a.png").read_bytes()[:500])
+    (data / "train.csv").write_text("id_code,diagnosis\na,0\nb,4\nc,2\nlost,1\nd,9\nbroken,1\n")
+    out = ["--out", tmp_path / "store", "--size", 32]
+    message = refused("preprocess", "--data", data, *out, says=["no image `lost`", "grade `9` of `d`", "broken.png", "3 scans cannot be used"])
+    assert "2 without a class: copy, e" in message
+    done = pretext3d("preprocess", "--data", data, *out, "--skip-bad")
+    assert "2 subjects hold the same voxels: a, copy" in done.stderr
+    index = read_json(tmp_path / "store" / "index.json")
+    assert {s["id"]: s.get("class") for s in index["subjects"]} == {"a": 0, "b": 4, "c": 2, "copy": None, "e": None}
+    assert len(index["classes"]) == 5 and len(index["left_out"]) == 3
+    refused("preprocess", "--data", data, "--out", tmp_path / "other", "--protocol", "modern", says=["no spacing in millimetres"])
+
+
+def test_stores_of_scans_have_no_classes(store):
+    index = read_json(store / "index.json")
+    assert "classes" not in index and all("class" not in subject for subject in index["subjects"])
+
+
+@pytest.mark.slow
+def test_a_two_dimensional_run_from_phantom_to_weights(tmp_path):
+    data, store = tmp_path / "fundus", tmp_path / "store"
+    pretext3d("phantom", "--kind", "fundus", "--subjects", 8, "--size", 128, "--out", data)
+    table = rows(data / "train.csv")
+    assert [row["id_code"] for row in table] == [f"fundus_{k:04}" for k in range(8)]
+    pretext3d("preprocess", "--data", data, "--out", store, "--size", 64)
+    classes = [subject["class"] for subject in read_json(store / "index.json")["subjects"]]
+    assert classes == [int(row["diagnosis"]) for row in table]
+    small = ["--filters", 4, "--levels", 3, "--batch-size", 4, "--epochs", 1, "--draws", 1, "--device", "cpu"]
+    for task in ["rot", "rpl,jig", "cpc", "exe"]:
+        weights = tmp_path / "weights" / task.replace(",", "-")
+        pretext3d("pretrain", "--data", store, "--task", task, *small, "--out", tmp_path / task, "--weights", weights)
+        described = read_json(f"{weights}.json")
+        assert described["input"]["axes"] == "B, C, H, W" and described["input"]["channels"] == ["red", "green", "blue"]
