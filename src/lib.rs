@@ -18,6 +18,7 @@ pub mod metrics;
 pub mod nn;
 pub mod optim;
 pub mod patch;
+pub mod predict;
 pub mod report;
 pub mod rng;
 pub mod stats;

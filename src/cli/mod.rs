@@ -7,6 +7,7 @@ pub mod export;
 pub mod finetune;
 pub mod inspect;
 pub mod phantom;
+pub mod predict;
 pub mod preprocess;
 pub mod pretrain;
 pub mod report;
@@ -34,6 +35,7 @@ enum Command {
     Finetune(Box<finetune::Args>),
     Sweep(sweep::Args),
     Export(export::Args),
+    Predict(Box<predict::Args>),
     Evaluate(evaluate::Args),
     Inspect(Box<inspect::Args>),
     Report(report::Args),
@@ -57,6 +59,7 @@ pub fn main() -> ExitCode {
         Command::Finetune(args) => finetune::run(*args),
         Command::Sweep(args) => sweep::run(args),
         Command::Export(args) => export::run(args).map(|()| ExitCode::SUCCESS),
+        Command::Predict(args) => predict::run(*args),
         Command::Evaluate(args) => evaluate::run(args).map(|()| ExitCode::SUCCESS),
         Command::Inspect(args) => inspect::run(*args).map(|()| ExitCode::SUCCESS),
         Command::Report(args) => report::run(args).map(|()| ExitCode::SUCCESS),

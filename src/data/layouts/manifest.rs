@@ -87,19 +87,18 @@ fn columns(header: &csv::StringRecord) -> Result<Vec<Column>> {
 }
 
 fn source(folder: &Path, cell: &str) -> Result<Source> {
-    let member = cell.to_ascii_lowercase().find(".zip:").map(|at| at + ".zip".len());
-    let (file, name) = match member {
-        Some(end) => (&cell[..end], &cell[end + 1..]),
-        None => (cell, cell),
+    let source = match Source::parse(cell) {
+        Source::File(file) => Source::File(folder.join(file)),
+        Source::Zip { archive, member } => Source::Zip { archive: folder.join(archive), member },
+    };
+    let (path, name) = match &source {
+        Source::File(path) => (path, cell),
+        Source::Zip { archive, member } => (archive, member.as_str()),
     };
     ensure!(
         stem(Path::new(name)).is_some(),
         "expected a .nii, .nii.gz or .hdr file (columns other than subject, label and split are scans), found {name:?}"
     );
-    let path = folder.join(file);
     ensure!(path.is_file(), "{}: no such file", path.display());
-    Ok(match member {
-        Some(_) => Source::Zip { archive: path, member: name.into() },
-        None => Source::File(path),
-    })
+    Ok(source)
 }

@@ -15,6 +15,7 @@ mod ukb;
 use anyhow::{Context, Result, bail, ensure};
 use description::Description;
 use files::Files;
+pub use files::stem;
 pub(crate) use files::strip_ending;
 use serde::{Deserialize, Serialize};
 use std::fmt;

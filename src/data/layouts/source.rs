@@ -14,6 +14,21 @@ use zip::ZipArchive;
 use zip::read::ZipFile;
 
 impl Source {
+    /// From what [`Source::display`] writes.
+    pub fn parse(text: &str) -> Source {
+        match text.to_ascii_lowercase().find(".zip:").map(|at| at + ".zip".len()) {
+            Some(end) => Source::Zip { archive: text[..end].into(), member: text[end + 1..].into() },
+            None => Source::File(text.into()),
+        }
+    }
+
+    /// Whether the file, or the archive, is there.
+    pub fn exists(&self) -> bool {
+        match self {
+            Source::File(path) | Source::Zip { archive: path, .. } => path.is_file(),
+        }
+    }
+
     /// Whether it is a photograph, by its name.
     pub fn is_image(&self) -> bool {
         matches!(self, Source::File(path) if image::stem(path).is_some())

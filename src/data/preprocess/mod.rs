@@ -77,6 +77,15 @@ pub enum Dtype {
     F32,
 }
 
+impl Dtype {
+    /// What is left of values that are stored and read again.
+    pub fn round(self, values: &mut [f32]) {
+        if self == Dtype::F16 {
+            values.iter_mut().for_each(|v| *v = half::f16::from_f32(*v).to_f32());
+        }
+    }
+}
+
 /// More voxels a channel than this are taken for a wrong spacing.
 const MAX_VOXELS: f64 = (1u64 << 31) as f64;
 

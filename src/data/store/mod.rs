@@ -333,6 +333,11 @@ impl Scans for Subset {
     }
 }
 
+/// Whether a folder holds a store, whatever its state.
+pub fn is_store(folder: &Path) -> bool {
+    folder.join(INDEX).is_file()
+}
+
 /// File name of a subject in the store: the id where it is a plain name, otherwise cleaned and told apart by its hash.
 pub fn file_name(id: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);

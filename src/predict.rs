@@ -1,0 +1,222 @@
+//! What there is to predict, and one scan from its files to its label.
+
+use crate::data::Scans;
+use crate::data::layouts::{self, Layout, Problem, Source, Subject};
+use crate::data::nifti::{Header, read_header};
+use crate::data::preprocess::back::{Back, Origin};
+use crate::data::preprocess::{Metadata, Plan, Settings, prepare};
+use crate::data::store::{Store, is_store};
+use crate::data::volume::Affine;
+use crate::dim::{Region, voxels};
+use crate::infer::{Network, Window};
+use crate::transform::spatial::Orientation;
+use anyhow::{Context, Result, ensure};
+use ndarray::{Array3, Array4, Axis};
+use serde_json::json;
+use std::path::{Path, PathBuf};
+use tch::Tensor;
+
+/// The scans of one `--input`.
+pub enum Inputs {
+    Files {
+        subjects: Vec<Subject>,
+        plan: Plan,
+        /// What looks like a scan and cannot be used.
+        problems: Vec<Problem>,
+    },
+    Store {
+        store: Store,
+        /// Positions in the store of the model's channels.
+        channels: Vec<usize>,
+    },
+}
+
+/// A scan as the network takes it, and the way back.
+pub struct Scan {
+    /// `[C, D, H, W]`.
+    pub image: Array4<f32>,
+    pub origin: Origin,
+    /// Of the file in whose space the prediction is written.
+    pub header: Header,
+    /// The file is gone, and the header is made from what the store keeps of it.
+    pub made_header: bool,
+}
+
+impl Inputs {
+    /// Opens a NIfTI file, several of them separated by commas (one a channel, in the model's order), a store, or a folder or
+    /// manifest in any layout. `channels` and `settings` are the model's.
+    ///
+    /// Errors: what cannot be opened, a channel that is missing, a store that was preprocessed in another way.
+    pub fn open(input: &str, layout: Option<Layout>, channels: &[String], settings: &Settings) -> Result<Inputs> {
+        let path = Path::new(input);
+        let files: Vec<PathBuf> = if path.exists() { vec![path.into()] } else { input.split(',').map(PathBuf::from).collect() };
+        let scans = files.iter().filter(|file| layouts::stem(file).is_some() && !file.is_dir()).count();
+        if scans == files.len() {
+            ensure!(layout.is_none(), "--layout is for folders and manifests, found the file {}", files[0].display());
+            return Inputs::files(files, channels, settings);
+        }
+        ensure!(files.len() == 1, "{input}: expected NIfTI files between the commas, or one folder, manifest or store");
+        if is_store(path) {
+            return Inputs::store(path, channels, settings);
+        }
+        let dataset = layouts::open(path, layout)?;
+        let plan = Plan {
+            settings: settings.clone(),
+            channels: positions(channels, &dataset.channels).with_context(|| input.to_string())?,
+            available: dataset.channels,
+            labels: None,
+        };
+        Ok(Inputs::Files { subjects: dataset.subjects, plan, problems: dataset.problems })
+    }
+
+    /// One scan, in one file or in one for each channel; its id is the first file's name.
+    fn files(files: Vec<PathBuf>, channels: &[String], settings: &Settings) -> Result<Inputs> {
+        ensure!(
+            files.len() == 1 || files.len() == channels.len(),
+            "{} files, expected one of {} channels, or one for each: {}",
+            files.len(),
+            channels.len(),
+            channels.join(", ")
+        );
+        if let [file] = &files[..] {
+            let found = read_header(file)?.channels;
+            ensure!(
+                found == channels.len(),
+                "{}: {found} channels, expected {} ({})",
+                file.display(),
+                channels.len(),
+                channels.join(", ")
+            );
+        }
+        let id = layouts::stem(&files[0]).expect("looked at before");
+        let plan = Plan {
+            settings: settings.clone(),
+            available: channels.to_vec(),
+            channels: (0..channels.len()).collect(),
+            labels: None,
+        };
+        let channels = files.into_iter().map(Source::File).collect();
+        let subjects = vec![Subject { id, channels, label: None, split: None, class: None }];
+        Ok(Inputs::Files { subjects, plan, problems: vec![] })
+    }
+
+    fn store(path: &Path, channels: &[String], settings: &Settings) -> Result<Inputs> {
+        let store = Store::open(path)?;
+        let found = &store.index().settings;
+        ensure!(
+            found == settings,
+            "{}: preprocessed with {}, but the model was trained on scans preprocessed with {}",
+            path.display(),
+            json!(found),
+            json!(settings)
+        );
+        let channels = positions(channels, &store.index().channels).with_context(|| path.display().to_string())?;
+        Ok(Inputs::Store { store, channels })
+    }
+
+    /// Ids of the scans; a `/` in one separates person and scan.
+    pub fn ids(&self) -> Vec<&str> {
+        match self {
+            Inputs::Files { subjects, .. } => subjects.iter().map(|s| s.id.as_str()).collect(),
+            Inputs::Store { store, .. } => store.ids().iter().map(String::as_str).collect(),
+        }
+    }
+
+    /// What looked like scans and is none of [`Inputs::ids`].
+    pub fn problems(&self) -> &[Problem] {
+        match self {
+            Inputs::Files { problems, .. } => problems,
+            Inputs::Store { .. } => &[],
+        }
+    }
+
+    /// The files that a scan is read from, which a prediction must not replace.
+    pub fn sources(&self, scan: usize) -> Vec<&Path> {
+        let path = |source| match source {
+            &Source::File(ref path) | &Source::Zip { archive: ref path, .. } => path.as_path(),
+        };
+        match self {
+            Inputs::Files { subjects, .. } => subjects[scan].channels.iter().chain(&subjects[scan].label).map(path).collect(),
+            Inputs::Store { .. } => vec![],
+        }
+    }
+
+    /// Reads a scan and preprocesses it as those of the training. Errors name the file.
+    pub fn load(&self, scan: usize) -> Result<Scan> {
+        match self {
+            Inputs::Files { subjects, plan, .. } => {
+                let subject = &subjects[scan];
+                let mut prepared = prepare(subject, plan)?;
+                plan.settings.dtype.round(prepared.image.as_slice_mut().context("not contiguous")?);
+                let metadata = Metadata::parse(&prepared.text)?;
+                // The orientation is that of the first file read.
+                let first = if subject.channels.len() == 1 { 0 } else { plan.channels[0] };
+                let header = subject.channels[first].read_header()?;
+                let (_, d, h, w) = prepared.image.dim();
+                Ok(Scan { image: prepared.image, origin: Origin::new(&metadata, [d, h, w])?, header, made_header: false })
+            }
+            Inputs::Store { store, channels } => {
+                let file = store.folder().join(&store.index().subjects[scan].file);
+                from_store(store, scan, channels).with_context(|| file.display().to_string())
+            }
+        }
+    }
+}
+
+fn from_store(store: &Store, scan: usize, channels: &[usize]) -> Result<Scan> {
+    let shape = store.shape(scan);
+    let mut values = vec![0.0; store.channels() * voxels(shape)];
+    store.read(scan, Region::whole(shape), Orientation::IDENTITY, &mut values)?;
+    let image = Array4::from_shape_vec((store.channels(), shape[0], shape[1], shape[2]), values)?;
+    let metadata = Metadata::parse(&store.file(scan)?.header().text)?;
+    let source = Source::parse(metadata.sources.first().context("metadata name no source file")?);
+    let (header, made_header) = if source.exists() {
+        let header = source.read_header()?;
+        ensure!(
+            header.shape == metadata.original_shape && close(&header.affine, &metadata.original_affine),
+            "{}: shape {:?} with affine {:?}, expected {:?} with {:?} as when it was preprocessed",
+            source.display(),
+            header.shape,
+            header.affine,
+            metadata.original_shape,
+            metadata.original_affine
+        );
+        (header, false)
+    } else {
+        (Header::new(metadata.original_shape, &metadata.original_affine)?, true)
+    };
+    Ok(Scan { image: image.select(Axis(0), channels), origin: Origin::new(&metadata, shape)?, header, made_header })
+}
+
+/// Equal but for rounding, in millimetres.
+fn close(a: &Affine, b: &Affine) -> bool {
+    a.as_flattened().iter().zip(b.as_flattened()).all(|(a, b)| (a - b).abs() < 1e-3)
+}
+
+/// Where the model's channels are among those that there are.
+fn positions(wanted: &[String], found: &[String]) -> Result<Vec<usize>> {
+    let position = |name: &String| {
+        found.iter().position(|f| f == name).with_context(|| {
+            format!(
+                "no channel `{name}`, expected {} as the model was trained on, found {}",
+                wanted.join(", "),
+                found.join(", ")
+            )
+        })
+    };
+    wanted.iter().map(position).collect()
+}
+
+impl Scan {
+    /// Classes `[i, j, k]` of the file's voxels and, if asked for, their probabilities `[K, i, j, k]`.
+    pub fn predict(self, window: &Window, network: Network, probabilities: bool) -> Result<(Array3<u8>, Option<Array4<f32>>)> {
+        let Scan { image, origin, .. } = self;
+        let (c, d, h, w) = image.dim();
+        let size = [c, d, h, w].map(|n| n as i64);
+        let tensor = Tensor::from_slice(image.as_standard_layout().as_slice().expect("standard layout")).reshape(size);
+        drop(image);
+        let mut back = Back::new(origin, probabilities);
+        window.probabilities(&tensor, network, &mut |plane| back.plane(plane))?;
+        back.finish()
+    }
+}
