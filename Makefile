@@ -5,21 +5,21 @@ SHELL := /bin/sh
 .ONESHELL:
 .NOTPARALLEL:
 .DEFAULT_GOAL := help
-.PHONY: help setup build pretrain test bench clean
+.PHONY: help setup build pretrain reproduce test bench clean
 
 TASKS := rot rpl jig cpc exe
 LONG_TASKS := rotation relative-patch-location jigsaw contrastive-predictive-coding exemplar
 
 # Recipes read these from their environment, so that paths may hold spaces.
-export TASK DATA TORCH_INDEX_URL
+export TASK EXP DATA UNLABELLED SMOKE JOBS OUT ARGS TORCH_INDEX_URL
 
-# Settings of `pretext3d preprocess`, and further arguments of `pretext3d pretrain` and of pytest.
+# Settings of `pretext3d preprocess`, and further arguments of `pretext3d pretrain` or `sweep` and of pytest.
 PREPROCESS_ARGS ?= $(if $(DATA),,--size 64)
 ARGS ?=
 PYTEST_ARGS ?=
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	sed -n 's/^#: \?//p' $(MAKEFILE_LIST)
 
 #:
@@ -28,6 +28,17 @@ help: ## List the targets
 #:   DATA             your scans; without it 64 generated brains
 #:   ARGS             further arguments of `pretext3d pretrain` (--help lists them)
 #:   PREPROCESS_ARGS  arguments of `pretext3d preprocess`
+#:
+#: make reproduce EXP=brats|pancreas|scaling|phantom [DATA=dir] [UNLABELLED=dir] [SMOKE=1] [ARGS="..."]
+#:   EXP              an experiment of the paper; scripts/README.md says what each asks, needs and costs
+#:   DATA             the dataset, as its owners distribute it
+#:   UNLABELLED       other scans to pretrain on (brats, scaling)
+#:   SMOKE            1: every step of the experiment in minutes, on generated phantoms in the dataset's layout
+#:   JOBS             runs side by side (default: 1; without a GPU 2)
+#:   OUT              folder of the results' folders (default: runs)
+#:   ARGS             further arguments of `pretext3d sweep`, for instance --config my.toml
+#:
+#: For both:
 #:   PYTHON           the Python to use; without torch 2.11.0 it only makes .venv
 #:   TORCH_INDEX_URL  package index for torch alone, for instance one with smaller CPU-only wheels
 
@@ -68,6 +79,12 @@ pretrain: ## Set up, build, prepare data, train, and export weights/<task>.pt
 	fi
 	run "$$pretext3d" preprocess --data "$$DATA" --out "$$store" $(PREPROCESS_ARGS)
 	run "$$pretext3d" pretrain --data "$$store" --task "$$TASK" $(ARGS)
+
+reproduce: ## Run an experiment of the paper: scripts/EXP.sh
+	@case $$EXP in
+	brats | pancreas | scaling | phantom) exec "scripts/$$EXP.sh" ;;
+	*) echo "error: EXP=$$EXP: expected brats, pancreas, scaling or phantom" >&2; exit 2 ;;
+	esac
 
 test: ## Check formatting and lints, then run the Rust and the Python tests
 	@. scripts/env.sh

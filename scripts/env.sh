@@ -4,16 +4,7 @@
 torch_version=2.11.0
 TARGET=${CARGO_TARGET_DIR:-target}
 
-fail() {
-    echo "error: $*" >&2
-    exit 1
-}
-
-# Shows a command, then runs it.
-run() {
-    echo "+ $*" >&2
-    "$@"
-}
+. scripts/run.sh
 
 # Sets PYTHON and torch (its folder) if this Python has the wanted torch, with the libraries and headers to build against.
 # Reads version.py instead of importing torch, which would take seconds.

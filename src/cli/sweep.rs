@@ -28,6 +28,9 @@ pub struct Args {
     /// Do the I-th of N parts of the work; the others may run elsewhere on the same folder
     #[arg(long, value_name = "I/N", default_value = "1/1")]
     shard: Shard,
+    /// Check the file, print the command of each run that is left to do, and do nothing
+    #[arg(long)]
+    dry_run: bool,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
@@ -35,7 +38,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
     config.data = args.data.unwrap_or(config.data);
     config.unlabelled = args.unlabelled.or(config.unlabelled);
     let folder = args.out.unwrap_or_else(|| Path::new("runs").join(format!("sweep-{}", config.name)));
-    let runner = Runner::open(config, folder, args.shard)?;
+    let runner = Runner::plan(config, folder, args.shard)?;
+    if args.dry_run {
+        runner.commands()?.iter().for_each(|command| println!("{command}"));
+        return Ok(ExitCode::SUCCESS);
+    }
     if let Ended::Stopped = runner.run()? {
         return Ok(ExitCode::from(super::STOPPED));
     }

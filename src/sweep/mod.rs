@@ -66,42 +66,53 @@ pub struct Runner {
 }
 
 impl Runner {
-    /// Makes or takes up the sweep's folder: `sweep.json`, and `split.json`, drawn once. The lists of an earlier start may grow;
-    /// what else was set must stay.
-    pub fn open(config: SweepConfig, folder: PathBuf, shard: Shard) -> Result<Runner> {
+    /// Reads and checks all that can be known before anything runs; writes nothing. The lists of an earlier start in this folder
+    /// may grow; what else was set must stay.
+    pub fn plan(config: SweepConfig, folder: PathBuf, shard: Shard) -> Result<Runner> {
         let store = Store::open(&config.data)?;
+        let labelled = store.index().subjects.iter().any(|s| s.label);
+        ensure!(labelled, "{}: no subject has a label", config.data.display());
         let finetunings = config.finetunings(Rank::of(store.shape(0)).n());
         let pretrainings = config.pretrainings();
-        fs::create_dir_all(&folder).with_context(|| format!("making {}", folder.display()))?;
         let record = folder.join("sweep.json");
         if record.exists() {
             let before: Sweep = study::read_json(&record)?;
             same_settings(&before.settings, &serde_json::to_value(&config)?)
                 .with_context(|| format!("{}: holds a sweep of other settings; give another --out", folder.display()))?;
         }
-        let split_file = folder.join("split.json");
-        if !split_file.exists() {
-            let labelled = store.index().subjects.iter().filter(|s| s.label);
-            let subjects: Vec<_> = labelled.map(|s| (s.id.clone(), s.split.clone())).collect();
-            ensure!(!subjects.is_empty(), "{}: no subject has a label", config.data.display());
-            Split::draw(&subjects, config.val_fraction, config.test_fraction, config.split_seed)?.save(&split_file)?;
-        }
-        let cells: Vec<Cell> = finetunings.iter().map(|f| f.cell.clone()).collect();
-        let sweep = Sweep {
-            version: study::VERSION,
-            name: config.name.clone(),
-            title: config.title.clone(),
-            settings: serde_json::to_value(&config)?,
-            cells,
-            published: config.published.clone(),
-        };
-        write_atomic(&record, |file| Ok(serde_json::to_writer_pretty(file, &sweep)?))?;
         let runner = Runner { config, folder, shard, pretrainings, finetunings };
         // A misspelt flag shows now, not hours later.
         for work in runner.work() {
             crate::cli::check_arguments(&runner.arguments(work)?).with_context(|| runner.name(work))?;
         }
         Ok(runner)
+    }
+
+    /// Makes or takes up the sweep's folder: `sweep.json`, and `split.json`, drawn once.
+    fn prepare(&self) -> Result<()> {
+        let (config, folder) = (&self.config, &self.folder);
+        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
+        let split_file = folder.join("split.json");
+        if !split_file.exists() {
+            let store = Store::open(&config.data)?;
+            let labelled = store.index().subjects.iter().filter(|s| s.label);
+            let subjects: Vec<_> = labelled.map(|s| (s.id.clone(), s.split.clone())).collect();
+            Split::draw(&subjects, config.val_fraction, config.test_fraction, config.split_seed)?.save(&split_file)?;
+        }
+        let sweep = Sweep {
+            version: study::VERSION,
+            name: config.name.clone(),
+            title: config.title.clone(),
+            settings: serde_json::to_value(config)?,
+            cells: self.finetunings.iter().map(|f| f.cell.clone()).collect(),
+            published: config.published.clone(),
+        };
+        write_atomic(&folder.join("sweep.json"), |file| Ok(serde_json::to_writer_pretty(file, &sweep)?))
+    }
+
+    /// The command lines of what this shard has left to do, as a shell takes them.
+    pub fn commands(&self) -> Result<Vec<String>> {
+        self.left().into_iter().map(|work| Ok(shell_line(&self.arguments(work)?))).collect()
     }
 
     fn work(&self) -> impl Iterator<Item = Work<'_>> {
@@ -174,13 +185,21 @@ impl Runner {
         Ok(arguments)
     }
 
+    /// This shard's work.
+    fn own(&self) -> impl Iterator<Item = Work<'_>> {
+        self.work().filter(|&work| self.index_of(work) % self.shard.count == self.shard.index)
+    }
+
+    fn left(&self) -> Vec<Work<'_>> {
+        self.own().filter(|&work| !self.is_done(work)).collect()
+    }
+
     /// Runs what is left of this shard's work. Errors at the end if any of it failed; the rest is done nevertheless.
     pub fn run(&self) -> Result<Ended> {
         let stop = Stop::on_signals()?;
-        let own = |work: &&Work| self.index_of(**work) % self.shard.count == self.shard.index;
-        let all: Vec<Work> = self.work().collect();
-        let mut left: Vec<Work> = all.iter().filter(own).filter(|w| !self.is_done(**w)).copied().collect();
-        let total = all.iter().filter(own).count();
+        self.prepare()?;
+        let mut left = self.left();
+        let total = self.own().count();
         eprintln!(
             "{}: {} pretrainings and {} fine-tunings, {} of {total} in this shard to do",
             self.folder.display(),
@@ -301,6 +320,16 @@ impl Runner {
         }
         Ok(outcome)
     }
+}
+
+/// A command line of this program for a shell; arguments with other than plain characters in single quotes.
+fn shell_line(arguments: &[String]) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./,:+".contains(c);
+    let quoted = |a: &String| match a.chars().all(plain) {
+        true => a.clone(),
+        false => format!("'{}'", a.replace('\'', r"'\''")),
+    };
+    std::iter::once("pretext3d".to_owned()).chain(arguments.iter().map(quoted)).collect::<Vec<_>>().join(" ")
 }
 
 /// Errors with the first setting that differs, the lists that may grow left out.

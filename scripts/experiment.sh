@@ -1,0 +1,127 @@
+# Sourced by the scripts of the experiments: checks what they are given, goes to the repository's root, builds, and provides the
+# steps. All settings come from the environment, so that paths may hold spaces:
+#   DATA        folder of the labelled scans, as their owners distribute them
+#   UNLABELLED  folder of other scans to pretrain on
+#   SMOKE       1: the whole experiment in small, on generated phantoms
+#   JOBS        runs side by side [default: 1; 2 without a GPU and with two cores or more, as one small run fills no two cores]
+#   OUT         folder of the sweeps' folders [default: runs]
+#   ARGS        further arguments of `pretext3d sweep`, separated by spaces
+#   PRETEXT3D   the binary; without it one is built
+
+set -e
+
+usage_error() {
+    echo "error: $*" >&2
+    exit 2
+}
+
+# Relative paths are meant from where the user stands.
+absolute() {
+    case $1 in
+    '' | /*) printf %s "$1" ;;
+    *) printf %s "$PWD/$1" ;;
+    esac
+}
+
+[ "$SMOKE" != 0 ] || SMOKE=
+DATA=$(absolute "$DATA")
+UNLABELLED=$(absolute "$UNLABELLED")
+OUT=$(absolute "$OUT")
+PRETEXT3D=$(absolute "$PRETEXT3D")
+read -ra ARGS <<<"$ARGS"
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+OUT=${OUT:-runs}
+
+# Where BraTS comes from.
+BRATS="Register for BraTS 2018 or a later year, unpack the training data, and name the folder that holds one folder a subject with its \
+t1, t1ce, t2, flair and seg: DATA=/path/to/training (scripts/README.md)."
+
+# scans NAME HINT: the experiment takes this folder from DATA or UNLABELLED, or phantoms with SMOKE.
+scans() {
+    [ -z "$SMOKE" ] || [ -z "${!1}" ] || usage_error "SMOKE=1 generates its own scans: leave $1 out"
+    [ -z "${!1}" ] || [ -e "${!1}" ] || usage_error "$1=${!1}: no such folder. $2"
+}
+
+# needs_data HINT: where the labelled scans come from and how they lie.
+needs_data() {
+    scans DATA "$1"
+    [ -n "$SMOKE" ] || [ -n "$DATA" ] || usage_error "DATA is missing. $1 SMOKE=1 tries everything on phantoms instead."
+}
+
+# takes_unlabelled: other scans are welcome.
+takes_unlabelled() {
+    scans UNLABELLED "It holds scans in any layout of the README, or is a manifest."
+}
+
+# takes_no NAME...: settings that the experiment has no use for.
+takes_no() {
+    for name in "$@"; do
+        [ -z "${!name}" ] || usage_error "$(basename "$0" .sh) takes no $name"
+    done
+}
+
+# Builds, unless the user named a binary.
+build() {
+    if [ -z "$PRETEXT3D" ]; then
+        . scripts/env.sh
+        run cargo build --release --locked
+        PRETEXT3D=$TARGET/release/pretext3d
+    else
+        . scripts/run.sh
+    fi
+    cores=$(nproc)
+    if [ -z "$JOBS" ]; then
+        JOBS=1
+        if ! nvidia-smi -L >/dev/null 2>&1 && [ "$cores" -ge 2 ]; then JOBS=2; fi
+    fi
+    case $JOBS in
+    '' | 0* | *[!0-9]*) usage_error "JOBS=$JOBS: expected a whole number from 1 on" ;;
+    esac
+}
+
+# phantoms KIND SUBJECTS SIZE SEED FOLDER: generated scans in the layout of a public dataset; those that are there are kept.
+phantoms() {
+    run "$PRETEXT3D" phantom --kind "$1" --subjects "$2" --size "$3" --seed "$4" --out "$5"
+}
+
+# preprocess FOLDER STORE ARGUMENTS...: a subject that is there is kept.
+preprocess() {
+    run "$PRETEXT3D" preprocess --data "$1" --out "$2" "${@:3}"
+}
+
+# sweep NAME CONFIG ARGUMENTS...: runs experiments/CONFIG.toml in OUT/sweep-NAME, JOBS runs side by side, then reports. What is
+# done is not repeated. Ctrl-C or SIGTERM stops all, each run saved.
+sweep() {
+    local folder=$OUT/sweep-$1 shards=() left status=0 i pid
+    local command=("$PRETEXT3D" sweep --config "experiments/$2.toml" --out "$folder" ${SMOKE:+--smoke} "${@:3}" "${ARGS[@]}")
+    if [ "$JOBS" -gt 1 ] && [ -z "$OMP_NUM_THREADS" ]; then
+        export OMP_NUM_THREADS=$((cores > JOBS ? cores / JOBS : 1))
+    fi
+    trap 'status=130' INT TERM HUP
+    # In process groups of their own: a terminal's Ctrl-C reaches this shell alone, which passes one signal on to each.
+    set -m
+    for i in $(seq "$JOBS"); do
+        echo "+ ${OMP_NUM_THREADS:+OMP_NUM_THREADS=$OMP_NUM_THREADS }${command[*]} --shard $i/$JOBS &" >&2
+        "${command[@]}" --shard "$i/$JOBS" &
+        shards+=($!)
+    done
+    set +m
+    while [ ${#shards[@]} -gt 0 ]; do
+        left=()
+        for pid in "${shards[@]}"; do
+            if kill -0 "$pid" 2>/dev/null; then left+=("$pid"); else wait "$pid" || status=$?; fi
+        done
+        shards=("${left[@]}")
+        # One shard failed, and the others may wait for what it should have pretrained; or the user stops.
+        [ "$status" = 0 ] || break
+        sleep 0.5 || true
+    done
+    trap '' INT TERM HUP
+    for pid in "${shards[@]}"; do
+        kill -TERM "$pid" 2>/dev/null || true
+        wait "$pid" || true
+    done
+    trap - INT TERM HUP
+    [ "$status" = 0 ] || exit "$status"
+    run "$PRETEXT3D" report "$folder"
+}
