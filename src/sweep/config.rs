@@ -50,6 +50,13 @@ pub struct SweepConfig {
     pub published: Vec<Published>,
 }
 
+/// Flags that the sweep itself gives to `pretrain` and to `finetune`.
+const PRETRAIN_OWN: [&str; 8] = ["data", "task", "fraction", "split", "weights", "out", "config", "resume"];
+const FINETUNE_OWN: [&str; 11] =
+    ["data", "split", "weights", "arm", "fraction", "seed", "out", "config", "resume", "val-fraction", "test-fraction"];
+/// Flags that shape the encoder.
+const SHAPE: [&str; 2] = ["filters", "levels"];
+
 fn all() -> Vec<f64> {
     vec![1.]
 }
@@ -99,7 +106,6 @@ impl SweepConfig {
         for (key, n) in lists {
             ensure!(n > 0, "`{key}` is empty");
         }
-        share("fractions", 1., true)?;
         for (key, values) in [("fractions", &self.fractions), ("unlabelled_fractions", &self.unlabelled_fractions)] {
             values.iter().try_for_each(|&v| share(key, v, true))?;
         }
@@ -119,6 +125,18 @@ impl SweepConfig {
             !needs_weights || !self.tasks.is_empty(),
             "`tasks` is empty, and arms other than scratch and random need weights"
         );
+        // Every arm has the same network, also where pretraining does not hand it down.
+        for (pretraining, key) in self.pretrainings().iter().flat_map(|p| SHAPE.map(|key| (p, key))) {
+            let (pre, fine) = (self.pretrain_settings(pretraining)?.get(key).cloned(), self.finetune.get(key).cloned());
+            let text = |v: &Option<Value>| v.as_ref().map_or("not set".to_owned(), Value::to_string);
+            ensure!(
+                pre == fine,
+                "`{key}` is {} in [pretrain] (for {}) and {} in [finetune]; all arms need the same network",
+                text(&pre),
+                pretraining.tasks,
+                text(&fine)
+            );
+        }
         Ok(())
     }
 
@@ -163,8 +181,8 @@ impl SweepConfig {
         out
     }
 
-    /// Flags of one pretraining, those of its task over those of all.
-    pub fn pretrain_flags(&self, pretraining: &Pretraining) -> Result<Vec<String>> {
+    /// Settings of one pretraining, those of its task over those of all.
+    fn pretrain_settings(&self, pretraining: &Pretraining) -> Result<Map<String, Value>> {
         let mut settings: Map<String, Value> = self.pretrain.clone();
         settings.retain(|_, value| !value.is_object());
         for (key, value) in self.pretrain.iter().filter(|(_, value)| value.is_object()) {
@@ -173,12 +191,17 @@ impl SweepConfig {
                 settings.extend(value.as_object().cloned().unwrap_or_default());
             }
         }
-        flags("pretrain", &settings)
+        Ok(settings)
+    }
+
+    /// Flags of one pretraining.
+    pub fn pretrain_flags(&self, pretraining: &Pretraining) -> Result<Vec<String>> {
+        flags("pretrain", &self.pretrain_settings(pretraining)?, &PRETRAIN_OWN)
     }
 
     /// Flags that every fine-tuning shares.
     pub fn finetune_flags(&self) -> Result<Vec<String>> {
-        flags("finetune", &self.finetune)
+        flags("finetune", &self.finetune, &FINETUNE_OWN)
     }
 }
 
@@ -203,10 +226,12 @@ fn arm_of(name: &str) -> Option<Arm> {
     clap::ValueEnum::from_str(name, false).ok()
 }
 
-fn flags(table: &str, settings: &Map<String, Value>) -> Result<Vec<String>> {
+/// `own`: keys that must not be given.
+fn flags(table: &str, settings: &Map<String, Value>, own: &[&str]) -> Result<Vec<String>> {
     let mut out = Vec::new();
     for (key, value) in settings {
         let key = key.replace('_', "-");
+        ensure!(!own.contains(&key.as_str()), "[{table}] {key}: the sweep sets it");
         let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
         match value {
             Value::Bool(true) => out.push(format!("--{key}")),

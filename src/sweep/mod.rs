@@ -5,7 +5,7 @@ pub mod config;
 mod process;
 
 use crate::data::Scans;
-use crate::data::split::Split;
+use crate::data::split::{Split, subject};
 use crate::data::store::Store;
 use crate::dim::Rank;
 use crate::fs::write_atomic;
@@ -16,6 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use config::{Finetuning, Pretraining, SweepConfig};
 use process::{Outcome, run_logged};
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -53,7 +54,7 @@ enum Work<'a> {
     Finetune(&'a Finetuning),
 }
 
-/// Seconds between looking whether another shard has finished what this one waits for.
+/// Seconds between looking whether another process has finished what this one waits for.
 const WAIT: Duration = Duration::from_secs(2);
 
 /// A sweep under way.
@@ -63,6 +64,9 @@ pub struct Runner {
     shard: Shard,
     pretrainings: Vec<Pretraining>,
     finetunings: Vec<Finetuning>,
+    /// Content of `sweep.json` and of `split.json`.
+    sweep: Sweep,
+    split: Split,
 }
 
 impl Runner {
@@ -70,17 +74,30 @@ impl Runner {
     /// may grow; what else was set must stay.
     pub fn plan(config: SweepConfig, folder: PathBuf, shard: Shard) -> Result<Runner> {
         let store = Store::open(&config.data)?;
-        let labelled = store.index().subjects.iter().any(|s| s.label);
-        ensure!(labelled, "{}: no subject has a label", config.data.display());
         let finetunings = config.finetunings(Rank::of(store.shape(0)).n());
         let pretrainings = config.pretrainings();
-        let record = folder.join("sweep.json");
+        let sweep = Sweep {
+            version: study::VERSION,
+            name: config.name.clone(),
+            title: config.title.clone(),
+            settings: serde_json::to_value(&config)?,
+            cells: finetunings.iter().map(|f| f.cell.clone()).collect(),
+            published: config.published.clone(),
+        };
+        study::check(&sweep)?;
+        let (record, split_file) = (folder.join("sweep.json"), folder.join("split.json"));
         if record.exists() {
             let before: Sweep = study::read_json(&record)?;
-            same_settings(&before.settings, &serde_json::to_value(&config)?)
+            same_settings(&before.settings, &sweep.settings)
                 .with_context(|| format!("{}: holds a sweep of other settings; give another --out", folder.display()))?;
         }
-        let runner = Runner { config, folder, shard, pretrainings, finetunings };
+        // Without `sweep.json` a split is left over from other settings.
+        let split = match record.exists() && split_file.exists() {
+            true => Split::load(&split_file)?,
+            false => draw_split(&config, &store)?,
+        };
+        let runner = Runner { config, folder, shard, pretrainings, finetunings, sweep, split };
+        runner.check_split(&store)?;
         // A misspelt flag shows now, not hours later.
         for work in runner.work() {
             crate::cli::check_arguments(&runner.arguments(work)?).with_context(|| runner.name(work))?;
@@ -90,29 +107,36 @@ impl Runner {
 
     /// Makes or takes up the sweep's folder: `sweep.json`, and `split.json`, drawn once.
     fn prepare(&self) -> Result<()> {
-        let (config, folder) = (&self.config, &self.folder);
-        fs::create_dir_all(folder).with_context(|| format!("making {}", folder.display()))?;
-        let split_file = folder.join("split.json");
-        if !split_file.exists() {
-            let store = Store::open(&config.data)?;
-            let labelled = store.index().subjects.iter().filter(|s| s.label);
-            let subjects: Vec<_> = labelled.map(|s| (s.id.clone(), s.split.clone())).collect();
-            Split::draw(&subjects, config.val_fraction, config.test_fraction, config.split_seed)?.save(&split_file)?;
-        }
-        let sweep = Sweep {
-            version: study::VERSION,
-            name: config.name.clone(),
-            title: config.title.clone(),
-            settings: serde_json::to_value(config)?,
-            cells: self.finetunings.iter().map(|f| f.cell.clone()).collect(),
-            published: config.published.clone(),
-        };
-        write_atomic(&folder.join("sweep.json"), |file| Ok(serde_json::to_writer_pretty(file, &sweep)?))
+        fs::create_dir_all(&self.folder).with_context(|| format!("making {}", self.folder.display()))?;
+        write_atomic(&self.folder.join("sweep.json"), |file| Ok(serde_json::to_writer_pretty(file, &self.sweep)?))?;
+        self.split.save(&self.folder.join("split.json"))
     }
 
     /// The command lines of what this shard has left to do, as a shell takes them.
     pub fn commands(&self) -> Result<Vec<String>> {
         self.left().into_iter().map(|work| Ok(shell_line(&self.arguments(work)?))).collect()
+    }
+
+    /// Every label fraction leaves a subject, and nothing that is tested on is pretrained on.
+    fn check_split(&self, store: &Store) -> Result<()> {
+        let split = &self.split;
+        let n = split.train.len();
+        if let Some(few) = self.config.fractions.iter().find(|&&f| (f * n as f64).round() < 1.) {
+            bail!("`fractions`: {few} leaves no subject of the {n} on the training side");
+        }
+        let Some(unlabelled) = &self.config.unlabelled else { return Ok(()) };
+        let seen = Store::open(unlabelled)?;
+        let seen: HashSet<&str> = seen.index().subjects.iter().map(|s| s.fingerprint.as_str()).collect();
+        let tested = |id: &str| split.test.iter().any(|test| test == subject(id));
+        if let Some(both) = store.index().subjects.iter().find(|s| tested(&s.id) && seen.contains(s.fingerprint.as_str())) {
+            bail!(
+                "`unlabelled`: {} holds {}, which is tested on; without `unlabelled` the training side of {} is pretrained on",
+                unlabelled.display(),
+                both.id,
+                self.config.data.display()
+            );
+        }
+        Ok(())
     }
 
     fn work(&self) -> impl Iterator<Item = Work<'_>> {
@@ -207,21 +231,8 @@ impl Runner {
             self.finetunings.len(),
             left.len()
         );
-        let (started, mut done, mut failed, mut waiting) = (Instant::now(), 0, Vec::new(), false);
-        while !left.is_empty() {
-            let Some(next) = left.iter().position(|&w| self.is_ready(w)) else {
-                self.give_up_on_failed(&left, &failed)?;
-                if !waiting {
-                    eprintln!("waiting for other shards to pretrain what {} cells start from", left.len());
-                    waiting = true;
-                }
-                std::thread::sleep(WAIT);
-                if stop.asked() {
-                    return Ok(Ended::Stopped);
-                }
-                continue;
-            };
-            let work = left.remove(next);
+        let (started, earlier, mut done, mut failed) = (Instant::now(), total - left.len(), 0, Vec::new());
+        while let Some(work) = self.next(&mut left) {
             match self.run_one(work, &stop)? {
                 Outcome::Done => done += 1,
                 Outcome::Stopped => {
@@ -230,27 +241,32 @@ impl Runner {
                 }
                 Outcome::Failed(why) => {
                     eprintln!("{}: {why}", self.name(work));
-                    failed.push(self.name(work));
+                    let before = left.len();
                     if let Work::Pretrain(p) = work {
-                        left.retain(|w| !self.starts_from(*w, p));
+                        left.retain(|w| self.pretraining(*w) != Some(p));
                     }
+                    let lost = before - left.len();
+                    failed.push(self.name(work) + &if lost > 0 { format!(" and with it {lost} cells") } else { String::new() });
                 }
             }
-            let each = started.elapsed().as_secs_f64() / f64::from(done.max(1));
+            let each = started.elapsed().as_secs_f64() / done.max(1) as f64;
             let minutes = (each * left.len() as f64 / 60.).ceil();
-            eprintln!(
-                "{} of {total} done{}",
-                total - left.len() - failed.len(),
-                match left.len() {
-                    0 => String::new(),
-                    _ => format!(", about {minutes} min left"),
-                }
-            );
+            let left = if left.is_empty() { "nothing".into() } else { format!("{}, about {minutes} min,", left.len()) };
+            eprintln!("{} done, {left} left", earlier + done);
         }
         if !failed.is_empty() {
-            bail!("{} of {total} failed: {}; run the same command to try them again", failed.len(), failed.join(", "));
+            bail!("{} failed: {}; run the same command to try again", failed.len(), failed.join(", "));
         }
         Ok(Ended::Finished)
+    }
+
+    /// Takes the next work that can be done. Where all that is left lacks another shard's pretraining, that one: the other shard
+    /// may have failed, or may never come; if it is at it, its lock is waited for.
+    fn next<'a>(&'a self, left: &mut Vec<Work<'a>>) -> Option<Work<'a>> {
+        match left.iter().position(|&w| self.is_ready(w)) {
+            Some(ready) => Some(left.remove(ready)),
+            None => left.first().and_then(|&w| self.pretraining(w)).map(Work::Pretrain),
+        }
     }
 
     /// Whether every cell of every shard is done.
@@ -270,16 +286,12 @@ impl Runner {
         }
     }
 
-    fn starts_from(&self, work: Work, p: &Pretraining) -> bool {
-        matches!(work, Work::Finetune(Finetuning { pretraining: Some(i), .. }) if self.pretrainings[*i] == *p)
-    }
-
-    /// With one shard nobody else will pretrain what is missing.
-    fn give_up_on_failed(&self, left: &[Work], failed: &[String]) -> Result<()> {
-        if self.shard.count == 1 {
-            bail!("{} cells lack the weights they start from; failed: {}", left.len(), failed.join(", "));
+    /// What a fine-tuning starts from.
+    fn pretraining<'a>(&'a self, work: Work<'a>) -> Option<&'a Pretraining> {
+        match work {
+            Work::Pretrain(_) => None,
+            Work::Finetune(f) => f.pretraining.map(|i| &self.pretrainings[i]),
         }
-        Ok(())
     }
 
     /// Starts or resumes one process.
@@ -288,8 +300,13 @@ impl Runner {
         fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
         let lock = File::create(dir.join(".lock")).with_context(|| format!("locking {}", dir.display()))?;
         // A sweep that was killed leaves a process that is saving, or somebody runs the same shard twice.
+        let mut told = false;
         while let Err(error) = lock.try_lock() {
             ensure!(matches!(error, TryLockError::WouldBlock), "locking {}: {error}", dir.display());
+            if !told {
+                eprintln!("{}: waiting for another process that is at it", self.name(work));
+                told = true;
+            }
             std::thread::sleep(WAIT);
             if stop.asked() {
                 return Ok(Outcome::Stopped);
@@ -332,13 +349,26 @@ fn shell_line(arguments: &[String]) -> String {
     std::iter::once("pretext3d".to_owned()).chain(arguments.iter().map(quoted)).collect::<Vec<_>>().join(" ")
 }
 
-/// Errors with the first setting that differs, the lists that may grow left out.
+fn draw_split(config: &SweepConfig, store: &Store) -> Result<Split> {
+    let labelled = store.index().subjects.iter().filter(|s| s.label);
+    let subjects: Vec<_> = labelled.map(|s| (s.id.clone(), s.split.clone())).collect();
+    ensure!(!subjects.is_empty(), "{}: no subject has a label", config.data.display());
+    Split::draw(&subjects, config.val_fraction, config.test_fraction, config.split_seed)
+}
+
+/// Errors with the first setting that differs; some lists may grow, but not shrink, which would drop finished cells.
 fn same_settings(before: &Value, now: &Value) -> Result<()> {
-    const MAY_GROW: [&str; 6] = ["tasks", "arms", "fractions", "seeds", "unlabelled_fractions", "published"];
+    const MAY_GROW: [&str; 5] = ["tasks", "arms", "fractions", "seeds", "unlabelled_fractions"];
     let (Some(before), Some(now)) = (before.as_object(), now.as_object()) else { bail!("settings are not a table") };
-    for key in before.keys().chain(now.keys()).filter(|key| !MAY_GROW.contains(&key.as_str())) {
+    for key in before.keys().chain(now.keys()).filter(|key| *key != "published") {
         let (was, is) = (before.get(key).unwrap_or(&json!(null)).clone(), now.get(key).unwrap_or(&json!(null)).clone());
-        ensure!(was == is, "`{key}` was {was} and is now {is}");
+        let grown = match (&was, &is) {
+            (Value::Array(was), Value::Array(is)) if MAY_GROW.contains(&key.as_str()) => {
+                was.iter().all(|item| is.contains(item))
+            }
+            _ => was == is,
+        };
+        ensure!(grown, "`{key}` was {was} and is now {is}");
     }
     Ok(())
 }

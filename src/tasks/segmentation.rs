@@ -261,7 +261,11 @@ impl SegmentationHead {
         let dice = soft_dice_loss(&log.exp(), classes, &weights);
         match self.config.loss {
             Loss::Dice => dice,
-            Loss::DiceCe => dice + log.nll_loss_nd(classes, Some(&weights), Reduction::Mean, -100),
+            Loss::DiceCe => {
+                // As `Reduction::Mean`, but 0 and not 0 / 0 where every voxel has a class of weight 0.
+                let total = weights.take(classes).sum(Kind::Float).clamp_min(f64::from(f32::MIN_POSITIVE));
+                dice + log.nll_loss_nd(classes, Some(&weights), Reduction::Sum, -100) / total
+            }
         }
     }
 }

@@ -70,7 +70,7 @@ pub struct FinetuneConfig {
     /// What is done with the encoder [default: warmup, with --weights none scratch]
     #[arg(long, value_enum)]
     pub arm: Option<Arm>,
-    /// Epochs in which --arm warmup keeps the encoder fixed [default: a fifth of the epochs]
+    /// Epochs in which --arm warmup keeps the encoder fixed [default: a fifth of the epochs, at least 1]
     #[arg(long, value_name = "N")]
     pub frozen_epochs: Option<u64>,
     #[command(flatten)]
@@ -127,12 +127,20 @@ impl FinetuneConfig {
         Ok(())
     }
 
-    fn frozen_epochs(&self, epochs: u64) -> u64 {
-        match self.arm() {
+    /// Epochs in which the encoder is fixed. Errors if the warm-up arm would be another one, `full` or `frozen`.
+    fn frozen_epochs(&self, epochs: u64) -> Result<u64> {
+        Ok(match self.arm() {
             Arm::Scratch | Arm::Full => 0,
             Arm::Frozen => u64::MAX,
-            Arm::Warmup => self.frozen_epochs.unwrap_or((FROZEN_SHARE * epochs as f64).round() as u64),
-        }
+            Arm::Warmup => {
+                let frozen = self.frozen_epochs.unwrap_or((FROZEN_SHARE * epochs as f64).round().max(1.) as u64);
+                ensure!(
+                    (1..epochs).contains(&frozen),
+                    "--frozen-epochs {frozen}: --arm warmup needs at least 1 and fewer than the {epochs} epochs"
+                );
+                frozen
+            }
+        })
     }
 
     /// What an arm without weights is called in results.
@@ -167,8 +175,8 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     let run = resume.map(|dir| Run::reopen(dir, config::settings(config), &[], &input)).transpose()?;
     let split = run::choose_split(&config.train, config.test_fraction, true, &store, run.as_ref())?;
     let sides = sides(config, &store, &split)?;
-    // A run that goes on has its weights in its checkpoint.
-    let saved = match config.random() || run.is_some() {
+    // A run that goes on has its weights in its checkpoint, unless it was killed before the first.
+    let saved = match config.random() || run.as_ref().is_some_and(Run::has_checkpoint) {
         true => None,
         false => Some(weights::read(&config.weights)?),
     };
@@ -188,7 +196,9 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     if config.train.draws.is_none() {
         resolved.train.steps.get_or_insert(STEPS);
     }
-    let frozen_epochs = config.frozen_epochs(epochs);
+    let frozen_epochs = config.frozen_epochs(epochs)?;
+    // Written down: with more epochs later it stays.
+    resolved.frozen_epochs = Some(frozen_epochs).filter(|_| config.arm() == Arm::Warmup);
     let name = task.name();
     let trainer = Trainer::new(Setup {
         config: &resolved.train,
@@ -200,32 +210,34 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         frozen_epochs,
     })?;
     resolved.train.batch_size = Some(trainer.tasks[0].batch);
+    let (mut pretrained, mut report) = (Value::Null, String::new());
+    if let Some(saved) = &saved {
+        let loaded = weights::load_encoder(&trainer.network.vs.variables(), saved, &config.weights)?;
+        report = format!("{}: {loaded}", config.weights.display());
+        eprint!("{report}");
+        let about = weights::describe(&config.weights)?;
+        pretrained = json!({
+            "file": config.weights,
+            "fingerprint": weights::fingerprint(saved),
+            "pretext": about.pretext,
+            "unlabelled": about.fraction,
+        });
+    }
     let run = match run {
-        Some(run) => run,
+        Some(run) => {
+            let same = saved.is_none() || run.description()?.get("pretrained") == Some(&pretrained);
+            ensure!(same, "{}: not the weights that {} was started with", config.weights.display(), run.dir.display());
+            run
+        }
         None => {
-            let mut pretrained = Value::Null;
-            let mut report = String::new();
-            if let Some(saved) = &saved {
-                let loaded = weights::load_encoder(&trainer.network.vs.variables(), saved, &config.weights)?;
-                report = format!("{}: {loaded}", config.weights.display());
-                eprint!("{report}");
-                let about = weights::describe(&config.weights)?;
-                pretrained = json!({
-                    "file": config.weights,
-                    "fingerprint": weights::fingerprint(saved),
-                    "pretext": about.pretext,
-                    "unlabelled": about.fraction,
-                });
-            }
             let segmentation = config.segmentation.clone();
             let downstream = Downstream { task: name.to_owned(), labels, patch, segmentation };
             let parts = json!({ "network": unet, "input": input, "downstream": downstream, "pretrained": pretrained });
             let out = config.train.out.as_deref();
-            let run = Run::create(out, name, config::settings(&resolved), &split, object(parts))?;
-            run.keep_load_report(&report)?;
-            run
+            Run::create(out, name, config::settings(&resolved), &split, object(parts))?
         }
     };
+    run.keep_load_report(&report)?;
     eprintln!(
         "{}: {name} from {}, arm {}, on {device:?} in {}, {} training, {} validation and {} test scans, patch {patch:?}, {} steps an \
          epoch",

@@ -140,7 +140,8 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let (scans, held_out) = (train.len(), valid.len());
     let trainer = config.trainer(device, rank, window, train, valid)?;
     let mut report = String::new();
-    if let (Some(file), None) = (&config.init, &run) {
+    // A run that goes on has its weights in its checkpoint, unless it was killed before the first.
+    if let Some(file) = config.init.as_ref().filter(|_| !run.as_ref().is_some_and(Run::has_checkpoint)) {
         let saved = weights::read(file)?;
         report = format!("{}: {}", file.display(), weights::load_encoder(&trainer.network.vs.variables(), &saved, file)?);
         eprint!("{report}");
@@ -153,17 +154,16 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
             if let [task] = &trainer.tasks[..] {
                 (resolved.train.batch_size, resolved.train.draws) = (Some(task.batch), Some(task.draws));
             }
-            let run = Run::create(
+            Run::create(
                 config.train.out.as_deref(),
                 &config.name(),
                 config::settings(&resolved),
                 &split,
                 object(json!({ "network": trainer.network.config, "input": input })),
-            )?;
-            run.keep_load_report(&report)?;
-            run
+            )?
         }
     };
+    run.keep_load_report(&report)?;
     eprintln!(
         "{}: {} on {device:?} in {}, {scans} training and {held_out} validation scans, window {window}, {} steps an epoch",
         run.dir.display(),

@@ -158,6 +158,11 @@ impl Run {
         self.dir.join(format!("{which}.safetensors"))
     }
 
+    /// Whether there is a checkpoint to continue from.
+    pub fn has_checkpoint(&self) -> bool {
+        self.checkpoint("last").exists()
+    }
+
     /// Writes `<which>.safetensors`, atomically: weights, optimizer state and progress.
     pub fn save(&self, which: &str, network: &Network, optimizer: &Optimizer, progress: &Progress) -> Result<()> {
         network.mix_statistics();

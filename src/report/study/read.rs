@@ -176,7 +176,8 @@ impl Cell {
     }
 }
 
-fn check(sweep: &Sweep) -> Result<()> {
+/// Errors on cells that could not be told apart or do not make sense.
+pub fn check(sweep: &Sweep) -> Result<()> {
     ensure!(!sweep.cells.is_empty(), "`cells` is empty");
     let (mut ids, mut places) = (HashSet::new(), HashSet::new());
     for cell in &sweep.cells {
