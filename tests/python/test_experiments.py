@@ -1,0 +1,244 @@
+"""The paper's experiments: `experiments/*.toml`, `scripts/*.sh` and `make reproduce`, without running any training."""
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import time
+import tomllib
+
+import pytest
+from helpers import ROOT, command, pretext3d, refused
+
+EXPERIMENTS = ["brats", "pancreas", "scaling", "phantom"]
+SCRIPTS = [ROOT / "scripts" / f"{name}.sh" for name in EXPERIMENTS]
+JOINT = "rot,rpl,jig,cpc,exe"
+SETTINGS = ("EXP", "DATA", "UNLABELLED", "SMOKE", "JOBS", "OUT", "ARGS", "PRETEXT3D", "OMP_NUM_THREADS", "MAKEFLAGS", "MAKELEVEL")
+
+
+def settings(name, smoke=False):
+    """The file as TOML, with its [smoke] table over the rest."""
+    config = tomllib.loads((ROOT / f"experiments/{name}.toml").read_text())
+    changes = config.pop("smoke", {}) if smoke else {}
+    return {**config, **changes}
+
+
+def planned(*args):
+    """What a sweep would run: the arguments of each process as (subcommand, flags)."""
+    lines = pretext3d("sweep", *args, "--dry-run", cwd=ROOT).stdout.splitlines()
+    parsed = [shlex.split(line) for line in lines]
+    assert all(line[0] == "pretext3d" for line in parsed)
+    return [(line[1], dict(flag.lstrip("-").split("=", 1) for flag in line[2:] if "=" in flag)) for line in parsed]
+
+
+@pytest.mark.parametrize("smoke", [False, True])
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_configurations_are_accepted_and_complete(name, smoke, store, tmp_path):
+    out = tmp_path / "a sweep's folder"
+    args = ["--config", f"experiments/{name}.toml", "--data", store, "--out", out, *["--smoke"] * smoke]
+    if name == "phantom" and smoke:
+        refused("sweep", *args, cwd=ROOT, says=["experiments/phantom.toml", "[smoke]"])
+        return
+    config = settings(name, smoke)
+    runs = planned(*args)
+    assert not out.exists()
+    shares = config.get("unlabelled_fractions", [1.0])
+    pretrained = [(flags["task"], float(flags["fraction"])) for kind, flags in runs if kind == "pretrain"]
+    assert sorted(pretrained) == sorted((task, share) for task in config["tasks"] for share in shares)
+    cells = [flags for kind, flags in runs if kind == "finetune"]
+    grid = len(config["fractions"]) * len(config["seeds"])
+    assert len(cells) == len({flags["out"] for flags in cells}) == grid * (1 + len(pretrained))
+    assert {(float(c["fraction"]), int(c["seed"])) for c in cells if c["arm"] == "scratch"} == {
+        (fraction, seed) for fraction in config["fractions"] for seed in config["seeds"]
+    }
+    # The same training for every arm: nothing but weights, arm, fraction, seed and folder differs.
+    own = {"weights", "arm", "fraction", "seed", "out"}
+    assert len({tuple(sorted((k, v) for k, v in c.items() if k not in own)) for c in cells}) == 1
+    # Pretraining on the labelled store must keep away from its test side.
+    splits = {flags.get("split") for kind, flags in runs if kind == "pretrain"}
+    assert splits == ({None} if "unlabelled" in config else {str(out / "split.json")})
+    again = [flags for kind, flags in planned(*args, "--unlabelled", "other") if kind == "pretrain"]
+    assert all(flags["data"] == "other" and "split" not in flags for flags in again)
+
+
+def test_protocol_of_the_paper():
+    five = JOINT.split(",")
+    for name in EXPERIMENTS:
+        config = settings(name)
+        assert set(five) <= set(config["tasks"]) and len(config["seeds"]) >= 3
+        assert config["arms"] == ["scratch", "warmup"]
+        smoke = settings(name, smoke=True)
+        assert smoke["tasks"] == config["tasks"] and smoke["arms"] == config["arms"]
+        if name in ("brats", "pancreas"):
+            assert JOINT in config["tasks"] and config["fractions"] == [0.05, 0.1, 0.25, 0.5, 1.0]
+            assert len(smoke["fractions"]) == len(smoke["seeds"]) == 2
+    assert settings("scaling")["unlabelled_fractions"] == [0.1, 0.25, 0.5, 1.0]
+    published = settings("brats")["published"]
+    curves = {
+        "cpc": [0.76, 0.78, 0.82, 0.91], "jig": [0.71, 0.76, 0.81, 0.90], "rot": [0.74, 0.77, 0.80, 0.90],
+        "rpl": [0.74, 0.75, 0.80, 0.91], "exe": [0.75, 0.77, 0.80, 0.91], "scratch": [0.42, 0.58, 0.72, 0.88],
+    }
+    found = {(p["pretext"], p["fraction"]): p["value"] for p in published}
+    assert found == {(t, f): v for t, values in curves.items() for f, v in zip([0.1, 0.25, 0.5, 1.0], values)}
+    assert all("background" in p["metric"] and "pooled" in p["metric"] and "reference" in p["source"] for p in published)
+    # Figures of BraTS beside phantoms would mislead.
+    assert not settings("brats", smoke=True)["published"]
+
+
+def test_a_misspelt_flag_shows_before_anything_is_written(store, tmp_path):
+    config = tmp_path / "sweep.toml"
+    config.write_text((ROOT / "experiments/brats.toml").read_text().replace("batch-size", "batch-sizes"))
+    says = ["scratch-scratch-f0.05-s0", "--batch-sizes"]
+    refused("sweep", "--config", config, "--data", store, "--out", tmp_path / "out", "--dry-run", says=says)
+    refused("sweep", "--config", config, "--data", store, "--out", tmp_path / "out", says=says)
+    assert not (tmp_path / "out").exists()
+
+
+def environment(**more):
+    return {**{k: v for k, v in os.environ.items() if k not in SETTINGS}, **{k: str(v) for k, v in more.items()}}
+
+
+@pytest.mark.parametrize(
+    "arguments, says",
+    [
+        ([], ["EXP=", *EXPERIMENTS]),
+        (["EXP=brast"], ["EXP=brast", *EXPERIMENTS]),
+        (["EXP=brats pancreas"], ["EXP=brats pancreas", "expected"]),
+        (["EXP=brats"], ["DATA is missing", "Register for BraTS", "DATA=/path", "SMOKE=1"]),
+        (["EXP=scaling"], ["DATA is missing", "Register for BraTS"]),
+        (["EXP=pancreas"], ["DATA is missing", "Task07_Pancreas", "dataset.json"]),
+        (["EXP=pancreas", "DATA=/no where"], ["DATA=/no where", "no such folder", "Task07_Pancreas"]),
+        (["EXP=brats", "DATA=/", "UNLABELLED=/no where"], ["UNLABELLED=/no where", "no such folder"]),
+        (["EXP=brats", "SMOKE=1", "DATA=/"], ["SMOKE=1", "DATA"]),
+        (["EXP=pancreas", "DATA=/", "UNLABELLED=/"], ["pancreas takes no UNLABELLED"]),
+        (["EXP=phantom", "DATA=/"], ["phantom takes no DATA"]),
+        (["EXP=phantom", "SMOKE=1"], ["phantom takes no SMOKE"]),
+        (["EXP=brats", "SMOKE=1", "JOBS=two"], ["JOBS=two", "whole number"]),
+    ],
+)
+def test_make_reproduce_says_what_is_wrong(arguments, says, stub):
+    # The stub keeps a mistake here from building anything.
+    done = subprocess.run(["make", "reproduce", *arguments], cwd=ROOT, env=stub.environment(), capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("error: "), done.stderr
+    for part in says:
+        assert part in done.stderr.splitlines()[0], done.stderr
+    assert not stub.commands()
+
+
+def test_shell_syntax():
+    for script in sorted((ROOT / "scripts").glob("*.sh")):
+        subprocess.run(["bash", "-n", script], check=True)
+    assert all(os.access(script, os.X_OK) for script in SCRIPTS)
+    if shutil.which("shellcheck"):
+        subprocess.run(["shellcheck", "-x", *SCRIPTS], cwd=ROOT / "scripts", check=True)
+
+
+class Stub:
+    """A program in the binary's place that writes down how it is called; a shard of a sweep runs `sweep` lines of shell."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        folder.mkdir()
+        self.log, self.program, self.out = folder / "log", folder / "pretext3d", folder / "results"
+        self.write()
+
+    def write(self, sweep="", before=""):
+        self.program.write_text(
+            "#!/bin/bash\n{ printf '%q ' \"$@\"; echo; } >>" + shlex.quote(str(self.log)) + f"\ncd {shlex.quote(str(self.folder))}\n"
+            f'{before}\nshard=$(echo "$*" | sed "s/.*--shard //")\nif [ "$1" = sweep ]; then\n:\n{sweep}\nfi\n'
+        )
+        self.program.chmod(0o755)
+
+    def environment(self, **more):
+        return environment(PRETEXT3D=self.program, **{"OUT": self.out, **more})
+
+    def run(self, script, cwd, **more):
+        self.log.unlink(missing_ok=True)
+        env = self.environment(**more)
+        return subprocess.run([script], cwd=cwd, env=env, capture_output=True, text=True, timeout=60)
+
+    def commands(self):
+        return [shlex.split(line) for line in self.log.read_text().splitlines()] if self.log.exists() else []
+
+
+@pytest.fixture
+def stub(tmp_path):
+    return Stub(tmp_path / "the stub's folder")
+
+
+def flag(line, name):
+    return line[line.index(name) + 1]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=EXPERIMENTS)
+def test_commands_of_a_script(script, stub, tmp_path):
+    smoke = {} if script.stem == "phantom" else {"SMOKE": 1}
+    done = stub.run(script, tmp_path, JOBS=2, **smoke)
+    assert done.returncode == 0, done.stderr
+    lines = stub.commands()
+    # Each is shown before it runs.
+    assert done.stderr.count(f"+ {stub.program} ") + done.stderr.count(f" {stub.program} sweep") == len(lines)
+    order = [line[0] for line in lines]
+    assert order[0] == "phantom" and order[-1] == "report" and set(order) == {"phantom", "preprocess", "sweep", "report"}
+    stores = {flag(line, "--out"): flag(line, "--data") for line in lines if line[0] == "preprocess"}
+    phantoms = {flag(line, "--out") for line in lines if line[0] == "phantom"}
+    assert set(stores.values()) == phantoms
+    sweeps = [line for line in lines if line[0] == "sweep"]
+    for line in sweeps:
+        assert ("--smoke" in line) == bool(smoke) and flag(line, "--config") == f"experiments/{script.stem}.toml"
+        assert {flag(line, name) for name in ("--data", "--unlabelled") if name in line} <= set(stores)
+    folders = list(dict.fromkeys(flag(line, "--out") for line in sweeps))
+    assert sorted((flag(l, "--out"), flag(l, "--shard")) for l in sweeps) == sorted((f, f"{i}/2") for f in folders for i in (1, 2))
+    assert [line[1] for line in lines if line[0] == "report"] == folders
+    if script.stem == "brats":
+        # On the training side alone, and on other scans.
+        assert [{"--unlabelled" in l for l in sweeps if flag(l, "--out") == f} for f in folders] == [{False}, {True}]
+    if script.stem == "phantom":
+        # What the committed results were made from.
+        assert set(stores) == {settings("phantom")["data"], settings("phantom")["unlabelled"]}
+        sizes = [[flag(l, f"--{n}") for n in ("subjects", "size", "seed")] for l in lines if l[0] == "phantom"]
+        assert sizes == [["96", "48", "1"], ["128", "48", "2"]] and done.stderr.count("OMP_NUM_THREADS=1 ") == 2
+
+
+def test_paths_with_spaces_from_any_folder(stub, tmp_path):
+    here = tmp_path / "a folder of mine"
+    (here / "my scans").mkdir(parents=True)
+    (here / "other scans").mkdir()
+    more = {"DATA": "my scans", "UNLABELLED": "other scans", "OUT": "my results", "JOBS": 1, "ARGS": "--config my.toml"}
+    done = stub.run(ROOT / "scripts/brats.sh", here, **more)
+    assert done.returncode == 0, done.stderr
+    lines = stub.commands()
+    assert [line[0] for line in lines] == ["preprocess", "sweep", "report"] * 2
+    assert [flag(line, "--data") for line in lines if line[0] == "preprocess"] == [str(here / "my scans"), str(here / "other scans")]
+    assert "--no-labels" not in lines[0] and "--no-labels" in lines[3] and "--smoke" not in lines[1]
+    assert lines[1][-4:] == ["--config", "my.toml", "--shard", "1/1"]
+    assert lines[2][1] == str(here / "my results/sweep-brats") != lines[5][1]
+
+
+def test_a_failure_stops_the_script(stub, tmp_path):
+    stub.write(before='[ "$1" != preprocess ] || exit 1')
+    done = stub.run(ROOT / "scripts/brats.sh", tmp_path, SMOKE=1)
+    assert done.returncode == 1 and [line[0] for line in stub.commands()] == ["phantom", "phantom", "preprocess"]
+    # One shard fails; the other, which would wait for what it lacks for ever, is told to stop.
+    stub.write(sweep='[ "$shard" = 2/2 ] && exit 1\ntrap "echo told >>told; exit 130" TERM\nwhile :; do sleep 0.1; done')
+    done = stub.run(ROOT / "scripts/brats.sh", tmp_path, SMOKE=1, JOBS=2)
+    assert done.returncode == 1, done.stderr
+    assert (stub.folder / "told").read_text() == "told\n"
+    assert [line[0] for line in stub.commands()][-2:] == ["sweep", "sweep"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_every_shard_once(number, stub, tmp_path):
+    stub.write(sweep='trap "echo told >>told" TERM INT\ntouch "started-${shard%/*}"\nwhile [ ! -s told ]; do sleep 0.1; done\nsleep 1\nexit 130')
+    env = stub.environment(SMOKE=1, JOBS=2)
+    process = subprocess.Popen([ROOT / "scripts/brats.sh"], cwd=tmp_path, env=env, stderr=subprocess.PIPE, start_new_session=True)
+    until = time.time() + 20
+    while not all((stub.folder / f"started-{i}").exists() for i in (1, 2)):
+        assert time.time() < until and process.poll() is None
+        time.sleep(0.05)
+    # As a terminal does it, to the whole group.
+    os.killpg(process.pid, number)
+    process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert (stub.folder / "told").read_text() == "told\n" * 2
+    assert [line[0] for line in stub.commands()][-2:] == ["sweep", "sweep"]
