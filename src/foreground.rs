@@ -129,23 +129,24 @@ fn some(scans: &[Scan]) -> String {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::data::layouts::Layout;
     use crate::data::preprocess::{Dtype, Foreground as Box, Grid, Intensity, Settings};
     use crate::data::store::{Entry, Index, Store, file, file_name};
-    use ndarray::{Array3, Array4};
+    use ndarray::Array3;
     use std::path::Path;
 
-    /// A store of blank images with these labels.
-    fn store(folder: &Path, labels: &[Option<Array3<u8>>]) -> Store {
+    /// A store of these labels, each also the image.
+    pub fn store(folder: &Path, labels: &[Option<Array3<u8>>]) -> Store {
         let settings =
             Settings { grid: Grid::Cube { side: 8 }, foreground: Box::Auto, intensity: Intensity::MinMax, dtype: Dtype::F16 };
         let mut index = Index::new(Layout::Folder, settings, vec!["t1".into()], None);
         for (n, label) in labels.iter().enumerate() {
             let (d, h, w) = label.as_ref().map_or((4, 4, 4), |l| l.dim());
             let id = format!("s{n}");
-            let image = Array4::zeros((1, d, h, w));
+            let classes = label.clone().unwrap_or_else(|| Array3::zeros((d, h, w)));
+            let image = classes.mapv(f32::from).insert_axis(ndarray::Axis(0));
             let path = folder.join(file_name(&id));
             let view = label.as_ref().map(|l| l.view());
             let (bytes, fingerprint) = file::write(&path, image.view(), view, Dtype::F16, Default::default()).unwrap();
@@ -172,7 +173,7 @@ mod tests {
         Some(label)
     }
 
-    fn all(store: &Store) -> Subset {
+    pub fn all(store: &Store) -> Subset {
         store.subset(store.ids()).unwrap()
     }
 

@@ -1,8 +1,8 @@
-//! The encoder's gradients in bfloat16 and on a GPU, against float32 on the CPU.
+//! Gradients of the encoder and of the segmentation network in bfloat16 and on a GPU, against float32 on the CPU.
 
 use pretext3d::dim::Rank;
 use pretext3d::ffi::{self, MemoryFormat};
-use pretext3d::nn::{Encoder, UNet, UNetConfig};
+use pretext3d::nn::{Decoder, Encoder, UNet, UNetConfig};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use tch::{Device, Kind, Tensor, nn::VarStore};
@@ -11,6 +11,9 @@ use tch::{Device, Kind, Tensor, nn::VarStore};
 /// something to average: patches of rpl and jig, of cpc, and whole windows. 39 and 32 pool to a depth of 2, where libtorch's
 /// own bfloat16 weight gradient is garbage on the CPU.
 const INPUTS: [(i64, i64); 8] = [(19, 32), (24, 32), (29, 32), (30, 32), (32, 8), (39, 8), (50, 4), (64, 2)];
+
+/// Sides of the patches that segmentation trains on.
+const PATCHES: [(i64, i64); 3] = [(32, 2), (48, 2), (64, 2)];
 
 static GENERATOR: Mutex<()> = Mutex::new(());
 
@@ -27,21 +30,38 @@ const CPU: Setting = Setting { device: Device::Cpu, kind: Kind::Float, bf16: fal
 const DOUBLE: Setting = Setting { kind: Kind::Double, ..CPU };
 const BF16: Setting = Setting { bf16: true, format: MemoryFormat::ChannelsLast, ..CPU };
 
-/// Gradients of every parameter for a fixed random projection of the deepest map.
-fn gradients(setting: Setting, rank: Rank, (side, batch): (i64, i64), filters: i64) -> BTreeMap<String, Tensor> {
+/// The network whose gradients are looked at.
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    /// Up to the deepest map.
+    Encoder,
+    /// With the decoder, up to the logits of this many classes.
+    Segmentation(i64),
+}
+
+/// Gradients of every parameter for a fixed random projection of what the network gives.
+fn gradients(setting: Setting, part: Part, rank: Rank, (side, batch): (i64, i64), filters: i64) -> BTreeMap<String, Tensor> {
     // Tests share libtorch's generator.
     let _alone = GENERATOR.lock().unwrap_or_else(|e| e.into_inner());
     let Setting { device, kind, bf16, format } = setting;
     tch::manual_seed(5);
     let mut vs = VarStore::new(Device::Cpu);
     let encoder = UNet::new(&vs.root() / "encoder", UNetConfig { filters, ..UNetConfig::paper(rank, 1) });
+    let decoder = match part {
+        Part::Encoder => None,
+        Part::Segmentation(classes) => Some(Decoder::new(&vs.root() / "decoder", &encoder, classes, false)),
+    };
     let mut dims = vec![batch, 1];
     dims.extend(vec![side; rank.n()]);
     let x = Tensor::randn(&dims, (Kind::Float, Device::Cpu)).to_kind(kind).to_device(device);
     let levels = encoder.levels().len() as u32;
-    let mut deepest = vec![batch, filters << (levels - 1)];
-    deepest.extend(vec![side >> (levels - 1); rank.n()]);
-    let projection = Tensor::randn(&deepest, (Kind::Float, Device::Cpu)).to_kind(kind).to_device(device);
+    let (channels, side) = match part {
+        Part::Encoder => (filters << (levels - 1), side >> (levels - 1)),
+        Part::Segmentation(classes) => (classes, side),
+    };
+    let mut given = vec![batch, channels];
+    given.extend(vec![side; rank.n()]);
+    let projection = Tensor::randn(&given, (Kind::Float, Device::Cpu)).to_kind(kind).to_device(device);
     vs.set_device(device);
     if kind == Kind::Double {
         vs.double();
@@ -50,44 +70,67 @@ fn gradients(setting: Setting, rank: Rank, (side, batch): (i64, i64), filters: i
         ffi::set_memory_format(variable, format).unwrap();
     }
     ffi::set_memory_format(&x, format).unwrap();
-    let map = ffi::with_autocast(device, bf16, || encoder.forward(&x, true).pop().unwrap());
+    let map = ffi::with_autocast(device, bf16, || {
+        let mut pyramid = encoder.forward(&x, true);
+        match &decoder {
+            None => pyramid.pop().unwrap(),
+            Some(decoder) => decoder.forward(pyramid, true).remove(0),
+        }
+    });
     (map.to_kind(kind) * projection).sum(kind).backward();
     vs.variables()
         .into_iter()
         .filter(|(_, t)| t.requires_grad())
-        .map(|(name, t)| (name, t.grad().to_device(Device::Cpu).to_kind(Kind::Double).contiguous().flatten(0, -1)))
+        .map(|(name, t)| (name, t.grad().to_device(Device::Cpu).to_kind(Kind::Double).contiguous()))
         .collect()
 }
 
 /// Cosine of the angle between two gradients, and the ratio of their lengths.
 fn agreement(a: &Tensor, b: &Tensor) -> (f64, f64) {
+    let [a, b] = [a, b].map(|t| t.flatten(0, -1));
     let (na, nb) = (a.norm().double_value(&[]), b.norm().double_value(&[]));
     ((a * b).sum(Kind::Double).double_value(&[]) / (na * nb), na / nb)
 }
 
 /// Garbage has a cosine near 0 or a wild length. Rounding to 8 bits grows on the way back through the batch normalisations
 /// (PyTorch's own figures are the same); at the last convolution, which has the small depths too, it has hardly begun.
-fn assert_bf16_follows(setting: Setting, input: (i64, i64)) {
-    let exact = gradients(CPU, Rank::Three, input, 16);
-    let rough = gradients(setting, Rank::Three, input, 16);
-    for (name, exact) in exact.iter().filter(|(name, _)| name.contains("conv") && name.ends_with("weight")) {
+fn assert_bf16_follows(setting: Setting, part: Part, input: (i64, i64)) {
+    let exact = gradients(CPU, part, Rank::Three, input, 16);
+    let rough = gradients(setting, part, Rank::Three, input, 16);
+    let last = match part {
+        Part::Encoder => "level4.conv1",
+        Part::Segmentation(_) => "decoder.output",
+    };
+    // Of convolutions, transposed ones included.
+    for (name, exact) in exact.iter().filter(|(_, gradient)| gradient.dim() == 5) {
         let (cosine, ratio) = agreement(&rough[name], exact);
-        let least = if name.contains("level4.conv1") { 0.9 } else { 0.4 };
+        let least = if name.contains(last) { 0.9 } else { 0.4 };
         assert!(cosine > least && (0.5..2.).contains(&ratio), "{input:?}, {name}: cosine {cosine}, length {ratio}");
     }
 }
 
 #[test]
 fn bfloat16_gradients_follow_float32_at_every_size() {
-    INPUTS.iter().for_each(|&input| assert_bf16_follows(BF16, input));
+    INPUTS.iter().for_each(|&input| assert_bf16_follows(BF16, Part::Encoder, input));
+}
+
+#[test]
+fn bfloat16_gradients_of_segmentation_follow_float32() {
+    PATCHES.iter().for_each(|&input| assert_bf16_follows(BF16, Part::Segmentation(4), input));
 }
 
 #[test]
 fn float32_agrees_with_double_precision() {
-    for (rank, input) in [(Rank::Three, (40, 2)), (Rank::Two, (40, 4))] {
-        let exact = gradients(DOUBLE, rank, input, 4);
-        let single = gradients(CPU, rank, input, 4);
-        let last = gradients(Setting { format: MemoryFormat::ChannelsLast, ..DOUBLE }, rank, input, 4);
+    let segmentation = Part::Segmentation(4);
+    for (part, rank, input) in [
+        (Part::Encoder, Rank::Three, (40, 2)),
+        (Part::Encoder, Rank::Two, (40, 4)),
+        (segmentation, Rank::Three, (32, 2)),
+        (segmentation, Rank::Two, (48, 4)),
+    ] {
+        let exact = gradients(DOUBLE, part, rank, input, 4);
+        let single = gradients(CPU, part, rank, input, 4);
+        let last = gradients(Setting { format: MemoryFormat::ChannelsLast, ..DOUBLE }, part, rank, input, 4);
         for (name, exact) in exact.iter().filter(|(name, _)| name.ends_with("weight")) {
             for (found, least) in [(&single[name], 1. - 1e-5), (&last[name], 1. - 1e-9)] {
                 let (cosine, ratio) = agreement(found, exact);
@@ -104,11 +147,17 @@ fn gpu_gradients_equal_the_cpus() {
         return;
     }
     let gpu = Device::Cuda(0);
-    let exact = gradients(DOUBLE, Rank::Three, (40, 2), 4);
-    let found = gradients(Setting { device: gpu, format: MemoryFormat::ChannelsLast, ..DOUBLE }, Rank::Three, (40, 2), 4);
-    for (name, exact) in exact.iter().filter(|(name, _)| name.ends_with("weight")) {
-        let (cosine, ratio) = agreement(&found[name], exact);
-        assert!(cosine > 1. - 1e-9 && (ratio - 1.).abs() < 1e-6, "{name}: cosine {cosine}, length {ratio}");
+    let segmentation = Part::Segmentation(4);
+    for (part, input) in [(Part::Encoder, (40, 2)), (segmentation, (32, 2))] {
+        let exact = gradients(DOUBLE, part, Rank::Three, input, 4);
+        let setting = Setting { device: gpu, format: MemoryFormat::ChannelsLast, ..DOUBLE };
+        let found = gradients(setting, part, Rank::Three, input, 4);
+        for (name, exact) in exact.iter().filter(|(name, _)| name.ends_with("weight")) {
+            let (cosine, ratio) = agreement(&found[name], exact);
+            assert!(cosine > 1. - 1e-9 && (ratio - 1.).abs() < 1e-6, "{name}: cosine {cosine}, length {ratio}");
+        }
     }
-    INPUTS.iter().for_each(|&input| assert_bf16_follows(Setting { device: gpu, ..BF16 }, input));
+    let setting = Setting { device: gpu, ..BF16 };
+    INPUTS.iter().for_each(|&input| assert_bf16_follows(setting, Part::Encoder, input));
+    PATCHES.iter().for_each(|&input| assert_bf16_follows(setting, segmentation, input));
 }

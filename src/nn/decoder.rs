@@ -100,3 +100,72 @@ impl Decoder {
         children.child("output", last.script())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind, nn::VarStore};
+
+    /// An encoder that is nothing but its pyramid.
+    struct Pyramid(Rank, Vec<Level>);
+
+    impl Encoder for Pyramid {
+        fn name(&self) -> &'static str {
+            "pyramid"
+        }
+
+        fn rank(&self) -> Rank {
+            self.0
+        }
+
+        fn in_channels(&self) -> i64 {
+            1
+        }
+
+        fn levels(&self) -> &[Level] {
+            &self.1
+        }
+
+        fn forward(&self, x: &Tensor, _train: bool) -> Vec<Tensor> {
+            let map = |level: &Level| {
+                let mut dims = x.size();
+                dims[1] = level.channels;
+                dims[2..].iter_mut().for_each(|n| *n /= level.reduction);
+                Tensor::randn(&dims, (Kind::Float, Device::Cpu))
+            };
+            self.1.iter().map(map).collect()
+        }
+
+        fn script(&self) -> ScriptModule {
+            ScriptModule::new(String::new())
+        }
+    }
+
+    #[test]
+    fn logits_have_the_inputs_extent_whatever_the_pyramid() {
+        for rank in [Rank::Two, Rank::Three] {
+            for reductions in [&[1, 2, 4][..], &[2, 4, 8], &[4, 8]] {
+                let levels = reductions.iter().map(|&reduction| Level { channels: 2 + reduction, reduction }).collect();
+                let encoder = Pyramid(rank, levels);
+                let vs = VarStore::new(Device::Cpu);
+                let decoder = Decoder::new(vs.root(), &encoder, 3, true);
+                let dims: Vec<i64> = [2, 1, 16, 24, 8][..2 + rank.n()].to_vec();
+                let x = Tensor::zeros(&dims, (Kind::Float, Device::Cpu));
+                let mut expected: Vec<i64> = if reductions[0] == 1 { vec![] } else { vec![1] };
+                expected.extend(&reductions[..reductions.len() - 1]);
+                let logits = decoder.forward(encoder.forward(&x, true), true);
+                let shape = |reduction: &i64| {
+                    let spatial = dims[2..].iter().map(|n| n / reduction);
+                    [2, 3].into_iter().chain(spatial).collect::<Vec<i64>>()
+                };
+                assert_eq!(logits.iter().map(Tensor::size).collect::<Vec<_>>(), expected.iter().map(shape).collect::<Vec<_>>());
+                let evaluated = decoder.forward(encoder.forward(&x, false), false);
+                assert_eq!(evaluated.iter().map(Tensor::size).collect::<Vec<_>>(), [shape(&1)]);
+                Tensor::cat(&logits.iter().map(|l| l.flatten(0, -1)).collect::<Vec<_>>(), 0).sum(Kind::Float).backward();
+                for (name, variable) in vs.variables().iter().filter(|(_, v)| v.requires_grad()) {
+                    assert!(variable.grad().defined(), "{rank:?} {reductions:?}: no gradient for {name}");
+                }
+            }
+        }
+    }
+}

@@ -349,3 +349,6 @@ fn pooled_dice(logits: &Tensor, classes: &Tensor) -> Tensor {
     let both = count(predicted.eq_tensor(classes).logical_and(&t));
     (both * 2. + SMOOTH) / (count(p) + count(t) + SMOOTH)
 }
+
+#[cfg(test)]
+mod tests;

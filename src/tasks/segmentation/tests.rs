@@ -1,0 +1,185 @@
+use super::*;
+use crate::foreground::tests::{all, store};
+use crate::rng::{Stream, rng};
+use crate::tasks::tests::encoder;
+use crate::transform::augment::Augmentation;
+use ndarray::Array3;
+
+const CLASSES: usize = 4;
+
+fn config(loss: Loss, class_weights: &[f64], deep_supervision: bool) -> SegmentationConfig {
+    let class_weights = class_weights.to_vec();
+    SegmentationConfig { patch: vec![], foreground_share: 0.5, loss, class_weights, deep_supervision, overlap: 0.5 }
+}
+
+fn head(vs: &nn::VarStore, encoder: &dyn Encoder, config: &SegmentationConfig, patch: Shape) -> SegmentationHead {
+    SegmentationHead::new(&(vs.root() / "segmentation"), encoder, config, patch, CLASSES)
+}
+
+fn labels() -> Vec<LabelValue> {
+    let names = ["background", "a", "b", "c"];
+    names.iter().enumerate().map(|(i, name)| LabelValue { value: i as i64, name: name.to_string() }).collect()
+}
+
+fn values(x: &Tensor) -> Vec<f64> {
+    Vec::try_from(x.to_kind(Kind::Double).contiguous().reshape([-1])).unwrap()
+}
+
+/// The loss voxel by voxel; `logits` `[B, K, ...]`, `classes` `[B, ...]`.
+fn written_out(logits: &Tensor, classes: &Tensor, weights: &[f64], cross_entropy: bool) -> f64 {
+    let images = logits.size()[0] as usize;
+    let (logits, classes) = (values(logits), values(classes));
+    let side = classes.len() / images;
+    let probabilities: Vec<[f64; CLASSES]> = (0..classes.len())
+        .map(|i| {
+            let e: [f64; CLASSES] = std::array::from_fn(|k| logits[(i / side * CLASSES + k) * side + i % side].exp());
+            e.map(|x| x / e.iter().sum::<f64>())
+        })
+        .collect();
+    let voxels = || probabilities.iter().zip(classes.iter().map(|&c| c as usize));
+    let (mut loss, mut weight) = (0., 0.);
+    for k in 1..CLASSES {
+        let both: f64 = voxels().filter(|(_, c)| *c == k).map(|(p, _)| p[k]).sum();
+        let total: f64 = voxels().map(|(p, c)| p[k] + if c == k { 1. } else { 0. }).sum();
+        loss += weights[k] * (1. - (2. * both + 1.) / (total + 1.));
+        weight += weights[k];
+    }
+    let entropy: f64 = voxels().map(|(p, c)| -weights[c] * p[c].ln()).sum();
+    loss / weight + if cross_entropy { entropy / voxels().map(|(_, c)| weights[c]).sum::<f64>() } else { 0. }
+}
+
+#[test]
+fn losses_as_written_out() {
+    let vs = nn::VarStore::new(Device::Cpu);
+    tch::manual_seed(3);
+    for (rank, dims) in [(Rank::Three, &[2, 3, 4, 2][..]), (Rank::Two, &[3, 5, 4])] {
+        let encoder = encoder(&nn::VarStore::new(Device::Cpu), rank);
+        let mut all = dims.to_vec();
+        all.insert(1, CLASSES as i64);
+        let logits = Tensor::randn(&all, (Kind::Float, Device::Cpu)) * 2.;
+        // The last class is in no patch, as with few labels.
+        let classes = Tensor::randint(CLASSES as i64 - 1, dims, (Kind::Int64, Device::Cpu));
+        for (loss, weights) in
+            [(Loss::Dice, &[][..]), (Loss::DiceCe, &[]), (Loss::Dice, &[0.5, 1., 2., 3.]), (Loss::DiceCe, &[0.5, 1., 2., 0.])]
+        {
+            let found = head(&vs, &encoder, &config(loss, weights, false), [4; 3]).loss(&logits, &classes).double_value(&[]);
+            let weights = if weights.is_empty() { &[1.; CLASSES] } else { weights };
+            let expected = written_out(&logits, &classes, weights, loss == Loss::DiceCe);
+            assert!((found - expected).abs() < 1e-5, "{rank:?} {loss:?} {weights:?}: {found}, expected {expected}");
+        }
+    }
+}
+
+#[test]
+fn a_patch_of_classes_without_weight_has_a_loss() {
+    let vs = nn::VarStore::new(Device::Cpu);
+    let encoder = encoder(&vs, Rank::Two);
+    let head = head(&vs, &encoder, &config(Loss::DiceCe, &[0., 1., 1., 1.], false), [1, 4, 4]);
+    let logits = Tensor::randn([1, CLASSES as i64, 4, 4], (Kind::Float, Device::Cpu)).set_requires_grad(true);
+    let loss = head.loss(&logits, &Tensor::zeros([1, 4, 4], (Kind::Int64, Device::Cpu)));
+    loss.backward();
+    assert!(loss.double_value(&[]).is_finite() && bool::try_from(logits.grad().isfinite().all()).unwrap());
+}
+
+#[test]
+fn deep_supervision_halves_each_coarser_loss() {
+    for rank in [Rank::Two, Rank::Three] {
+        tch::manual_seed(4);
+        let vs = nn::VarStore::new(Device::Cpu);
+        let encoder = encoder(&vs, rank);
+        let patch = rank.cube(16);
+        let head = head(&vs, &encoder, &config(Loss::DiceCe, &[], true), patch);
+        let mut dims = vec![2, 1, 2];
+        dims.extend(vec![16; rank.n()]);
+        let views = Tensor::randn(&dims, (Kind::Float, Device::Cpu));
+        let targets = Tensor::randint(CLASSES as i64, [2, voxels(patch) as i64], (Kind::Int64, Device::Cpu));
+        let batch = Batch { views: views.shallow_clone(), targets: targets.shallow_clone() };
+        let found = head.forward(&encoder, &batch, true).loss.double_value(&[]);
+
+        let logits = head.decoder.forward(encoder.forward(&views.squeeze_dim(1), true), true);
+        assert_eq!(logits.len(), 2);
+        let classes = values(&targets);
+        let mut expected = 0.;
+        for (level, (logits, weight)) in logits.iter().zip([1., 0.5]).enumerate() {
+            let step = 1 << level;
+            let kept = |x: usize| (x % 16).is_multiple_of(step);
+            let at = |i: usize| kept(i) && kept(i / 16) && (rank == Rank::Two || kept(i / 256));
+            let coarse: Vec<i64> = (0..classes.len()).filter(|&i| at(i)).map(|i| classes[i] as i64).collect();
+            let mut dims = logits.size();
+            dims.remove(1);
+            let coarse = Tensor::from_slice(&coarse).reshape(&dims);
+            expected += weight * written_out(logits, &coarse, &[1.; CLASSES], true) / 1.5;
+        }
+        assert!((found - expected).abs() < 1e-4, "{rank:?}: {found}, expected {expected}");
+        // In evaluation the full resolution alone.
+        assert_eq!(head.decoder.forward(encoder.forward(&views.squeeze_dim(1), false), false).len(), 1);
+    }
+}
+
+#[test]
+fn cases_are_averaged_before_they_are_compared() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = store(folder.path(), &[Some(Array3::ones((4, 4, 4)))]);
+    let foreground = Arc::new(Foreground::of(&all(&store), CLASSES).unwrap());
+    let config = config(Loss::Dice, &[], false);
+    let task = Segmentation::new(&config, &AugmentConfig::default(), Rank::Three, [4; 3], labels(), foreground).unwrap();
+    // Per class voxels in both, in the prediction, in the label. Dice: a 2 * 3 / 10 = 0.6, b missed, c in neither.
+    let first = vec![3., 4., 6., 0., 0., 5., 0., 0., 0.];
+    // a in neither, b 1, c 2 * 1 / 8 = 0.25.
+    let second = vec![0., 0., 0., 7., 7., 7., 1., 2., 6.];
+    let empty = vec![0.; 9];
+    let found: Vec<(String, f64)> = task.summarise(&[first, second, empty.clone()]);
+    let expected = [("dice", (0.3 + 0.625) / 2.), ("dice.a", 0.6), ("dice.b", 0.5), ("dice.c", 0.25)];
+    for ((name, value), (wanted, expected)) in found.iter().zip(expected) {
+        assert!(name == wanted && (value - expected).abs() < 1e-12, "{found:?}");
+    }
+    assert!(task.summarise(&[empty]).iter().all(|(_, value)| value.is_nan()));
+}
+
+/// A ball of class 1 in a corner of a large scan, so that few patches meet it by chance.
+fn ball(shape: Shape, radius: i64) -> Array3<u8> {
+    Array3::from_shape_fn((shape[0], shape[1], shape[2]), |(d, h, w)| {
+        let square = |x: usize| (x as i64 - radius).pow(2);
+        u8::from((shape[0] == 1 || square(d) < radius * radius) && square(h) + square(w) < radius * radius)
+    })
+}
+
+#[test]
+fn samples_are_replayed_with_image_and_label_in_the_same_place() {
+    for (rank, shape, patch) in [(Rank::Three, [40, 44, 48], [16, 20, 12]), (Rank::Two, [1, 90, 80], [1, 24, 16])] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = store(folder.path(), &[Some(ball(shape, 7))]);
+        let scans = all(&store);
+        let foreground = Arc::new(Foreground::of(&scans, CLASSES).unwrap());
+        let mut config = config(Loss::Dice, &[], false);
+        config.foreground_share = 0.7;
+        let augment = AugmentConfig::default();
+        let task = Segmentation::new(&config, &augment, rank, patch, labels(), foreground).unwrap();
+        let n = voxels(patch);
+        let (mut wanted, mut moved, mut apart, mut seen) = (0, 0, 0, 0);
+        for i in 0..400 {
+            let mut image = vec![f32::NAN; n];
+            let drawn = task.sample(&scans, 0, &mut rng(1, Stream::Train, 0, i), &mut image).unwrap();
+            let region: Region = serde_json::from_value(drawn.params["region"].clone()).unwrap();
+            let augmentation: Augmentation = serde_json::from_value(drawn.params["augmentation"].clone()).unwrap();
+            let (mut again, mut label) = (vec![0f32; n], vec![0u8; n]);
+            scans.read(0, region, Orientation::IDENTITY, &mut again).unwrap();
+            scans.label(0, region, Orientation::IDENTITY, &mut label).unwrap();
+            if drawn.params["foreground"].as_bool().unwrap() {
+                wanted += 1;
+                assert!(label.contains(&1), "{region:?}");
+            }
+            augmentation.apply(&mut again, Some(&mut label), patch).unwrap();
+            assert!(again == image && label.iter().map(|&c| i64::from(c)).eq(drawn.targets.iter().copied()));
+            // The image is the label: with intensities as they are, a voxel is bright where its class is 1.
+            if augmentation.channels.iter().all(|change| *change == Default::default()) {
+                moved += usize::from(augmentation.spatial != crate::transform::resample::Resample::IDENTITY);
+                seen += drawn.targets.iter().filter(|&&c| c == 1).count();
+                apart += image.iter().zip(&drawn.targets).filter(|(v, c)| (**v > 0.5) != (**c == 1)).count();
+            }
+        }
+        // 280 expected, five standard deviations of 9.2.
+        assert!((234..=326).contains(&wanted), "{wanted} of 400 with foreground");
+        assert!(moved > 50 && seen > 1000 && apart * 50 < seen, "{moved} moved, {apart} of {seen} voxels apart");
+    }
+}

@@ -1,0 +1,276 @@
+"""Sweeps end to end: every cell once, killed and taken up again, sharded, grown, with failures, and bad configurations."""
+import re
+import signal
+import subprocess
+import time
+from itertools import product
+
+import pytest
+from helpers import command, pretext3d, read_json, refused, rows
+
+CONFIG = """
+name = "tiny"
+data = "{data}"
+tasks = {tasks}
+arms = {arms}
+fractions = {fractions}
+seeds = {seeds}
+val_fraction = 0.2
+test_fraction = 0.2
+
+[pretrain]
+filters = 2
+levels = 2
+epochs = 1
+steps = {steps}
+batch-size = 2
+val-draws = 1
+device = "cpu"
+precision = "fp32"
+threads = 1
+
+[pretrain.rot]
+rot-head = "gap"
+
+[finetune]
+filters = 2
+levels = 2
+epochs = 2
+steps = {steps}
+loss = "{loss}"
+device = "cpu"
+precision = "fp32"
+threads = 1
+{more}
+"""
+DEFAULTS = {"tasks": ["rot"], "arms": ["scratch", "warmup"], "fractions": [0.25, 1.0], "seeds": [0, 1], "steps": 1,
+            "loss": "dice"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Eleven labelled brains of 16^3, seven of them to train on."""
+    folder = tmp_path_factory.mktemp("sweep")
+    pretext3d("phantom", "--kind", "brain", "--subjects", 11, "--size", 32, "--seed", 3, "--out", folder / "brats")
+    pretext3d("preprocess", "--data", folder / "brats", "--out", folder / "store", "--size", 16)
+    return folder / "store"
+
+
+def written(path, data, more="", **changes):
+    text = CONFIG.format(data=data, more=more, **{k: str(v).replace("'", '"') for k, v in (DEFAULTS | changes).items()})
+    path.write_text(text)
+    return path
+
+
+def sweep(config, out, *more):
+    return ["sweep", "--config", config, "--out", out, *more]
+
+
+def results(out):
+    """The records of finished work by folder, with when each was written."""
+    return {str(path.parent.relative_to(out)): path.stat().st_mtime_ns for path in sorted(out.glob("*/*/result.json"))}
+
+
+def names(tasks=("rot",), fractions=("0.25", "1"), seeds=(0, 1)):
+    """Folders of a whole sweep of scratch and warmup."""
+    cells = {f"cells/{p}-{'scratch' if p == 'scratch' else 'warmup'}-f{f}-s{s}"
+             for p, f, s in product(("scratch", *tasks), fractions, seeds)}
+    return cells | {f"pretrain/{task}" for task in tasks}
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory):
+    """A sweep that ran at one go, with its configuration."""
+    folder = tmp_path_factory.mktemp("finished")
+    config = written(folder / "tiny.toml", data)
+    done = pretext3d(*sweep(config, folder / "out"), cwd=folder)
+    return folder / "out", config, done
+
+
+def scores(out):
+    """What a sweep computed, cell by cell."""
+    timing = {"seconds", "peak_memory_mib", "weights"}
+    records = {path.parent.name: read_json(path) for path in out.glob("cells/*/result.json")}
+    return {cell: {key: value for key, value in record.items() if key not in timing} for cell, record in records.items()}
+
+
+def test_every_cell_once_and_a_report(finished):
+    out, _, done = finished
+    assert set(results(out)) == names()
+    assert len(re.findall(r"^\S+-f\S+: dice ", done.stdout, re.M)) == 8 and "9 done" in done.stderr
+    split = read_json(out / "split.json")
+    table = rows(out / "report/results.csv")
+    assert len(table) == 8 and (out / "report/report.html").is_file()
+    assert (out / "report/report.md").read_text() in done.stdout or "scratch" in done.stdout
+    for cell in read_json(out / "sweep.json")["cells"]:
+        folder = out / "cells" / cell["id"]
+        result, settings = read_json(folder / "result.json"), read_json(folder / "config.json")["settings"]
+        for key in ("pretext", "arm", "fraction", "seed", "rank"):
+            assert result[key] == cell[key]
+        assert read_json(folder / "split.json") == split
+        assert [result[f"{side}_subjects"] for side in ("train", "val", "test")] == [{0.25: 2, 1: 7}[cell["fraction"]], 2, 2]
+        assert (settings["weights"] == "none") == (cell["pretext"] == "scratch")
+    # Pretrained on the training side alone: what is tested on was not seen.
+    assert read_json(out / "pretrain/rot/split.json") == split
+    message = (out / "pretrain/rot/log.txt").read_text()
+    assert "7 training and 2 validation scans" in message
+
+
+def test_again_does_nothing_and_reports_the_same(finished):
+    out, config, _ = finished
+    before, report = results(out), {path.name: path.read_bytes() for path in (out / "report").iterdir()}
+    done = pretext3d(*sweep(config, out), cwd=out.parent)
+    assert results(out) == before and "0 of 9" in done.stderr
+    pretext3d("report", out)
+    assert {path.name: path.read_bytes() for path in (out / "report").iterdir()} == report
+
+
+def started(config, out, *more):
+    return subprocess.Popen(command(*sweep(config, out, *more)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def children(process):
+    """Processes of a sweep's cells."""
+    task = f"/proc/{process.pid}/task/{process.pid}/children"
+    return [int(pid) for pid in open(task).read().split()]
+
+
+def wait_for(process, what):
+    deadline = time.monotonic() + 240
+    while not (found := what()):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return found
+
+
+def test_killed_and_run_again(data, finished, tmp_path):
+    out, config = tmp_path / "out", written(tmp_path / "tiny.toml", data)
+    # The sweep itself, by a signal that nothing can catch, in a fine-tuning that trains.
+    process = started(config, out)
+    wait_for(process, lambda: len(results(out)) >= 3)
+    wait_for(process, lambda: children(process))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    before = results(out)
+    assert 3 <= len(before) < 9
+    # Stopped by Ctrl-C: the cell is saved.
+    process = started(config, out)
+    wait_for(process, lambda: len(results(out)) > len(before))
+    process.send_signal(signal.SIGINT)
+    _, message = process.communicate(timeout=120)
+    assert process.returncode == 130 and "run the same command to go on" in message, message
+    before |= results(out)
+    assert len(before) < 9
+    pretext3d(*sweep(config, out))
+    after = results(out)
+    assert set(after) == names() and all(after[name] == when for name, when in before.items()), "done work was repeated"
+    assert scores(out) == scores(finished[0])
+    assert (out / "report/report.html").is_file()
+
+
+def test_a_killed_cell_is_named_and_the_others_are_done(data, tmp_path):
+    out = tmp_path / "out"
+    config = written(tmp_path / "long.toml", data, arms=["scratch"], tasks=[], fractions=[1.0], steps=100)
+    process = started(config, out)
+    victim = wait_for(process, lambda: children(process))[0]
+    wait_for(process, lambda: list(out.glob("cells/*/config.json")))
+    # By its own id, a child of the process above.
+    subprocess.run(["kill", "-KILL", str(victim)], check=True)
+    _, message = process.communicate(timeout=240)
+    assert process.returncode == 1
+    assert "scratch-scratch-f1-s0: killed by signal 9" in message and "1 failed: scratch-scratch-f1-s0" in message, message
+    assert list(results(out)) == ["cells/scratch-scratch-f1-s1"]
+    before = results(out)
+    pretext3d(*sweep(config, out))
+    after = results(out)
+    assert len(after) == 2 and after["cells/scratch-scratch-f1-s1"] == before["cells/scratch-scratch-f1-s1"]
+
+
+def test_shards_at_the_same_time(data, finished, tmp_path):
+    out, config = tmp_path / "out", written(tmp_path / "tiny.toml", data)
+    shards = [started(config, out, "--shard", f"{i}/2") for i in (1, 2)]
+    ended = [process.communicate(timeout=280) for process in shards]
+    assert [process.returncode for process in shards] == [0, 0], ended
+    assert set(results(out)) == names()
+    printed = [re.findall(r"^(\S+): dice ", text, re.M) for text, _ in ended]
+    assert not set(printed[0]) & set(printed[1]) and len(printed[0]) + len(printed[1]) == 8
+    assert scores(out) == scores(finished[0])
+    assert (out / "report/results.csv").is_file()
+
+
+def test_a_shard_alone_does_not_wait_for_ever(data, tmp_path):
+    """The second shard has no pretraining of its own, and nobody runs the first."""
+    out, config = tmp_path / "out", written(tmp_path / "tiny.toml", data, fractions=[1.0], seeds=[0])
+    done = pretext3d(*sweep(config, out, "--shard", "2/2"))
+    assert set(results(out)) == {"pretrain/rot", "cells/rot-warmup-f1-s0"} and "this shard is done" in done.stdout
+    assert not (out / "report").exists()
+    pretext3d(*sweep(config, out, "--shard", "1/2"))
+    assert set(results(out)) == names(fractions=["1"], seeds=[0]) and (out / "report").is_dir()
+
+
+@pytest.mark.parametrize("shard", ["1/1", "2/2"])
+def test_what_fails_at_run_time_is_named(data, tmp_path, shard):
+    """A pretraining that fails: its cells are given up, the others done, with one shard and with several."""
+    more = "[pretrain.exe]\nwindow = 64"
+    out, config = tmp_path / "out", written(tmp_path / "bad.toml", data, tasks=["exe"], fractions=[1.0], more=more)
+    says = ["pretraining exe", "--window 64", "1 failed: pretraining exe and with it 2 cells"]
+    message = refused(*sweep(config, out, "--shard", shard), says=says)
+    assert "log.txt" in message
+    assert all(name.startswith("cells/scratch") for name in results(out))
+    assert len(results(out)) == (2 if shard == "1/1" else 0)
+
+
+def test_growing_lists(data, finished, tmp_path):
+    out, config = tmp_path / "out", written(tmp_path / "tiny.toml", data, fractions=[1.0], seeds=[0])
+    pretext3d(*sweep(config, out))
+    before = results(out)
+    pretext3d(*sweep(written(config, data, fractions=[0.25, 1.0], seeds=[1, 0]), out))
+    after = results(out)
+    assert set(after) == names() and all(after[name] == when for name, when in before.items())
+    assert scores(out) == scores(finished[0])
+    message = refused(*sweep(config, out, "--data", data / "../store"), says=["`data`", "--out"])
+    assert "other settings" in message
+    others = {"finetune": {"loss": "dice-ce"}, "pretrain": {"more": "[pretrain.rpl]\nlr = 1"}, "seeds": {"seeds": [0]}}
+    for key, changes in others.items():
+        refused(*sweep(written(config, data, **changes), out), says=[f"`{key}` was", "is now", out, "--out"])
+    assert results(out) == after and len(read_json(out / "sweep.json")["cells"]) == 8
+
+
+# What is refused before anything runs: settings and what the message must say.
+REFUSED = {
+    "misspelt key": ({"more": "[finetun]\nlr = 1"}, ["finetun"]),
+    "misspelt flag": ({"more": "learning-rate = 1"}, ["--learning-rate"]),
+    "misspelt flag of pretraining": ({"more": "[pretrain.rpl]\njiter = 1", "tasks": ["rpl"]}, ["--jiter", "rpl"]),
+    "no value of this kind": ({"more": 'lr = "fast"'}, ["--lr", "fast"]),
+    "unknown task": ({"tasks": ["rotate"]}, ["rotate"]),
+    "unknown arm": ({"arms": ["froozen"]}, ["froozen", "frozen"]),
+    "a fraction above 1": ({"fractions": [10]}, ["fractions", "10"]),
+    "no subject": ({"fractions": [0.01, 1.0]}, ["`fractions`", "0.01", "no subject of the 7"]),
+    "nothing": ({"seeds": []}, ["`seeds` is empty"]),
+    "no weights": ({"tasks": []}, ["`tasks` is empty"]),
+    "a seed twice": ({"seeds": [1, 1]}, ["scratch-scratch-f0.25-s1", "twice"]),
+    "a task by two names": ({"tasks": ["rot", "rotation"]}, ["rot-warmup", "twice"]),
+    "what the sweep sets": ({"more": "seed = 4"}, ["[finetune] seed"]),
+    "another network": ({"more": "[pretrain.rpl]\nfilters = 4", "tasks": ["rot", "rpl"]}, ["`filters`", "4", "2", "rpl"]),
+    "a table of no task": ({"more": "[pretrain.rott]\nlr = 1"}, ["pretrain.rott"]),
+}
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_refused_before_anything_runs(data, tmp_path, kind):
+    changes, says = REFUSED[kind]
+    refused(*sweep(written(tmp_path / "bad.toml", data, **changes), tmp_path / "out"), says=says)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_the_stores_rule_out(data, tmp_path):
+    config = written(tmp_path / "tiny.toml", data)
+    out = tmp_path / "out"
+    refused(*sweep(config, out, "--data", tmp_path / "nowhere"), says=[tmp_path / "nowhere"])
+    refused(*sweep(config, out, "--unlabelled", data), says=[data, "tested on"])
+    refused(*sweep(config, out, "--shard", "3/2"), says=["3/2"], code=2)
+    refused(*sweep(config, out, "--smoke"), says=[config, "[smoke]"])
+    pretext3d("preprocess", "--data", data.parent / "brats", "--out", tmp_path / "bare", "--size", 16, "--no-labels")
+    refused(*sweep(config, out, "--data", tmp_path / "bare"), says=[tmp_path / "bare", "label"])
+    assert not out.exists()
