@@ -132,7 +132,9 @@ fn float32_agrees_with_double_precision() {
         let single = gradients(CPU, part, rank, input, 4);
         let last = gradients(Setting { format: MemoryFormat::ChannelsLast, ..DOUBLE }, part, rank, input, 4);
         for (name, exact) in exact.iter().filter(|(name, _)| name.ends_with("weight")) {
-            for (found, least) in [(&single[name], 1. - 1e-5), (&last[name], 1. - 1e-9)] {
+            // The decoder's normalisations pass rounding on, and more so of few voxels.
+            let rounding = if part == Part::Encoder { 1e-5 } else { 1e-3 };
+            for (found, least) in [(&single[name], 1. - rounding), (&last[name], 1. - 1e-9)] {
                 let (cosine, ratio) = agreement(found, exact);
                 assert!(cosine > least && (ratio - 1.).abs() < 1e-2, "{rank:?} {name}: cosine {cosine}, length {ratio}");
             }

@@ -12,7 +12,7 @@ use crate::checkpoint::Tensors;
 use crate::data::Scans;
 use crate::data::split::Split;
 use crate::data::store::{Store, Subset};
-use crate::dim::Rank;
+use crate::dim::{Rank, voxels};
 use crate::export;
 use crate::foreground::Foreground;
 use crate::nn::UNetConfig;
@@ -209,7 +209,14 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         valid: sides.valid.clone(),
         frozen_epochs,
     })?;
-    resolved.train.batch_size = Some(trainer.tasks[0].batch);
+    let batch = trainer.tasks[0].batch;
+    resolved.train.batch_size = Some(batch);
+    // Batch normalisation of one value has no variance: its running one becomes NaN, and every prediction background.
+    let deepest = trainer.network.encoder.deepest_shape(patch);
+    ensure!(
+        batch as usize * voxels(deepest) > 1,
+        "--batch-size 1 and a patch of {patch:?}: the deepest level would normalise a single voxel; give larger ones"
+    );
     let (mut pretrained, mut report) = (Value::Null, String::new());
     if let Some(saved) = &saved {
         let loaded = weights::load_encoder(&trainer.network.vs.variables(), saved, &config.weights)?;
