@@ -61,6 +61,10 @@ pub struct About {
     pub pretext: String,
     /// Share of the pretraining's training subjects that was used.
     pub fraction: f64,
+    /// Fingerprint of the store that was pretrained on.
+    pub data: Option<String>,
+    /// Whether the pretraining was given its split, instead of drawing one of its own.
+    pub given_split: bool,
 }
 
 /// Reads what an export (`.pt`, or the `.json` beside a `.safetensors`) or a checkpoint's run says of itself.
@@ -83,7 +87,14 @@ pub fn describe(path: &Path) -> Result<About> {
     let names: Vec<&str> = tasks.into_iter().flatten().filter_map(Value::as_str).collect();
     let stem = path.file_stem().unwrap_or_default().to_string_lossy();
     let pretext = if names.is_empty() { stem.into_owned() } else { names.join("-") };
-    Ok(About { pretext, fraction: settings.and_then(|s| s.get("fraction")).and_then(Value::as_f64).unwrap_or(1.) })
+    let setting = |key: &str| settings.and_then(|s| s.get(key));
+    let data = description.get("data_fingerprint").or(description.pointer("/input/fingerprint"));
+    Ok(About {
+        pretext,
+        fraction: setting("fraction").and_then(Value::as_f64).unwrap_or(1.),
+        data: data.and_then(Value::as_str).map(str::to_owned),
+        given_split: setting("split").is_some(),
+    })
 }
 
 /// SHA-256 over the encoder's tensors, with their names and shapes.

@@ -221,8 +221,12 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     if let Some(saved) = &saved {
         let loaded = weights::load_encoder(&trainer.network.vs.variables(), saved, &config.weights)?;
         report = format!("{}: {loaded}", config.weights.display());
-        eprint!("{report}");
         let about = weights::describe(&config.weights)?;
+        if about.data.as_ref() == Some(&store.index().fingerprint) && !about.given_split {
+            report += "warning: pretrained on scans of this store by a split of its own, so it has probably seen test scans (not their \
+                       labels); for a clean test pretrain with --split set to a fine-tuning's split.json\n";
+        }
+        eprint!("{report}");
         pretrained = json!({
             "file": config.weights,
             "fingerprint": weights::fingerprint(saved),
