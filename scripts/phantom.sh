@@ -15,3 +15,4 @@ phantoms brain 128 48 2 data/study-unlabelled
 preprocess data/study-labelled data/stores/study-labelled --size 48
 preprocess data/study-unlabelled data/stores/study-unlabelled --size 48
 sweep phantom phantom
+sweep phantom-frozen phantom-frozen
