@@ -6,14 +6,25 @@ import signal
 import subprocess
 import time
 import tomllib
+from pathlib import Path
 
 import pytest
 from helpers import ROOT, command, pretext3d, refused
 
-EXPERIMENTS = ["brats", "pancreas", "scaling", "phantom", "phantom-frozen"]
+EXPERIMENTS = ["brats", "pancreas", "scaling", "phantom"]
+CONFIGURATIONS = sorted(path.stem for path in (ROOT / "experiments").glob("*.toml"))
 SCRIPTS = [ROOT / "scripts" / f"{name}.sh" for name in EXPERIMENTS]
 JOINT = "rot,rpl,jig,cpc,exe"
 SETTINGS = ("EXP", "DATA", "UNLABELLED", "SMOKE", "JOBS", "OUT", "ARGS", "PRETEXT3D", "OMP_NUM_THREADS", "MAKEFLAGS", "MAKELEVEL")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """Scans of 20 subjects, so that the smallest share of the labels leaves one."""
+    folder = tmp_path_factory.mktemp("twenty")
+    pretext3d("phantom", "--kind", "brain", "--subjects", 20, "--size", 32, "--seed", 1, "--out", folder / "data")
+    pretext3d("preprocess", "--data", folder / "data", "--out", folder / "store", "--size", 32)
+    return folder / "store"
 
 
 def settings(name, smoke=False):
@@ -32,7 +43,7 @@ def planned(*args):
 
 
 @pytest.mark.parametrize("smoke", [False, True])
-@pytest.mark.parametrize("name", EXPERIMENTS)
+@pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_configurations_are_accepted_and_complete(name, smoke, store, tmp_path):
     out = tmp_path / "a sweep's folder"
     args = ["--config", f"experiments/{name}.toml", "--data", store, "--out", out, *["--smoke"] * smoke]
@@ -47,7 +58,9 @@ def test_configurations_are_accepted_and_complete(name, smoke, store, tmp_path):
     assert sorted(pretrained) == sorted((task, share) for task in config["tasks"] for share in shares)
     cells = [flags for kind, flags in runs if kind == "finetune"]
     grid = len(config["fractions"]) * len(config["seeds"])
-    assert len(cells) == len({flags["out"] for flags in cells}) == grid * (1 + len(pretrained))
+    baselines = len({"scratch", "random"} & set(config["arms"]))
+    assert len(cells) == len({flags["out"] for flags in cells})
+    assert len(cells) == grid * (baselines + (len(config["arms"]) - baselines) * len(pretrained))
     assert {(float(c["fraction"]), int(c["seed"])) for c in cells if c["arm"] == "scratch"} == {
         (fraction, seed) for fraction in config["fractions"] for seed in config["seeds"]
     }
@@ -185,7 +198,7 @@ def test_commands_of_a_script(script, stub, tmp_path):
     assert set(stores.values()) == phantoms
     sweeps = [line for line in lines if line[0] == "sweep"]
     for line in sweeps:
-        assert ("--smoke" in line) == bool(smoke) and flag(line, "--config") == f"experiments/{script.stem}.toml"
+        assert ("--smoke" in line) == bool(smoke) and Path(flag(line, "--config")).stem in (script.stem, f"{script.stem}-frozen")
         assert {flag(line, name) for name in ("--data", "--unlabelled") if name in line} <= set(stores)
     folders = list(dict.fromkeys(flag(line, "--out") for line in sweeps))
     assert sorted((flag(l, "--out"), flag(l, "--shard")) for l in sweeps) == sorted((f, f"{i}/2") for f in folders for i in (1, 2))
@@ -197,7 +210,7 @@ def test_commands_of_a_script(script, stub, tmp_path):
         # What the committed results were made from.
         assert set(stores) == {settings("phantom")["data"], settings("phantom")["unlabelled"]}
         sizes = [[flag(l, f"--{n}") for n in ("subjects", "size", "seed")] for l in lines if l[0] == "phantom"]
-        assert sizes == [["96", "48", "1"], ["128", "48", "2"]] and done.stderr.count("OMP_NUM_THREADS=1 ") == 2
+        assert sizes == [["96", "48", "1"], ["128", "48", "2"]] and done.stderr.count("OMP_NUM_THREADS=1 ") == 4
 
 
 def test_paths_with_spaces_from_any_folder(stub, tmp_path):
