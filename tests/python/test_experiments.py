@@ -19,10 +19,10 @@ SETTINGS = ("EXP", "DATA", "UNLABELLED", "SMOKE", "JOBS", "OUT", "ARGS", "PRETEX
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
+def labelled(tmp_path_factory):
     """Scans of 20 subjects, so that the smallest share of the labels leaves one."""
     folder = tmp_path_factory.mktemp("twenty")
-    pretext3d("phantom", "--kind", "brain", "--subjects", 20, "--size", 32, "--seed", 1, "--out", folder / "data")
+    pretext3d("phantom", "--kind", "brain", "--subjects", 20, "--size", 32, "--seed", 2, "--out", folder / "data")
     pretext3d("preprocess", "--data", folder / "data", "--out", folder / "store", "--size", 32)
     return folder / "store"
 
@@ -44,13 +44,15 @@ def planned(*args):
 
 @pytest.mark.parametrize("smoke", [False, True])
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_configurations_are_accepted_and_complete(name, smoke, store, tmp_path):
+def test_configurations_are_accepted_and_complete(name, smoke, labelled, store, tmp_path):
     out = tmp_path / "a sweep's folder"
-    args = ["--config", f"experiments/{name}.toml", "--data", store, "--out", out, *["--smoke"] * smoke]
+    args = ["--config", f"experiments/{name}.toml", "--data", labelled, "--out", out, *["--smoke"] * smoke]
     if name.startswith("phantom") and smoke:
         refused("sweep", *args, cwd=ROOT, says=[f"experiments/{name}.toml", "[smoke]"])
         return
     config = settings(name, smoke)
+    if "unlabelled" in config:
+        args += ["--unlabelled", store]
     runs = planned(*args)
     assert not out.exists()
     shares = config.get("unlabelled_fractions", [1.0])
@@ -70,8 +72,8 @@ def test_configurations_are_accepted_and_complete(name, smoke, store, tmp_path):
     # Pretraining on the labelled store must keep away from its test side.
     splits = {flags.get("split") for kind, flags in runs if kind == "pretrain"}
     assert splits == ({None} if "unlabelled" in config else {str(out / "split.json")})
-    again = [flags for kind, flags in planned(*args, "--unlabelled", "other") if kind == "pretrain"]
-    assert all(flags["data"] == "other" and "split" not in flags for flags in again)
+    again = [flags for kind, flags in planned(*args, "--unlabelled", store) if kind == "pretrain"]
+    assert all(flags["data"] == str(store) and "split" not in flags for flags in again)
 
 
 def test_protocol_of_the_paper():
@@ -98,12 +100,12 @@ def test_protocol_of_the_paper():
     assert not settings("brats", smoke=True)["published"]
 
 
-def test_a_misspelt_flag_shows_before_anything_is_written(store, tmp_path):
+def test_a_misspelt_flag_shows_before_anything_is_written(labelled, tmp_path):
     config = tmp_path / "sweep.toml"
     config.write_text((ROOT / "experiments/brats.toml").read_text().replace("batch-size", "batch-sizes"))
     says = ["scratch-scratch-f0.05-s0", "--batch-sizes"]
-    refused("sweep", "--config", config, "--data", store, "--out", tmp_path / "out", "--dry-run", says=says)
-    refused("sweep", "--config", config, "--data", store, "--out", tmp_path / "out", says=says)
+    refused("sweep", "--config", config, "--data", labelled, "--out", tmp_path / "out", "--dry-run", says=says)
+    refused("sweep", "--config", config, "--data", labelled, "--out", tmp_path / "out", says=says)
     assert not (tmp_path / "out").exists()
 
 
