@@ -23,7 +23,7 @@ pub struct TrainConfig {
     /// Samples drawn from each training scan in an epoch [default: the task's own]
     #[arg(long, value_name = "N")]
     pub draws: Option<u64>,
-    /// Optimizer steps an epoch, whatever the number of scans [default: as many as the draws fill]
+    /// Optimizer steps an epoch, whatever the number of scans [default: as many as the draws fill, fine-tuning 50]
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,
 
