@@ -251,8 +251,8 @@ impl Runner {
             }
             let each = started.elapsed().as_secs_f64() / done.max(1) as f64;
             let minutes = (each * left.len() as f64 / 60.).ceil();
-            let left = if left.is_empty() { "nothing".into() } else { format!("{}, about {minutes} min,", left.len()) };
-            eprintln!("{} done, {left} left", earlier + done);
+            let time = if left.is_empty() { String::new() } else { format!(", about {minutes} min") };
+            eprintln!("{} done, {} left{time}", earlier + done, left.len());
         }
         if !failed.is_empty() {
             bail!("{} failed: {}; run the same command to try again", failed.len(), failed.join(", "));
