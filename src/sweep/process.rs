@@ -4,7 +4,7 @@ use crate::ffi;
 use crate::train::stop::Stop;
 use anyhow::{Context, Result};
 use std::fs::{File, OpenOptions};
-use std::os::unix::process::ExitStatusExt;
+use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -17,6 +17,8 @@ pub enum Outcome {
     Failed(String),
 }
 
+/// This very program, also when its file has been replaced by a newer build meanwhile.
+const PROGRAM: &str = "/proc/self/exe";
 /// Time between looking at a process.
 const POLL: Duration = Duration::from_millis(50);
 /// Exit code of a run that a signal stopped after saving.
@@ -27,10 +29,9 @@ const LAST_LINES: usize = 3;
 /// waited for.
 pub fn run_logged(arguments: &[String], log: &Path, lock: &File, stop: &Stop) -> Result<Outcome> {
     let open = || OpenOptions::new().create(true).append(true).open(log).with_context(|| log.display().to_string());
-    let program = std::env::current_exe().context("finding this program's file")?;
-    let mut command = Command::new(&program);
-    command.args(arguments).stdin(Stdio::null()).stdout(open()?).stderr(open()?);
-    let mut child = ffi::spawn_bound(&mut command, lock).with_context(|| format!("starting {}", program.display()))?;
+    let mut command = Command::new(PROGRAM);
+    command.arg0("pretext3d").args(arguments).stdin(Stdio::null()).stdout(open()?).stderr(open()?);
+    let mut child = ffi::spawn_bound(&mut command, lock).with_context(|| format!("starting {}", PROGRAM))?;
     let mut told = false;
     let status = loop {
         if let Some(status) = child.try_wait()? {
