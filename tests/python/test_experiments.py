@@ -159,7 +159,9 @@ class Stub:
 
     def write(self, sweep="", before=""):
         self.program.write_text(
-            "#!/bin/bash\n{ printf '%q ' \"$@\"; echo; } >>" + shlex.quote(str(self.log)) + f"\ncd {shlex.quote(str(self.folder))}\n"
+            # One write a line: shards that run side by side share the log.
+            "#!/bin/bash\nline=$(printf '%q ' \"$@\")\necho \"$line\" >>" + shlex.quote(str(self.log))
+            + f"\ncd {shlex.quote(str(self.folder))}\n"
             f'{before}\nshard=$(echo "$*" | sed "s/.*--shard //")\nif [ "$1" = sweep ]; then\n:\n{sweep}\nfi\n'
         )
         self.program.chmod(0o755)
