@@ -89,6 +89,31 @@ preprocess() {
     run "$PRETEXT3D" preprocess --data "$1" --out "$2" "${@:3}"
 }
 
+# brats: checks the settings of an experiment on BraTS, builds, and makes the store of its scans. Sets `store`, the end of the
+# sweeps' names (`suffix`) and, if there are other scans to pretrain on, `other_store`, which other_scans makes.
+brats() {
+    takes_unlabelled
+    needs_data "$BRATS"
+    build
+    suffix=
+    size=128
+    if [ -n "$SMOKE" ]; then
+        suffix=-smoke
+        size=32
+        DATA=data/brats-smoke
+        UNLABELLED=data/brats-smoke-other
+        phantoms brain 24 32 1 "$DATA"
+        phantoms brain 24 32 2 "$UNLABELLED"
+    fi
+    store=data/stores/brats$suffix
+    other_store=${UNLABELLED:+$store-other}
+    preprocess "$DATA" "$store" --size $size
+}
+
+other_scans() {
+    preprocess "$UNLABELLED" "$other_store" --size $size --no-labels
+}
+
 # sweep NAME CONFIG ARGUMENTS...: runs experiments/CONFIG.toml in OUT/sweep-NAME, JOBS runs side by side, then reports. What is
 # done is not repeated. Ctrl-C or SIGTERM stops all, each run saved.
 sweep() {
@@ -117,10 +142,9 @@ sweep() {
         sleep 0.5 || true
     done
     trap '' INT TERM HUP
-    for pid in "${shards[@]}"; do
-        kill -TERM "$pid" 2>/dev/null || true
-        wait "$pid" || true
-    done
+    # All are told before any is waited for: they save side by side.
+    for pid in "${shards[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
+    for pid in "${shards[@]}"; do wait "$pid" || true; done
     trap - INT TERM HUP
     [ "$status" = 0 ] || exit "$status"
     run "$PRETEXT3D" report "$folder"

@@ -3,27 +3,11 @@
 # of BraTS's own training side. See README.md beside this.
 . "$(dirname "${BASH_SOURCE[0]}")/experiment.sh"
 
-takes_unlabelled
-needs_data "$BRATS"
-build
-
 # The stores are those of brats.sh.
-if [ -n "$SMOKE" ]; then
-    suffix=-smoke
-    size=32
-    DATA=data/brats-smoke
-    UNLABELLED=data/brats-smoke-other
-    phantoms brain 24 32 1 "$DATA"
-    phantoms brain 24 32 2 "$UNLABELLED"
+brats
+if [ -n "$other_store" ]; then
+    other_scans
+    sweep "scaling$suffix-other" scaling --data "$store" --unlabelled "$other_store"
 else
-    suffix=
-    size=128
-fi
-
-preprocess "$DATA" "data/stores/brats$suffix" --size $size
-if [ -n "$UNLABELLED" ]; then
-    preprocess "$UNLABELLED" "data/stores/brats$suffix-other" --size $size --no-labels
-    sweep "scaling$suffix-other" scaling --data "data/stores/brats$suffix" --unlabelled "data/stores/brats$suffix-other"
-else
-    sweep "scaling$suffix" scaling --data "data/stores/brats$suffix"
+    sweep "scaling$suffix" scaling --data "$store"
 fi
