@@ -46,22 +46,21 @@ pub fn to_flags(settings: &Map<String, Value>, known: &[String], from: &Path) ->
     let mut flags = Vec::new();
     for (key, value) in settings {
         ensure!(known.contains(key), "{}: unknown setting `{key}`", from.display());
-        let text = match value {
-            Value::Null | Value::Bool(false) => continue,
-            Value::Bool(true) => {
-                flags.push(format!("--{key}").into());
-                continue;
-            }
-            Value::String(s) => s.clone(),
-            Value::Number(n) => n.to_string(),
-            Value::Array(items) => {
-                items.iter().map(|v| v.as_str().map_or_else(|| v.to_string(), str::to_owned)).collect::<Vec<_>>().join(",")
-            }
-            Value::Object(_) => bail!("{}: `{key}` is a table", from.display()),
-        };
-        flags.push(format!("--{key}={text}").into());
+        flags.extend(to_flag(key, value).with_context(|| from.display().to_string())?.map(OsString::from));
     }
     Ok(flags)
+}
+
+/// One setting as a flag; none for what is off or not set. Errors on a table.
+pub fn to_flag(key: &str, value: &Value) -> Result<Option<String>> {
+    let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
+    Ok(Some(match value {
+        Value::Null | Value::Bool(false) => return Ok(None),
+        Value::Bool(true) => format!("--{key}"),
+        Value::Array(items) => format!("--{key}={}", items.iter().map(text).collect::<Vec<_>>().join(",")),
+        Value::Object(_) => bail!("`{key}` is a table"),
+        value => format!("--{key}={}", text(value)),
+    }))
 }
 
 /// Replaces `--config FILE` (and `--resume RUN`, which implies the run's own file) by the settings in it.

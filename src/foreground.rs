@@ -4,7 +4,6 @@ use crate::data::Scans;
 use crate::data::store::Subset;
 use crate::dim::{Region, Shape, voxels};
 use crate::rng::{self, Rng, Stream};
-use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
 use rand::Rng as _;
 use rayon::prelude::*;
@@ -92,8 +91,7 @@ impl Scan {
         let shape = subset.shape(scan);
         let n = voxels(shape);
         ensure!(u32::try_from(n).is_ok(), "{shape:?} voxels are more than 2^32");
-        let mut label = vec![0; n];
-        subset.label(scan, Region::whole(shape), Orientation::IDENTITY, &mut label)?;
+        let label = subset.whole_label(scan)?;
         let mut all = [0u64; 256];
         label.iter().for_each(|&class| all[usize::from(class)] += 1);
         let strange = (classes..256).find(|&class| all[class] > 0);

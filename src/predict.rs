@@ -7,9 +7,7 @@ use crate::data::preprocess::back::{Back, Origin};
 use crate::data::preprocess::{Metadata, Plan, Settings, prepare};
 use crate::data::store::{Store, is_store};
 use crate::data::volume::Affine;
-use crate::dim::{Region, voxels};
 use crate::infer::{Network, Window};
-use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
 use ndarray::{Array3, Array4, Axis};
 use serde_json::json;
@@ -165,9 +163,7 @@ impl Inputs {
 
 fn from_store(store: &Store, scan: usize, channels: &[usize]) -> Result<Scan> {
     let shape = store.shape(scan);
-    let mut values = vec![0.0; store.channels() * voxels(shape)];
-    store.read(scan, Region::whole(shape), Orientation::IDENTITY, &mut values)?;
-    let image = Array4::from_shape_vec((store.channels(), shape[0], shape[1], shape[2]), values)?;
+    let image = Array4::from_shape_vec((store.channels(), shape[0], shape[1], shape[2]), store.whole(scan)?)?;
     let metadata = Metadata::parse(&store.file(scan)?.header().text)?;
     let source = Source::parse(metadata.sources.first().context("metadata name no source file")?);
     let (header, made_header) = if source.exists() {

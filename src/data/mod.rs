@@ -33,6 +33,20 @@ pub trait Scans: Send + Sync {
     fn label(&self, scan: usize, _region: Region, _orientation: Orientation, _out: &mut [u8]) -> Result<()> {
         bail!("{}: has no label", self.id(scan))
     }
+    /// All voxels of a scan, `[C, D, H, W]`, row-major.
+    fn whole(&self, scan: usize) -> Result<Vec<f32>> {
+        let shape = self.shape(scan);
+        let mut out = vec![0.; self.channels() * voxels(shape)];
+        self.read(scan, Region::whole(shape), Orientation::IDENTITY, &mut out)?;
+        Ok(out)
+    }
+    /// The class of every voxel of a scan, `[D, H, W]`, row-major. Errors where the scan has no label.
+    fn whole_label(&self, scan: usize) -> Result<Vec<u8>> {
+        let shape = self.shape(scan);
+        let mut out = vec![0; voxels(shape)];
+        self.label(scan, Region::whole(shape), Orientation::IDENTITY, &mut out)?;
+        Ok(out)
+    }
 }
 
 /// Scans held in memory.

@@ -50,7 +50,8 @@ impl Statistics {
     }
 }
 
-fn mean(values: &[f64]) -> Option<f64> {
+/// `None` of nothing.
+pub fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 

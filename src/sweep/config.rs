@@ -1,10 +1,11 @@
 //! What a sweep runs: a TOML file, see `experiments/`.
 
+use crate::config::to_flag;
 use crate::report::study::read::{Cell, Published, RANDOM, SCRATCH};
-use crate::tasks::TaskKind;
+use crate::tasks::{TaskKind, joined_names};
 use crate::train::config::share;
 use crate::train::finetune::Arm;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -208,11 +209,8 @@ impl SweepConfig {
 impl Pretraining {
     /// Short task names joined by `-`, as runs are called.
     pub fn name(&self) -> String {
-        let short = |task: &str| -> String {
-            let kind: TaskKind = task.parse().expect("checked when the configuration was read");
-            serde_json::to_value(kind).ok().and_then(|v| v.as_str().map(str::to_owned)).expect("a name")
-        };
-        self.tasks.split(',').map(short).collect::<Vec<_>>().join("-")
+        let kind = |task: &str| task.parse::<TaskKind>().expect("checked when the configuration was read");
+        joined_names(&self.tasks.split(',').map(kind).collect::<Vec<_>>())
     }
 
     /// Tells shares of the unlabelled scans apart.
@@ -232,14 +230,7 @@ fn flags(table: &str, settings: &Map<String, Value>, own: &[&str]) -> Result<Vec
     for (key, value) in settings {
         let key = key.replace('_', "-");
         ensure!(!own.contains(&key.as_str()), "[{table}] {key}: the sweep sets it");
-        let text = |v: &Value| v.as_str().map_or_else(|| v.to_string(), str::to_owned);
-        match value {
-            Value::Bool(true) => out.push(format!("--{key}")),
-            Value::Bool(false) => {}
-            Value::Array(items) => out.push(format!("--{key}={}", items.iter().map(text).collect::<Vec<_>>().join(","))),
-            Value::Object(_) | Value::Null => bail!("[{table}] {key}: expected a flag's value, found {value}"),
-            value => out.push(format!("--{key}={}", text(value))),
-        }
+        out.extend(to_flag(&key, value).with_context(|| format!("[{table}]"))?);
     }
     Ok(out)
 }

@@ -11,6 +11,7 @@ use crate::dim::Rank;
 use crate::fs::write_atomic;
 use crate::report::study::read::{self as study, Cell, CellResult, Sweep};
 use crate::report::study::write_report;
+use crate::train::run::draw_split;
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
 use config::{Finetuning, Pretraining, SweepConfig};
@@ -94,7 +95,11 @@ impl Runner {
         // Without `sweep.json` a split is left over from other settings.
         let split = match record.exists() && split_file.exists() {
             true => Split::load(&split_file)?,
-            false => draw_split(&config, &store)?,
+            false => {
+                let labelled = store.index().subjects.iter().any(|s| s.label);
+                ensure!(labelled, "{}: no subject has a label", config.data.display());
+                draw_split(&store, true, config.val_fraction, config.test_fraction, config.split_seed)?
+            }
         };
         let runner = Runner { config, folder, shard, pretrainings, finetunings, sweep, split };
         runner.check_split(&store)?;
@@ -347,13 +352,6 @@ fn shell_line(arguments: &[String]) -> String {
         false => format!("'{}'", a.replace('\'', r"'\''")),
     };
     std::iter::once("pretext3d".to_owned()).chain(arguments.iter().map(quoted)).collect::<Vec<_>>().join(" ")
-}
-
-fn draw_split(config: &SweepConfig, store: &Store) -> Result<Split> {
-    let labelled = store.index().subjects.iter().filter(|s| s.label);
-    let subjects: Vec<_> = labelled.map(|s| (s.id.clone(), s.split.clone())).collect();
-    ensure!(!subjects.is_empty(), "{}: no subject has a label", config.data.display());
-    Split::draw(&subjects, config.val_fraction, config.test_fraction, config.split_seed)
 }
 
 /// Errors with the first setting that differs; some lists may grow, but not shrink, which would drop finished cells.

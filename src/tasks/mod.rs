@@ -52,6 +52,12 @@ impl std::str::FromStr for TaskKind {
     }
 }
 
+/// Short names joined by `-`, as runs are called.
+pub fn joined_names(tasks: &[TaskKind]) -> String {
+    let name = |task: &TaskKind| clap::ValueEnum::to_possible_value(task).expect("no task is skipped").get_name().to_owned();
+    tasks.iter().map(name).collect::<Vec<_>>().join("-")
+}
+
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
 #[serde(default, deny_unknown_fields)]
 pub struct TaskConfigs {

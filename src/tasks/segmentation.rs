@@ -7,9 +7,11 @@
 use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
 use crate::data::Scans;
 use crate::data::layouts::LabelValue;
-use crate::dim::{Rank, Region, Shape, voxels};
+use crate::dim::{Rank, Shape, voxels};
 use crate::foreground::Foreground;
-use crate::infer::Window;
+use crate::infer::{Network, Window};
+use crate::metrics::overlap::Counts;
+use crate::metrics::summary::mean;
 use crate::nn::script::ScriptModule;
 use crate::nn::{Decoder, Encoder};
 use crate::rng::Rng;
@@ -205,10 +207,11 @@ impl Task for Segmentation {
     /// Dice: the mean over cases of each case's mean over the classes that its label or prediction has; then each class's.
     fn summarise(&self, judged: &[Vec<f64>]) -> Vec<(String, f64)> {
         let dice: Vec<Vec<Option<f64>>> = judged.iter().map(|counts| counts.chunks_exact(3).map(dice).collect()).collect();
-        let cases: Vec<f64> = dice.iter().filter_map(|classes| mean(classes.iter().flatten().copied())).collect();
-        let mut out = vec![(DICE.to_owned(), mean(cases.into_iter()).unwrap_or(f64::NAN))];
+        let cases: Vec<f64> = dice.iter().filter_map(|classes| mean(&defined(classes))).collect();
+        let mut out = vec![(DICE.to_owned(), mean(&cases).unwrap_or(f64::NAN))];
         for (k, label) in self.labels.iter().enumerate().skip(1) {
-            let class = mean(dice.iter().filter_map(|classes| classes[k - 1]));
+            let class: Vec<Option<f64>> = dice.iter().map(|classes| classes[k - 1]).collect();
+            let class = mean(&defined(&class));
             out.push((format!("{DICE}.{}", label.name), class.unwrap_or(f64::NAN)));
         }
         out
@@ -217,15 +220,34 @@ impl Task for Segmentation {
 
 const DICE: &str = "dice";
 
-fn mean(values: impl Iterator<Item = f64>) -> Option<f64> {
-    let (sum, n) = values.fold((0., 0), |(sum, n), value| (sum + value, n + 1));
-    (n > 0).then(|| sum / n as f64)
+fn defined(values: &[Option<f64>]) -> Vec<f64> {
+    values.iter().flatten().copied().collect()
 }
 
-/// Of a class's voxels in both, in the prediction and in the label; undefined where neither has any.
-fn dice(counts: &[f64]) -> Option<f64> {
-    let total = counts[1] + counts[2];
-    (total > 0.).then(|| 2. * counts[0] / total)
+/// Of one class's numbers in what [`Head::judge`] gives: its voxels in both, in the prediction and in the label.
+fn dice(numbers: &[f64]) -> Option<f64> {
+    let [both, prediction, truth] = [0, 1, 2].map(|i| numbers[i] as u64);
+    Counts { truth, prediction, both }.dice()
+}
+
+/// A scan with its label and what a network makes of it, on the stored grid.
+pub struct Predicted {
+    /// `[C, D, H, W]`.
+    pub image: Vec<f32>,
+    /// Classes, `[D, H, W]`, as the others.
+    pub truth: Vec<u8>,
+    pub classes: Vec<u8>,
+}
+
+impl Predicted {
+    /// Errors where the scan has no label.
+    pub fn of(scans: &dyn Scans, scan: usize, window: &Window, network: Network) -> Result<Predicted> {
+        let [d, h, w] = scans.shape(scan);
+        let (image, truth) = (scans.whole(scan)?, scans.whole_label(scan)?);
+        let dims = [scans.channels(), d, h, w].map(|n| n as i64);
+        let classes = window.classes(&Tensor::from_slice(&image).reshape(dims), network)?;
+        Ok(Predicted { image, truth, classes })
+    }
 }
 
 /// The decoder with its loss.
@@ -312,21 +334,14 @@ impl Head for SegmentationHead {
         device: Device,
         place: &dyn Fn(&Tensor) -> Result<()>,
     ) -> Result<Vec<f64>> {
-        let (shape, whole) = (scans.shape(scan), Region::whole(scans.shape(scan)));
-        let mut image = vec![0f32; scans.channels() * voxels(shape)];
-        scans.read(scan, whole, Orientation::IDENTITY, &mut image)?;
-        let mut truth = vec![0u8; voxels(shape)];
-        scans.label(scan, whole, Orientation::IDENTITY, &mut truth)?;
-        let dims = [scans.channels(), shape[0], shape[1], shape[2]].map(|n| n as i64);
-        let image = Tensor::from_slice(&image).reshape(dims);
         let window =
             Window { rank: self.rank, patch: self.patch, overlap: self.config.overlap, batch_size: 1, flips: false, device };
-        let predicted = window.classes(&image, &|x| {
+        let predicted = Predicted::of(scans, scan, &window, &|x| {
             place(x)?;
             Ok(self.logits(encoder, x))
         })?;
         let mut counts = vec![[0f64; 3]; self.classes];
-        for (&p, &t) in predicted.iter().zip(&truth) {
+        for (&p, &t) in predicted.classes.iter().zip(&predicted.truth) {
             counts[p as usize][1] += 1.;
             counts[t as usize][2] += 1.;
             if p == t {

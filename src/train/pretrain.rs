@@ -12,7 +12,7 @@ use crate::dim::{Rank, Shape};
 use crate::nn::UNetConfig;
 use crate::patch::default_window;
 use crate::report::study::read::{self as study, PretrainResult};
-use crate::tasks::{self, Task, TaskConfigs, TaskKind};
+use crate::tasks::{self, Task, TaskConfigs, TaskKind, joined_names};
 use crate::{export, weights};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
@@ -109,12 +109,7 @@ impl PretrainConfig {
 
     /// Short name of the run's tasks: `rot`, or `rot-rpl-jig` for a joint run.
     pub fn name(&self) -> String {
-        let names: Vec<String> = self
-            .task
-            .iter()
-            .map(|t| clap::ValueEnum::to_possible_value(t).expect("no task is skipped").get_name().to_owned())
-            .collect();
-        names.join("-")
+        joined_names(&self.task)
     }
 }
 

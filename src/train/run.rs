@@ -207,11 +207,7 @@ pub fn choose_split(
     let own = run.map(Run::split_file);
     let split = match own.as_ref().or(config.split.as_ref()) {
         Some(file) => Split::load(file)?,
-        None => {
-            let usable = store.index().subjects.iter().filter(|s| s.label || !labelled);
-            let subjects: Vec<_> = usable.map(|s| (s.id.clone(), s.split.clone())).collect();
-            Split::draw(&subjects, config.val_fraction, test_fraction, config.seed)?
-        }
+        None => draw_split(store, labelled, config.val_fraction, test_fraction, config.seed)?,
     };
     let unused = split.check(store.ids())?;
     if !unused.is_empty() {
@@ -223,6 +219,13 @@ pub fn choose_split(
 /// Versions that a result depends on.
 pub fn versions() -> Value {
     json!({ "pretext3d": env!("CARGO_PKG_VERSION"), "libtorch": crate::ffi::compiled_version() })
+}
+
+/// A new split of a store's subjects, or of those with labels.
+pub fn draw_split(store: &Store, labelled: bool, val_fraction: f64, test_fraction: f64, seed: u64) -> Result<Split> {
+    let usable = store.index().subjects.iter().filter(|s| s.label || !labelled);
+    let subjects: Vec<_> = usable.map(|s| (s.id.clone(), s.split.clone())).collect();
+    Split::draw(&subjects, val_fraction, test_fraction, seed)
 }
 
 /// A JSON object as the map it is.

@@ -4,9 +4,10 @@ use super::finetune::{FinetuneConfig, Regions, Sides};
 use super::model::Model;
 use super::run::{Progress, Run};
 use crate::data::Scans;
+use crate::data::layouts::LabelValue;
 use crate::data::split::Split;
 use crate::data::store::{Subset, hex};
-use crate::dim::{Rank, Region, voxels};
+use crate::dim::{Rank, voxels};
 use crate::infer::Window;
 use crate::metrics::case::{Group, Scores, score_case};
 use crate::metrics::summary::{Summary, best_median_worst, mean_dice};
@@ -15,14 +16,13 @@ use crate::report::history::History;
 use crate::report::progress::Counter;
 use crate::report::scores::{table, write_scores};
 use crate::report::study::read::{self as study, CellResult};
-use crate::transform::spatial::Orientation;
+use crate::tasks::segmentation::Predicted;
 use crate::{checkpoint, machine};
 use anyhow::{Context, Result};
 use ndarray::ArrayView3;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::path::Path;
-use tch::Tensor;
 
 /// Scores the best checkpoint and writes `test/` and `result.json` into the run's folder.
 pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, metric: &str) -> Result<()> {
@@ -31,14 +31,16 @@ pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, me
         Regions::Classes => Group::classes(&model.labels),
         Regions::Brats => Group::brats(&model.labels)?,
     };
-    let overlap = config.segmentation.overlap;
+    let (rank, patch, device, overlap) = (model.rank, model.patch, model.device, config.segmentation.overlap);
+    let window = Window { rank, patch, overlap, batch_size: 1, flips: false, device };
+    let predict = |scan| Predicted::of(sides.test.as_ref(), scan, &window, &|x| model.forward(x));
     let counter = Counter::new("test", sides.test.len(), console::user_attended_stderr());
     let mut cases = Vec::new();
     for scan in 0..sides.test.len() {
         let id = sides.test.id(scan);
         let spacing = sides.test.store().index().subjects[sides.test.scan(scan)].spacing;
         let score = || {
-            let Predicted { truth, classes, .. } = Predicted::of(&model, &sides.test, scan, overlap)?;
+            let Predicted { truth, classes, .. } = predict(scan)?;
             score_case(&truth, &classes, sides.test.shape(scan), spacing, &groups)
         };
         cases.push((id.to_owned(), score().with_context(|| format!("testing on {id}"))?));
@@ -49,7 +51,7 @@ pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, me
     let folder = run.dir.join("test");
     let settings = json!({ "data": config.train.data, "grid": "as stored", "groups": groups, "checkpoint": "best" });
     let summary = write_scores(&folder, &names, &cases, &settings)?;
-    draw(&folder.join("cases.png"), &model, &sides.test, &cases, overlap)?;
+    draw(&folder.join("cases.png"), &model.labels, &sides.test, &cases, &predict)?;
     println!("{}", table(&summary));
     let record = record(config, run, split, sides, metric, &summary, &cases)?;
     run.write("result.json", &record)?;
@@ -57,34 +59,19 @@ pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, me
     Ok(())
 }
 
-/// A test scan with its label and what the network makes of it, on the stored grid.
-struct Predicted {
-    image: Vec<f32>,
-    truth: Vec<u8>,
-    classes: Vec<u8>,
-}
-
-impl Predicted {
-    fn of(model: &Model, scans: &Subset, scan: usize, overlap: f64) -> Result<Predicted> {
-        let shape = scans.shape(scan);
-        let (mut image, mut truth) = (vec![0f32; scans.channels() * voxels(shape)], vec![0u8; voxels(shape)]);
-        scans.read(scan, Region::whole(shape), Orientation::IDENTITY, &mut image)?;
-        scans.label(scan, Region::whole(shape), Orientation::IDENTITY, &mut truth)?;
-        let dims = [scans.channels(), shape[0], shape[1], shape[2]].map(|n| n as i64);
-        let (rank, patch, device) = (model.rank, model.patch, model.device);
-        let window = Window { rank, patch, overlap, batch_size: 1, flips: false, device };
-        let classes = window.classes(&Tensor::from_slice(&image).reshape(dims), &|x| model.forward(x))?;
-        Ok(Predicted { image, truth, classes })
-    }
-}
-
 /// A picture of the best, the median and the worst case, on the last channel (in BraTS's order FLAIR, which shows most).
-fn draw(path: &Path, model: &Model, scans: &Subset, cases: &[(String, Vec<Scores>)], overlap: f64) -> Result<()> {
+fn draw(
+    path: &Path,
+    labels: &[LabelValue],
+    scans: &Subset,
+    cases: &[(String, Vec<Scores>)],
+    predict: &dyn Fn(usize) -> Result<Predicted>,
+) -> Result<()> {
     let dice: Vec<Option<f64>> = cases.iter().map(|(_, scores)| mean_dice(scores)).collect();
     let mut shown = Vec::new();
     for (place, scan) in best_median_worst(&dice) {
         let caption = format!("{place}: {}, Dice {:.3}", cases[scan].0, dice[scan].unwrap_or(f64::NAN));
-        shown.push((caption, scans.shape(scan), Predicted::of(model, scans, scan, overlap)?));
+        shown.push((caption, scans.shape(scan), predict(scan)?));
     }
     let mut rows = Vec::new();
     for (caption, shape, predicted) in &shown {
@@ -96,7 +83,7 @@ fn draw(path: &Path, model: &Model, scans: &Subset, cases: &[(String, Vec<Scores
             prediction: ArrayView3::from_shape(*shape, &predicted.classes)?,
         });
     }
-    let names: Vec<String> = model.labels.iter().map(|l| l.name.clone()).collect();
+    let names: Vec<String> = labels.iter().map(|l| l.name.clone()).collect();
     if rows.is_empty() { Ok(()) } else { write_cases(path, "Best, median and worst test case by Dice", &names, &rows) }
 }
 

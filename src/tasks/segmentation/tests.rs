@@ -1,4 +1,5 @@
 use super::*;
+use crate::dim::Region;
 use crate::foreground::tests::{all, store};
 use crate::rng::{Stream, rng};
 use crate::tasks::tests::encoder;
