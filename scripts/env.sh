@@ -97,7 +97,7 @@ overlay() {
     run "$PYTHON" -m venv --clear "$1"
     "$PYTHON" -c 'import sys; print(*(p for p in sys.path if p.endswith("-packages")), sep="\n")' >"$1/base.pth"
     mv "$1/base.pth" "$("$1/bin/python3" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
-    run "$1/bin/python3" -m pip install --disable-pip-version-check -q -r "$2"
+    run "$1/bin/python3" -m pip install --disable-pip-version-check -q -r "$2" ${TORCH_INDEX_URL:+--extra-index-url "$TORCH_INDEX_URL"}
     echo "$stamp" >"$1/stamp"
 }
 

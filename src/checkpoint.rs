@@ -45,8 +45,21 @@ pub fn save_safetensors(path: &Path, tensors: &Tensors, metadata: HashMap<String
         .iter()
         .map(|(name, dtype, shape, bytes)| Ok((*name, TensorView::new(*dtype, shape.clone(), bytes)?)))
         .collect::<Result<_>>()?;
-    let serialized = safetensors::serialize(views, Some(metadata))?;
+    let mut serialized = safetensors::serialize(views, Some(metadata))?;
+    sort_header(&mut serialized)?;
     write_atomic(path, |file| Ok(file.write_all(&serialized)?))
+}
+
+/// Sorts the header's keys: the crate writes metadata in a random order, and equal contents are to give equal files.
+fn sort_header(file: &mut [u8]) -> Result<()> {
+    let (length, rest) = file.split_first_chunk_mut().context("no header")?;
+    let header = rest.get_mut(..u64::from_le_bytes(*length) as usize).context("no header")?;
+    let sorted: BTreeMap<String, BTreeMap<String, serde_json::Value>> = serde_json::from_slice(header)?;
+    let sorted = serde_json::to_vec(&sorted)?;
+    ensure!(sorted.len() <= header.len(), "the header grew");
+    header.fill(b' ');
+    header[..sorted.len()].copy_from_slice(&sorted);
+    Ok(())
 }
 
 /// Reads every tensor and the metadata; errors name the file.
@@ -92,4 +105,26 @@ pub fn split_checkpoint(tensors: Tensors) -> (Tensors, Tensors) {
         }
     }
     (model, optimizer)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::Device;
+
+    #[test]
+    fn equal_contents_give_equal_files() {
+        let dir = tempfile::tempdir().unwrap();
+        let tensors = Tensors::from(["b", "a"].map(|n| (n.to_owned(), Tensor::ones([2, 3], (Kind::Float, Device::Cpu)))));
+        let metadata: Vec<(String, String)> = (0..6).map(|i| (format!("key{i}"), format!("\"value\" {i}"))).collect();
+        let files = [0, 1].map(|i| {
+            let path = dir.path().join(i.to_string());
+            save_safetensors(&path, &tensors, metadata.iter().cloned().collect()).unwrap();
+            let (read, found) = load_safetensors(&path).unwrap();
+            assert_eq!(found, metadata.iter().cloned().collect());
+            assert!(read.iter().eq(tensors.iter()));
+            std::fs::read(path).unwrap()
+        });
+        assert_eq!(files[0], files[1]);
+    }
 }

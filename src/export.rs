@@ -4,8 +4,8 @@ use crate::checkpoint::{self, Tensors, split_checkpoint};
 use crate::data::preprocess::{Foreground, Intensity, Settings};
 use crate::data::store::Index;
 use crate::dim::Rank;
+use crate::nn::EncoderConfig;
 use crate::nn::script::ScriptModule;
-use crate::nn::{Encoder, UNet, UNetConfig};
 use crate::report::history::History;
 use crate::train::device::{DeviceChoice, Precision};
 use crate::train::model::Model;
@@ -60,12 +60,12 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
     let (tensors, metadata) = checkpoint::load_safetensors(&file)?;
     let part =
         |key: &str| description.get(key).cloned().with_context(|| format!("{}: no `{key}`", run.config_file().display()));
-    let config: UNetConfig = serde_json::from_value(part("network")?)?;
+    let config: EncoderConfig = serde_json::from_value(part("network")?)?;
     let input: Input = serde_json::from_value(part("input")?)?;
-    let preprocess = preprocess_source(&input.preprocessing, config.rank);
+    let preprocess = preprocess_source(&input.preprocessing, config.rank());
 
     let vs = VarStore::new(Device::Cpu);
-    let encoder = UNet::new(&vs.root() / ENCODER.trim_end_matches('.'), config.clone());
+    let encoder = config.build(&vs.root() / ENCODER.trim_end_matches('.'));
     let downstream = description.get("downstream");
     let (script, state): (ScriptModule, Tensors) = match downstream {
         None => {
@@ -96,7 +96,7 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
         "levels": encoder.levels(),
         "input": {
             "channels": input.channels,
-            "axes": axes(config.rank),
+            "axes": axes(config.rank()),
             "orientation": "RAS+",
             "mean_spacing_mm": input.mean_spacing,
             "preprocessing": input.preprocessing,

@@ -34,7 +34,7 @@ impl fmt::Display for LoadReport {
     }
 }
 
-/// Reads weights from a checkpoint, an exported `.safetensors`, or an exported `.pt`.
+/// Reads weights from a checkpoint, an exported `.safetensors` or `.pt`, or a torchvision state dict saved as `.safetensors`.
 pub fn read(path: &Path) -> Result<Tensors> {
     if path.extension().is_some_and(|e| e == "pt") {
         check_version(ffi::description(path)?.get("version").and_then(Value::as_u64), path)?;
@@ -43,7 +43,17 @@ pub fn read(path: &Path) -> Result<Tensors> {
     let (tensors, metadata) = load_safetensors(path)?;
     check_version(metadata.get("version").and_then(|v| v.parse().ok()), path)?;
     let is_checkpoint = tensors.keys().any(|name| name.starts_with(MODEL));
-    Ok(if is_checkpoint { split_checkpoint(tensors).0 } else { tensors })
+    let tensors = if is_checkpoint { split_checkpoint(tensors).0 } else { tensors };
+    Ok(tensors.into_iter().map(|(name, tensor)| (renamed(name), tensor)).collect())
+}
+
+/// Our name of a tensor of a torchvision state dict, where `features` is the encoder. How many batches a normalisation has
+/// seen is not kept here.
+fn renamed(name: String) -> String {
+    match name.strip_prefix("features.") {
+        Some(rest) if !rest.ends_with("num_batches_tracked") => format!("{ENCODER}{rest}"),
+        _ => name,
+    }
 }
 
 /// Errors if a file says that it is of a newer version than this program knows.
@@ -137,7 +147,7 @@ pub fn load_encoder(target: &HashMap<String, Tensor>, saved: &Tensors, from: &Pa
 }
 
 fn is_first_convolution(name: &str) -> bool {
-    name == "encoder.level0.conv0.weight"
+    ["encoder.level0.conv0.weight", "encoder.conv0.weight"].contains(&name)
 }
 
 #[cfg(test)]

@@ -11,34 +11,39 @@ use tch::{Device, Kind, Tensor};
 pub const NORM_MOMENTUM: f64 = 0.1;
 pub const NORM_EPS: f64 = 1e-5;
 
-/// Convolution with "same" padding and stride 1; parameters `weight` and `bias` as in PyTorch.
+/// Convolution with padding by half the kernel, "same" at stride 1; parameters `weight` and `bias` as in PyTorch.
 #[derive(Debug)]
 pub struct Conv {
     weight: Tensor,
-    bias: Tensor,
+    bias: Option<Tensor>,
     rank: Rank,
+    stride: i64,
     padding: i64,
 }
 
 impl Conv {
+    /// With bias, at stride 1.
     pub fn new(vs: nn::Path, rank: Rank, inputs: i64, outputs: i64, kernel: i64) -> Self {
-        assert!(kernel % 2 == 1, "same padding needs an odd kernel");
+        let mut conv = Conv::plain(vs.clone(), rank, inputs, outputs, kernel, 1);
+        conv.bias = Some(vs.var("bias", &[outputs], Init::Const(0.)));
+        conv
+    }
+
+    /// Without bias, for a normalisation to follow.
+    pub fn plain(vs: nn::Path, rank: Rank, inputs: i64, outputs: i64, kernel: i64, stride: i64) -> Self {
+        assert!(kernel % 2 == 1, "padding by half the kernel needs an odd one");
         let mut dims = vec![outputs, inputs];
         dims.extend(vec![kernel; rank.n()]);
         // He initialisation: each convolution feeds a ReLU.
         let he = init::DEFAULT_KAIMING_NORMAL;
-        Conv {
-            weight: vs.var("weight", &dims, he),
-            bias: vs.var("bias", &[outputs], Init::Const(0.)),
-            rank,
-            padding: kernel / 2,
-        }
+        Conv { weight: vs.var("weight", &dims, he), bias: None, rank, stride, padding: kernel / 2 }
     }
 
     pub fn forward(&self, x: &Tensor) -> Tensor {
+        let (bias, stride) = (self.bias.as_ref(), self.stride);
         let conv = |x: &Tensor| match self.rank {
-            Rank::Two => x.conv2d(&self.weight, Some(&self.bias), 1, self.padding, 1, 1),
-            Rank::Three => x.conv3d(&self.weight, Some(&self.bias), 1, self.padding, 1, 1),
+            Rank::Two => x.conv2d(&self.weight, bias, stride, self.padding, 1, 1),
+            Rank::Three => x.conv3d(&self.weight, bias, stride, self.padding, 1, 1),
         };
         // The bfloat16 weight gradient of conv3d is garbage on the CPU where 1 < depth < kernel (torch 2.11, oneDNN 3.10).
         let (depth, kernel) = (x.size()[2], 2 * self.padding + 1);
@@ -54,13 +59,13 @@ impl Conv {
     }
 
     pub fn script(&self) -> ScriptModule {
-        let n = self.rank.n();
-        ScriptModule::new(format!(
-            "def forward(self, x: Tensor) -> Tensor:\n    return torch.conv{n}d(x, self.weight, self.bias, padding={})\n",
-            self.padding
+        let (n, stride, padding) = (self.rank.n(), self.stride, self.padding);
+        let bias = if self.bias.is_some() { "self.bias" } else { "None" };
+        let module = ScriptModule::new(format!(
+            "def forward(self, x: Tensor) -> Tensor:\n    return torch.conv{n}d(x, self.weight, {bias}, stride={stride}, padding={padding})\n",
         ))
-        .parameter("weight", &self.weight)
-        .parameter("bias", &self.bias)
+        .parameter("weight", &self.weight);
+        self.bias.iter().fold(module, |module, bias| module.parameter("bias", bias))
     }
 }
 
@@ -195,6 +200,11 @@ pub fn max_pool(x: &Tensor, rank: Rank) -> Tensor {
         Rank::Two => x.max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false),
         Rank::Three => x.max_pool3d([2, 2, 2], [2, 2, 2], [0, 0, 0], [1, 1, 1], false),
     }
+}
+
+/// Average of 2x2 pixels, odd sides rounded down.
+pub fn avg_pool(x: &Tensor) -> Tensor {
+    x.avg_pool2d([2, 2], [2, 2], [0, 0], false, true, None)
 }
 
 /// Mean over all spatial axes: `[B, C, ...]` to `[B, C]`.

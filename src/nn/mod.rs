@@ -2,6 +2,8 @@
 
 pub mod blocks;
 pub mod decoder;
+pub mod densenet;
+pub mod encoder;
 pub mod heads;
 pub mod script;
 pub mod unet;
@@ -11,13 +13,16 @@ use script::ScriptModule;
 use tch::Tensor;
 
 pub use decoder::Decoder;
+pub use densenet::{DenseNet, DenseNetConfig};
+pub use encoder::{Architecture, EncoderConfig};
 pub use unet::{UNet, UNetConfig};
 
 /// One level of an encoder's feature pyramid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Level {
     pub channels: i64,
-    /// Input voxels per feature voxel along each spatial axis; the extent is `side / reduction`, rounded down.
+    /// Input voxels per feature voxel along each spatial axis; the extent is `side / reduction`, rounded down unless the encoder
+    /// says otherwise.
     pub reduction: i64,
 }
 

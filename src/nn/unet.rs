@@ -37,6 +37,11 @@ impl UNetConfig {
     pub fn paper(rank: Rank, in_channels: i64) -> Self {
         UNetConfig { rank, in_channels, filters: 16, levels: 5, dropout: 0. }
     }
+
+    /// The encoder's pyramid, finest first.
+    pub fn pyramid(&self) -> Vec<Level> {
+        (0..self.levels).map(|i| Level { channels: self.filters << i, reduction: 1 << i }).collect()
+    }
 }
 
 /// U-Net encoder; its parameters are `level{i}.conv{0,1}` and `level{i}.norm{0,1}`.
@@ -49,8 +54,7 @@ pub struct UNet {
 
 impl UNet {
     pub fn new(vs: nn::Path, config: UNetConfig) -> Self {
-        let levels: Vec<Level> =
-            (0..config.levels).map(|i| Level { channels: config.filters << i, reduction: 1 << i }).collect();
+        let levels = config.pyramid();
         let mut inputs = config.in_channels;
         let stages = levels
             .iter()

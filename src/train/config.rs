@@ -40,7 +40,7 @@ pub struct TrainConfig {
     #[arg(long, default_value_t = 0, help_heading = "Data")]
     pub seed: u64,
 
-    /// Dropout probability after each level of the encoder
+    /// Dropout probability after each level of the U-Net, after each dense layer of the DenseNet
     #[arg(long, value_name = "P", default_value_t = 0.0, help_heading = "Network")]
     pub dropout: f64,
     #[arg(long, value_enum, default_value = "adamw", help_heading = "Optimization")]
@@ -120,7 +120,8 @@ impl TrainConfig {
 }
 
 /// Checks the shape of a network.
-pub fn network(filters: i64, levels: usize) -> Result<()> {
+pub fn network(filters: Option<i64>, levels: Option<usize>) -> Result<()> {
+    let (filters, levels) = (filters.unwrap_or(1), levels.unwrap_or(1));
     ensure!(filters >= 1, "--filters must be at least 1, found {filters}");
     ensure!((1..=8).contains(&levels), "--levels must be 1 to 8, found {levels}");
     Ok(())

@@ -15,7 +15,7 @@ use crate::data::store::{Store, Subset};
 use crate::dim::{Rank, voxels};
 use crate::export;
 use crate::foreground::Foreground;
-use crate::nn::UNetConfig;
+use crate::nn::{Architecture, EncoderConfig};
 use crate::report::study::read::{RANDOM, SCRATCH};
 use crate::tasks::Task;
 use crate::tasks::segmentation::{Segmentation, SegmentationConfig};
@@ -82,10 +82,13 @@ pub struct FinetuneConfig {
     /// What test scores are of
     #[arg(long, value_enum, default_value = "classes", help_heading = "Data")]
     pub regions: Regions,
-    /// Filters of the encoder's first level [default: those of the weights, without weights 16]
+    /// The encoder [default: that of the weights, without weights unet]
+    #[arg(long, value_enum, help_heading = "Network")]
+    pub encoder: Option<Architecture>,
+    /// Filters of the U-Net's first level [default: those of the weights, without weights 16]
     #[arg(long, help_heading = "Network")]
     pub filters: Option<i64>,
-    /// Levels of the encoder [default: those of the weights, without weights 5]
+    /// Levels of the U-Net [default: those of the weights, without weights 5]
     #[arg(long, help_heading = "Network")]
     pub levels: Option<usize>,
     #[command(flatten)]
@@ -115,7 +118,7 @@ impl FinetuneConfig {
         self.train.check()?;
         self.aug.check()?;
         share("test-fraction", self.test_fraction, false)?;
-        config::network(self.filters.unwrap_or(1), self.levels.unwrap_or(1))?;
+        config::network(self.filters, self.levels)?;
         match (self.arm(), self.random()) {
             (Arm::Scratch, false) => bail!("--arm scratch starts from random weights: give --weights none"),
             (Arm::Warmup | Arm::Full, true) => {
@@ -181,11 +184,11 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         false => Some(weights::read(&config.weights)?),
     };
     let rank = Rank::of(store.shape(0));
-    let unet = match &run {
+    let encoder = match &run {
         Some(run) => run.network()?,
         None => network(config, rank, store.channels(), saved.as_ref())?,
     };
-    let patch = config.segmentation.patch_shape(&store, rank, 1 << (unet.levels - 1))?;
+    let patch = config.segmentation.patch_shape(&store, rank, encoder.reduction())?;
 
     let train = &sides.train;
     let foreground = Arc::new(Foreground::of(train, labels.len())?);
@@ -204,7 +207,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         config: &resolved.train,
         device,
         tasks: vec![(Arc::new(task), 1.)],
-        unet: unet.clone(),
+        encoder: encoder.clone(),
         train: sides.train.clone(),
         valid: sides.valid.clone(),
         frozen_epochs,
@@ -243,7 +246,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         None => {
             let segmentation = config.segmentation.clone();
             let downstream = Downstream { task: name.to_owned(), labels, patch, segmentation };
-            let parts = json!({ "network": unet, "input": input, "downstream": downstream, "pretrained": pretrained });
+            let parts = json!({ "network": encoder, "input": input, "downstream": downstream, "pretrained": pretrained });
             let out = config.train.out.as_deref();
             Run::create(out, name, config::settings(&resolved), &split, object(parts))?
         }
@@ -297,28 +300,33 @@ fn sides(config: &FinetuneConfig, store: &Store, split: &Split) -> Result<Sides>
     })
 }
 
-/// The encoder's shape: that of the weights, or the one asked for.
-fn network(config: &FinetuneConfig, rank: Rank, channels: usize, saved: Option<&Tensors>) -> Result<UNetConfig> {
-    let mut unet = UNetConfig { dropout: config.train.dropout, ..UNetConfig::paper(rank, channels as i64) };
+/// The encoder: that of the weights, or the one asked for.
+fn network(config: &FinetuneConfig, rank: Rank, channels: usize, saved: Option<&Tensors>) -> Result<EncoderConfig> {
+    let (channels, dropout) = (channels as i64, config.train.dropout);
     let Some(saved) = saved else {
-        unet.filters = config.filters.unwrap_or(unet.filters);
-        unet.levels = config.levels.unwrap_or(unet.levels);
-        return Ok(unet);
+        return EncoderConfig::asked(config.encoder, rank, channels, dropout, config.filters, config.levels);
     };
     let file = config.weights.display();
-    let found =
-        UNetConfig::of(saved, ENCODER).with_context(|| format!("{file}: another architecture; no U-Net encoder in it"))?;
+    let found = EncoderConfig::of(saved, ENCODER).with_context(|| format!("{file}: another architecture; no encoder in it"))?;
     ensure!(
-        found.rank == rank,
+        found.rank() == rank,
         "{file}: the encoder of {}D data, the store {} holds {}D data",
-        found.rank.n(),
+        found.rank().n(),
         config.train.data.display(),
         rank.n()
     );
-    for (flag, asked, has) in
-        [("filters", config.filters, found.filters), ("levels", config.levels.map(|l| l as i64), found.levels as i64)]
-    {
-        ensure!(asked.is_none_or(|asked| asked == has), "--{flag} {}: {file} has {has}", asked.unwrap_or_default());
+    let architecture = found.architecture();
+    ensure!(
+        config.encoder.is_none_or(|asked| asked == architecture),
+        "--encoder: {file} holds another one, {}",
+        json!(architecture)
+    );
+    let (mut filters, mut levels) = (config.filters, config.levels);
+    if let EncoderConfig::UNet(has) = found {
+        for (flag, asked, has) in [("filters", filters, has.filters), ("levels", levels.map(|l| l as i64), has.levels as i64)] {
+            ensure!(asked.is_none_or(|asked| asked == has), "--{flag} {}: {file} has {has}", asked.unwrap_or_default());
+        }
+        (filters, levels) = (Some(has.filters), Some(has.levels));
     }
-    Ok(UNetConfig { filters: found.filters, levels: found.levels, ..unet })
+    EncoderConfig::asked(Some(architecture), rank, channels, dropout, filters, levels)
 }

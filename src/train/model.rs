@@ -10,7 +10,7 @@ use crate::dim::{Rank, Shape};
 use crate::export::Input;
 use crate::ffi;
 use crate::nn::script::ScriptModule;
-use crate::nn::{Encoder, UNet, UNetConfig};
+use crate::nn::{Encoder, EncoderConfig};
 use crate::tasks::Head;
 use crate::tasks::segmentation::{SegmentationConfig, SegmentationHead};
 use crate::weights::ENCODER;
@@ -43,10 +43,10 @@ pub struct Model {
     pub labels: Vec<LabelValue>,
     pub patch: Shape,
     pub device: Device,
-    pub network: UNetConfig,
+    pub network: EncoderConfig,
     bf16: bool,
     vs: VarStore,
-    encoder: UNet,
+    encoder: Box<dyn Encoder>,
     head: SegmentationHead,
 }
 
@@ -63,15 +63,16 @@ impl Model {
             format!("{}: a pretrained encoder cannot predict; give a run of `pretext3d finetune`", run.dir.display())
         })?;
         let downstream: Downstream = serde_json::from_value(downstream).with_context(|| config.display().to_string())?;
-        let network: UNetConfig = serde_json::from_value(part("network")?)?;
+        let network: EncoderConfig = serde_json::from_value(part("network")?)?;
         let input: Input = serde_json::from_value(part("input")?)?;
         ensure!(file.exists(), "{}: no checkpoint `{which}` yet", run.dir.display());
         let (tensors, _) = checkpoint::load_safetensors(&file)?;
 
         let mut vs = VarStore::new(Device::Cpu);
-        let encoder = UNet::new(&vs.root() / ENCODER.trim_end_matches('.'), network.clone());
+        let encoder = network.build(&vs.root() / ENCODER.trim_end_matches('.'));
         let path = &vs.root() / downstream.task.as_str();
-        let head = SegmentationHead::new(&path, &encoder, &downstream.segmentation, downstream.patch, downstream.labels.len());
+        let head =
+            SegmentationHead::new(&path, encoder.as_ref(), &downstream.segmentation, downstream.patch, downstream.labels.len());
         checkpoint::restore(&vs.variables(), &split_checkpoint(tensors).0).with_context(|| file.display().to_string())?;
         let bf16 = precision.is_bf16(device);
         if device == Device::Cpu {
@@ -80,7 +81,7 @@ impl Model {
         vs.set_device(device);
         vs.variables().values().try_for_each(|v| ffi::set_memory_format(v, memory_format(device, bf16)))?;
         Ok(Model {
-            rank: network.rank,
+            rank: network.rank(),
             channels: input.channels,
             settings: input.preprocessing,
             labels: downstream.labels,
@@ -97,7 +98,7 @@ impl Model {
     /// Logits `[B, K, ...]` (float32) of inputs `[B, C, D, H, W]`, images `[B, C, H, W]`, on the model's device.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ffi::set_memory_format(x, memory_format(self.device, self.bf16))?;
-        Ok(ffi::with_autocast(self.device, self.bf16, || tch::no_grad(|| self.head.logits(&self.encoder, x))))
+        Ok(ffi::with_autocast(self.device, self.bf16, || tch::no_grad(|| self.head.logits(self.encoder.as_ref(), x))))
     }
 
     /// The whole network as TorchScript, from an input to its logits.

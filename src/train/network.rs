@@ -1,9 +1,9 @@
 //! One encoder and the heads of the tasks that train it, in one variable store.
 
-use crate::dim::Rank;
+use crate::dim::{Rank, Shape};
 use crate::ffi::{self, MemoryFormat};
 use crate::nn::script::ScriptModule;
-use crate::nn::{Encoder, Level, UNet, UNetConfig};
+use crate::nn::{Encoder, EncoderConfig, Level};
 use crate::rng::{Stream, rng};
 use crate::tasks::{Batch, Head, Outcome, Task};
 use crate::weights;
@@ -12,7 +12,7 @@ use rand::RngCore;
 use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
 
 pub struct Network {
-    pub config: UNetConfig,
+    pub config: EncoderConfig,
     pub vs: VarStore,
     pub encoder: Box<dyn Encoder>,
     /// In the order of the tasks.
@@ -24,14 +24,14 @@ pub struct Network {
 
 impl Network {
     /// Initialises on the CPU from the seed alone, so that every device starts from the same weights.
-    pub fn new(config: UNetConfig, tasks: &[&dyn Task], seed: u64) -> Result<Self> {
+    pub fn new(config: EncoderConfig, tasks: &[&dyn Task], seed: u64) -> Result<Self> {
         seed_libtorch(seed, 0);
         let vs = VarStore::new(Device::Cpu);
         let root = vs.root();
-        let encoder = UNet::new(&root / weights::ENCODER.trim_end_matches('.'), config.clone());
+        let encoder = config.build(&root / weights::ENCODER.trim_end_matches('.'));
         let heads = tasks
             .iter()
-            .map(|task| task.head(&(&root / task.name()), &encoder).with_context(|| format!("task {}", task.name())))
+            .map(|task| task.head(&(&root / task.name()), encoder.as_ref()).with_context(|| format!("task {}", task.name())))
             .collect::<Result<_>>()?;
         let mut shared: Vec<(String, Tensor)> =
             vs.variables().into_iter().filter(|(name, t)| name.starts_with(weights::ENCODER) && !t.requires_grad()).collect();
@@ -46,7 +46,7 @@ impl Network {
             shared.iter().map(copy).collect()
         };
         let statistics = if tasks.len() > 1 { tasks.iter().map(own).collect() } else { vec![] };
-        Ok(Network { config, vs, encoder: Box::new(encoder), heads, statistics })
+        Ok(Network { config, vs, encoder, heads, statistics })
     }
 
     /// Forward pass of one task, with the running statistics that are its own. `frozen`: the encoder computes as in evaluation
@@ -109,6 +109,10 @@ impl Encoder for Frozen<'_> {
         self.0.levels()
     }
 
+    fn deepest_shape(&self, input: Shape) -> Shape {
+        self.0.deepest_shape(input)
+    }
+
     fn forward(&self, x: &Tensor, _train: bool) -> Vec<Tensor> {
         no_grad(|| self.0.forward(x, false))
     }
@@ -140,6 +144,7 @@ pub fn seed_libtorch(seed: u64, step: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::UNetConfig;
     use crate::tasks::{TaskConfigs, TaskKind, build};
 
     #[test]
@@ -150,7 +155,7 @@ mod tests {
             .collect();
         let references: Vec<&dyn Task> = tasks.iter().map(|t| t.as_ref()).collect();
         let config = UNetConfig { filters: 2, levels: 2, ..UNetConfig::paper(Rank::Two, 1) };
-        let network = Network::new(config, &references, 0).unwrap();
+        let network = Network::new(config.into(), &references, 0).unwrap();
         let batch = |task: usize, shift: f64| {
             let shape = tasks[task].view_shape();
             let dims = [3, tasks[task].views() as i64, 1, shape[1] as i64, shape[2] as i64];

@@ -9,7 +9,7 @@ use crate::data::Scans;
 use crate::data::split::subject;
 use crate::data::store::Store;
 use crate::dim::{Rank, Shape};
-use crate::nn::UNetConfig;
+use crate::nn::{Architecture, EncoderConfig};
 use crate::patch::default_window;
 use crate::report::study::read::{self as study, PretrainResult};
 use crate::tasks::{self, Task, TaskConfigs, TaskKind, joined_names};
@@ -40,12 +40,15 @@ pub struct PretrainConfig {
     /// Side in voxels of the window that a sample is cut from [default: the smallest side of any scan, at most 128]
     #[arg(long, value_name = "VOXELS")]
     pub window: Option<usize>,
-    /// Filters of the encoder's first level, doubled at each further level
-    #[arg(long, default_value_t = 16, help_heading = "Network")]
-    pub filters: i64,
-    /// Levels of the encoder; it halves the resolution between them
-    #[arg(long, default_value_t = 5, help_heading = "Network")]
-    pub levels: usize,
+    /// The network that is pretrained [default: unet]
+    #[arg(long, value_enum, help_heading = "Network")]
+    pub encoder: Option<Architecture>,
+    /// Filters of the U-Net's first level, doubled at each further level [default: 16]
+    #[arg(long, help_heading = "Network")]
+    pub filters: Option<i64>,
+    /// Levels of the U-Net; it halves the resolution between them [default: 5]
+    #[arg(long, help_heading = "Network")]
+    pub levels: Option<usize>,
     /// Start from this encoder (.pt, .safetensors or a run's checkpoint) instead of random weights
     #[arg(long, value_name = "FILE", help_heading = "Network")]
     pub init: Option<PathBuf>,
@@ -97,14 +100,9 @@ impl PretrainConfig {
             let task = tasks::build(kind, &self.tasks, window, channels, rank, self.train.seed)?;
             tasks.push((task.into(), self.task_weights.get(slot).copied().unwrap_or(1.)));
         }
-        let unet = UNetConfig {
-            rank,
-            in_channels: channels as i64,
-            filters: self.filters,
-            levels: self.levels,
-            dropout: self.train.dropout,
-        };
-        Trainer::new(Setup { config: &self.train, device, tasks, unet, train, valid, frozen_epochs: 0 })
+        let (channels, dropout) = (channels as i64, self.train.dropout);
+        let encoder = EncoderConfig::asked(self.encoder, rank, channels, dropout, self.filters, self.levels)?;
+        Trainer::new(Setup { config: &self.train, device, tasks, encoder, train, valid, frozen_epochs: 0 })
     }
 
     /// Short name of the run's tasks: `rot`, or `rot-rpl-jig` for a joint run.

@@ -7,7 +7,7 @@ use crate::checkpoint::{self, MODEL, OPTIMIZER, Tensors, split_checkpoint};
 use crate::data::split::Split;
 use crate::data::store::Store;
 use crate::export::Input;
-use crate::nn::UNetConfig;
+use crate::nn::EncoderConfig;
 use crate::optim::Optimizer;
 use crate::report::history::History;
 use anyhow::{Context, Result, bail, ensure};
@@ -140,7 +140,7 @@ impl Run {
     }
 
     /// Shape of the run's encoder.
-    pub fn network(&self) -> Result<UNetConfig> {
+    pub fn network(&self) -> Result<EncoderConfig> {
         let network =
             self.description()?.remove("network").with_context(|| format!("{}: no network", self.config_file().display()))?;
         serde_json::from_value(network).with_context(|| self.config_file().display().to_string())

@@ -7,7 +7,7 @@ use super::network::{Network, layout_views, memory_format, seed_libtorch};
 use crate::data::Scans;
 use crate::data::loader::Loader;
 use crate::ffi;
-use crate::nn::UNetConfig;
+use crate::nn::EncoderConfig;
 use crate::optim::{Optimizer, Schedule};
 use crate::tasks::{Batch, Outcome, Task};
 use anyhow::{Context, Result, bail, ensure};
@@ -66,7 +66,7 @@ pub struct Setup<'a> {
     pub device: Device,
     /// With the weight of each one's loss.
     pub tasks: Vec<(Arc<dyn Task>, f64)>,
-    pub unet: UNetConfig,
+    pub encoder: EncoderConfig,
     pub train: Arc<dyn Scans>,
     pub valid: Arc<dyn Scans>,
     /// Epochs in which the encoder is fixed, its BatchNorm statistics included.
@@ -78,12 +78,12 @@ type StepBatches = Vec<LoadedBatch>;
 
 impl Trainer {
     pub fn new(setup: Setup) -> Result<Trainer> {
-        let Setup { config, device, tasks, unet, train, valid, frozen_epochs } = setup;
+        let Setup { config, device, tasks, encoder, train, valid, frozen_epochs } = setup;
         if device == Device::Cpu {
             crate::machine::keep_freed_memory();
         }
         let bf16 = config.precision.is_bf16(device);
-        let rank = unet.rank;
+        let rank = encoder.rank();
         let mut runs = Vec::new();
         for (slot, (task, weight)) in tasks.into_iter().enumerate() {
             let sampler = |scans: &Arc<dyn Scans>| Sampler {
@@ -139,7 +139,7 @@ impl Trainer {
         let longest = runs.iter().map(|r| r.task.amounts().epochs).max().expect("at least one task");
         let epochs = config.epochs.unwrap_or(longest);
         let references: Vec<&dyn Task> = runs.iter().map(|r| r.task.as_ref()).collect();
-        let mut network = Network::new(unet, &references, config.seed)?;
+        let mut network = Network::new(encoder, &references, config.seed)?;
         network.place(device, memory_format(device, bf16))?;
         let optimizer = Optimizer::new(config.optimizer, &network.vs, config.weight_decay, config.clip);
         let schedule = Schedule {

@@ -1,0 +1,151 @@
+//! Which encoder a run has: `network` in its `config.json`.
+
+use super::{DenseNet, DenseNetConfig, Encoder, Level, UNet, UNetConfig};
+use crate::dim::Rank;
+use anyhow::{Result, ensure};
+use serde::de::Error;
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use tch::{Tensor, nn};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+#[value(rename_all = "lower")]
+pub enum Architecture {
+    /// The contracting half of a U-Net, for volumes and images
+    UNet,
+    /// DenseNet-121 as torchvision has it, for images
+    DenseNet121,
+}
+
+/// An encoder's architecture and shape.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "architecture", rename_all = "lowercase")]
+pub enum EncoderConfig {
+    UNet(UNetConfig),
+    DenseNet121(DenseNetConfig),
+}
+
+/// Runs from before there was a choice name no architecture: theirs is the U-Net.
+impl<'de> Deserialize<'de> for EncoderConfig {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        let mut map = Map::deserialize(from)?;
+        let architecture = match map.remove("architecture") {
+            Some(name) => Architecture::deserialize(name).map_err(D::Error::custom)?,
+            None => Architecture::UNet,
+        };
+        let config = Value::Object(map);
+        match architecture {
+            Architecture::UNet => serde_json::from_value(config).map(EncoderConfig::UNet),
+            Architecture::DenseNet121 => serde_json::from_value(config).map(EncoderConfig::DenseNet121),
+        }
+        .map_err(D::Error::custom)
+    }
+}
+
+impl EncoderConfig {
+    /// The encoder that flags ask for, a U-Net unless they say otherwise. Errors if they contradict each other or the data.
+    pub fn asked(
+        architecture: Option<Architecture>,
+        rank: Rank,
+        in_channels: i64,
+        dropout: f64,
+        filters: Option<i64>,
+        levels: Option<usize>,
+    ) -> Result<Self> {
+        Ok(match architecture.unwrap_or(Architecture::UNet) {
+            Architecture::UNet => {
+                let paper = UNetConfig::paper(rank, in_channels);
+                let (filters, levels) = (filters.unwrap_or(paper.filters), levels.unwrap_or(paper.levels));
+                EncoderConfig::UNet(UNetConfig { filters, levels, dropout, ..paper })
+            }
+            Architecture::DenseNet121 => {
+                ensure!(rank == Rank::Two, "--encoder densenet121 takes images, the store holds {}D data", rank.n());
+                ensure!(filters.is_none() && levels.is_none(), "--filters and --levels go with --encoder unet only");
+                EncoderConfig::DenseNet121(DenseNetConfig { in_channels, dropout })
+            }
+        })
+    }
+
+    /// The encoder that these tensors are the weights of, by their names after `prefix` and shapes; `None`: of another one.
+    pub fn of(tensors: &BTreeMap<String, Tensor>, prefix: &str) -> Option<Self> {
+        match tensors.get(&format!("{prefix}conv0.weight")).map(Tensor::size).as_deref() {
+            Some(&[_, in_channels, _, _]) => Some(EncoderConfig::DenseNet121(DenseNetConfig { in_channels, dropout: 0. })),
+            _ => UNetConfig::of(tensors, prefix).map(EncoderConfig::UNet),
+        }
+    }
+
+    pub fn architecture(&self) -> Architecture {
+        match self {
+            EncoderConfig::UNet(_) => Architecture::UNet,
+            EncoderConfig::DenseNet121(_) => Architecture::DenseNet121,
+        }
+    }
+
+    pub fn rank(&self) -> Rank {
+        match self {
+            EncoderConfig::UNet(config) => config.rank,
+            EncoderConfig::DenseNet121(_) => Rank::Two,
+        }
+    }
+
+    pub fn in_channels(&self) -> i64 {
+        match self {
+            EncoderConfig::UNet(config) => config.in_channels,
+            EncoderConfig::DenseNet121(config) => config.in_channels,
+        }
+    }
+
+    /// The encoder's pyramid, finest first.
+    pub fn levels(&self) -> Vec<Level> {
+        match self {
+            EncoderConfig::UNet(config) => config.pyramid(),
+            EncoderConfig::DenseNet121(_) => DenseNetConfig::levels(),
+        }
+    }
+
+    /// Voxels of the input per voxel of the deepest map along each axis.
+    pub fn reduction(&self) -> usize {
+        self.levels().last().expect("an encoder has at least one level").reduction as usize
+    }
+
+    /// The encoder with new weights, its variables under `vs`.
+    pub fn build(&self, vs: nn::Path) -> Box<dyn Encoder> {
+        match self.clone() {
+            EncoderConfig::UNet(config) => Box::new(UNet::new(vs, config)),
+            EncoderConfig::DenseNet121(config) => Box::new(DenseNet::new(vs, config)),
+        }
+    }
+}
+
+impl From<UNetConfig> for EncoderConfig {
+    fn from(config: UNetConfig) -> Self {
+        EncoderConfig::UNet(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn configurations_without_an_architecture_are_those_of_a_unet() {
+        let old = json!({ "rank": 3, "in_channels": 4, "filters": 16, "levels": 5, "dropout": 0.0 });
+        let read = |value: &Value| serde_json::from_value::<EncoderConfig>(value.clone());
+        let unet = EncoderConfig::from(UNetConfig::paper(Rank::Three, 4));
+        assert_eq!(read(&old).unwrap(), unet);
+        let densenet = EncoderConfig::DenseNet121(DenseNetConfig { in_channels: 3, dropout: 0.5 });
+        for config in [unet, densenet] {
+            let written = serde_json::to_value(&config).unwrap();
+            assert_eq!(written["architecture"], serde_json::to_value(config.architecture()).unwrap());
+            assert_eq!(read(&written).unwrap(), config);
+        }
+        for (key, value) in [("growth", json!(1)), ("architecture", json!("vgg"))] {
+            let mut changed = old.clone();
+            changed[key] = value;
+            assert!(read(&changed).is_err(), "{key}");
+        }
+    }
+}
