@@ -2,8 +2,9 @@
 
 use super::finetune::{FinetuneConfig, Regions};
 use super::model::Downstream;
+use super::run::Usable;
 use crate::data::Scans;
-use crate::data::store::{Entry, Index, Store, Subset};
+use crate::data::store::{Index, Store, Subset};
 use crate::dim::Rank;
 use crate::foreground::Foreground;
 use crate::nn::EncoderConfig;
@@ -25,15 +26,15 @@ pub enum Downstreams {
 }
 
 impl Downstreams {
-    /// Whether a stored scan has what the task learns from.
-    pub fn is_labelled(self, entry: &Entry) -> bool {
+    /// The scans that have what it is to predict.
+    pub fn usable(self) -> Usable {
         match self {
-            Downstreams::Segmentation => entry.label,
-            Downstreams::Classification => entry.class.is_some(),
+            Downstreams::Segmentation => Usable::Segmented,
+            Downstreams::Classification => Usable::Classified,
         }
     }
 
-    /// What [`Downstreams::is_labelled`] asks for.
+    /// What [`Downstreams::usable`] scans have.
     pub fn label(self) -> &'static str {
         match self {
             Downstreams::Segmentation => "label",

@@ -4,13 +4,13 @@
 use super::config::{self, TrainConfig, share};
 use super::downstream::{self, Downstreams};
 use super::pretrain::scans_of;
-use super::run::{self, Run, object};
+use super::run::{self, Run, TestSide, object};
 use super::session::{Ended, Session};
 use super::stop::Stop;
 use super::trainer::{Setup, Trainer};
 use crate::checkpoint::Tensors;
 use crate::data::Scans;
-use crate::data::split::Split;
+use crate::data::split::{Fold, Split};
 use crate::data::store::{Store, Subset};
 use crate::dim::{Rank, voxels};
 use crate::export;
@@ -69,9 +69,15 @@ pub struct FinetuneConfig {
     #[command(flatten)]
     #[serde(flatten)]
     pub train: TrainConfig,
-    /// Share of the subjects held out for the final test, above 0 and below 1
+    /// Share of the subjects held out for the final test, above 0 and below 1; not used with --folds
     #[arg(long, value_name = "SHARE", default_value_t = 0.2, help_heading = "Data")]
     pub test_fraction: f64,
+    /// Cross-validation: divide the subjects into this many folds, at least 2, with equal shares of each class
+    #[arg(long, value_name = "N", requires = "fold", conflicts_with = "split", help_heading = "Data")]
+    pub folds: Option<u64>,
+    /// The fold that is tested on, from 0
+    #[arg(long, value_name = "K", requires = "folds", help_heading = "Data")]
+    pub fold: Option<u64>,
     /// What test scores are of
     #[arg(long, value_enum, default_value = "classes", help_heading = "Data")]
     pub regions: Regions,
@@ -114,10 +120,22 @@ impl FinetuneConfig {
         self.arm.unwrap_or(if self.random() { Arm::Scratch } else { Arm::Warmup })
     }
 
+    /// What a new split's test side is.
+    fn test_side(&self) -> TestSide {
+        match (self.folds, self.fold) {
+            (Some(of), Some(number)) => TestSide::Fold(Fold { number, of }),
+            _ => TestSide::Share(self.test_fraction),
+        }
+    }
+
     fn check(&self) -> Result<()> {
         self.train.check()?;
         self.aug.check()?;
         share("test-fraction", self.test_fraction, false)?;
+        if let TestSide::Fold(Fold { number, of }) = self.test_side() {
+            ensure!(of >= 2, "--folds must be at least 2, found {of}");
+            ensure!(number < of, "--fold must be from 0 to {}, found {number}", of - 1);
+        }
         config::network(self.filters, self.levels)?;
         match (self.arm(), self.random()) {
             (Arm::Scratch, false) => bail!("--arm scratch starts from random weights: give --weights none"),
@@ -173,7 +191,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     let device = config.train.device.resolve()?;
     let input = export::Input::of(store.index());
     let run = resume.map(|dir| Run::reopen(dir, config::settings(config), &[], &input)).transpose()?;
-    let split = run::choose_split(&config.train, config.test_fraction, true, &store, run.as_ref())?;
+    let split = run::choose_split(&config.train, config.test_side(), config.task.usable(), &store, run.as_ref())?;
     let sides = sides(config, &store, &split)?;
     // A run that goes on has its weights in its checkpoint, unless it was killed before the first.
     let saved = match config.random() || run.as_ref().is_some_and(Run::has_checkpoint) {
@@ -278,18 +296,18 @@ fn sides(config: &FinetuneConfig, store: &Store, split: &Split) -> Result<Sides>
         "--fraction {fraction} leaves no subject of {n}; the smallest that leaves one is {:.4}",
         0.5 / n as f64
     );
+    let usable = config.task.usable();
     let subset = |side: &str, subjects: &[String]| -> Result<Arc<Subset>> {
         let scans = scans_of(store, subjects);
         let subset = store.subset(&scans)?;
-        let labelled = |&s: &usize| config.task.is_labelled(&store.index().subjects[subset.scan(s)]);
-        if let Some(without) = (0..subset.len()).find(|s| !labelled(s)) {
+        if let Some(without) = (0..subset.len()).find(|&s| !usable.has(&store.index().subjects[subset.scan(s)])) {
             let (id, label) = (subset.id(without), config.task.label());
             bail!("{side} subject {id}: has no {label} in {}", store.folder().display());
         }
         Ok(Arc::new(subset))
     };
     Ok(Sides {
-        train: subset("training", &split.fraction(fraction)?)?,
+        train: subset("training", &split.balanced_fraction(fraction, &usable.classes(store))?)?,
         valid: subset("validation", &split.val)?,
         test: subset("test", &split.test)?,
     })

@@ -145,7 +145,7 @@ fn record(
         arm: kebab(json!(config.arm())),
         fraction: config.train.fraction,
         seed: config.train.seed,
-        fold: None,
+        fold: split.fold.map(|fold| fold.number),
         unlabelled: pretrained.get("unlabelled").and_then(Value::as_f64).unwrap_or(1.),
         rank: Rank::of(sides.test.shape(0)).n(),
         epochs: rows.len(),
