@@ -10,7 +10,7 @@ use super::stop::Stop;
 use super::trainer::{Setup, Trainer};
 use crate::checkpoint::Tensors;
 use crate::data::Scans;
-use crate::data::split::{Fold, Split};
+use crate::data::split::{Fold, Split, subject};
 use crate::data::store::{Store, Subset};
 use crate::dim::{Rank, voxels};
 use crate::export;
@@ -24,6 +24,7 @@ use crate::weights::{self, ENCODER};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -298,13 +299,13 @@ fn sides(config: &FinetuneConfig, store: &Store, split: &Split) -> Result<Sides>
     );
     let usable = config.task.usable();
     let subset = |side: &str, subjects: &[String]| -> Result<Arc<Subset>> {
-        let scans = scans_of(store, subjects);
-        let subset = store.subset(&scans)?;
-        if let Some(without) = (0..subset.len()).find(|&s| !usable.has(&store.index().subjects[subset.scan(s)])) {
-            let (id, label) = (subset.id(without), config.task.label());
-            bail!("{side} subject {id}: has no {label} in {}", store.folder().display());
+        let has = |id: &String| store.find(id).is_some_and(|scan| usable.has(&store.index().subjects[scan]));
+        let scans: Vec<String> = scans_of(store, subjects).into_iter().filter(has).collect();
+        let found: HashSet<&str> = scans.iter().map(|id| subject(id)).collect();
+        if let Some(without) = subjects.iter().find(|id| !found.contains(id.as_str())) {
+            bail!("{side} subject {without}: has no {} in {}", config.task.label(), store.folder().display());
         }
-        Ok(Arc::new(subset))
+        Ok(Arc::new(store.subset(&scans)?))
     };
     Ok(Sides {
         train: subset("training", &split.balanced_fraction(fraction, &usable.classes(store))?)?,
