@@ -2,7 +2,7 @@
 
 use crate::data::layouts::Layout;
 use crate::data::nifti::{write_classes, write_floats};
-use crate::infer::Window;
+use crate::infer::{Window, default_batch};
 use crate::predict::Inputs;
 use crate::report::progress::Counter;
 use crate::train::device::{DeviceChoice, Precision};
@@ -35,9 +35,9 @@ pub struct Args {
     /// Share of a window that its neighbour covers too, 0 or more and less than 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
     overlap: f64,
-    /// Windows a forward pass
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-    batch_size: u16,
+    /// Windows a forward pass [default: 1, in 2D 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    batch_size: Option<u16>,
     /// Average over all combinations of mirrored axes: 8 times the work (images: 4 times)
     #[arg(long)]
     flips: bool,
@@ -119,7 +119,7 @@ fn predict(args: &Args, model: &Model, inputs: &Inputs, scan: usize, stop: &Stop
         rank: model.rank,
         patch: model.patch,
         overlap: args.overlap,
-        batch_size: args.batch_size.into(),
+        batch_size: args.batch_size.map_or_else(|| default_batch(model.rank), usize::from),
         flips: args.flips,
         device: model.device,
     };
@@ -134,7 +134,7 @@ fn predict(args: &Args, model: &Model, inputs: &Inputs, scan: usize, stop: &Stop
             ));
         }
         let header = scan.header.clone();
-        Ok((header, scan.predict(&window, &network, args.probabilities)?))
+        Ok((header, scan.predict(&window, model.slices, &network, args.probabilities)?))
     });
     if stop.asked() {
         return Ok(Done::Stopped);

@@ -6,6 +6,7 @@ use super::run::Run;
 use crate::checkpoint::{self, split_checkpoint};
 use crate::data::layouts::LabelValue;
 use crate::data::preprocess::Settings;
+use crate::data::slices::Slices;
 use crate::dim::{Rank, Shape};
 use crate::export::Input;
 use crate::ffi;
@@ -39,6 +40,8 @@ pub struct Model {
     pub channels: Vec<String>,
     /// How its scans were preprocessed.
     pub settings: Settings,
+    /// How volumes are sliced for it.
+    pub slices: Option<Slices>,
     /// Class `k` of its output is `labels[k]`, background first.
     pub labels: Vec<LabelValue>,
     pub patch: Shape,
@@ -84,6 +87,7 @@ impl Model {
             rank: network.rank(),
             channels: input.channels,
             settings: input.preprocessing,
+            slices: input.slices,
             labels: downstream.labels,
             patch: downstream.patch,
             device,
