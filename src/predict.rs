@@ -6,9 +6,11 @@ use crate::data::layouts::{self, Layout, Problem, Source, Subject};
 use crate::data::nifti::{Header, read_header};
 use crate::data::preprocess::back::{Back, Origin};
 use crate::data::preprocess::{Metadata, Plan, Settings, prepare};
+use crate::data::slices::Slices;
 use crate::data::store::{Store, is_store};
 use crate::data::volume::Affine;
 use crate::infer::{Network, Window};
+use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
 use ndarray::{Array3, Array4, Axis};
 use serde_json::json;
@@ -237,14 +239,39 @@ fn positions(wanted: &[String], found: &[String]) -> Result<Vec<usize>> {
 
 impl Scan {
     /// Classes `[i, j, k]` of the file's voxels and, if asked for, their probabilities `[K, i, j, k]`.
-    pub fn predict(self, window: &Window, network: Network, probabilities: bool) -> Result<(Array3<u8>, Option<Array4<f32>>)> {
+    ///
+    /// `slices`: those that a network of images takes. Across another axis than the first, the probabilities of all slices are
+    /// held until the last one is predicted, 4 bytes a class for each voxel of the stored grid.
+    pub fn predict(
+        self,
+        window: &Window,
+        slices: Option<Slices>,
+        network: Network,
+        probabilities: bool,
+    ) -> Result<(Array3<u8>, Option<Array4<f32>>)> {
         let Scan { image, origin, .. } = self;
         let (c, d, h, w) = image.dim();
         let size = [c, d, h, w].map(|n| n as i64);
         let tensor = Tensor::from_slice(image.as_standard_layout().as_slice().expect("standard layout")).reshape(size);
         drop(image);
         let mut back = Back::new(origin, probabilities);
-        window.probabilities(&tensor, network, &mut |plane| back.plane(plane))?;
+        match slices.map(Slices::orientation).filter(|&sliced| sliced != Orientation::IDENTITY) {
+            None => window.probabilities(&tensor, network, &mut |plane| back.plane(plane))?,
+            Some(sliced) => {
+                let [x, y, z] = sliced.source.map(|a| a as i64 + 1);
+                let mut all = Vec::new();
+                window.probabilities(&tensor.permute([0, x, y, z]), network, &mut |slice| {
+                    all.extend_from_slice(slice);
+                    Ok(())
+                })?;
+                let [n, rows, columns] = sliced.output([d, h, w]);
+                let all = Array4::from_shape_vec((n, all.len() / (d * h * w), rows, columns), all)?;
+                let [x, y, z] = sliced.inverse().source.map(|a| [0, 2, 3][a]);
+                for plane in all.view().permuted_axes([x, 1, y, z]).outer_iter() {
+                    back.plane(plane.as_standard_layout().as_slice().expect("standard layout"))?;
+                }
+            }
+        }
         back.finish()
     }
 }

@@ -3,7 +3,7 @@
 use crate::data::layouts::{LabelValue, Layout};
 use crate::data::nifti::{write_classes, write_floats};
 use crate::dim::Shape;
-use crate::infer::Window;
+use crate::infer::{Window, default_batch};
 use crate::predict::Inputs;
 use crate::report::classes::Predictions;
 use crate::report::progress::Counter;
@@ -39,7 +39,7 @@ pub struct Args {
     /// Share of a window that its neighbour covers too, 0 or more and less than 1 [default: 0.5]
     #[arg(long, value_name = "SHARE")]
     overlap: Option<f64>,
-    /// Windows a forward pass [default: 1]
+    /// Windows a forward pass [default: 1, in 2D 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: Option<u16>,
     /// Average over all combinations of mirrored axes: 8 times the work (images: 4 times)
@@ -109,7 +109,7 @@ fn segment(args: &Args, model: &Model, labels: &[LabelValue], patch: Shape, inpu
         rank: model.rank,
         patch,
         overlap: args.overlap.unwrap_or(OVERLAP),
-        batch_size: args.batch_size.unwrap_or(1).into(),
+        batch_size: args.batch_size.map_or_else(|| default_batch(model.rank), usize::from),
         flips: args.flips,
         device: model.device,
     };
@@ -229,7 +229,7 @@ fn predict(
             ));
         }
         let header = scan.header.clone();
-        Ok((header, scan.predict(window, &network, args.probabilities)?))
+        Ok((header, scan.predict(window, model.slices, &network, args.probabilities)?))
     });
     if stop.asked() {
         return Ok(Done::Stopped);

@@ -6,6 +6,7 @@ pub mod loader;
 pub mod nifti;
 pub mod phantom;
 pub mod preprocess;
+pub mod slices;
 pub mod split;
 pub mod store;
 pub mod volume;

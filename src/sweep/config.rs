@@ -1,6 +1,7 @@
 //! What a sweep runs: a TOML file, see `experiments/`.
 
 use crate::config::to_flag;
+use crate::data::slices::Slices;
 use crate::report::study::read::{Cell, Published, RANDOM, SCRATCH};
 use crate::tasks::{TaskKind, joined_names};
 use crate::train::config::share;
@@ -55,8 +56,8 @@ pub struct SweepConfig {
 const PRETRAIN_OWN: [&str; 8] = ["data", "task", "fraction", "split", "weights", "out", "config", "resume"];
 const FINETUNE_OWN: [&str; 11] =
     ["data", "split", "weights", "arm", "fraction", "seed", "out", "config", "resume", "val-fraction", "test-fraction"];
-/// Flags that shape the encoder.
-const SHAPE: [&str; 2] = ["filters", "levels"];
+/// Flags that shape the encoder and its input.
+const SHAPE: [&str; 4] = ["encoder", "filters", "levels", "slices"];
 
 fn all() -> Vec<f64> {
     vec![1.]
@@ -139,6 +140,12 @@ impl SweepConfig {
             );
         }
         Ok(())
+    }
+
+    /// How volumes are sliced, the same in both tables.
+    pub fn slices(&self) -> Result<Option<Slices>> {
+        let slices = self.finetune.get("slices").cloned();
+        slices.map(serde_json::from_value).transpose().context("[finetune] slices")
     }
 
     pub fn pretrainings(&self) -> Vec<Pretraining> {

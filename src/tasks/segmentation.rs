@@ -9,11 +9,12 @@ use crate::data::Scans;
 use crate::data::layouts::LabelValue;
 use crate::dim::{Rank, Shape, voxels};
 use crate::foreground::Foreground;
-use crate::infer::{Network, Window};
+use crate::infer::{Network, Window, default_batch};
 use crate::metrics::overlap::Counts;
 use crate::metrics::summary::mean;
 use crate::nn::script::ScriptModule;
 use crate::nn::{Decoder, Encoder};
+use crate::patch::max_window;
 use crate::rng::Rng;
 use crate::transform::augment::AugmentConfig;
 use crate::transform::spatial::Orientation;
@@ -23,9 +24,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::sync::Arc;
 use tch::{Device, Kind, Reduction, Tensor, nn, no_grad};
-
-/// Largest side of a patch unless the user says otherwise: the paper's scans.
-const MAX_PATCH: usize = 128;
 
 /// Keeps the soft Dice of a class that a batch lacks finite: a few voxels' worth of probability.
 const SMOOTH: f64 = 1.;
@@ -43,8 +41,8 @@ pub enum Loss {
 #[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Segmentation")]
 pub struct SegmentationConfig {
-    /// Patches that are trained on, one side in voxels or three (left to right, back to front, bottom to top), multiples of the
-    /// encoder's reduction [default: what fits into every scan, at most 128]
+    /// Patches that are trained on, one side in voxels or three (left to right, back to front, bottom to top), in 2D one or two
+    /// (rows, columns), multiples of the encoder's reduction [default: what fits into every scan, at most 128, in 2D 224]
     #[arg(long, value_delimiter = ',', value_name = "VOXELS")]
     pub patch: Vec<usize>,
     /// Share of the patches that contain foreground, 0 to 1
@@ -75,7 +73,7 @@ impl SegmentationConfig {
             let small = (0..scans.len()).min_by_key(|&s| scans.shape(s)[a]).expect("at least one scan");
             let side = scans.shape(small)[a];
             shape[a] = match self.patch[..] {
-                [] => side.min(MAX_PATCH) / reduction * reduction,
+                [] => side.min(max_window(rank)) / reduction * reduction,
                 [one] => one,
                 _ => *self
                     .patch
@@ -329,8 +327,8 @@ impl Head for SegmentationHead {
         device: Device,
         place: &dyn Fn(&Tensor) -> Result<()>,
     ) -> Result<Vec<f64>> {
-        let window =
-            Window { rank: self.rank, patch: self.patch, overlap: self.config.overlap, batch_size: 1, flips: false, device };
+        let (rank, patch, overlap) = (self.rank, self.patch, self.config.overlap);
+        let window = Window { rank, patch, overlap, batch_size: default_batch(rank), flips: false, device };
         let predicted = Predicted::of(scans, scan, &window, &|x| {
             place(x)?;
             Ok(self.logits(encoder, x))

@@ -94,7 +94,7 @@ pub fn build(
         Downstreams::Classification => {
             let classes = index.classes.clone().unwrap_or_default();
             let shape = common_shape(store)?;
-            ensure!(rank == Rank::of(shape), "classification takes whole scans");
+            ensure!(rank == Rank::of(shape), "--slices goes with --task segmentation; classification takes scans whole");
             let mut counts = vec![0; classes.len()];
             (0..train.len()).filter_map(|scan| train.class(scan)).for_each(|class| counts[usize::from(class)] += 1);
             let classification = config.classification.clone();

@@ -187,10 +187,10 @@ pub struct Sides {
 pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended> {
     config.check()?;
     let stop = Stop::on_signals()?;
-    let store = Store::open(&config.train.data)?;
+    let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
     config.task.check(config, store.index())?;
     let device = config.train.device.resolve()?;
-    let input = export::Input::of(store.index());
+    let input = export::Input::of(&store);
     let run = resume.map(|dir| Run::reopen(dir, config::settings(config), &[], &input)).transpose()?;
     let split = run::choose_split(&config.train, config.test_side(), config.task.usable(), &store, run.as_ref())?;
     let sides = sides(config, &store, &split)?;
@@ -199,7 +199,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         true => None,
         false => Some(weights::read(&config.weights)?),
     };
-    let rank = Rank::of(store.shape(0));
+    let rank = store.rank()?;
     let encoder = match &run {
         Some(run) => run.network()?,
         None => network(config, rank, store.channels(), saved.as_ref())?,
@@ -324,10 +324,11 @@ fn network(config: &FinetuneConfig, rank: Rank, channels: usize, saved: Option<&
     let found = EncoderConfig::of(saved, ENCODER).with_context(|| format!("{file}: another architecture; no encoder in it"))?;
     ensure!(
         found.rank() == rank,
-        "{file}: the encoder of {}D data, the store {} holds {}D data",
+        "{file}: the encoder of {}D data, the run is on {}D data ({}{})",
         found.rank().n(),
-        config.train.data.display(),
-        rank.n()
+        rank.n(),
+        config.train.slices.map_or_else(String::new, |slices| format!("{} slices of ", slices.name())),
+        config.train.data.display()
     );
     let architecture = found.architecture();
     ensure!(

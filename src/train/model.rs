@@ -6,6 +6,7 @@ use super::run::Run;
 use crate::checkpoint::{self, split_checkpoint};
 use crate::data::layouts::LabelValue;
 use crate::data::preprocess::Settings;
+use crate::data::slices::Slices;
 use crate::dim::{Rank, Shape};
 use crate::export::Input;
 use crate::ffi;
@@ -77,6 +78,8 @@ pub struct Model {
     pub channels: Vec<String>,
     /// How its scans were preprocessed.
     pub settings: Settings,
+    /// How volumes are sliced for it.
+    pub slices: Option<Slices>,
     pub downstream: Downstream,
     pub device: Device,
     bf16: bool,
@@ -117,6 +120,7 @@ impl Model {
             rank: network.rank(),
             channels: input.channels,
             settings: input.preprocessing,
+            slices: input.slices,
             downstream,
             device,
             bf16,

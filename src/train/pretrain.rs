@@ -8,13 +8,13 @@ use super::trainer::{Setup, Trainer};
 use crate::data::Scans;
 use crate::data::split::subject;
 use crate::data::store::Store;
-use crate::dim::{Rank, Shape};
+use crate::dim::Rank;
 use crate::nn::{Architecture, EncoderConfig};
 use crate::patch::default_window;
 use crate::report::study::read::{self as study, PretrainResult};
 use crate::tasks::{self, Task, TaskConfigs, TaskKind, joined_names};
 use crate::{export, weights};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::HashSet;
@@ -37,7 +37,7 @@ pub struct PretrainConfig {
     /// Samples drawn from each validation scan, the same in every epoch
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub val_draws: u64,
-    /// Side in voxels of the window that a sample is cut from [default: the smallest side of any scan, at most 128]
+    /// Side in voxels of the window that a sample is cut from [default: the smallest side of any scan, at most 128, in 2D 224]
     #[arg(long, value_name = "VOXELS")]
     pub window: Option<usize>,
     /// The network that is pretrained [default: unet]
@@ -115,7 +115,7 @@ impl PretrainConfig {
 pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended> {
     config.check()?;
     let stop = Stop::on_signals()?;
-    let store = Store::open(&config.train.data)?;
+    let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
     ensure!(
         store.index().complete,
         "{}: preprocessing did not finish; run the same preprocess command again",
@@ -123,7 +123,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     );
     let device = config.train.device.resolve()?;
 
-    let input = export::Input::of(store.index());
+    let input = export::Input::of(&store);
     let settings = config::settings(config);
     let run = resume.map(|dir| Run::reopen(dir, settings, &["weights"], &input)).transpose()?;
     let split = run::choose_split(&config.train, TestSide::Share(0.), Usable::All, &store, run.as_ref())?;
@@ -201,16 +201,14 @@ pub(super) fn scans_of(store: &Store, subjects: &[String]) -> Vec<String> {
 }
 
 /// Rank and window side for these scans.
-fn geometry(config: &PretrainConfig, scans: &dyn Scans) -> Result<(Rank, usize)> {
-    let shapes: Vec<Shape> = (0..scans.len()).map(|s| scans.shape(s)).collect();
-    let rank = Rank::of(*shapes.first().context("the store has no scans")?);
-    ensure!(shapes.iter().all(|s| Rank::of(*s) == rank), "the store mixes images and volumes");
-    let window = config.window.unwrap_or_else(|| default_window(scans, rank));
-    if let Some(small) = (0..scans.len()).find(|&s| rank.axes().any(|a| shapes[s][a] < window)) {
+fn geometry(config: &PretrainConfig, store: &Store) -> Result<(Rank, usize)> {
+    let rank = store.rank()?;
+    let window = config.window.unwrap_or_else(|| default_window(store, rank));
+    if let Some(small) = (0..store.len()).find(|&s| rank.axes().any(|a| store.shape(s)[a] < window)) {
         bail!(
             "--window {window} is larger than {}, which has {:?} voxels; lower --window or leave the scan out",
-            scans.id(small),
-            shapes[small]
+            store.id(small),
+            store.shape(small)
         );
     }
     Ok((rank, window))

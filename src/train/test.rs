@@ -7,10 +7,11 @@ use super::model::{Downstream, Model};
 use super::run::{Progress, Run};
 use crate::data::Scans;
 use crate::data::layouts::LabelValue;
+use crate::data::slices::Slices;
 use crate::data::split::Split;
 use crate::data::store::{Subset, hex};
-use crate::dim::{Rank, Shape, voxels};
-use crate::infer::Window;
+use crate::dim::{Shape, voxels};
+use crate::infer::{Window, default_batch};
 use crate::metrics::case::{Group, Scores, score_case};
 use crate::metrics::summary::{best_median_worst, mean_dice};
 use crate::report::cases::{Case, write_cases};
@@ -64,13 +65,13 @@ fn segmentation(
         Regions::Brats => Group::brats(labels)?,
     };
     let (rank, device, overlap) = (model.rank, model.device, config.segmentation.overlap);
-    let window = Window { rank, patch, overlap, batch_size: 1, flips: false, device };
+    let window = Window { rank, patch, overlap, batch_size: default_batch(rank), flips: false, device };
     let predict = |scan| Predicted::of(sides.test.as_ref(), scan, &window, &|x| model.forward(x));
     let counter = Counter::new("test", sides.test.len(), console::user_attended_stderr());
     let mut cases = Vec::new();
     for scan in 0..sides.test.len() {
         let id = sides.test.id(scan);
-        let spacing = sides.test.store().index().subjects[sides.test.scan(scan)].spacing;
+        let spacing = sides.test.store().spacing(sides.test.scan(scan));
         let score = || {
             let Predicted { truth, classes, .. } = predict(scan)?;
             score_case(&truth, &classes, sides.test.shape(scan), spacing, &groups)
@@ -109,17 +110,28 @@ fn draw(
         shown.push((caption, scans.shape(scan), predict(scan)?));
     }
     let mut rows = Vec::new();
+    let slices = scans.store().slices();
     for (caption, shape, predicted) in &shown {
         let last = &predicted.image[predicted.image.len() - voxels(*shape)..];
+        let [truth, prediction] = [&predicted.truth, &predicted.classes].map(|classes| stored(slices, *shape, classes));
         rows.push(Case {
             caption: caption.clone(),
-            image: ArrayView3::from_shape(*shape, last)?,
-            truth: ArrayView3::from_shape(*shape, &predicted.truth)?,
-            prediction: ArrayView3::from_shape(*shape, &predicted.classes)?,
+            image: stored(slices, *shape, last)?,
+            truth: truth?,
+            prediction: prediction?,
         });
     }
     let names: Vec<String> = labels.iter().map(|l| l.name.clone()).collect();
     if rows.is_empty() { Ok(()) } else { write_cases(path, "Best, median and worst test case by Dice", &names, &rows) }
+}
+
+/// A scan's values in stored axes.
+fn stored<T>(slices: Option<Slices>, shape: Shape, values: &[T]) -> Result<ArrayView3<'_, T>> {
+    let view = ArrayView3::from_shape(shape, values)?;
+    Ok(match slices {
+        Some(slices) => slices.to_stored(view),
+        None => view,
+    })
 }
 
 /// What a sweep compares and a report shows.
@@ -147,7 +159,7 @@ fn record(
         seed: config.train.seed,
         fold: split.fold.map(|fold| fold.number),
         unlabelled: pretrained.get("unlabelled").and_then(Value::as_f64).unwrap_or(1.),
-        rank: Rank::of(sides.test.shape(0)).n(),
+        rank: sides.test.store().rank()?.n(),
         epochs: rows.len(),
         best_epoch: best.epoch as usize,
         validation_metric: metric.to_owned(),

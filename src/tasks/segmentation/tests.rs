@@ -1,10 +1,12 @@
 use super::*;
+use crate::data::slices::Slices;
 use crate::dim::Region;
 use crate::foreground::tests::{all, store};
+use crate::nn::{UNet, UNetConfig};
 use crate::rng::{Stream, rng};
 use crate::tasks::tests::encoder;
 use crate::transform::augment::Augmentation;
-use ndarray::Array3;
+use ndarray::{Array3, ArrayView2, Axis};
 
 const CLASSES: usize = 4;
 const EQUAL: [f64; CLASSES] = [1.; CLASSES];
@@ -141,6 +143,38 @@ fn cases_are_averaged_before_they_are_compared() {
         assert!(name == wanted && (value - expected).abs() < 1e-12, "{found:?}");
     }
     assert!(task.summarise(&[empty]).iter().all(|(_, value)| value.is_nan()));
+}
+
+#[test]
+fn slices_are_judged_as_the_volume_that_they_are_put_back_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut random = rng(1, Stream::Train, 0, 0);
+    let label = Array3::from_shape_simple_fn((9, 6, 7), || random.random_range(0..CLASSES as u8));
+    let volumes = store(folder.path(), &[Some(label.clone())]);
+    let vs = nn::VarStore::new(Device::Cpu);
+    let encoder = UNet::new(vs.root() / "encoder", UNetConfig { filters: 4, levels: 2, ..UNetConfig::paper(Rank::Two, 1) });
+    let patch = [1, 4, 4];
+    let head = head(&vs, &encoder, &config(Loss::DiceCe, false), patch, &EQUAL);
+    for (slices, axis) in [(Slices::Sagittal, 0), (Slices::Coronal, 1), (Slices::Axial, 2)] {
+        let scans = volumes.clone().sliced(Some(slices)).unwrap();
+        let found = head.judge(&encoder, &scans, 0, Device::Cpu, &|_| Ok(())).unwrap();
+        // Slice by slice, put into a volume.
+        let window = Window { rank: Rank::Two, patch, overlap: 0.5, batch_size: 1, flips: false, device: Device::Cpu };
+        let mut predicted = Array3::zeros(label.dim());
+        for (truth, mut out) in label.axis_iter(Axis(axis)).zip(predicted.axis_iter_mut(Axis(axis))) {
+            let dims = [1, 1, truth.nrows() as i64, truth.ncols() as i64];
+            let values: Vec<f32> = truth.iter().map(|&class| f32::from(class)).collect();
+            let classes =
+                window.classes(&Tensor::from_slice(&values).reshape(dims), &|x| Ok(head.logits(&encoder, x))).unwrap();
+            out.assign(&ArrayView2::from_shape(truth.dim(), &classes).unwrap());
+        }
+        let count = |of: &dyn Fn(u8, u8) -> bool| predicted.iter().zip(&label).filter(|&(&p, &t)| of(p, t)).count() as f64;
+        let expected: Vec<f64> = (1..CLASSES as u8)
+            .flat_map(|k| [count(&|p, t| p == k && t == k), count(&|p, _| p == k), count(&|_, t| t == k)])
+            .collect();
+        assert_eq!(found, expected, "{slices:?}");
+        assert!(expected.chunks_exact(3).any(|n| n[1] > 0.), "a prediction without foreground shows nothing: {expected:?}");
+    }
 }
 
 /// A ball of class 1 in a corner of a large scan, so that few patches meet it by chance.
