@@ -120,7 +120,7 @@ impl Mlp {
 }
 
 fn linear_script(layer: &nn::Linear) -> ScriptModule {
-    let source = "def forward(self, x: Tensor) -> Tensor:\n    return torch.nn.functional.linear(x, self.weight, self.bias)\n";
+    let source = "def forward(self, x: Tensor) -> Tensor:\n    return torch.linear(x, self.weight, self.bias)\n";
     ScriptModule::new(source).parameter("weight", &layer.ws).parameter("bias", layer.bs.as_ref().expect("made with a bias"))
 }
 

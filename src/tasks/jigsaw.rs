@@ -155,6 +155,10 @@ impl Task for Jigsaw {
         self.grid.cells.count()
     }
 
+    fn takes_changed_scans(&self) -> bool {
+        true
+    }
+
     fn view_shape(&self) -> Shape {
         self.grid.patch_shape()
     }

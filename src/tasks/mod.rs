@@ -1,6 +1,7 @@
 //! Pretext and downstream tasks: what a sample is, and what the network must predict from it. A task knows no files and no training loop;
 //! the training loop knows only [`Task`] and [`Head`].
 
+pub mod change;
 pub mod class_weights;
 pub mod classification;
 pub mod cpc;
@@ -130,6 +131,10 @@ pub trait Task: Send + Sync {
     fn view_shape(&self) -> Shape;
     /// Class ids a sample carries.
     fn targets(&self) -> usize;
+    /// Whether a sample may come from a scan that [`change`] has mirrored and zoomed.
+    fn takes_changed_scans(&self) -> bool {
+        false
+    }
     /// Draws a sample of the scan and writes its views into `out`: `[V, C, D, H, W]`, row-major.
     fn sample(&self, scans: &dyn Scans, scan: usize, rng: &mut Rng, out: &mut [f32]) -> Result<Drawn>;
     /// Caption of a sample's label for people, e.g. `90 degrees about axis 0`.

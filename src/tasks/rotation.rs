@@ -53,6 +53,10 @@ impl Task for Rotation {
         1
     }
 
+    fn takes_changed_scans(&self) -> bool {
+        true
+    }
+
     fn view_shape(&self) -> Shape {
         self.rank.cube(self.window)
     }

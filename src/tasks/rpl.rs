@@ -85,6 +85,10 @@ impl Task for Rpl {
         2
     }
 
+    fn takes_changed_scans(&self) -> bool {
+        true
+    }
+
     fn view_shape(&self) -> Shape {
         self.grid.patch_shape()
     }

@@ -12,6 +12,7 @@ use crate::dim::Rank;
 use crate::nn::{Architecture, EncoderConfig};
 use crate::patch::default_window;
 use crate::report::study::read::{self as study, PretrainResult};
+use crate::tasks::change::ChangeConfig;
 use crate::tasks::{self, Task, TaskConfigs, TaskKind, joined_names};
 use crate::{export, weights};
 use anyhow::{Result, bail, ensure};
@@ -57,6 +58,9 @@ pub struct PretrainConfig {
     pub weights: Option<PathBuf>,
     #[command(flatten)]
     #[serde(flatten)]
+    pub change: ChangeConfig,
+    #[command(flatten)]
+    #[serde(flatten)]
     pub tasks: TaskConfigs,
 }
 
@@ -64,6 +68,15 @@ impl PretrainConfig {
     /// Checks ranges that the parser cannot.
     pub fn check(&self) -> Result<()> {
         self.train.check()?;
+        self.change.check()?;
+        ensure!(
+            self.change.is_off() || self.train.slices.is_none(),
+            "--mirror and --zoom change whole scans and do not go with --slices"
+        );
+        ensure!(
+            self.change.is_off() || self.task.iter().any(|task| !matches!(task, TaskKind::Cpc | TaskKind::Exe)),
+            "--mirror and --zoom are for rot, rpl and jig; cpc and exe have augmentation of their own"
+        );
         ensure!(self.val_draws > 0, "--val-draws must be at least 1");
         config::network(self.filters, self.levels)?;
         ensure!(
@@ -102,7 +115,8 @@ impl PretrainConfig {
         }
         let (channels, dropout) = (channels as i64, self.train.dropout);
         let encoder = EncoderConfig::asked(self.encoder, rank, channels, dropout, self.filters, self.levels)?;
-        Trainer::new(Setup { config: &self.train, device, tasks, encoder, train, valid, frozen_epochs: 0 })
+        let change = Some(self.change.clone()).filter(|change| !change.is_off());
+        Trainer::new(Setup { config: &self.train, device, tasks, encoder, train, valid, change, frozen_epochs: 0 })
     }
 
     /// Short name of the run's tasks: `rot`, or `rot-rpl-jig` for a joint run.

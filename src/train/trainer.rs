@@ -9,6 +9,7 @@ use crate::data::loader::Loader;
 use crate::ffi;
 use crate::nn::EncoderConfig;
 use crate::optim::{Optimizer, Schedule};
+use crate::tasks::change::ChangeConfig;
 use crate::tasks::{Batch, Outcome, Task};
 use anyhow::{Context, Result, bail, ensure};
 use std::ops::Range;
@@ -69,6 +70,8 @@ pub struct Setup<'a> {
     pub encoder: EncoderConfig,
     pub train: Arc<dyn Scans>,
     pub valid: Arc<dyn Scans>,
+    /// Of training scans, for pretext tasks that take them changed.
+    pub change: Option<ChangeConfig>,
     /// Epochs in which the encoder is fixed, its BatchNorm statistics included.
     pub frozen_epochs: u64,
 }
@@ -78,7 +81,7 @@ type StepBatches = Vec<LoadedBatch>;
 
 impl Trainer {
     pub fn new(setup: Setup) -> Result<Trainer> {
-        let Setup { config, device, tasks, encoder, train, valid, frozen_epochs } = setup;
+        let Setup { config, device, tasks, encoder, train, valid, change, frozen_epochs } = setup;
         if device == Device::Cpu {
             crate::machine::keep_freed_memory();
         }
@@ -92,6 +95,7 @@ impl Trainer {
                 rank,
                 seed: config.seed,
                 slot: slot as u64,
+                change: change.clone(),
                 bf16,
             };
             for (side, scans) in [("training", &train), ("validation", &valid)] {
