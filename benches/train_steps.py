@@ -1,22 +1,48 @@
 #!/usr/bin/env python3
-"""Pretraining steps: ours, PyTorch with its defaults, and PyTorch tuned the same way; alternating, a process each."""
+"""Pretraining steps on volumes (U-Net) and images (DenseNet-121): ours, PyTorch with its defaults, and PyTorch tuned the same way;
+alternating, a process each."""
 import argparse
 import statistics
 import sys
+from typing import NamedTuple
 
 from common import BINARY, ROOT, child, save, summary
 
-# Task, window and scans a step on the CPU; a GPU gets more scans to have something to do.
-CASES = [("rot", 64, 2), ("rot", 96, 2), ("jig", 96, 2)]
-WARMUP = 2
+
+class Case(NamedTuple):
+    task: str
+    window: int
+    encoder: str = "unet"
+    rank: int = 3
+    channels: int = 1
+    # Scans a step; a GPU gets more volumes to have something to do.
+    batch: int = 2
+    gpu_batch: int = 16
+    # Steps of a process on the CPU, after `warmup` that are not timed.
+    timed: int = 3
+    warmup: int = 2
+
+    def __str__(self):
+        return f"{self.encoder} {self.task} {self.window}^{self.rank}"
 
 
-def commands(task, window, batch, steps, device):
-    same = ["--task", task, "--window", window, "--batch", batch, "--steps", steps, "--channels", 1, "--device", device]
-    torch = [sys.executable, ROOT / "benches/torch_unet.py", *same]
+CASES = [
+    Case("rot", 64, timed=6),
+    Case("rot", 96),
+    Case("jig", 96),
+    Case("rot", 224, encoder="densenet121", rank=2, channels=3, batch=32, gpu_batch=32, timed=2, warmup=1),
+]
+GPU_STEPS = {"timed": 20, "warmup": 2}
+
+
+def commands(case, batch, steps, device):
+    same = ["--task", case.task, "--encoder", case.encoder, "--window", case.window, "--channels", case.channels]
+    same += ["--batch", batch, "--steps", steps, "--device", device]
+    torch = [sys.executable, ROOT / "benches/torch_steps.py", *same]
+    ours = [BINARY, "bench-step", *same, "--rank", case.rank]
     return {
-        "pretext3d": [BINARY, "bench-step", *same, "--precision", "auto"],
-        "pretext3d fp32": [BINARY, "bench-step", *same, "--precision", "fp32"],
+        "pretext3d": [*ours, "--precision", "auto"],
+        "pretext3d fp32": [*ours, "--precision", "fp32"],
         "torch defaults": torch,
         "torch tuned": [*torch, "--tuned"],
     }
@@ -26,28 +52,31 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each kind (default: %(default)s)")
-    parser.add_argument("--batch", type=int, help="scans a step (default: 2 on the CPU, 16 on a GPU)")
+    parser.add_argument("--batch", type=int, help="scans a step (default: 2 volumes on the CPU, 16 on a GPU; 32 images)")
+    parser.add_argument("--encoder", choices=sorted({case.encoder for case in CASES}), help="only the cases of this encoder")
     args = parser.parse_args()
     cuda = args.device.startswith("cuda")
     figures = []
-    for task, window, batch in CASES:
-        batch = args.batch or (16 if cuda else batch)
-        timed = 20 if cuda else 6 if window == 64 else 3
-        runs = {name: [] for name in commands(task, window, batch, 1, args.device)}
+    for case in (case for case in CASES if args.encoder in (None, case.encoder)):
+        case = case._replace(batch=case.gpu_batch, **GPU_STEPS) if cuda else case
+        batch = args.batch or case.batch
+        todo = commands(case, batch, case.warmup + case.timed, args.device)
+        runs = {name: [] for name in todo}
         for _ in range(args.rounds):
-            for name, command in commands(task, window, batch, WARMUP + timed, args.device).items():
+            for name, command in todo.items():
                 lines, peak = child(command)
-                seconds = [line["seconds"] for line in lines if "seconds" in line][WARMUP:]
+                seconds = [line["seconds"] for line in lines if "seconds" in line][case.warmup :]
                 device_mib = next((line["device_mib"] for line in lines if "device_mib" in line), None)
                 runs[name].append({"seconds": seconds, "peak_mib": peak, "device_mib": device_mib})
-        print(f"{task} {window}^3, {batch} scans a step, {args.device}; medians of {args.rounds} rounds, peak memory")
+        print(f"{case}, {batch} scans a step, {args.device}; medians of {args.rounds} rounds, peak memory")
         base = None
         for name, rounds in runs.items():
             median = statistics.median(statistics.median(r["seconds"]) for r in rounds)
             peak = statistics.median(r["peak_mib"] for r in rounds)
             base = base or median
             print(f"  {name:16} {median:8.4f} s  {median / base:5.2f} x ours  {peak:7.0f} MiB")
-            entry = {"task": task, "window": window, "batch": batch, "device": args.device, "name": name}
+            entry = {"task": case.task, "encoder": case.encoder, "rank": case.rank, "window": case.window, "batch": batch}
+            entry |= {"device": args.device, "name": name}
             figures.append({**entry, "seconds_a_step": median, "peak_mib": peak, "rounds": rounds})
             figures[-1]["spread"] = summary([s for r in rounds for s in r["seconds"]])
     save("train_steps_cuda" if cuda else "train_steps", figures)

@@ -19,11 +19,17 @@ use std::time::{Duration, Instant};
 /// Scans of random voxels that the steps draw from.
 const SCANS: usize = 16;
 
-/// Time training steps on random volumes; one line a step, then one with the share of time spent waiting for data
+/// Time training steps on random volumes or images; one line a step, then one with the share of time spent waiting for data
 #[derive(clap::Args)]
 pub struct StepArgs {
     #[arg(long)]
     task: String,
+    /// unet or densenet121
+    #[arg(long, default_value = "unet")]
+    encoder: String,
+    /// 3 for volumes, 2 for images
+    #[arg(long, default_value_t = 3)]
+    rank: u8,
     #[arg(long, default_value_t = 64)]
     window: usize,
     /// Samples a step
@@ -47,10 +53,12 @@ struct Settings {
 }
 
 pub fn step(args: StepArgs) -> Result<()> {
+    let rank = Rank::try_from(args.rank).map_err(anyhow::Error::msg)?;
     let (window, batch) = (args.window.to_string(), args.batch.to_string());
     let flags = [
         ["--data", "-"],
         ["--task", &args.task],
+        ["--encoder", &args.encoder],
         ["--window", &window],
         ["--batch-size", &batch],
         ["--device", &args.device],
@@ -61,12 +69,13 @@ pub fn step(args: StepArgs) -> Result<()> {
     let config = Settings::try_parse_from(["bench-step"].into_iter().chain(flags.into_iter().flatten()))?.config;
     let device = config.train.device.resolve()?;
     let mut random = rng(config.train.seed, Stream::Train, 0, 0);
-    let shape = (args.channels, args.window, args.window, args.window);
+    let [d, h, w] = rank.cube(args.window);
+    let shape = (args.channels, d, h, w);
     let scans: Arc<dyn Scans> = Arc::new(Arrays {
         ids: (0..SCANS).map(|i| format!("random-{i}")).collect(),
         images: (0..SCANS).map(|_| ndarray::Array4::from_shape_simple_fn(shape, || random.random())).collect(),
     });
-    let mut trainer = config.trainer(device, Rank::Three, args.window, scans.clone(), scans)?;
+    let mut trainer = config.trainer(device, rank, args.window, scans.clone(), scans)?;
     let mut batches = trainer.batches(0, 0);
     let mut means = Means::default();
     let started = Instant::now();

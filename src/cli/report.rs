@@ -1,24 +1,29 @@
 use crate::report::study::write_report;
-use anyhow::Result;
+use anyhow::{Result, bail};
 use std::path::PathBuf;
 
-/// Tables, statistics and figures of a sweep, from its records alone
+/// Tables, statistics and figures of a sweep, or of several together, from their records alone
 ///
 /// Writes results.csv (every finished run), report.md with its figures (PNG), and report.html, one file that needs no other.
-/// An unfinished sweep gives a report on what is finished, which says so on top.
+/// An unfinished sweep gives a report on what is finished, which says so on top. Sweeps of one study in 2D and in 3D stand side by
+/// side, with the differences between them.
 #[derive(clap::Args)]
 pub struct Args {
-    /// The sweep's folder
-    #[arg(value_name = "SWEEP")]
-    folder: PathBuf,
-    /// Folder to write into [default: SWEEP/report]
+    /// The sweep's folder; of several sweeps that share a metric, one common report
+    #[arg(value_name = "SWEEP", required = true)]
+    folders: Vec<PathBuf>,
+    /// Folder to write into; needed for several sweeps [default: SWEEP/report]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
 }
 
 pub fn run(args: Args) -> Result<()> {
-    let out = args.out.unwrap_or_else(|| args.folder.join("report"));
-    print!("{}", write_report(&args.folder, &out)?);
+    let out = match (args.out, &args.folders[..]) {
+        (Some(out), _) => out,
+        (None, [folder]) => folder.join("report"),
+        (None, folders) => bail!("--out DIR is needed: a report of {} sweeps has no folder of its own", folders.len()),
+    };
+    print!("{}", write_report(&args.folders, &out)?);
     println!("{}", out.join("report.html").display());
     Ok(())
 }

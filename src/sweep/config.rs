@@ -5,14 +5,15 @@ use crate::data::slices::Slices;
 use crate::report::study::read::{Cell, Published, RANDOM, SCRATCH};
 use crate::tasks::{TaskKind, joined_names};
 use crate::train::config::share;
+use crate::train::downstream::Downstreams;
 use crate::train::finetune::Arm;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 /// A sweep: every pretext task x share of unlabelled scans is pretrained once, and fine-tuned in every arm x label fraction x
-/// seed; the arms without weights in every fraction x seed.
+/// seed; the arms without weights in every fraction x seed. A cross-validation does so for each fold.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SweepConfig {
@@ -35,10 +36,19 @@ pub struct SweepConfig {
     /// Shares of the unlabelled training subjects.
     #[serde(default = "all")]
     pub unlabelled_fractions: Vec<f64>,
-    /// Shares of the labelled subjects that choose the best epoch and that are tested on, where the dataset does not say.
+    /// Shares of the labelled subjects that choose the best epoch and that are tested on, where the dataset does not say. Of a
+    /// cross-validation the first one alone, of the subjects outside the fold.
     pub val_fraction: f64,
-    pub test_fraction: f64,
-    /// Seed of the split into training, validation and test side, one for the whole sweep.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub test_fraction: Option<f64>,
+    /// Cross-validation: how many folds the labelled subjects are divided into, each tested on once. Without `unlabelled` every
+    /// fold has pretrainings of its own, on its training side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub folds: Option<u64>,
+    /// The folds that are run, from 0, where not all are.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub run_folds: Option<Vec<u64>>,
+    /// Seed of the split into training, validation and test side, or of the folds, one for the whole sweep.
     #[serde(default)]
     pub split_seed: u64,
     /// Flags of `pretext3d pretrain`; a table with a task's name holds those of that task alone.
@@ -54,8 +64,21 @@ pub struct SweepConfig {
 
 /// Flags that the sweep itself gives to `pretrain` and to `finetune`.
 const PRETRAIN_OWN: [&str; 8] = ["data", "task", "fraction", "split", "weights", "out", "config", "resume"];
-const FINETUNE_OWN: [&str; 11] =
-    ["data", "split", "weights", "arm", "fraction", "seed", "out", "config", "resume", "val-fraction", "test-fraction"];
+const FINETUNE_OWN: [&str; 13] = [
+    "data",
+    "split",
+    "weights",
+    "arm",
+    "fraction",
+    "seed",
+    "out",
+    "config",
+    "resume",
+    "val-fraction",
+    "test-fraction",
+    "folds",
+    "fold",
+];
 /// Flags that shape the encoder and its input.
 const SHAPE: [&str; 4] = ["encoder", "filters", "levels", "slices"];
 
@@ -69,6 +92,8 @@ pub struct Pretraining {
     /// As `pretrain --task` takes them.
     pub tasks: String,
     pub fraction: f64,
+    /// The one whose training side it sees; `None`: one for all.
+    pub fold: Option<u64>,
 }
 
 /// One fine-tuning with the number of the pretraining that it starts from.
@@ -112,7 +137,16 @@ impl SweepConfig {
             values.iter().try_for_each(|&v| share(key, v, true))?;
         }
         share("val_fraction", self.val_fraction, false)?;
-        share("test_fraction", self.test_fraction, false)?;
+        match (self.test_fraction, self.folds) {
+            (Some(test), None) => share("test_fraction", test, false)?,
+            (None, Some(folds)) => ensure!(folds >= 2, "`folds` is at least 2, found {folds}"),
+            _ => bail!("give `test_fraction`, or for a cross-validation `folds`, and not both"),
+        }
+        if let Some(run) = &self.run_folds {
+            let folds = self.folds.context("`run_folds` goes with `folds`")?;
+            ensure!(!run.is_empty() && run.iter().all(|&k| k < folds), "`run_folds`: expected some of 0 to {}", folds - 1);
+        }
+        self.downstream()?;
         for task in self.tasks.iter().flat_map(|t| t.split(',')) {
             task.parse::<TaskKind>()?;
         }
@@ -148,28 +182,52 @@ impl SweepConfig {
         slices.map(serde_json::from_value).transpose().context("[finetune] slices")
     }
 
-    pub fn pretrainings(&self) -> Vec<Pretraining> {
-        let fractions = &self.unlabelled_fractions;
-        let of = |tasks: &String| {
-            fractions.iter().map(|&fraction| Pretraining { tasks: tasks.clone(), fraction }).collect::<Vec<_>>()
-        };
-        self.tasks.iter().flat_map(of).collect()
+    /// The task that [finetune] is for.
+    pub fn downstream(&self) -> Result<Downstreams> {
+        let Some(task) = self.finetune.get("task") else { return Ok(Downstreams::Segmentation) };
+        let known = task.as_str().and_then(|name| clap::ValueEnum::from_str(name, false).ok());
+        known.with_context(|| format!("[finetune] task: {task} is no downstream task"))
     }
 
-    /// Every fine-tuning, the seeds outermost, so that an unfinished sweep already compares all arms.
+    /// The folds that are run; a single split is none of them.
+    fn folds(&self) -> Vec<Option<u64>> {
+        match self.folds {
+            None => vec![None],
+            Some(folds) => self.run_folds.clone().unwrap_or_else(|| (0..folds).collect()).into_iter().map(Some).collect(),
+        }
+    }
+
+    pub fn pretrainings(&self) -> Vec<Pretraining> {
+        // Scans of their own are the same for every fold; of the labelled ones a fold's test side must not be seen.
+        let folds = if self.unlabelled.is_some() { vec![None] } else { self.folds() };
+        let mut out = Vec::new();
+        for &fold in &folds {
+            for tasks in &self.tasks {
+                out.extend(self.unlabelled_fractions.iter().map(|&fraction| Pretraining {
+                    tasks: tasks.clone(),
+                    fraction,
+                    fold,
+                }));
+            }
+        }
+        out
+    }
+
+    /// Every fine-tuning, the seeds and folds outermost, so that an unfinished sweep already compares all arms.
     pub fn finetunings(&self, rank: usize) -> Vec<Finetuning> {
         let pretrainings = self.pretrainings();
+        let units = self.seeds.iter().flat_map(|&seed| self.folds().into_iter().map(move |fold| (seed, fold)));
         let mut out = Vec::new();
-        for &seed in &self.seeds {
+        for (seed, fold) in units {
             for &fraction in &self.fractions {
                 for arm in &self.arms {
                     let cell = |pretext: String, arm: &str, unlabelled: f64, suffix: String| Cell {
-                        id: format!("{pretext}{suffix}-{arm}-f{fraction}-s{seed}"),
+                        id: format!("{pretext}{suffix}-{arm}-f{fraction}-s{seed}{}", fold_suffix(fold)),
                         pretext,
                         arm: arm.to_owned(),
                         fraction,
                         seed,
-                        fold: None,
+                        fold,
                         unlabelled,
                         rank,
                     };
@@ -178,10 +236,13 @@ impl SweepConfig {
                             let real = if arm == RANDOM { "frozen" } else { SCRATCH };
                             out.push(Finetuning { cell: cell(arm.clone(), real, 1., String::new()), pretraining: None });
                         }
-                        _ => out.extend(pretrainings.iter().enumerate().map(|(i, p)| {
-                            let cell = cell(p.name(), arm, p.fraction, p.suffix());
-                            Finetuning { cell, pretraining: Some(i) }
-                        })),
+                        _ => {
+                            let own = pretrainings.iter().enumerate().filter(|(_, p)| p.fold.is_none() || p.fold == fold);
+                            out.extend(own.map(|(i, p)| {
+                                let cell = cell(p.name(), arm, p.fraction, p.suffix());
+                                Finetuning { cell, pretraining: Some(i) }
+                            }));
+                        }
                     }
                 }
             }
@@ -221,9 +282,19 @@ impl Pretraining {
     }
 
     /// Tells shares of the unlabelled scans apart.
-    pub fn suffix(&self) -> String {
+    fn suffix(&self) -> String {
         if self.fraction == 1. { String::new() } else { format!("-u{}", self.fraction) }
     }
+
+    /// Its folder in `pretrain/`.
+    pub fn id(&self) -> String {
+        format!("{}{}{}", self.name(), self.suffix(), fold_suffix(self.fold))
+    }
+}
+
+/// Tells folds apart, in the names of cells, pretrainings and splits.
+pub fn fold_suffix(fold: Option<u64>) -> String {
+    fold.map_or(String::new(), |fold| format!("-k{fold}"))
 }
 
 /// The arm of this name, as `finetune --arm` takes it.

@@ -4,15 +4,15 @@
 pub mod config;
 mod process;
 
-use crate::data::split::{Split, subject};
+use crate::data::split::{Fold, Split, subject};
 use crate::data::store::Store;
 use crate::fs::write_atomic;
 use crate::report::study::read::{self as study, Cell, CellResult, Sweep};
 use crate::report::study::write_report;
-use crate::train::run::{TestSide, Usable, draw_split};
+use crate::train::run::{TestSide, draw_split, warn_of_thin_classes};
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
-use config::{Finetuning, Pretraining, SweepConfig};
+use config::{Finetuning, Pretraining, SweepConfig, fold_suffix};
 use process::{Outcome, run_logged};
 use serde_json::{Value, json};
 use std::collections::HashSet;
@@ -63,9 +63,10 @@ pub struct Runner {
     shard: Shard,
     pretrainings: Vec<Pretraining>,
     finetunings: Vec<Finetuning>,
-    /// Content of `sweep.json` and of `split.json`.
+    /// Content of `sweep.json`.
     sweep: Sweep,
-    split: Split,
+    /// That of all cells, or one for each fold.
+    splits: Vec<Split>,
 }
 
 impl Runner {
@@ -84,28 +85,14 @@ impl Runner {
             published: config.published.clone(),
         };
         study::check(&sweep)?;
-        let (record, split_file) = (folder.join("sweep.json"), folder.join("split.json"));
+        let record = folder.join("sweep.json");
         if record.exists() {
             let before: Sweep = study::read_json(&record)?;
             same_settings(&before.settings, &sweep.settings)
                 .with_context(|| format!("{}: holds a sweep of other settings; give another --out", folder.display()))?;
         }
-        // Without `sweep.json` a split is left over from other settings.
-        let split = match record.exists() && split_file.exists() {
-            true => Split::load(&split_file)?,
-            false => {
-                let labelled = store.index().subjects.iter().any(|s| s.label);
-                ensure!(labelled, "{}: no subject has a label", config.data.display());
-                draw_split(
-                    &store,
-                    Usable::Segmented,
-                    config.val_fraction,
-                    TestSide::Share(config.test_fraction),
-                    config.split_seed,
-                )?
-            }
-        };
-        let runner = Runner { config, folder, shard, pretrainings, finetunings, sweep, split };
+        let splits = splits(&config, &folder, &store, record.exists())?;
+        let runner = Runner { config, folder, shard, pretrainings, finetunings, sweep, splits };
         runner.check_split(&store)?;
         // A misspelt flag shows now, not hours later.
         for work in runner.work() {
@@ -114,11 +101,11 @@ impl Runner {
         Ok(runner)
     }
 
-    /// Makes or takes up the sweep's folder: `sweep.json`, and `split.json`, drawn once.
+    /// Makes or takes up the sweep's folder: `sweep.json`, and `split.json` or that of every fold, drawn once.
     fn prepare(&self) -> Result<()> {
         fs::create_dir_all(&self.folder).with_context(|| format!("making {}", self.folder.display()))?;
         write_atomic(&self.folder.join("sweep.json"), |file| Ok(serde_json::to_writer_pretty(file, &self.sweep)?))?;
-        self.split.save(&self.folder.join("split.json"))
+        self.splits.iter().try_for_each(|split| split.save(&split_file(&self.folder, split.fold.map(|f| f.number))))
     }
 
     /// The command lines of what this shard has left to do, as a shell takes them.
@@ -128,15 +115,16 @@ impl Runner {
 
     /// Every label fraction leaves a subject, and nothing that is tested on is pretrained on.
     fn check_split(&self, store: &Store) -> Result<()> {
-        let split = &self.split;
-        let n = split.train.len();
-        if let Some(few) = self.config.fractions.iter().find(|&&f| (f * n as f64).round() < 1.) {
-            bail!("`fractions`: {few} leaves no subject of the {n} on the training side");
+        for split in &self.splits {
+            let n = split.train.len();
+            if let Some(few) = self.config.fractions.iter().find(|&&f| (f * n as f64).round() < 1.) {
+                bail!("`fractions`: {few} leaves no subject of the {n} on the training side");
+            }
         }
         let Some(unlabelled) = &self.config.unlabelled else { return Ok(()) };
         let seen = Store::open(unlabelled)?;
         let seen: HashSet<&str> = seen.index().subjects.iter().map(|s| s.fingerprint.as_str()).collect();
-        let tested = |id: &str| split.test.iter().any(|test| test == subject(id));
+        let tested = |id: &str| self.splits.iter().flat_map(|s| &s.test).any(|test| test == subject(id));
         if let Some(both) = store.index().subjects.iter().find(|s| tested(&s.id) && seen.contains(s.fingerprint.as_str())) {
             bail!(
                 "`unlabelled`: {} holds {}, which is tested on; without `unlabelled` the training side of {} is pretrained on",
@@ -154,7 +142,7 @@ impl Runner {
     }
 
     fn pretrain_dir(&self, p: &Pretraining) -> PathBuf {
-        self.folder.join("pretrain").join(format!("{}{}", p.name(), p.suffix()))
+        self.folder.join("pretrain").join(p.id())
     }
 
     fn dir(&self, work: Work) -> PathBuf {
@@ -166,7 +154,7 @@ impl Runner {
 
     fn name(&self, work: Work) -> String {
         match work {
-            Work::Pretrain(p) => format!("pretraining {}{}", p.name(), p.suffix()),
+            Work::Pretrain(p) => format!("pretraining {}", p.id()),
             Work::Finetune(f) => f.cell.id.clone(),
         }
     }
@@ -190,7 +178,8 @@ impl Runner {
     /// Arguments of the process that does the work, from its beginning.
     fn arguments(&self, work: Work) -> Result<Vec<String>> {
         let path = |p: &Path| p.display().to_string();
-        let (split, dir) = (path(&self.folder.join("split.json")), path(&self.dir(work)));
+        let split = |fold| path(&split_file(&self.folder, fold));
+        let dir = path(&self.dir(work));
         let config = &self.config;
         let mut arguments;
         match work {
@@ -199,16 +188,17 @@ impl Runner {
                 arguments = vec!["pretrain".to_owned(), format!("--data={}", path(data)), format!("--task={}", p.tasks)];
                 arguments.push(format!("--fraction={}", p.fraction));
                 if config.unlabelled.is_none() {
-                    arguments.push(format!("--split={split}"));
+                    arguments.push(format!("--split={}", split(p.fold)));
                 }
                 arguments.push(format!("--weights={}", path(&self.weights(p))));
                 arguments.extend(config.pretrain_flags(p)?);
             }
             Work::Finetune(f) => {
-                let Cell { arm, fraction, seed, .. } = &f.cell;
+                let Cell { arm, fraction, seed, fold, .. } = &f.cell;
                 let weights = f.pretraining.map(|i| self.weights(&self.pretrainings[i]).with_extension("pt"));
                 let weights = weights.map_or("none".to_owned(), |w| path(&w));
-                arguments = vec!["finetune".to_owned(), format!("--data={}", path(&config.data)), format!("--split={split}")];
+                arguments = vec!["finetune".to_owned(), format!("--data={}", path(&config.data))];
+                arguments.push(format!("--split={}", split(*fold)));
                 arguments.extend([format!("--weights={weights}"), format!("--arm={arm}")]);
                 arguments.extend([format!("--fraction={fraction}"), format!("--seed={seed}")]);
                 arguments.extend(config.finetune_flags()?);
@@ -285,7 +275,7 @@ impl Runner {
 
     /// Writes the report on what is done.
     pub fn report(&self) -> Result<String> {
-        write_report(&self.folder, &self.folder.join("report"))
+        write_report(std::slice::from_ref(&self.folder), &self.folder.join("report"))
     }
 
     fn index_of(&self, work: Work) -> usize {
@@ -348,6 +338,34 @@ impl Runner {
     }
 }
 
+/// Where the split of all cells, or of a fold, is kept.
+fn split_file(folder: &Path, fold: Option<u64>) -> PathBuf {
+    folder.join(format!("split{}.json", fold_suffix(fold)))
+}
+
+/// The split of all cells, or of every fold, run or not; those of an earlier start, if this is not the first.
+fn splits(config: &SweepConfig, folder: &Path, store: &Store, again: bool) -> Result<Vec<Split>> {
+    let usable = config.downstream()?.usable();
+    let sides = match (config.folds, config.test_fraction) {
+        (Some(of), _) => (0..of).map(|number| TestSide::Fold(Fold { number, of })).collect(),
+        (None, share) => vec![TestSide::Share(share.unwrap_or_default())],
+    };
+    let labelled = store.index().subjects.iter().any(|s| usable.has(s));
+    ensure!(labelled, "{}: no subject has a label for this task", config.data.display());
+    if let Some(folds) = config.folds {
+        warn_of_thin_classes(store, usable, folds);
+    }
+    let split = |side: TestSide| {
+        let file = split_file(folder, side.fold());
+        // Without `sweep.json` a split is left over from other settings.
+        match again && file.exists() {
+            true => Split::load(&file),
+            false => draw_split(store, usable, config.val_fraction, side, config.split_seed),
+        }
+    };
+    sides.into_iter().map(split).collect()
+}
+
 /// A command line of this program for a shell; arguments with other than plain characters in single quotes.
 fn shell_line(arguments: &[String]) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./,:+".contains(c);
@@ -360,7 +378,7 @@ fn shell_line(arguments: &[String]) -> String {
 
 /// Errors with the first setting that differs; some lists may grow, but not shrink, which would drop finished cells.
 fn same_settings(before: &Value, now: &Value) -> Result<()> {
-    const MAY_GROW: [&str; 5] = ["tasks", "arms", "fractions", "seeds", "unlabelled_fractions"];
+    const MAY_GROW: [&str; 6] = ["tasks", "arms", "fractions", "seeds", "unlabelled_fractions", "run_folds"];
     let (Some(before), Some(now)) = (before.as_object(), now.as_object()) else { bail!("settings are not a table") };
     for key in before.keys().chain(now.keys()).filter(|key| *key != "published") {
         let (was, is) = (before.get(key).unwrap_or(&json!(null)).clone(), now.get(key).unwrap_or(&json!(null)).clone());

@@ -235,6 +235,16 @@ pub enum TestSide {
     Fold(Fold),
 }
 
+impl TestSide {
+    /// The fold's number.
+    pub fn fold(self) -> Option<u64> {
+        match self {
+            TestSide::Share(_) => None,
+            TestSide::Fold(fold) => Some(fold.number),
+        }
+    }
+}
+
 /// The run's own split, the one named, or a new one of the usable scans.
 pub fn choose_split(config: &TrainConfig, test: TestSide, usable: Usable, store: &Store, run: Option<&Run>) -> Result<Split> {
     let own = run.map(Run::split_file);

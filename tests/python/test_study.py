@@ -243,6 +243,83 @@ def test_shares_ranks_folds_and_random_encoders(tmp_path):
     assert scaling[0] == ["arm", "labels", "10 % unlabelled", "100 % unlabelled"]
     row = next(row for row in scaling if row[:2] == ["rot warmup 3D", "10 %"])
     assert abs(numbers(row[2])[0] - 0.02) < 0.02 < 0.15 < numbers(row[3])[0]
+    # In 3D minus in 2D, of every arm.
+    assert text.count("### Difference to 2D") == 2 and len(sweep.table("### Difference to 2D")) == 1 + 4 * 2
+
+
+@pytest.fixture(scope="module")
+def both(tmp_path_factory):
+    """Sweeps of one study in 3D and in 2D, where the third dimension helps scratch alone, and their common report."""
+    folder = tmp_path_factory.mktemp("both")
+
+    def in_3d(rng, pretext, arm, fraction, share):
+        return scores({})(rng, pretext, arm, fraction, share) + rng.normal(0.3 if pretext == "scratch" else 0, 0.02)
+
+    number = {"pretext": "rot", "fraction": 0.1, "value": 0.7, "metric": "Dice", "source": "a paper"}
+    volumes = Sweep(folder / "3d", ARMS, in_3d, title="Volumes", published=[number])
+    slices = Sweep(folder / "2d", ARMS[:3], scores({}), ranks=(2,), title="Slices", published=[number])
+    slices.sweep["name"] = "flat"
+    slices.write()
+    printed = pretext3d("report", volumes.folder, slices.folder, "--out", folder / "out").stdout
+    volumes.markdown = (folder / "out/report.md").read_text()
+    return volumes, slices, folder / "out", printed
+
+
+def test_several_sweeps_stand_in_one_report(both):
+    volumes, slices, out, printed = both
+    assert volumes.markdown.startswith("# Volumes and Slices") and "Volumes and Slices" in printed
+    assert "should share" not in volumes.markdown and volumes.markdown.count("a paper") == 1
+    table = {row["id"]: row for row in rows(out / "results.csv")}
+    assert len(table) == len(volumes.results) + len(slices.results) == 32 + 24
+    for sweep, name in ((volumes, "synthetic"), (slices, "flat")):
+        assert all(float(table[f"{name}/{cell}"]["score"]) == result["score"] for cell, result in sweep.results.items())
+        # Each compares with its own scratch.
+        rank = sweep.sweep["cells"][0]["rank"]
+        for row in volumes.table("### Difference to scratch")[1:]:
+            pretext, arm, dimension = row[0].split()
+            if dimension != f"{rank}D":
+                continue
+            own, other = (sweep.of(p, a, float(row[1][:-2]) / 100) for p, a in ((pretext, arm), ("scratch", "scratch")))
+            assert abs(numbers(row[2])[0] - np.mean([own[u]["score"] - other[u]["score"] for u in own])) < 5.1e-4
+
+
+def test_3d_minus_2d_agrees_with_scipy(both):
+    volumes, slices, _, printed = both
+    table = volumes.table("### Difference to 2D")[1:]
+    # What only one of them has is not compared.
+    names = ["scratch 3D", "rot warmup 3D", "rpl warmup 3D"]
+    assert [row[:2] for row in table] == [list(place) for place in product(names, ("10 %", "100 %"))]
+    for row, ((pretext, arm), fraction) in zip(table, product(ARMS[:3], (0.1, 1.0))):
+        deep, flat = (sweep.of(pretext, arm, fraction) for sweep in (volumes, slices))
+        test = stats.ttest_rel([deep[u]["score"] for u in deep], [flat[u]["score"] for u in deep])
+        mean = np.mean([deep[u]["score"] - flat[u]["score"] for u in deep])
+        assert np.allclose(numbers(row[2]), [mean, *test.confidence_interval(0.95)], atol=5.1e-4), row
+        assert row[3] == "&lt; 0.001" if test.pvalue < 1e-3 else abs(float(row[3]) - test.pvalue) < 5.1e-4
+        assert (pretext == "scratch") == (f"{row[0]}, {row[1]} of the labels: gain of" in printed.split("Difference to 2D")[1])
+
+
+def test_sweeps_that_do_not_fit_together(both, tmp_path):
+    volumes, slices, _, _ = both
+    refused("report", volumes.folder, slices.folder, says=["--out"])
+    common = ["report", "--out", tmp_path / "out", volumes.folder]
+    refused(*common, volumes.folder, says=["the same pretext", volumes.folder])
+    refused(*common, tmp_path, says=[tmp_path, "not a sweep's folder"])
+    graded = Sweep(tmp_path / "graded", ARMS, scores({}), ranks=(2,))
+    for result in graded.results.values():
+        result["metric"] = "kappa"
+    graded.write()
+    refused(*common, graded.folder, says=[graded.folder, "kappa", volumes.folder, "dice"])
+    assert not (tmp_path / "out").exists()
+    # Other test cases make no fair pair: said, and left to the reader.
+    other = Sweep(tmp_path / "other", ARMS[:1], scores({}), ranks=(2,), seeds=[0])
+    for result in other.results.values():
+        result["cases"].pop()
+    other.write()
+    pretext3d(*common, other.folder)
+    text = (tmp_path / "out/report.md").read_text()
+    assert "should share their subjects in 2D and in 3D" in text and "differ in their test cases" in text
+    # Sweeps of the same name are told apart by their folders.
+    assert f"{volumes.folder}/scratch-scratch-f0.1-s0-u1.0-r3" in text and f"{other.folder}/scratch" in text
 
 
 class Page(HTMLParser):

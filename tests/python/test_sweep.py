@@ -16,7 +16,7 @@ arms = {arms}
 fractions = {fractions}
 seeds = {seeds}
 val_fraction = 0.2
-test_fraction = 0.2
+{test}
 
 [pretrain]
 filters = 2
@@ -44,7 +44,7 @@ threads = 1
 {more}
 """
 DEFAULTS = {"tasks": ["rot"], "arms": ["scratch", "warmup"], "fractions": [0.25, 1.0], "seeds": [0, 1], "steps": 1,
-            "loss": "dice"}
+            "loss": "dice", "test": "test_fraction = 0.2"}
 
 
 @pytest.fixture(scope="module")
@@ -237,6 +237,44 @@ def test_growing_lists(data, finished, tmp_path):
     assert results(out) == after and len(read_json(out / "sweep.json")["cells"]) == 8
 
 
+def test_every_fold_has_its_own_test_side_and_pretraining(data, tmp_path):
+    changes = {"fractions": [1.0], "seeds": [0]}
+    out, config = tmp_path / "out", written(tmp_path / "folds.toml", data, test="folds = 3\nrun_folds = [0, 2]", **changes)
+    done = pretext3d(*sweep(config, out))
+    cells = {f"cells/{arm}-f1-s0-k{k}" for arm in ("scratch-scratch", "rot-warmup") for k in (0, 2)}
+    assert set(results(out)) == cells | {"pretrain/rot-k0", "pretrain/rot-k2"} and "2 pretrainings and 4 fine-tunings" in done.stderr
+    # All folds are drawn and kept, so that those run later fit these.
+    splits = [read_json(out / f"split-k{k}.json") for k in range(3)]
+    everyone = sorted(entry["id"] for entry in read_json(data / "index.json")["subjects"])
+    assert sorted(sum((split["test"] for split in splits), [])) == everyone and not (out / "split.json").exists()
+    for k in (0, 2):
+        weights = {str(out / f"pretrain/rot-k{k}/encoder.pt")}
+        for arm in ("scratch-scratch", "rot-warmup"):
+            cell = out / f"cells/{arm}-f1-s0-k{k}"
+            result = read_json(cell / "result.json")
+            assert result["fold"] == k and sorted(case["id"] for case in result["cases"]) == splits[k]["test"]
+            assert read_json(cell / "split.json") == splits[k] and result["weights"] in weights | {None}
+        # Its encoder saw nothing that is tested on.
+        assert read_json(out / f"pretrain/rot-k{k}/split.json") == splits[k]
+    text = (out / "report/report.md").read_text()
+    assert "Folds share training subjects" in text and "warning" not in text.lower() and "2 runs" in text
+    before = results(out)
+    # The fold that was left out, without doing the others again.
+    written(config, data, test="folds = 3\nrun_folds = [0, 1, 2]", **changes)
+    planned = pretext3d(*sweep(config, out, "--dry-run")).stdout.splitlines()
+    assert len(planned) == 3 and all("split-k1.json" in line for line in planned)
+    pretext3d(*sweep(config, out))
+    assert set(results(out)) - set(before) == {"pretrain/rot-k1", *(cell.replace("k0", "k1") for cell in cells if "k0" in cell)}
+    refused(*sweep(written(config, data, test="folds = 4", **changes), out), says=["`folds` was 3 and is now 4"])
+    # Other scans are pretrained on once, for all folds; those that are tested on in any fold may not be among them.
+    more = ["sweep", "--config", written(config, data, test="folds = 3", **changes), "--dry-run"]
+    refused(*more, "--out", tmp_path / "same", "--unlabelled", data, says=[data, "tested on"])
+    pretext3d("phantom", "--kind", "brain", "--subjects", 4, "--size", 32, "--seed", 9, "--out", tmp_path / "others")
+    pretext3d("preprocess", "--data", tmp_path / "others", "--out", tmp_path / "other", "--size", 16, "--no-labels")
+    planned = pretext3d(*more, "--out", tmp_path / "other-out", "--unlabelled", tmp_path / "other").stdout.splitlines()
+    assert len(planned) == 7 and sum(" pretrain " in line for line in planned) == 1 and "split" not in planned[0]
+
+
 # What is refused before anything runs: settings and what the message must say.
 REFUSED = {
     "misspelt key": ({"more": "[finetun]\nlr = 1"}, ["finetun"]),
@@ -253,6 +291,12 @@ REFUSED = {
     "a task by two names": ({"tasks": ["rot", "rotation"]}, ["rot-warmup", "twice"]),
     "what the sweep sets": ({"more": "seed = 4"}, ["[finetune] seed"]),
     "another network": ({"more": "[pretrain.rpl]\nfilters = 4", "tasks": ["rot", "rpl"]}, ["`filters`", "4", "2", "rpl"]),
+    "two kinds of test side": ({"test": "test_fraction = 0.2\nfolds = 3"}, ["`test_fraction`", "`folds`"]),
+    "no test side": ({"test": ""}, ["`test_fraction`", "`folds`"]),
+    "one fold": ({"test": "folds = 1"}, ["`folds`", "found 1"]),
+    "more folds than subjects": ({"test": "folds = 12"}, ["12 folds", "found 11"]),
+    "a fold that is none": ({"test": "folds = 3\nrun_folds = [3]"}, ["`run_folds`", "0 to 2"]),
+    "another downstream task": ({"more": 'task = "detection"'}, ["[finetune] task", "detection"]),
     "a table of no task": ({"more": "[pretrain.rott]\nlr = 1"}, ["pretrain.rott"]),
 }
 

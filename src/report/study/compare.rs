@@ -2,7 +2,7 @@
 
 use super::read::{Cell, Finished, RANDOM, Records, SCRATCH};
 use crate::stats::{Estimate, Paired, SignedRank, estimate, holm, paired, signed_rank};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Rows of a table: what was trained and how.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +26,7 @@ pub enum Verdict {
     Unknown,
 }
 
-/// An arm against another one that shares everything but the encoder's start.
+/// An arm against another one that shares everything but the encoder's start, or its rank.
 pub struct Comparison {
     pub arm: Arm,
     pub fraction: f64,
@@ -51,6 +51,8 @@ pub struct Table {
     pub scratch: Vec<Comparison>,
     /// Frozen pretrained encoders with frozen random ones.
     pub random: Vec<Comparison>,
+    /// 3D with the same in 2D.
+    pub flat: Vec<Comparison>,
 }
 
 impl Arm {
@@ -154,14 +156,18 @@ impl Records {
             estimate(&scores.collect::<Vec<_>>())
         };
         let means = arms.iter().map(|arm| fractions.iter().map(|fraction| mean(arm, fraction)).collect()).collect();
+        let family = |pairs: Vec<(&Arm, Arm)>| {
+            let all = pairs.iter().flat_map(|(arm, other)| fractions.iter().map(move |&fraction| (*arm, other, fraction)));
+            adjusted(all.filter_map(|(arm, other, fraction)| self.compare(arm, other, fraction, unlabelled)).collect())
+        };
         let compare = |pretext: &str, own: &str, frozen: bool| {
             let pretrained = arms.iter().filter(|a| a.is_pretrained() && (!frozen || a.arm == own));
-            let pairs = pretrained.flat_map(|arm| fractions.iter().map(move |&fraction| (arm, fraction)));
-            let all = pairs.filter_map(|(arm, fraction)| self.compare(arm, &arm.baseline(pretext, own), fraction, unlabelled));
-            adjusted(all.collect())
+            family(pretrained.map(|arm| (arm, arm.baseline(pretext, own))).collect())
         };
         let (scratch, random) = (compare(SCRATCH, SCRATCH, false), compare(RANDOM, "frozen", true));
-        Table { unlabelled, means, scratch, random, arms, fractions }
+        let volumes = arms.iter().filter(|arm| arm.rank == 3);
+        let flat = family(volumes.map(|arm| (arm, Arm { rank: 2, ..arm.clone() })).collect());
+        Table { unlabelled, means, scratch, random, flat, arms, fractions }
     }
 
     /// Nothing where the sweep plans no pair.
@@ -198,22 +204,45 @@ impl Records {
             let (first, reference) = members[0];
             for (cell, f) in &members[1..] {
                 let (a, b) = (&reference.result, &f.result);
-                let ids = |f: &Finished| f.result.cases.iter().map(|c| c.id.clone()).collect::<std::collections::BTreeSet<_>>();
                 let differs = [
                     ("epochs", a.epochs != b.epochs),
                     ("data", a.data_fingerprint != b.data_fingerprint),
                     ("split", a.split_fingerprint != b.split_fingerprint),
                     ("numbers of training subjects", a.train_subjects != b.train_subjects),
-                    ("test cases", ids(reference) != ids(f)),
+                    ("test cases", tested(reference) != tested(f)),
                 ];
-                let names: Vec<&str> = differs.into_iter().filter(|d| d.1).map(|d| d.0).collect();
-                if !names.is_empty() {
-                    found.push(format!("{} and {} differ in their {}", first.id, cell.id, names.join(", ")));
-                }
+                found.extend(difference(&[first, cell], &differs));
             }
         }
         found
     }
+
+    /// Why a 3D and a 2D cell of the same share of labels, seed and fold may not be comparable: what they should share.
+    pub fn unfair_ranks(&self) -> Vec<String> {
+        let mut units: BTreeMap<_, BTreeMap<usize, (&Cell, &Finished)>> = BTreeMap::new();
+        for (cell, f) in self.done() {
+            let ranks = units.entry((cell.fraction.to_bits(), cell.seed, cell.fold)).or_default();
+            ranks.entry(cell.rank).or_insert((cell, f));
+        }
+        let pairs = units.values().filter_map(|ranks| ranks.get(&2).zip(ranks.get(&3)));
+        let differs = |(flat, deep): (&(&Cell, &Finished), &(&Cell, &Finished))| {
+            let subjects = flat.1.result.train_subjects != deep.1.result.train_subjects;
+            let tests = tested(flat.1) != tested(deep.1);
+            difference(&[flat.0, deep.0], &[("numbers of training subjects", subjects), ("test cases", tests)])
+        };
+        pairs.filter_map(differs).collect()
+    }
+}
+
+/// Ids of the test cases.
+fn tested(finished: &Finished) -> BTreeSet<&str> {
+    finished.result.cases.iter().map(|c| c.id.as_str()).collect()
+}
+
+/// Two cells and what they differ in; nothing where all is equal.
+fn difference([a, b]: &[&Cell; 2], differs: &[(&str, bool)]) -> Option<String> {
+    let names: Vec<&str> = differs.iter().filter(|d| d.1).map(|d| d.0).collect();
+    (!names.is_empty()).then(|| format!("{} and {} differ in their {}", a.id, b.id, names.join(", ")))
 }
 
 /// Differences of each test case's mean score over the pairs in which both sides define it, by the case's name.

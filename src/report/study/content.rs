@@ -28,8 +28,11 @@ pub fn summary(records: &Records, tables: &[Table]) -> Vec<Block> {
             blocks
                 .push(Block::Paragraph("The sweep plans no pair of a pretrained arm and scratch: nothing to compare.".into()));
         }
-        let families =
-            [(&table.scratch, "scratch", "training from scratch"), (&table.random, "random frozen", "frozen random weights")];
+        let families = [
+            (&table.scratch, "scratch", "training from scratch"),
+            (&table.random, "random frozen", "frozen random weights"),
+            (&table.flat, "2D", "the same in 2D"),
+        ];
         for (comparisons, other, whole) in families.into_iter().filter(|f| !f.0.is_empty()) {
             blocks.push(Block::Heading(3, format!("Difference to {other}")));
             blocks.push(Block::Paragraph(overall(comparisons, whole)));
@@ -96,10 +99,11 @@ fn warnings(records: &Records) -> Vec<String> {
     if !bare.is_empty() {
         said.push(format!("no metrics.jsonl, so no convergence of their arm and fraction, in {}", named(&bare)));
     }
-    let unfair = records.unfair();
-    if !unfair.is_empty() {
-        let unfair: Vec<&str> = unfair.iter().map(String::as_str).collect();
-        said.push(format!("these cells should share all but the encoder's start, and do not: {}", named(&unfair)));
+    let unfair =
+        [("all but the encoder's start", records.unfair()), ("their subjects in 2D and in 3D", records.unfair_ranks())];
+    for (what, pairs) in unfair.iter().filter(|(_, pairs)| !pairs.is_empty()) {
+        let pairs: Vec<&str> = pairs.iter().map(String::as_str).collect();
+        said.push(format!("these cells should share {what}, and do not: {}", named(&pairs)));
     }
     said
 }
@@ -162,8 +166,8 @@ fn definitions(records: &Records, tables: &[Table]) -> Vec<String> {
     ));
     said.push(format!(
         "Means are over {unit}s, with the 95 % interval of Student's t distribution (as the interval of a mean it may leave the \
-         score's range); the best mean of a column is emphasised, which alone shows no gain. Each pretraining ran once, so the \
-         variation of pretraining itself is in no interval."
+         score's range); the best mean of a column is emphasised, which alone shows no gain. Each pretraining ran once{}.",
+        if folds { ", or once for each fold where folds have their own" } else { ", so the variation of pretraining itself is in no interval" }
     ));
     if folds {
         said.push("Folds share training subjects, so runs are not independent and intervals are somewhat too short.".into());
@@ -172,7 +176,14 @@ fn definitions(records: &Records, tables: &[Table]) -> Vec<String> {
         "Differences are of pairs of the same share of labels and {unit}, with the interval and the two-sided p-value of the \
          paired t-test. A gain (loss) is an interval wholly above (below) 0; anything else shows none."
     ));
-    if tables.iter().any(|t| !t.scratch.is_empty()) {
+    if tables.iter().any(|t| !t.flat.is_empty()) {
+        said.push(
+            "Differences to 2D are those of 3D minus 2D of the same pretext task, arm, share of labels and repetition: above 0, the \
+             third dimension helps. The two networks differ in their number of weights as well."
+                .into(),
+        );
+    }
+    if tables.iter().any(|t| !t.scratch.is_empty() || !t.flat.is_empty()) {
         said.push(
             "Holm adjusts the p-values for all comparisons of their table. Wilcoxon's signed-rank test takes each test case once, \
              its difference averaged over the pairs: it speaks about other cases with these trained networks, not about other \

@@ -1,4 +1,4 @@
-//! The report on a sweep: tables, statistics, sentences and figures from the records in its folder, without running anything.
+//! The report on one or several sweeps: tables, statistics, sentences and figures from the records in their folders, without running anything.
 
 mod compare;
 mod content;
@@ -7,6 +7,7 @@ mod document;
 mod figures;
 pub mod read;
 mod results;
+mod unite;
 mod words;
 
 use crate::fs::write_atomic;
@@ -16,7 +17,7 @@ use converge::{Curve, Reach, curves, reach};
 use document::Block;
 use read::Records;
 use std::io::Write;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// Convergence of one share of labels and of unlabelled scans (none if there is only one).
 struct Convergence {
@@ -27,12 +28,13 @@ struct Convergence {
 }
 
 /// Writes `results.csv` (every finished cell), `report.md` with its figures, and `report.html`, which needs no other file,
-/// into `out`, for the sweep in `folder`. Returns the tables and sentences for a terminal. Finished cells are enough; how many
-/// are missing stands on top.
+/// into `out`, for the sweeps in `folders` together. Returns the tables and sentences for a terminal. Finished cells are enough;
+/// how many are missing stands on top.
 ///
-/// Errors: not a sweep's folder, no finished cell, a record that is malformed or of another cell, all named.
-pub fn write_report(folder: &Path, out: &Path) -> Result<String> {
-    let records = Records::read(folder)?;
+/// Errors: not a sweep's folder, no finished cell, a record that is malformed or of another cell, sweeps that cannot be compared,
+/// all named.
+pub fn write_report(folders: &[PathBuf], out: &Path) -> Result<String> {
+    let records = Records::read_all(folders)?;
     let tables = records.tables();
     let convergence = convergence(&records);
     let summary = content::summary(&records, &tables);

@@ -1,11 +1,11 @@
 //! A sweep's folder: `sweep.json`, `cells/ID/result.json` and `metrics.jsonl`, `pretrain/RUN/result.json`. Reading is strict.
 
 use crate::report::history::{History, Row};
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 
 /// Version of the three kinds of file that are read.
@@ -50,7 +50,7 @@ pub struct Cell {
 }
 
 /// A number from elsewhere, to be shown beside ours.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Published {
     pub pretext: String,
@@ -179,9 +179,9 @@ impl Cell {
 /// Errors on cells that could not be told apart or do not make sense.
 pub fn check(sweep: &Sweep) -> Result<()> {
     ensure!(!sweep.cells.is_empty(), "`cells` is empty");
-    let (mut ids, mut places) = (HashSet::new(), HashSet::new());
+    let mut ids = HashSet::new();
     for cell in &sweep.cells {
-        let Cell { id, pretext, arm, fraction, seed, fold, unlabelled, rank } = cell;
+        let Cell { id, pretext, arm, fraction, unlabelled, rank, .. } = cell;
         ensure!(!id.is_empty() && !id.contains(['/', '\\']) && id != "..", "cell {id:?}: not the name of a folder");
         ensure!(ids.insert(id), "cell {id:?} is listed twice");
         for (name, share) in [("fraction", fraction), ("unlabelled", unlabelled)] {
@@ -189,11 +189,19 @@ pub fn check(sweep: &Sweep) -> Result<()> {
         }
         ensure!((pretext == SCRATCH) == (arm == SCRATCH), "cell {id:?}: pretext {pretext:?} with arm {arm:?}");
         ensure!([2, 3].contains(rank), "cell {id:?}: `rank` is 2 or 3, found {rank}");
+    }
+    check_places(&sweep.cells)
+}
+
+/// Errors on cells that differ in nothing but their name.
+pub fn check_places(cells: &[Cell]) -> Result<()> {
+    let mut places = HashMap::new();
+    for cell in cells {
+        let Cell { id, pretext, arm, fraction, seed, fold, unlabelled, rank } = cell;
         let share = (!cell.is_baseline()).then(|| unlabelled.to_bits());
-        ensure!(
-            places.insert((pretext, arm, fraction.to_bits(), seed, fold, share, rank)),
-            "cell {id:?}: another one has the same pretext, arm, fraction, seed, fold, unlabelled share and rank"
-        );
+        if let Some(other) = places.insert((pretext, arm, fraction.to_bits(), seed, fold, share, rank), id) {
+            bail!("cell {id:?}: {other:?} has the same pretext, arm, fraction, seed, fold, unlabelled share and rank");
+        }
     }
     Ok(())
 }

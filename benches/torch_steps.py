@@ -1,6 +1,8 @@
-"""The networks of the rotation and the jigsaw task in plain PyTorch, and their training step.
+"""The networks of the rotation and the jigsaw task in plain PyTorch, on volumes the U-Net's encoder, on images torchvision's
+DenseNet-121, and their training step.
 
-    python3 torch_unet.py --task rot --window 64 --batch 2 --steps 5 [--tuned] [--device cuda]
+    python3 torch_steps.py --task rot --window 64 --batch 2 --steps 5 [--tuned] [--device cuda]
+    python3 torch_steps.py --task rot --encoder densenet121 --window 224 --batch 32 --channels 3 --steps 5
 
 prints one JSON line a step: `{"seconds": ...}`. The network, loss and batch are those of `pretext3d bench-step`; the data are
 random tensors that lie ready on the device.
@@ -20,14 +22,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
 from finetune_pytorch import Encoder  # noqa: E402
 
 CHANNELS = [16, 32, 64, 128, 256]
-ROTATIONS = 10
+ROTATIONS = {"unet": 10, "densenet121": 4}
 PATCHES, PERMUTATIONS, SHUFFLES = 27, 100, 32
 
 
 def pool(deepest):
-    """`[N, C, d, h, w]` to `[N, F]`: pooled by 2 where that leaves anything."""
+    """`[N, C, ...]` to `[N, F]`: pooled by 2 where that leaves anything."""
     if min(deepest.shape[2:]) >= 2:
-        deepest = F.max_pool3d(deepest, 2)
+        deepest = (F.max_pool3d if deepest.ndim == 5 else F.max_pool2d)(deepest, 2)
     return deepest.flatten(1)
 
 
@@ -46,10 +48,26 @@ class Rotation(nn.Module):
         super().__init__()
         side = window // 16
         self.encoder = Encoder(channels, CHANNELS)
-        self.head = mlp(CHANNELS[-1] * (side // 2 if side >= 2 else side) ** 3, ROTATIONS)
+        self.head = mlp(CHANNELS[-1] * (side // 2 if side >= 2 else side) ** 3, ROTATIONS["unet"])
 
     def forward(self, x):
         return self.head(pool(self.encoder(x)[-1]))
+
+
+class ImageRotation(nn.Module):
+    """`[B, C, s, s]` to logits `[B, 4]`."""
+
+    def __init__(self, window):
+        # Only here: what it takes belongs to no figure of the volumes.
+        import torchvision
+
+        super().__init__()
+        side = window // 32
+        self.encoder = torchvision.models.densenet121().features
+        self.head = mlp(1024 * (side // 2 if side >= 2 else side) ** 2, ROTATIONS["densenet121"])
+
+    def forward(self, x):
+        return self.head(pool(F.relu(self.encoder(x), inplace=True)))
 
 
 class Jigsaw(nn.Module):
@@ -69,11 +87,13 @@ class Jigsaw(nn.Module):
         return self.head(shuffled.flatten(2).flatten(0, 1))
 
 
-def build(task, window, batch, channels):
+def build(task, encoder, window, batch, channels):
     """Network, its inputs and its targets."""
     if task == "rot":
-        inputs = (torch.randn(batch, channels, window, window, window),)
-        return Rotation(channels, window), inputs, torch.randint(ROTATIONS, (batch,))
+        flat = encoder == "densenet121"
+        network = ImageRotation(window) if flat else Rotation(channels, window)
+        inputs = torch.randn(batch, channels, *[window] * (2 if flat else 3))
+        return network, (inputs,), torch.randint(ROTATIONS[encoder], (batch,))
     # As the binary: 3 voxels of jitter at a window of 128, in proportion.
     patch = window // 3 - max((3 * window + 64) // 128, 1)
     ids = torch.stack([torch.randperm(PERMUTATIONS)[:SHUFFLES] for _ in range(batch)])
@@ -83,6 +103,7 @@ def build(task, window, batch, channels):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=["rot", "jig"], required=True)
+    parser.add_argument("--encoder", choices=["unet", "densenet121"], default="unet", help="densenet121: --task rot on images of 3 channels")
     parser.add_argument("--window", type=int, required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
@@ -90,16 +111,19 @@ def main():
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--tuned", action="store_true", help="autocast bfloat16, channels last, fused AdamW, cuDNN benchmark")
     args = parser.parse_args()
+    if args.encoder == "densenet121" and (args.task, args.channels) != ("rot", 3):
+        parser.error("--encoder densenet121 goes with --task rot and --channels 3")
 
     torch.manual_seed(0)
-    network, inputs, targets = build(args.task, args.window, args.batch, args.channels)
+    network, inputs, targets = build(args.task, args.encoder, args.window, args.batch, args.channels)
     network, targets = network.to(args.device), targets.to(args.device)
     inputs = [x.to(args.device) for x in inputs]
     autocast = contextlib.nullcontext
     if args.tuned:
         torch.backends.cudnn.benchmark = True
-        network = network.to(memory_format=torch.channels_last_3d)
-        inputs[0] = inputs[0].to(memory_format=torch.channels_last_3d)
+        layout = torch.channels_last_3d if inputs[0].ndim == 5 else torch.channels_last
+        network = network.to(memory_format=layout)
+        inputs[0] = inputs[0].to(memory_format=layout)
         autocast = lambda: torch.autocast(torch.device(args.device).type, dtype=torch.bfloat16)  # noqa: E731
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-3, fused=args.tuned or None)
     synchronize = torch.cuda.synchronize if args.device.startswith("cuda") else lambda: None

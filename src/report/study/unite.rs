@@ -1,0 +1,54 @@
+//! Several sweeps in one report.
+
+use super::content::title;
+use super::read::{Records, check_places};
+use anyhow::{Context, Result, ensure};
+use std::path::PathBuf;
+
+impl Records {
+    /// The records of one sweep, or of several together: then the names of cells and pretrainings begin with their sweep's.
+    ///
+    /// Errors: no folder, what [`Records::read`] refuses, different metrics, and cells of two sweeps that no table could tell
+    /// apart.
+    pub fn read_all(folders: &[PathBuf]) -> Result<Records> {
+        let parts = folders.iter().map(|folder| Records::read(folder)).collect::<Result<Vec<_>>>()?;
+        let names: Vec<String> = parts.iter().map(|part| part.sweep.name.clone()).collect();
+        let titles: Vec<String> = parts.iter().map(title).collect();
+        let mut parts = parts.into_iter().zip(folders).enumerate();
+        let (_, (mut all, first)) = parts.next().context("no sweep's folder given")?;
+        if folders.len() == 1 {
+            return Ok(all);
+        }
+        let label = |i: usize| match names.iter().filter(|name| **name == names[i]).count() {
+            1 => names[i].clone(),
+            _ => folders[i].display().to_string(),
+        };
+        all.name_after(&label(0));
+        for (i, (mut part, folder)) in parts {
+            let (found, expected) = (part.metric(), all.metric());
+            ensure!(
+                found == expected,
+                "{}: its metric is {found:?}, that of {} {expected:?}; a common report needs one metric",
+                folder.display(),
+                first.display()
+            );
+            part.name_after(&label(i));
+            all.sweep.cells.extend(part.sweep.cells);
+            all.finished.extend(part.finished);
+            all.pretraining.extend(part.pretraining);
+            for number in part.sweep.published {
+                if !all.sweep.published.contains(&number) {
+                    all.sweep.published.push(number);
+                }
+            }
+        }
+        all.sweep.title = Some(titles.join(" and "));
+        check_places(&all.sweep.cells).context("sweeps that cannot stand in one report")?;
+        Ok(all)
+    }
+
+    fn name_after(&mut self, sweep: &str) {
+        let names = self.sweep.cells.iter_mut().map(|cell| &mut cell.id).chain(self.pretraining.iter_mut().map(|p| &mut p.0));
+        names.for_each(|name| *name = format!("{sweep}/{name}"));
+    }
+}
