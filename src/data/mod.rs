@@ -34,6 +34,10 @@ pub trait Scans: Send + Sync {
     fn label(&self, scan: usize, _region: Region, _orientation: Orientation, _out: &mut [u8]) -> Result<()> {
         bail!("{}: has no label", self.id(scan))
     }
+    /// Class of a whole scan, where it has one.
+    fn class(&self, _scan: usize) -> Option<u8> {
+        None
+    }
     /// All voxels of a scan, `[C, D, H, W]`, row-major.
     fn whole(&self, scan: usize) -> Result<Vec<f32>> {
         let shape = self.shape(scan);

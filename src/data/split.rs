@@ -3,6 +3,7 @@
 use crate::fs::write_atomic;
 use crate::rng::{Stream, rng};
 use anyhow::{Context, Result, bail, ensure};
+pub use kfold::{Candidate, Fold, subject_classes, thin_classes};
 use rand::RngCore;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -22,6 +23,9 @@ pub fn subject(id: &str) -> &str {
 pub struct Split {
     /// Keys the order in which subjects were drawn, and in which [`Split::fraction`] takes them.
     pub seed: u64,
+    /// Of a cross-validation: which of its folds the test side is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fold: Option<Fold>,
     /// Sorted ids, as the others.
     pub train: Vec<String>,
     pub val: Vec<String>,
@@ -29,19 +33,19 @@ pub struct Split {
 }
 
 impl Split {
-    /// Draws the sides for the scans `(id, side given by the dataset)`; their order does not matter.
+    /// Draws the sides for these scans, whatever their classes; their order does not matter.
     ///
     /// A given side (`train`, `val` or `test`) is kept. `val` and `test` are drawn from the subjects without one, as fractions
     /// in [0, 1) of those, at least one subject each; a side whose fraction is 0, or for which the dataset gives any subject, is
     /// not drawn. All others are trained on.
     ///
     /// Errors: unknown or contradictory given sides, fractions out of range, and too few subjects for a side.
-    pub fn draw(subjects: &[(String, Option<String>)], val_fraction: f64, test_fraction: f64, seed: u64) -> Result<Split> {
+    pub fn draw(scans: &[Candidate], val_fraction: f64, test_fraction: f64, seed: u64) -> Result<Split> {
         for (name, fraction) in [("validation", val_fraction), ("test", test_fraction)] {
             ensure!((0.0..1.0).contains(&fraction), "the {name} fraction must be at least 0 and below 1, found {fraction}");
         }
         let mut given: BTreeMap<&str, Option<&str>> = BTreeMap::new();
-        for (id, side) in subjects {
+        for Candidate { id, side, .. } in scans {
             let id = subject(id);
             let earlier = given.entry(id).or_insert(side.as_deref());
             ensure!(
@@ -51,7 +55,7 @@ impl Split {
                 side.as_deref().unwrap_or("none")
             );
         }
-        let mut split = Split { seed, train: vec![], val: vec![], test: vec![] };
+        let mut split = Split { seed, fold: None, train: vec![], val: vec![], test: vec![] };
         let mut free = vec![];
         for (&id, &side) in &given {
             match side {
@@ -89,10 +93,15 @@ impl Split {
     /// The first `fraction` in (0, 1] of the training subjects, at least one, in an order that depends on the seed and on each
     /// id alone: a smaller fraction is contained in a larger one, and a new subject shifts the others by one place at most.
     pub fn fraction(&self, fraction: f64) -> Result<Vec<String>> {
+        self.first(fraction, |ids| shuffled(ids, self.seed))
+    }
+
+    /// The first `fraction` of the training subjects in some order of all of them.
+    fn first<'a>(&'a self, fraction: f64, order: impl FnOnce(Vec<&'a str>) -> Vec<&'a str>) -> Result<Vec<String>> {
         ensure!(fraction > 0.0 && fraction <= 1.0, "the label fraction must be above 0 and at most 1, found {fraction}");
         ensure!(!self.train.is_empty(), "the split has no training subjects to take a fraction of");
         let n = ((fraction * self.train.len() as f64).round() as usize).max(1);
-        let order = shuffled(self.train.iter().map(String::as_str).collect(), self.seed);
+        let order = order(self.train.iter().map(String::as_str).collect());
         Ok(order[..n].iter().map(|id| id.to_string()).collect())
     }
 
@@ -150,5 +159,6 @@ fn shuffled(ids: Vec<&str>, seed: u64) -> Vec<&str> {
     ids
 }
 
+mod kfold;
 #[cfg(test)]
 mod tests;

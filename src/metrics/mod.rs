@@ -1,5 +1,6 @@
-//! Scores of segmentations: numbers only. Knows no libtorch and no files.
+//! Scores of segmentations and of classes: numbers only. Knows no libtorch and no files.
 
+pub mod agreement;
 pub mod case;
 pub mod overlap;
 pub mod summary;

@@ -9,7 +9,7 @@ use crate::data::store::Store;
 use crate::fs::write_atomic;
 use crate::report::study::read::{self as study, Cell, CellResult, Sweep};
 use crate::report::study::write_report;
-use crate::train::run::draw_split;
+use crate::train::run::{TestSide, Usable, draw_split};
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
 use config::{Finetuning, Pretraining, SweepConfig};
@@ -96,7 +96,13 @@ impl Runner {
             false => {
                 let labelled = store.index().subjects.iter().any(|s| s.label);
                 ensure!(labelled, "{}: no subject has a label", config.data.display());
-                draw_split(&store, true, config.val_fraction, config.test_fraction, config.split_seed)?
+                draw_split(
+                    &store,
+                    Usable::Segmented,
+                    config.val_fraction,
+                    TestSide::Share(config.test_fraction),
+                    config.split_seed,
+                )?
             }
         };
         let runner = Runner { config, folder, shard, pretrainings, finetunings, sweep, split };

@@ -1,6 +1,8 @@
 //! Pretext and downstream tasks: what a sample is, and what the network must predict from it. A task knows no files and no training loop;
 //! the training loop knows only [`Task`] and [`Head`].
 
+pub mod class_weights;
+pub mod classification;
 pub mod cpc;
 pub mod exemplar;
 pub mod jigsaw;
@@ -142,7 +144,11 @@ pub trait Task: Send + Sync {
     fn judges_scans(&self) -> bool {
         false
     }
-    /// Metrics, by name, over what [`Head::judge`] gave for each scan; among them the first of [`Task::metrics`].
+    /// Metric that selects the best checkpoint (higher is better).
+    fn selects(&self) -> &'static str {
+        self.metrics()[0].name
+    }
+    /// Metrics, by name, over what [`Head::judge`] gave for each scan; the first is [`Task::selects`].
     fn summarise(&self, _judged: &[Vec<f64>]) -> Vec<(String, f64)> {
         vec![]
     }
@@ -152,7 +158,7 @@ pub trait Task: Send + Sync {
     }
     /// Amounts that the task trains with unless the user says otherwise.
     fn amounts(&self) -> Amounts;
-    /// Metrics of [`Outcome::metrics`], in order; the first one selects the best checkpoint (higher is better).
+    /// Metrics of [`Outcome::metrics`], in order.
     fn metrics(&self) -> Vec<MetricInfo>;
 }
 

@@ -2,28 +2,29 @@
 //! side (method 6).
 
 use super::config::{self, TrainConfig, share};
-use super::model::Downstream;
+use super::downstream::{self, Downstreams};
 use super::pretrain::scans_of;
-use super::run::{self, Run, object};
+use super::run::{self, Run, TestSide, object};
 use super::session::{Ended, Session};
 use super::stop::Stop;
 use super::trainer::{Setup, Trainer};
 use crate::checkpoint::Tensors;
 use crate::data::Scans;
-use crate::data::split::Split;
+use crate::data::split::{Fold, Split, subject};
 use crate::data::store::{Store, Subset};
 use crate::dim::{Rank, voxels};
 use crate::export;
-use crate::foreground::Foreground;
 use crate::nn::{Architecture, EncoderConfig};
 use crate::report::study::read::{RANDOM, SCRATCH};
-use crate::tasks::Task;
-use crate::tasks::segmentation::{Segmentation, SegmentationConfig};
+use crate::tasks::class_weights::ClassWeights;
+use crate::tasks::classification::ClassificationConfig;
+use crate::tasks::segmentation::SegmentationConfig;
 use crate::transform::augment::AugmentConfig;
 use crate::weights::{self, ENCODER};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -41,14 +42,6 @@ pub enum Arm {
     Full,
 }
 
-/// Downstream tasks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Downstreams {
-    /// The class of every voxel
-    Segmentation,
-}
-
 /// What test scores are of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -62,6 +55,7 @@ pub enum Regions {
 #[derive(Clone, Debug, Serialize, clap::Args)]
 #[serde(rename_all = "kebab-case")]
 pub struct FinetuneConfig {
+    /// What is learnt from the labels
     #[arg(long, value_enum, default_value = "segmentation")]
     pub task: Downstreams,
     /// Pretrained encoder: an exported .pt or .safetensors, a run's checkpoint, or `none`
@@ -76,9 +70,15 @@ pub struct FinetuneConfig {
     #[command(flatten)]
     #[serde(flatten)]
     pub train: TrainConfig,
-    /// Share of the subjects held out for the final test, above 0 and below 1
+    /// Share of the subjects held out for the final test, above 0 and below 1; not used with --folds
     #[arg(long, value_name = "SHARE", default_value_t = 0.2, help_heading = "Data")]
     pub test_fraction: f64,
+    /// Cross-validation: divide the subjects into this many folds, at least 2, with equal shares of each class
+    #[arg(long, value_name = "N", requires = "fold", conflicts_with = "split", help_heading = "Data")]
+    pub folds: Option<u64>,
+    /// The fold that is tested on, from 0
+    #[arg(long, value_name = "K", requires = "folds", help_heading = "Data")]
+    pub fold: Option<u64>,
     /// What test scores are of
     #[arg(long, value_enum, default_value = "classes", help_heading = "Data")]
     pub regions: Regions,
@@ -91,9 +91,16 @@ pub struct FinetuneConfig {
     /// Levels of the U-Net [default: those of the weights, without weights 5]
     #[arg(long, help_heading = "Network")]
     pub levels: Option<usize>,
+    /// Weight of each class in the loss, class 0 (of a segmentation the background) first, or `balanced`: inversely to how often the
+    /// training side holds it [default: 1 each]
+    #[arg(long, value_name = "W,...|balanced", help_heading = "Optimization")]
+    pub class_weights: Option<ClassWeights>,
     #[command(flatten)]
     #[serde(flatten)]
     pub segmentation: SegmentationConfig,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub classification: ClassificationConfig,
     #[command(flatten)]
     pub aug: AugmentConfig,
 }
@@ -114,10 +121,22 @@ impl FinetuneConfig {
         self.arm.unwrap_or(if self.random() { Arm::Scratch } else { Arm::Warmup })
     }
 
+    /// What a new split's test side is.
+    fn test_side(&self) -> TestSide {
+        match (self.folds, self.fold) {
+            (Some(of), Some(number)) => TestSide::Fold(Fold { number, of }),
+            _ => TestSide::Share(self.test_fraction),
+        }
+    }
+
     fn check(&self) -> Result<()> {
         self.train.check()?;
         self.aug.check()?;
         share("test-fraction", self.test_fraction, false)?;
+        if let TestSide::Fold(Fold { number, of }) = self.test_side() {
+            ensure!(of >= 2, "--folds must be at least 2, found {of}");
+            ensure!(number < of, "--fold must be from 0 to {}, found {number}", of - 1);
+        }
         config::network(self.filters, self.levels)?;
         match (self.arm(), self.random()) {
             (Arm::Scratch, false) => bail!("--arm scratch starts from random weights: give --weights none"),
@@ -169,14 +188,11 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     config.check()?;
     let stop = Stop::on_signals()?;
     let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
-    let Some(labels) = store.index().labels.clone() else {
-        bail!("{}: the store has no labels; preprocess with them (not --no-labels)", config.train.data.display())
-    };
-    config.segmentation.check(labels.len())?;
+    config.task.check(config, store.index())?;
     let device = config.train.device.resolve()?;
     let input = export::Input::of(&store);
     let run = resume.map(|dir| Run::reopen(dir, config::settings(config), &[], &input)).transpose()?;
-    let split = run::choose_split(&config.train, config.test_fraction, true, &store, run.as_ref())?;
+    let split = run::choose_split(&config.train, config.test_side(), config.task.usable(), &store, run.as_ref())?;
     let sides = sides(config, &store, &split)?;
     // A run that goes on has its weights in its checkpoint, unless it was killed before the first.
     let saved = match config.random() || run.as_ref().is_some_and(Run::has_checkpoint) {
@@ -188,11 +204,8 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         Some(run) => run.network()?,
         None => network(config, rank, store.channels(), saved.as_ref())?,
     };
-    let patch = config.segmentation.patch_shape(&store, rank, encoder.reduction())?;
-
-    let train = &sides.train;
-    let foreground = Arc::new(Foreground::of(train, labels.len())?);
-    let task = Segmentation::new(&config.segmentation, &config.aug, rank, patch, labels.clone(), foreground)?;
+    let (task, downstream) = downstream::build(config, &store, &sides.train, &encoder)?;
+    let view = task.view_shape();
     let epochs = config.train.epochs.unwrap_or(task.amounts().epochs);
     let mut resolved = config.clone();
     (resolved.train.epochs, resolved.arm) = (Some(epochs), Some(config.arm()));
@@ -206,7 +219,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     let trainer = Trainer::new(Setup {
         config: &resolved.train,
         device,
-        tasks: vec![(Arc::new(task), 1.)],
+        tasks: vec![(task, 1.)],
         encoder: encoder.clone(),
         train: sides.train.clone(),
         valid: sides.valid.clone(),
@@ -215,10 +228,10 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     let batch = trainer.tasks[0].batch;
     resolved.train.batch_size = Some(batch);
     // Batch normalisation of one value has no variance: its running one becomes NaN, and every prediction background.
-    let deepest = trainer.network.encoder.deepest_shape(patch);
+    let deepest = trainer.network.encoder.deepest_shape(view);
     ensure!(
         batch as usize * voxels(deepest) > 1,
-        "--batch-size 1 and a patch of {patch:?}: the deepest level would normalise a single voxel; give larger ones"
+        "--batch-size 1 and a patch of {view:?}: the deepest level would normalise a single voxel; give larger ones"
     );
     let (mut pretrained, mut report) = (Value::Null, String::new());
     if let Some(saved) = &saved {
@@ -244,8 +257,6 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
             run
         }
         None => {
-            let segmentation = config.segmentation.clone();
-            let downstream = Downstream { task: name.to_owned(), labels, patch, segmentation };
             let parts = json!({ "network": encoder, "input": input, "downstream": downstream, "pretrained": pretrained });
             let out = config.train.out.as_deref();
             Run::create(out, name, config::settings(&resolved), &split, object(parts))?
@@ -253,7 +264,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     };
     run.keep_load_report(&report)?;
     eprintln!(
-        "{}: {name} from {}, arm {}, on {device:?} in {}, {} training, {} validation and {} test scans, patch {patch:?}, {} steps an \
+        "{}: {name} from {}, arm {}, on {device:?} in {}, {} training, {} validation and {} test scans, {} of {view:?} voxels, {} steps an \
          epoch",
         run.dir.display(),
         config.weights.display(),
@@ -262,9 +273,10 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         sides.train.len(),
         sides.valid.len(),
         sides.test.len(),
+        if config.task == Downstreams::Segmentation { "patches" } else { "whole scans" },
         trainer.steps
     );
-    let metric = format!("{name}.{}", trainer.tasks[0].task.metrics()[0].name);
+    let metric = format!("{name}.{}", trainer.tasks[0].task.selects());
     let mut session = Session::open(run.clone(), trainer, name.to_owned(), 1, config.train.save_minutes, stop)?;
     if let Ended::Stopped = session.train()? {
         eprintln!("stopped and saved; continue with: pretext3d finetune --resume {}", run.dir.display());
@@ -285,16 +297,18 @@ fn sides(config: &FinetuneConfig, store: &Store, split: &Split) -> Result<Sides>
         "--fraction {fraction} leaves no subject of {n}; the smallest that leaves one is {:.4}",
         0.5 / n as f64
     );
+    let usable = config.task.usable();
     let subset = |side: &str, subjects: &[String]| -> Result<Arc<Subset>> {
-        let scans = scans_of(store, subjects);
-        let subset = store.subset(&scans)?;
-        if let Some(without) = (0..subset.len()).find(|&s| !store.index().subjects[subset.scan(s)].label) {
-            bail!("{side} subject {}: has no label in {}", subset.id(without), store.folder().display());
+        let has = |id: &String| store.find(id).is_some_and(|scan| usable.has(&store.index().subjects[scan]));
+        let scans: Vec<String> = scans_of(store, subjects).into_iter().filter(has).collect();
+        let found: HashSet<&str> = scans.iter().map(|id| subject(id)).collect();
+        if let Some(without) = subjects.iter().find(|id| !found.contains(id.as_str())) {
+            bail!("{side} subject {without}: has no {} in {}", config.task.label(), store.folder().display());
         }
-        Ok(Arc::new(subset))
+        Ok(Arc::new(store.subset(&scans)?))
     };
     Ok(Sides {
-        train: subset("training", &split.fraction(fraction)?)?,
+        train: subset("training", &split.balanced_fraction(fraction, &usable.classes(store))?)?,
         valid: subset("validation", &split.val)?,
         test: subset("test", &split.test)?,
     })

@@ -1,7 +1,7 @@
 //! Pretraining: one or several pretext tasks on unlabelled scans, then the export of the encoder.
 
 use super::config::{self, TrainConfig};
-use super::run::{self, Run, object};
+use super::run::{self, Run, TestSide, Usable, object};
 use super::session::{Ended, Session};
 use super::stop::Stop;
 use super::trainer::{Setup, Trainer};
@@ -126,7 +126,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let input = export::Input::of(&store);
     let settings = config::settings(config);
     let run = resume.map(|dir| Run::reopen(dir, settings, &["weights"], &input)).transpose()?;
-    let split = run::choose_split(&config.train, 0., false, &store, run.as_ref())?;
+    let split = run::choose_split(&config.train, TestSide::Share(0.), Usable::All, &store, run.as_ref())?;
     let train = Arc::new(store.subset(&scans_of(&store, &split.fraction(config.train.fraction)?))?);
     let valid = Arc::new(store.subset(&scans_of(&store, &split.val))?);
     let (rank, window) = geometry(config, &store)?;

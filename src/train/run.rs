@@ -4,8 +4,8 @@ use super::config::{RESUMABLE, TrainConfig};
 use super::means::Means;
 use super::network::Network;
 use crate::checkpoint::{self, MODEL, OPTIMIZER, Tensors, split_checkpoint};
-use crate::data::split::Split;
-use crate::data::store::Store;
+use crate::data::split::{Candidate, Fold, Split, subject_classes, thin_classes};
+use crate::data::store::{Entry, Store};
 use crate::export::Input;
 use crate::nn::EncoderConfig;
 use crate::optim::Optimizer;
@@ -13,7 +13,7 @@ use crate::report::history::History;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
 
 /// Layout of checkpoints and of `config.json`; a reader refuses newer ones.
@@ -194,20 +194,58 @@ impl Run {
     }
 }
 
-/// The run's own split, the one named, or a new one.
-///
-/// `labelled`: only of subjects with labels; one that the split names without them is an error.
-pub fn choose_split(
-    config: &TrainConfig,
-    test_fraction: f64,
-    labelled: bool,
-    store: &Store,
-    run: Option<&Run>,
-) -> Result<Split> {
+/// Which scans of a store a run is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Usable {
+    All,
+    /// Those with labelled voxels.
+    Segmented,
+    /// Those with a class of their own, whose shares a cross-validation and a fraction keep.
+    Classified,
+}
+
+impl Usable {
+    pub fn has(self, scan: &Entry) -> bool {
+        match self {
+            Usable::All => true,
+            Usable::Segmented => scan.label,
+            Usable::Classified => scan.class.is_some(),
+        }
+    }
+
+    /// The usable scans of a store.
+    pub fn candidates(self, store: &Store) -> Vec<Candidate> {
+        let scans = store.index().subjects.iter().filter(|scan| self.has(scan));
+        let class = |scan: &Entry| scan.class.filter(|_| self == Usable::Classified);
+        scans.map(|scan| Candidate { id: scan.id.clone(), side: scan.split.clone(), class: class(scan) }).collect()
+    }
+
+    /// The subjects' classes, which [`Split::balanced_fraction`] balances: the highest of a subject's scans.
+    pub fn classes(self, store: &Store) -> BTreeMap<String, u8> {
+        let scans = self.candidates(store);
+        subject_classes(&scans).into_iter().filter_map(|(id, class)| Some((id.to_owned(), class?))).collect()
+    }
+}
+
+/// How a new split's test side is drawn.
+#[derive(Clone, Copy, Debug)]
+pub enum TestSide {
+    /// This share of the subjects that the dataset gives no side, 0 for none.
+    Share(f64),
+    Fold(Fold),
+}
+
+/// The run's own split, the one named, or a new one of the usable scans.
+pub fn choose_split(config: &TrainConfig, test: TestSide, usable: Usable, store: &Store, run: Option<&Run>) -> Result<Split> {
     let own = run.map(Run::split_file);
     let split = match own.as_ref().or(config.split.as_ref()) {
         Some(file) => Split::load(file)?,
-        None => draw_split(store, labelled, config.val_fraction, test_fraction, config.seed)?,
+        None => {
+            if let TestSide::Fold(fold) = test {
+                warn_of_thin_classes(store, usable, fold.of);
+            }
+            draw_split(store, usable, config.val_fraction, test, config.seed)?
+        }
     };
     let unused = split.check(store.ids())?;
     if !unused.is_empty() {
@@ -221,11 +259,23 @@ pub fn versions() -> Value {
     json!({ "pretext3d": env!("CARGO_PKG_VERSION"), "libtorch": crate::ffi::compiled_version() })
 }
 
-/// A new split of a store's subjects, or of those with labels.
-pub fn draw_split(store: &Store, labelled: bool, val_fraction: f64, test_fraction: f64, seed: u64) -> Result<Split> {
-    let usable = store.index().subjects.iter().filter(|s| s.label || !labelled);
-    let subjects: Vec<_> = usable.map(|s| (s.id.clone(), s.split.clone())).collect();
-    Split::draw(&subjects, val_fraction, test_fraction, seed)
+/// A new split of a store's usable scans.
+pub fn draw_split(store: &Store, usable: Usable, val_fraction: f64, test: TestSide, seed: u64) -> Result<Split> {
+    let scans = usable.candidates(store);
+    match test {
+        TestSide::Share(share) => Split::draw(&scans, val_fraction, share, seed),
+        TestSide::Fold(fold) => Split::kfold(&scans, fold, val_fraction, seed),
+    }
+    .with_context(|| store.folder().display().to_string())
+}
+
+/// Names on standard error the classes that have too few subjects for every fold to test one.
+pub fn warn_of_thin_classes(store: &Store, usable: Usable, folds: u64) {
+    for (class, n) in thin_classes(&usable.candidates(store), folds) {
+        let name = store.index().classes.as_ref().and_then(|names| names.get(class as usize));
+        let name = name.map_or_else(|| class.to_string(), |name| format!("{class} ({name})"));
+        eprintln!("warning: class {name} has {n} subjects, fewer than the {folds} folds: some folds test none of it");
+    }
 }
 
 /// A JSON object as the map it is.

@@ -328,8 +328,8 @@ impl Trainer {
         let metrics = run.task.summarise(&judged);
         ensure!(
             metrics.first().is_some_and(|(_, value)| value.is_finite()),
-            "validation: {} is undefined: no scan has foreground in its label or its prediction",
-            run.task.metrics()[0].name
+            "validation: {} is undefined: the validation scans hold no foreground, or a single class",
+            run.task.selects()
         );
         for (name, value) in metrics.into_iter().filter(|(_, value)| value.is_finite()) {
             means.add(&format!("{}.{name}", run.task.name()), value, 1.);
@@ -337,12 +337,12 @@ impl Trainer {
         Ok(())
     }
 
-    /// What the best checkpoint is chosen by: the first metric of each task, averaged.
+    /// What the best checkpoint is chosen by: [`Task::selects`] of each task, averaged.
     pub fn score(&self, validation: &Means) -> f64 {
-        let first = |run: &TaskRun| {
-            let metric = run.task.metrics()[0].name;
-            validation.get(&format!("{}.{metric}", run.task.name())).expect("validation reports every metric")
+        let selected = |run: &TaskRun| {
+            let metric = format!("{}.{}", run.task.name(), run.task.selects());
+            validation.get(&metric).expect("validation reports every metric")
         };
-        self.tasks.iter().map(first).sum::<f64>() / self.tasks.len() as f64
+        self.tasks.iter().map(selected).sum::<f64>() / self.tasks.len() as f64
     }
 }

@@ -188,6 +188,35 @@ def test_fractions_keep_validation_and_test(folder, tmp_path):
     assert splits[0] == splits[1]
 
 
+def test_folds_test_every_subject_once(folder, tmp_path):
+    from sklearn.model_selection import KFold
+
+    tested, prints, store = [], set(), folder / "four"
+    for fold in range(3):
+        out = tmp_path / str(fold)
+        pretext3d(*finetune(store, out, "none", *SHAPE, *STILL, "--folds", 3, "--fold", fold))
+        split, result = read_json(out / "split.json"), read_json(out / "result.json")
+        assert result["fold"] == fold and split["fold"] == {"number": fold, "of": 3}
+        # Sizes as scikit-learn's; a fifth of the others for validation.
+        train, test = list(KFold(3).split(range(12)))[fold]
+        assert [result[f"{side}_subjects"] for side in ("train", "val", "test")] == [len(train) - 2, 2, len(test)]
+        assert sorted(case["id"] for case in result["cases"]) == split["test"]
+        tested += split["test"]
+        prints.add(result["split_fingerprint"])
+    assert sorted(tested) == [entry["id"] for entry in read_json(store / "index.json")["subjects"]] and len(prints) == 3
+    # The split that was drawn is used as any other, and keeps its fold.
+    again = tmp_path / "again"
+    pretext3d(*finetune(store, again, "none", *SHAPE, *STILL, "--split", tmp_path / "2/split.json"))
+    assert read_json(again / "result.json")["fold"] == 2
+
+    def bad(*more, says, **options):
+        refused(*finetune(store, tmp_path / "bad", "none", *SHAPE, *more), says=says, **options)
+
+    bad("--folds", 3, "--fold", 3, says=["--fold must be from 0 to 2, found 3"])
+    bad("--folds", 1, "--fold", 0, says=["--folds must be at least 2"])
+    bad("--folds", 13, "--fold", 0, says=[store, "13 folds", "found 12"])
+
+
 class Decoder(nn.Module):
     """The decoder in plain PyTorch: a pyramid, finest first, to logits."""
 

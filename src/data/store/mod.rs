@@ -343,6 +343,10 @@ impl Scans for Store {
         turn::turn(label, self.index().subjects[scan].shape, region, orientation, out);
         Ok(())
     }
+
+    fn class(&self, scan: usize) -> Option<u8> {
+        self.index().subjects[scan].class
+    }
 }
 
 /// Some of a store's subjects.
@@ -386,6 +390,10 @@ impl Scans for Subset {
 
     fn label(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [u8]) -> Result<()> {
         self.store.label(self.scans[scan], region, orientation, out)
+    }
+
+    fn class(&self, scan: usize) -> Option<u8> {
+        self.store.class(self.scans[scan])
     }
 }
 

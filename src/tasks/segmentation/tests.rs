@@ -9,14 +9,20 @@ use crate::transform::augment::Augmentation;
 use ndarray::{Array3, ArrayView2, Axis};
 
 const CLASSES: usize = 4;
+const EQUAL: [f64; CLASSES] = [1.; CLASSES];
 
-fn config(loss: Loss, class_weights: &[f64], deep_supervision: bool) -> SegmentationConfig {
-    let class_weights = class_weights.to_vec();
-    SegmentationConfig { patch: vec![], foreground_share: 0.5, loss, class_weights, deep_supervision, overlap: 0.5 }
+fn config(loss: Loss, deep_supervision: bool) -> SegmentationConfig {
+    SegmentationConfig { loss, deep_supervision, ..Default::default() }
 }
 
-fn head(vs: &nn::VarStore, encoder: &dyn Encoder, config: &SegmentationConfig, patch: Shape) -> SegmentationHead {
-    SegmentationHead::new(&(vs.root() / "segmentation"), encoder, config, patch, CLASSES)
+fn head(
+    vs: &nn::VarStore,
+    encoder: &dyn Encoder,
+    config: &SegmentationConfig,
+    patch: Shape,
+    weights: &[f64],
+) -> SegmentationHead {
+    SegmentationHead::new(&(vs.root() / "segmentation"), encoder, config, patch, weights)
 }
 
 fn labels() -> Vec<LabelValue> {
@@ -63,11 +69,10 @@ fn losses_as_written_out() {
         // The last class is in no patch, as with few labels.
         let classes = Tensor::randint(CLASSES as i64 - 1, dims, (Kind::Int64, Device::Cpu));
         for (loss, weights) in
-            [(Loss::Dice, &[][..]), (Loss::DiceCe, &[]), (Loss::Dice, &[0.5, 1., 2., 3.]), (Loss::DiceCe, &[0.5, 1., 2., 0.])]
+            [(Loss::Dice, EQUAL), (Loss::DiceCe, EQUAL), (Loss::Dice, [0.5, 1., 2., 3.]), (Loss::DiceCe, [0.5, 1., 2., 0.])]
         {
-            let found = head(&vs, &encoder, &config(loss, weights, false), [4; 3]).loss(&logits, &classes).double_value(&[]);
-            let weights = if weights.is_empty() { &[1.; CLASSES] } else { weights };
-            let expected = written_out(&logits, &classes, weights, loss == Loss::DiceCe);
+            let found = head(&vs, &encoder, &config(loss, false), [4; 3], &weights).loss(&logits, &classes).double_value(&[]);
+            let expected = written_out(&logits, &classes, &weights, loss == Loss::DiceCe);
             assert!((found - expected).abs() < 1e-5, "{rank:?} {loss:?} {weights:?}: {found}, expected {expected}");
         }
     }
@@ -77,7 +82,7 @@ fn losses_as_written_out() {
 fn a_patch_of_classes_without_weight_has_a_loss() {
     let vs = nn::VarStore::new(Device::Cpu);
     let encoder = encoder(&vs, Rank::Two);
-    let head = head(&vs, &encoder, &config(Loss::DiceCe, &[0., 1., 1., 1.], false), [1, 4, 4]);
+    let head = head(&vs, &encoder, &config(Loss::DiceCe, false), [1, 4, 4], &[0., 1., 1., 1.]);
     let logits = Tensor::randn([1, CLASSES as i64, 4, 4], (Kind::Float, Device::Cpu)).set_requires_grad(true);
     let loss = head.loss(&logits, &Tensor::zeros([1, 4, 4], (Kind::Int64, Device::Cpu)));
     loss.backward();
@@ -91,7 +96,7 @@ fn deep_supervision_halves_each_coarser_loss() {
         let vs = nn::VarStore::new(Device::Cpu);
         let encoder = encoder(&vs, rank);
         let patch = rank.cube(16);
-        let head = head(&vs, &encoder, &config(Loss::DiceCe, &[], true), patch);
+        let head = head(&vs, &encoder, &config(Loss::DiceCe, true), patch, &EQUAL);
         let mut dims = vec![2, 1, 2];
         dims.extend(vec![16; rank.n()]);
         let views = Tensor::randn(&dims, (Kind::Float, Device::Cpu));
@@ -124,8 +129,9 @@ fn cases_are_averaged_before_they_are_compared() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(folder.path(), &[Some(Array3::ones((4, 4, 4)))]);
     let foreground = Arc::new(Foreground::of(&all(&store), CLASSES).unwrap());
-    let config = config(Loss::Dice, &[], false);
-    let task = Segmentation::new(&config, &AugmentConfig::default(), Rank::Three, [4; 3], labels(), foreground).unwrap();
+    let config = config(Loss::Dice, false);
+    let task =
+        Segmentation::new(&config, &AugmentConfig::default(), Rank::Three, [4; 3], labels(), EQUAL.into(), foreground).unwrap();
     // Per class voxels in both, in the prediction, in the label. Dice: a 2 * 3 / 10 = 0.6, b missed, c in neither.
     let first = vec![3., 4., 6., 0., 0., 5., 0., 0., 0.];
     // a in neither, b 1, c 2 * 1 / 8 = 0.25.
@@ -148,7 +154,7 @@ fn slices_are_judged_as_the_volume_that_they_are_put_back_to() {
     let vs = nn::VarStore::new(Device::Cpu);
     let encoder = UNet::new(vs.root() / "encoder", UNetConfig { filters: 4, levels: 2, ..UNetConfig::paper(Rank::Two, 1) });
     let patch = [1, 4, 4];
-    let head = head(&vs, &encoder, &config(Loss::DiceCe, &[], false), patch);
+    let head = head(&vs, &encoder, &config(Loss::DiceCe, false), patch, &EQUAL);
     for (slices, axis) in [(Slices::Sagittal, 0), (Slices::Coronal, 1), (Slices::Axial, 2)] {
         let scans = volumes.clone().sliced(Some(slices)).unwrap();
         let found = head.judge(&encoder, &scans, 0, Device::Cpu, &|_| Ok(())).unwrap();
@@ -186,10 +192,10 @@ fn samples_are_replayed_with_image_and_label_in_the_same_place() {
         let store = store(folder.path(), &[Some(ball(shape, 7))]);
         let scans = all(&store);
         let foreground = Arc::new(Foreground::of(&scans, CLASSES).unwrap());
-        let mut config = config(Loss::Dice, &[], false);
+        let mut config = config(Loss::Dice, false);
         config.foreground_share = 0.7;
         let augment = AugmentConfig::default();
-        let task = Segmentation::new(&config, &augment, rank, patch, labels(), foreground).unwrap();
+        let task = Segmentation::new(&config, &augment, rank, patch, labels(), EQUAL.into(), foreground).unwrap();
         let n = voxels(patch);
         let (mut wanted, mut moved, mut apart, mut seen) = (0, 0, 0, 0);
         for i in 0..400 {
