@@ -11,9 +11,10 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, command, pretext3d, refused
 
-EXPERIMENTS = ["brats", "pancreas", "scaling", "phantom"]
+EXPERIMENTS = ["brats", "brats2d", "pancreas", "pancreas2d", "scaling", "phantom", "phantom2d"]
 CONFIGURATIONS = sorted(path.stem for path in (ROOT / "experiments").glob("*.toml"))
 SCRIPTS = [ROOT / "scripts" / f"{name}.sh" for name in EXPERIMENTS]
+STUDY = Path("benches/results/study-phantom")
 JOINT = "rot,rpl,jig,cpc,exe"
 SETTINGS = ("EXP", "DATA", "UNLABELLED", "SMOKE", "JOBS", "OUT", "ARGS", "PRETEXT3D", "OMP_NUM_THREADS", "MAKEFLAGS", "MAKELEVEL")
 
@@ -80,13 +81,24 @@ def test_protocol_of_the_paper():
     five = JOINT.split(",")
     for name in EXPERIMENTS:
         config = settings(name)
-        assert set(five) <= set(config["tasks"]) and len(config["seeds"]) >= 3
+        assert set(config["tasks"]) >= set(["jig", "exe"] if name == "phantom2d" else five) and len(config["seeds"]) >= 3
         assert config["arms"] == ["scratch", "warmup"]
         smoke = settings(name, smoke=True)
         assert smoke["tasks"] == config["tasks"] and smoke["arms"] == config["arms"]
-        if name in ("brats", "pancreas"):
-            assert JOINT in config["tasks"] and config["fractions"] == [0.05, 0.1, 0.25, 0.5, 1.0]
+        if name in ("brats", "brats2d", "pancreas", "pancreas2d"):
+            assert (JOINT in config["tasks"]) != name.endswith("2d") and config["fractions"] == [0.05, 0.1, 0.25, 0.5, 1.0]
             assert len(smoke["fractions"]) == len(smoke["seeds"]) == 2
+    # A 2D baseline differs from its 3D experiment in what is trained only, not in data, split and grid of runs.
+    for name in ("brats", "pancreas", "phantom"):
+        volumes, slices = settings(name), settings(f"{name}2d")
+        same = ["data", "unlabelled", "arms", "fractions", "seeds", "val_fraction", "test_fraction", "split_seed"]
+        assert all(volumes.get(key) == slices.get(key) for key in same)
+        for table in ("pretrain", "finetune"):
+            assert slices[table]["slices"] == "axial" and "slices" not in volumes[table]
+            assert all(slices[table].get(key) == volumes[table].get(key) for key in ("epochs", "steps", "filters", "levels", "lr"))
+        # As many voxels a fine-tuning step; two are the default batch.
+        batch, side = volumes["finetune"].get("batch-size", 2), volumes["finetune"]["patch"]
+        assert slices["finetune"]["batch-size"] * slices["finetune"]["patch"] ** 2 == pytest.approx(batch * side**3, rel=0.05)
     assert settings("scaling")["unlabelled_fractions"] == [0.1, 0.25, 0.5, 1.0]
     published = settings("brats")["published"]
     curves = {
@@ -127,6 +139,7 @@ def environment(**more):
         (["EXP=brats", "SMOKE=1", "DATA=/"], ["SMOKE=1", "DATA"]),
         (["EXP=pancreas", "DATA=/", "UNLABELLED=/"], ["pancreas takes no UNLABELLED"]),
         (["EXP=phantom", "DATA=/"], ["phantom takes no DATA"]),
+        (["EXP=pancreas2d"], ["DATA is missing", "Task07_Pancreas"]),
         (["EXP=phantom", "SMOKE=1"], ["phantom takes no SMOKE"]),
         (["EXP=brats", "SMOKE=1", "JOBS=two"], ["JOBS=two", "whole number"]),
     ],
@@ -189,7 +202,7 @@ def flag(line, name):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=EXPERIMENTS)
 def test_commands_of_a_script(script, stub, tmp_path):
-    smoke = {} if script.stem == "phantom" else {"SMOKE": 1}
+    smoke = {} if script.stem.startswith("phantom") else {"SMOKE": 1}
     done = stub.run(script, tmp_path, JOBS=2, **smoke)
     assert done.returncode == 0, done.stderr
     lines = stub.commands()
@@ -206,15 +219,31 @@ def test_commands_of_a_script(script, stub, tmp_path):
         assert {flag(line, name) for name in ("--data", "--unlabelled") if name in line} <= set(stores)
     folders = list(dict.fromkeys(flag(line, "--out") for line in sweeps))
     assert sorted((flag(l, "--out"), flag(l, "--shard")) for l in sweeps) == sorted((f, f"{i}/2") for f in folders for i in (1, 2))
-    assert [line[1] for line in lines if line[0] == "report"] == folders
-    if script.stem == "brats":
+    reports = [line[1:] for line in lines if line[0] == "report"]
+    # Of 2D beside 3D, where the 3D sweep is there: that of the phantoms is committed.
+    common = [[str(STUDY), folders[0], "--out", f"{folders[0]}/report-2d-3d"]] if script.stem == "phantom2d" else []
+    assert reports == [[folder] for folder in folders] + common
+    if script.stem in ("brats", "brats2d"):
         # On the training side alone, and on other scans.
         assert [{"--unlabelled" in l for l in sweeps if flag(l, "--out") == f} for f in folders] == [{False}, {True}]
-    if script.stem == "phantom":
+    if script.stem.startswith("phantom"):
         # What the committed results were made from.
         assert set(stores) == {settings("phantom")["data"], settings("phantom")["unlabelled"]}
         sizes = [[flag(l, f"--{n}") for n in ("subjects", "size", "seed")] for l in lines if l[0] == "phantom"]
-        assert sizes == [["96", "48", "1"], ["128", "48", "2"]] and done.stderr.count("OMP_NUM_THREADS=1 ") == 4
+        assert sizes == [["96", "48", "1"], ["128", "48", "2"]] and done.stderr.count("OMP_NUM_THREADS=1 ") == len(sweeps)
+
+
+def test_2d_is_reported_beside_the_3d_sweep(stub, tmp_path):
+    there = stub.out / "sweep-brats-smoke"
+    there.mkdir(parents=True)
+    (there / "sweep.json").touch()
+    done = stub.run(ROOT / "scripts/brats2d.sh", tmp_path, SMOKE=1)
+    assert done.returncode == 0, done.stderr
+    folders = [f"{stub.out}/sweep-brats2d-smoke{end}" for end in ("", "-other")]
+    reports = [line[1:] for line in stub.commands() if line[0] == "report"]
+    common = [str(there), folders[0], "--out", f"{folders[0]}/report-2d-3d"]
+    assert sorted(reports) == sorted([*([folder] for folder in folders), common])
+    assert "sweep-brats-smoke-other is not there" in done.stderr
 
 
 def test_paths_with_spaces_from_any_folder(stub, tmp_path):
