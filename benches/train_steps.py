@@ -53,7 +53,7 @@ def main():
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: %(default)s)")
     parser.add_argument("--rounds", type=int, default=3, help="processes of each kind (default: %(default)s)")
     parser.add_argument("--batch", type=int, help="scans a step (default: 2 volumes on the CPU, 16 on a GPU; 32 images)")
-    parser.add_argument("--encoder", choices=sorted({case.encoder for case in CASES}), help="only the cases of this encoder")
+    parser.add_argument("--encoder", choices=sorted({case.encoder for case in CASES}), help="only the cases of this encoder, as a section of their own")
     args = parser.parse_args()
     cuda = args.device.startswith("cuda")
     figures = []
@@ -79,7 +79,8 @@ def main():
             entry |= {"device": args.device, "name": name}
             figures.append({**entry, "seconds_a_step": median, "peak_mib": peak, "rounds": rounds})
             figures[-1]["spread"] = summary([s for r in rounds for s in r["seconds"]])
-    save("train_steps_cuda" if cuda else "train_steps", figures)
+    parts = ["train_steps", "cuda" if cuda else "", args.encoder or ""]
+    save("_".join(part for part in parts if part), figures)
 
 
 if __name__ == "__main__":
