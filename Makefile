@@ -29,10 +29,10 @@ help: ## List the targets
 #:   ARGS             further arguments of `pretext3d pretrain` (--help lists them)
 #:   PREPROCESS_ARGS  arguments of `pretext3d preprocess`
 #:
-#: make reproduce EXP=brats|pancreas|scaling|phantom [DATA=dir] [UNLABELLED=dir] [SMOKE=1] [ARGS="..."]
+#: make reproduce EXP=brats|brats2d|pancreas|pancreas2d|retina|scaling|phantom|phantom2d|fundus [DATA=dir] [UNLABELLED=dir] [SMOKE=1] [ARGS="..."]
 #:   EXP              an experiment of the paper; scripts/README.md says what each asks, needs and costs
 #:   DATA             the dataset, as its owners distribute it
-#:   UNLABELLED       other scans to pretrain on (brats, scaling)
+#:   UNLABELLED       other scans to pretrain on (brats, brats2d, scaling)
 #:   SMOKE            1: every step of the experiment in minutes, on generated phantoms in the dataset's layout
 #:   JOBS             runs side by side (default: 1; without a GPU 2)
 #:   OUT              folder of the results' folders (default: runs)
@@ -82,8 +82,8 @@ pretrain: ## Set up, build, prepare data, train, and export weights/<task>.pt
 
 reproduce: ## Run an experiment of the paper: scripts/EXP.sh
 	@case $$EXP in
-	brats | pancreas | scaling | phantom) exec "scripts/$$EXP.sh" ;;
-	*) echo "error: EXP=$$EXP: expected brats, pancreas, scaling or phantom" >&2; exit 2 ;;
+	brats | brats2d | pancreas | pancreas2d | retina | scaling | phantom | phantom2d | fundus) exec "scripts/$$EXP.sh" ;;
+	*) echo "error: EXP=$$EXP: expected brats, brats2d, pancreas, pancreas2d, retina, scaling, phantom, phantom2d or fundus" >&2; exit 2 ;;
 	esac
 
 test: ## Check formatting and lints, then run the Rust and the Python tests

@@ -114,6 +114,49 @@ other_scans() {
     preprocess "$UNLABELLED" "$other_store" --size $size --no-labels
 }
 
+# brats_sweeps NAME: experiments/NAME.toml on BraTS, pretrained on the training side alone, without any other scan; then, if there are
+# any, on other scans.
+brats_sweeps() {
+    sweep "$1$suffix" "$1" --data "$store"
+    if [ -n "$other_store" ]; then
+        other_scans
+        sweep "$1$suffix-other" "$1" --data "$store" --unlabelled "$other_store"
+    fi
+}
+
+# pancreas: checks the settings of an experiment on the Decathlon's pancreas, builds, and makes the store of its scans. Sets `store` and
+# the end of the sweep's name (`suffix`).
+pancreas() {
+    takes_no UNLABELLED
+    needs_data "Get Task07_Pancreas of the Medical Segmentation Decathlon, unpack it, and name the folder with dataset.json, imagesTr \
+and labelsTr: DATA=/path/to/Task07_Pancreas (scripts/README.md)."
+    build
+    suffix=
+    local size=128
+    if [ -n "$SMOKE" ]; then
+        suffix=-smoke
+        size=32
+        DATA=data/pancreas-smoke
+        phantoms abdomen 24 48 1 "$DATA"
+    fi
+    store=data/stores/pancreas$suffix
+    # A window for soft tissue, in HU: from minimum to maximum, one metal clip would take all contrast from the rest.
+    preprocess "$DATA" "$store" --size $size --window -100,240
+}
+
+# study: checks the settings of a study on brain phantoms, builds, and makes its stores.
+study() {
+    takes_no DATA UNLABELLED SMOKE
+    # As the committed study was run: two shards, a thread each. Another number of threads may change last bits.
+    JOBS=${JOBS:-2}
+    export OMP_NUM_THREADS=1
+    build
+    phantoms brain 96 48 1 data/study-labelled
+    phantoms brain 128 48 2 data/study-unlabelled
+    preprocess data/study-labelled data/stores/study-labelled --size 48
+    preprocess data/study-unlabelled data/stores/study-unlabelled --size 48
+}
+
 # sweep NAME CONFIG ARGUMENTS...: runs experiments/CONFIG.toml in OUT/sweep-NAME, JOBS runs side by side, then reports. What is
 # done is not repeated. Ctrl-C or SIGTERM stops all, each run saved.
 sweep() {
@@ -148,4 +191,13 @@ sweep() {
     trap - INT TERM HUP
     [ "$status" = 0 ] || exit "$status"
     run "$PRETEXT3D" report "$folder"
+}
+
+# beside NAME OTHER: one report of two sweeps on the same data, if the other one has been run. OTHER is its folder.
+beside() {
+    if [ -f "$2/sweep.json" ]; then
+        run "$PRETEXT3D" report "$2" "$OUT/sweep-$1" --out "$OUT/sweep-$1/report-2d-3d"
+    else
+        echo "no report of 2D beside 3D: $2 is not there" >&2
+    fi
 }

@@ -2,7 +2,8 @@
 
 use crate::checkpoint::{self, Tensors, split_checkpoint};
 use crate::data::preprocess::{Foreground, Intensity, Settings};
-use crate::data::store::Index;
+use crate::data::slices::Slices;
+use crate::data::store::Store;
 use crate::dim::Rank;
 use crate::nn::EncoderConfig;
 use crate::nn::script::ScriptModule;
@@ -37,16 +38,21 @@ pub struct Input {
     pub mean_spacing: [f64; 3],
     /// Of the store.
     pub fingerprint: String,
+    /// How volumes are sliced for a network of images.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slices: Option<Slices>,
 }
 
 impl Input {
-    pub fn of(index: &Index) -> Self {
+    pub fn of(store: &Store) -> Self {
+        let index = store.index();
         let n = index.subjects.len().max(1) as f64;
         Input {
             channels: index.channels.clone(),
             preprocessing: index.settings.clone(),
             mean_spacing: std::array::from_fn(|a| index.subjects.iter().map(|s| s.spacing[a]).sum::<f64>() / n),
             fingerprint: index.fingerprint.clone(),
+            slices: store.slices(),
         }
     }
 }
@@ -62,7 +68,8 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
         |key: &str| description.get(key).cloned().with_context(|| format!("{}: no `{key}`", run.config_file().display()));
     let config: EncoderConfig = serde_json::from_value(part("network")?)?;
     let input: Input = serde_json::from_value(part("input")?)?;
-    let preprocess = preprocess_source(&input.preprocessing, config.rank());
+    // A slice is normalised with its volume.
+    let preprocess = preprocess_source(&input.preprocessing, if input.slices.is_some() { Rank::Three } else { config.rank() });
 
     let vs = VarStore::new(Device::Cpu);
     let encoder = config.build(&vs.root() / ENCODER.trim_end_matches('.'));
@@ -96,7 +103,8 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
         "levels": encoder.levels(),
         "input": {
             "channels": input.channels,
-            "axes": axes(config.rank()),
+            "axes": axes(config.rank(), input.slices),
+            "slices": input.slices,
             "orientation": "RAS+",
             "mean_spacing_mm": input.mean_spacing,
             "preprocessing": input.preprocessing,
@@ -123,14 +131,21 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
     Ok(["pt", "safetensors", "json"].map(|e| path(e).display().to_string()).to_vec())
 }
 
-fn axes(rank: Rank) -> &'static str {
-    match rank {
-        Rank::Two => "B, C, H, W",
-        Rank::Three => "B, C, D (left to right), H (posterior to anterior), W (inferior to superior)",
+/// A network's input in words.
+fn axes(rank: Rank, slices: Option<Slices>) -> String {
+    const RAS: [&str; 3] = ["left to right", "posterior to anterior", "inferior to superior"];
+    let sliced = slices.map(|slices| slices.orientation().source.map(|a| RAS[a]));
+    match (rank, sliced) {
+        (_, Some([across, h, w])) => format!(
+            "B, C, H ({h}), W ({w}): a slice for each voxel {across}, of a volume in RAS+ that is normalised as a whole, as preprocess() \
+             does, and then sliced"
+        ),
+        (Rank::Two, None) => "B, C, H, W".into(),
+        (Rank::Three, None) => format!("B, C, D ({}), H ({}), W ({})", RAS[0], RAS[1], RAS[2]),
     }
 }
 
-/// TorchScript of the store's intensity normalisation, for `[C, ...]` or `[B, C, ...]` in RAS+ orientation.
+/// TorchScript of the store's intensity normalisation, for `[C, ...]` or `[B, C, ...]` of this rank in RAS+ orientation.
 fn preprocess_source(settings: &Settings, rank: Rank) -> String {
     let dims: Vec<String> = (1..=rank.n()).rev().map(|n| format!("-{n}")).collect();
     let dims = format!("[{}]", dims.join(", "));

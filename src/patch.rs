@@ -1,13 +1,22 @@
 //! Windows, grids and patches: where in a scan a sample's voxels lie.
 
 use crate::data::Scans;
-use crate::dim::{Rank, Region, Shape};
+use crate::dim::{Rank, Region, Shape, voxels};
 use crate::rng::Rng;
+use crate::transform::spatial::Orientation;
 use anyhow::{Result, ensure};
 use rand::Rng as _;
 
+/// Windows of a volume's slices that are drawn before one is taken with little in it.
+const REDRAWS: usize = 8;
+/// Share of a window's voxels, in some channel, that is not background in a slice with something in it.
+const CONTENT: f64 = 0.1;
+
 /// Draws a window of `side` voxels along every axis in use, uniformly over the positions inside the scan; along an axis not
 /// in use it is one voxel thick. Errors if the scan is smaller.
+///
+/// A slice of a volume may hold next to nothing, and teach nothing: a window in which less than a tenth of the voxels of every
+/// channel differs from the channel's minimum is drawn again, up to eight times.
 pub fn draw_window(scans: &dyn Scans, scan: usize, rank: Rank, side: usize, rng: &mut Rng) -> Result<Region> {
     let (shape, size) = (scans.shape(scan), rank.cube(side));
     ensure!(
@@ -15,11 +24,29 @@ pub fn draw_window(scans: &dyn Scans, scan: usize, rank: Rank, side: usize, rng:
         "{}: the scan has {shape:?} voxels, samples need a window of {size:?}",
         scans.id(scan)
     );
-    Ok(Region { start: std::array::from_fn(|a| rng.random_range(0..=shape[a] - size[a])), size })
+    let mut draw = || Region { start: std::array::from_fn(|a| rng.random_range(0..=shape[a] - size[a])), size };
+    let mut window = draw();
+    if rank == Rank::Two && shape[0] > 1 {
+        let mut redraws = 0;
+        while redraws < REDRAWS && !has_content(scans, scan, window)? {
+            (window, redraws) = (draw(), redraws + 1);
+        }
+    }
+    Ok(window)
+}
+
+fn has_content(scans: &dyn Scans, scan: usize, window: Region) -> Result<bool> {
+    let n = voxels(window.size);
+    let mut values = vec![0f32; scans.channels() * n];
+    scans.read(scan, window, Orientation::IDENTITY, &mut values)?;
+    Ok(values.chunks_exact(n).any(|channel| {
+        let background = channel.iter().copied().fold(f32::INFINITY, f32::min);
+        channel.iter().filter(|&&v| v > background).count() as f64 >= CONTENT * n as f64
+    }))
 }
 
 /// Largest window that is taken without being asked for: the paper's volumes and images.
-fn max_window(rank: Rank) -> usize {
+pub fn max_window(rank: Rank) -> usize {
     match rank {
         Rank::Two => 224,
         Rank::Three => 128,
@@ -122,6 +149,7 @@ impl JitteredGrid {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Arrays;
     use crate::rng::{Stream, rng};
 
     fn touch(a: &Region, b: &Region) -> bool {
@@ -158,6 +186,29 @@ mod tests {
         }
         let whole = JitteredGrid::new(Rank::Three, 30, 3, Some(0)).unwrap();
         assert!(touch(&whole.draw(0, &mut rng), &whole.draw(1, &mut rng)));
+    }
+
+    #[test]
+    fn slices_with_next_to_nothing_in_them_are_avoided() {
+        // Slices 10 to 29 of 40 have something in a quarter of each, in one channel; slice 3 has one voxel.
+        let mut image = ndarray::Array4::from_elem((2, 40, 16, 16), -1f32);
+        image.slice_mut(ndarray::s![1, 10..30, ..8, ..8]).fill(0.5);
+        image[[0, 3, 2, 2]] = 0.5;
+        let scans = Arrays { ids: vec!["scan".into()], images: vec![image] };
+        let draws = 2000;
+        let starts = |rank, side| -> Vec<usize> {
+            let mut rng = rng(1, Stream::Train, 0, 0);
+            (0..draws).map(|_| draw_window(&scans, 0, rank, side, &mut rng).unwrap().start[0]).collect()
+        };
+        let drawn = starts(Rank::Two, 16);
+        let empty = drawn.iter().filter(|s| !(10..30).contains(*s)).count();
+        // One of 2^9 is left: 4 expected.
+        assert!(empty < 20, "{empty} of {draws} empty");
+        let each: Vec<usize> = (10..30).map(|s| drawn.iter().filter(|&&d| d == s).count()).collect();
+        assert!(each.iter().all(|&n| (50..150).contains(&n)), "{each:?}");
+        assert_eq!(drawn, starts(Rank::Two, 16));
+        // Volumes are drawn as before.
+        assert!(starts(Rank::Three, 2).iter().any(|s| *s < 8));
     }
 
     #[test]

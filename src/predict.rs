@@ -1,13 +1,16 @@
 //! What there is to predict, and one scan from its files to its label.
 
 use crate::data::Scans;
+use crate::data::image;
 use crate::data::layouts::{self, Layout, Problem, Source, Subject};
 use crate::data::nifti::{Header, read_header};
 use crate::data::preprocess::back::{Back, Origin};
 use crate::data::preprocess::{Metadata, Plan, Settings, prepare};
+use crate::data::slices::Slices;
 use crate::data::store::{Store, is_store};
 use crate::data::volume::Affine;
 use crate::infer::{Network, Window};
+use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
 use ndarray::{Array3, Array4, Axis};
 use serde_json::json;
@@ -41,19 +44,19 @@ pub struct Scan {
 }
 
 impl Inputs {
-    /// Opens a NIfTI file, several of them separated by commas (one a channel, in the model's order), a store, or a folder or
+    /// Opens a photograph, a NIfTI file, several of them separated by commas (one a channel, in the model's order), a store, or a folder or
     /// manifest in any layout. `channels` and `settings` are the model's.
     ///
     /// Errors: what cannot be opened, a channel that is missing, a store that was preprocessed in another way.
     pub fn open(input: &str, layout: Option<Layout>, channels: &[String], settings: &Settings) -> Result<Inputs> {
         let path = Path::new(input);
         let files: Vec<PathBuf> = if path.exists() { vec![path.into()] } else { input.split(',').map(PathBuf::from).collect() };
-        let scans = files.iter().filter(|file| layouts::stem(file).is_some() && !file.is_dir()).count();
+        let scans = files.iter().filter(|file| stem(file).is_some() && !file.is_dir()).count();
         if scans == files.len() {
             ensure!(layout.is_none(), "--layout is for folders and manifests, found the file {}", files[0].display());
             return Inputs::files(files, channels, settings);
         }
-        ensure!(files.len() == 1, "{input}: expected NIfTI files between the commas, or one folder, manifest or store");
+        ensure!(files.len() == 1, "{input}: expected scans between the commas, or one folder, manifest or store");
         if is_store(path) {
             return Inputs::store(path, channels, settings);
         }
@@ -77,16 +80,18 @@ impl Inputs {
             channels.join(", ")
         );
         if let [file] = &files[..] {
-            let found = read_header(file)?.channels;
+            let photograph = Source::File(file.clone()).is_image();
+            let found = if photograph { image::channels(file)? } else { read_header(file)?.channels };
+            // A grey photograph counts for a colour one.
             ensure!(
-                found == channels.len(),
+                found == channels.len() || photograph && (found, channels.len()) == (1, 3),
                 "{}: {found} channels, expected {} ({})",
                 file.display(),
                 channels.len(),
                 channels.join(", ")
             );
         }
-        let id = layouts::stem(&files[0]).expect("looked at before");
+        let id = stem(&files[0]).expect("looked at before");
         let plan = Plan {
             settings: settings.clone(),
             available: channels.to_vec(),
@@ -139,6 +144,30 @@ impl Inputs {
         }
     }
 
+    /// As [`Inputs::load`], but the image alone, `[C, D, H, W]`: photographs have no way back.
+    pub fn image(&self, scan: usize) -> Result<Array4<f32>> {
+        match self {
+            Inputs::Files { subjects, plan, .. } => {
+                let mut image = prepare(&subjects[scan], plan)?.image;
+                plan.settings.dtype.round(image.as_slice_mut().context("not contiguous")?);
+                Ok(image)
+            }
+            Inputs::Store { store, channels } => {
+                let [d, h, w] = store.shape(scan);
+                let image = Array4::from_shape_vec((store.channels(), d, h, w), store.whole(scan)?)?;
+                Ok(image.select(Axis(0), channels))
+            }
+        }
+    }
+
+    /// The class that a scan is known to have.
+    pub fn class(&self, scan: usize) -> Option<u8> {
+        match self {
+            Inputs::Files { subjects, .. } => subjects[scan].class,
+            Inputs::Store { store, .. } => store.class(scan),
+        }
+    }
+
     /// Reads a scan and preprocesses it as those of the training. Errors name the file.
     pub fn load(&self, scan: usize) -> Result<Scan> {
         match self {
@@ -159,6 +188,11 @@ impl Inputs {
             }
         }
     }
+}
+
+/// Name of a scan's file without its extension; `None` of another file.
+fn stem(path: &Path) -> Option<String> {
+    layouts::stem(path).or_else(|| image::stem(path))
 }
 
 fn from_store(store: &Store, scan: usize, channels: &[usize]) -> Result<Scan> {
@@ -205,14 +239,39 @@ fn positions(wanted: &[String], found: &[String]) -> Result<Vec<usize>> {
 
 impl Scan {
     /// Classes `[i, j, k]` of the file's voxels and, if asked for, their probabilities `[K, i, j, k]`.
-    pub fn predict(self, window: &Window, network: Network, probabilities: bool) -> Result<(Array3<u8>, Option<Array4<f32>>)> {
+    ///
+    /// `slices`: those that a network of images takes. Across another axis than the first, the probabilities of all slices are
+    /// held until the last one is predicted, 4 bytes a class for each voxel of the stored grid.
+    pub fn predict(
+        self,
+        window: &Window,
+        slices: Option<Slices>,
+        network: Network,
+        probabilities: bool,
+    ) -> Result<(Array3<u8>, Option<Array4<f32>>)> {
         let Scan { image, origin, .. } = self;
         let (c, d, h, w) = image.dim();
         let size = [c, d, h, w].map(|n| n as i64);
         let tensor = Tensor::from_slice(image.as_standard_layout().as_slice().expect("standard layout")).reshape(size);
         drop(image);
         let mut back = Back::new(origin, probabilities);
-        window.probabilities(&tensor, network, &mut |plane| back.plane(plane))?;
+        match slices.map(Slices::orientation).filter(|&sliced| sliced != Orientation::IDENTITY) {
+            None => window.probabilities(&tensor, network, &mut |plane| back.plane(plane))?,
+            Some(sliced) => {
+                let [x, y, z] = sliced.source.map(|a| a as i64 + 1);
+                let mut all = Vec::new();
+                window.probabilities(&tensor.permute([0, x, y, z]), network, &mut |slice| {
+                    all.extend_from_slice(slice);
+                    Ok(())
+                })?;
+                let [n, rows, columns] = sliced.output([d, h, w]);
+                let all = Array4::from_shape_vec((n, all.len() / (d * h * w), rows, columns), all)?;
+                let [x, y, z] = sliced.inverse().source.map(|a| [0, 2, 3][a]);
+                for plane in all.view().permuted_axes([x, 1, y, z]).outer_iter() {
+                    back.plane(plane.as_standard_layout().as_slice().expect("standard layout"))?;
+                }
+            }
+        }
         back.finish()
     }
 }

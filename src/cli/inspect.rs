@@ -1,6 +1,7 @@
 use crate::data::Scans;
+use crate::data::slices::Slices;
 use crate::data::store::Store;
-use crate::dim::{Rank, voxels};
+use crate::dim::voxels;
 use crate::fs::write_atomic_path;
 use crate::patch::default_window;
 use crate::report::sheet::{Panel, write_sheet};
@@ -41,17 +42,20 @@ pub struct Args {
     /// Seed of all draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Side in voxels of the window a sample is cut from [default: the smallest side of any scan, at most 128]
+    /// Side in voxels of the window a sample is cut from [default: the smallest side of any scan, at most 128, in 2D 224]
     #[arg(long, value_name = "VOXELS")]
     window: Option<usize>,
+    /// Read volumes as 2D slices
+    #[arg(long, value_enum, value_name = "PLANE")]
+    slices: Option<Slices>,
     #[command(flatten)]
     tasks: TaskConfigs,
 }
 
 pub fn run(args: Args) -> Result<()> {
     ensure!(args.n >= 1, "--n: at least 1 sample, found 0");
-    let store = Store::open(&args.data)?;
-    let rank = Rank::of(store.shape(0));
+    let store = Store::open(&args.data)?.sliced(args.slices)?;
+    let rank = store.rank()?;
     let window = args.window.unwrap_or_else(|| default_window(&store, rank));
     let task = tasks::build(args.task, &args.tasks, window, store.channels(), rank, args.seed)?;
 
@@ -72,6 +76,7 @@ pub fn run(args: Args) -> Result<()> {
         "task": task.name(),
         "window": window,
         "rank": rank,
+        "slices": args.slices,
         "seed": args.seed,
         "settings": serde_json::to_value(&args.tasks)?.get(task.name()),
         "channels": store.index().channels,

@@ -1,12 +1,15 @@
 //! `predict`: scans to labels in their own space.
 
-use crate::data::layouts::Layout;
+use crate::data::layouts::{LabelValue, Layout};
 use crate::data::nifti::{write_classes, write_floats};
-use crate::infer::Window;
+use crate::dim::Shape;
+use crate::infer::{Window, default_batch};
 use crate::predict::Inputs;
+use crate::report::classes::Predictions;
 use crate::report::progress::Counter;
+use crate::tasks::classification::Outputs;
 use crate::train::device::{DeviceChoice, Precision};
-use crate::train::model::Model;
+use crate::train::model::{Downstream, Model};
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
@@ -14,16 +17,17 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-/// Segment scans with a fine-tuned network, into files that lie on the scans voxel by voxel
+/// Segment or classify scans with a fine-tuned network
 ///
-/// Every scan is preprocessed as those of the training, predicted window by window, and brought back: OUTPUT/ID.nii.gz has the
-/// shape, affine and header of the input file and the label values of the training data.
+/// Every scan is preprocessed as those of the training. Segmentations are predicted window by window and brought back: OUTPUT/ID.nii.gz lies
+/// on the scan voxel by voxel, with the shape, affine and header of the input file and the label values of the training data.
+/// Classifications are one table, OUTPUT/predictions.csv: a row a scan with its class and the probability of each.
 #[derive(clap::Args)]
 pub struct Args {
     /// A run of `finetune` (its best checkpoint), RUN/best, RUN/last, or a checkpoint's file
     #[arg(long, value_name = "RUN")]
     weights: PathBuf,
-    /// A NIfTI file; several, separated by commas, one a channel in the network's order; a folder or CSV manifest; or a store
+    /// A NIfTI file or photograph; several, separated by commas, one a channel in the network's order; a folder or CSV manifest; or a store
     #[arg(long, value_name = "PATH")]
     input: String,
     /// Folder of the predictions, made if it is not there
@@ -32,12 +36,12 @@ pub struct Args {
     /// How the input is arranged [default: recognised by itself]
     #[arg(long, value_enum)]
     layout: Option<Layout>,
-    /// Share of a window that its neighbour covers too, 0 or more and less than 1
-    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
-    overlap: f64,
-    /// Windows a forward pass
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-    batch_size: u16,
+    /// Share of a window that its neighbour covers too, 0 or more and less than 1 [default: 0.5]
+    #[arg(long, value_name = "SHARE")]
+    overlap: Option<f64>,
+    /// Windows a forward pass [default: 1, in 2D 8]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    batch_size: Option<u16>,
     /// Average over all combinations of mirrored axes: 8 times the work (images: 4 times)
     #[arg(long)]
     flips: bool,
@@ -57,6 +61,9 @@ pub struct Args {
     threads: Option<u16>,
 }
 
+/// Overlap of neighbouring windows unless the user says otherwise.
+const OVERLAP: f64 = 0.5;
+
 /// How one scan ended.
 enum Done {
     Written(Duration),
@@ -65,26 +72,52 @@ enum Done {
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let started = Instant::now();
-    ensure!((0.0..1.0).contains(&args.overlap), "--overlap must be 0 or more and less than 1, found {}", args.overlap);
+    let overlap = args.overlap.unwrap_or(OVERLAP);
+    ensure!((0.0..1.0).contains(&overlap), "--overlap must be 0 or more and less than 1, found {overlap}");
     if let Some(threads) = args.threads {
         tch::set_num_threads(threads.into());
     }
     let model = Model::load(&args.weights, args.device, args.precision)?;
     let inputs = Inputs::open(&args.input, args.layout, &model.channels, &model.settings)?;
+    match &model.downstream {
+        Downstream::Segmentation { labels, patch, .. } => segment(&args, &model, labels, *patch, &inputs),
+        Downstream::Classification { classes, shape, classification } => {
+            ensure!(
+                args.overlap.is_none() && args.batch_size.is_none() && !args.probabilities,
+                "{}: classifies whole scans and always writes probabilities; --overlap, --batch-size and --probabilities are for \
+                 segmentations",
+                args.weights.display()
+            );
+            classify(&args, &model, classes, *shape, classification.outputs, &inputs)
+        }
+    }
+}
+
+/// Every scan to a label in its own space.
+fn segment(args: &Args, model: &Model, labels: &[LabelValue], patch: Shape, inputs: &Inputs) -> Result<ExitCode> {
+    let started = Instant::now();
     let ids = inputs.ids();
-    claim(&args, &inputs)?;
-    eprintln!("{}: {} scans, on {:?}, windows of {:?} voxels", args.input, ids.len(), model.device, model.patch);
+    claim(args, inputs)?;
+    eprintln!("{}: {} scans, on {:?}, windows of {patch:?} voxels", args.input, ids.len(), model.device);
     for problem in inputs.problems() {
         eprintln!("bad: {problem}");
     }
 
     let stop = Stop::on_signals()?;
     let counter = Counter::new("predict", ids.len(), console::user_attended_stderr());
+    let window = Window {
+        rank: model.rank,
+        patch,
+        overlap: args.overlap.unwrap_or(OVERLAP),
+        batch_size: args.batch_size.map_or_else(|| default_batch(model.rank), usize::from),
+        flips: args.flips,
+        device: model.device,
+    };
+    let values: Vec<i64> = labels.iter().map(|l| l.value).collect();
     let (mut written, mut bad) = (0, inputs.problems().len());
     let mut stopped = false;
     for (scan, id) in ids.iter().enumerate() {
-        match predict(&args, &model, &inputs, scan, &stop, &counter)? {
+        match predict(args, model, &window, &values, inputs, scan, &stop, &counter)? {
             Done::Written(took) => {
                 written += 1;
                 counter.note(&format!("{id}: {:.1} s", took.as_secs_f64()));
@@ -111,18 +144,80 @@ pub fn run(args: Args) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Predicts and writes one scan. The error is one of writing, which ends the run.
-fn predict(args: &Args, model: &Model, inputs: &Inputs, scan: usize, stop: &Stop, counter: &Counter) -> Result<Done> {
+/// Every scan to a row of one table; where classes are known, also scores.
+fn classify(
+    args: &Args,
+    model: &Model,
+    classes: &[String],
+    shape: Shape,
+    outputs: Outputs,
+    inputs: &Inputs,
+) -> Result<ExitCode> {
+    let started = Instant::now();
+    let (ids, table) = (inputs.ids(), args.output.join("predictions.csv"));
+    ensure!(args.overwrite || !table.exists(), "{}: already there; give another --output, or --overwrite", table.display());
+    probe(&args.output)?;
+    eprintln!("{}: {} scans, on {:?}", args.input, ids.len(), model.device);
+    for problem in inputs.problems() {
+        eprintln!("bad: {problem}");
+    }
+    let stop = Stop::on_signals()?;
+    let counter = Counter::new("predict", ids.len(), console::user_attended_stderr());
+    let mut predictions = Predictions::new(classes);
+    let (mut written, mut bad) = (0, inputs.problems().len());
+    for (scan, id) in ids.iter().enumerate() {
+        let predict = || {
+            let image = inputs.image(scan)?;
+            let (_, d, h, w) = image.dim();
+            ensure!([d, h, w] == shape, "{:?} voxels, expected {shape:?} as in training", [d, h, w]);
+            let image = image.as_standard_layout();
+            model.classify(image.as_slice().context("not contiguous")?, shape, outputs, args.flips)
+        };
+        match predict() {
+            Ok((class, probabilities)) => {
+                predictions.add(id, inputs.class(scan), class, &probabilities);
+                written += 1;
+            }
+            Err(error) => {
+                bad += 1;
+                counter.note(&format!("bad: {id}: {error:#}"));
+            }
+        }
+        if stop.asked() {
+            break;
+        }
+        counter.inc(id);
+    }
+    drop(counter);
+    predictions.write(&table)?;
+    if stop.asked() {
+        eprintln!("interrupted: {written} of {} predictions are in {}", ids.len(), table.display());
+        return Ok(ExitCode::from(super::STOPPED));
+    }
+    if let Some(confusion) = predictions.confusion() {
+        let scores = args.output.join("scores.json");
+        predictions.write_scores(&scores, &confusion)?;
+        println!("{}: {confusion}", scores.display());
+    }
+    ensure!(bad == 0, "{bad} scans cannot be used; {written} predictions are in {}", table.display());
+    println!("{}: {written} predictions in {:.1} s", table.display(), started.elapsed().as_secs_f64());
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Predicts and writes one scan, class `k` as `values[k]`. The error is one of writing, which ends the run.
+#[allow(clippy::too_many_arguments)]
+fn predict(
+    args: &Args,
+    model: &Model,
+    window: &Window,
+    values: &[i64],
+    inputs: &Inputs,
+    scan: usize,
+    stop: &Stop,
+    counter: &Counter,
+) -> Result<Done> {
     let started = Instant::now();
     let id = inputs.ids()[scan];
-    let window = Window {
-        rank: model.rank,
-        patch: model.patch,
-        overlap: args.overlap,
-        batch_size: args.batch_size.into(),
-        flips: args.flips,
-        device: model.device,
-    };
     let network = |x: &tch::Tensor| {
         ensure!(!stop.asked(), "interrupted");
         model.forward(x)
@@ -134,7 +229,7 @@ fn predict(args: &Args, model: &Model, inputs: &Inputs, scan: usize, stop: &Stop
             ));
         }
         let header = scan.header.clone();
-        Ok((header, scan.predict(&window, &network, args.probabilities)?))
+        Ok((header, scan.predict(window, model.slices, &network, args.probabilities)?))
     });
     if stop.asked() {
         return Ok(Done::Stopped);
@@ -143,11 +238,10 @@ fn predict(args: &Args, model: &Model, inputs: &Inputs, scan: usize, stop: &Stop
         Ok(predicted) => predicted,
         Err(error) => return Ok(Done::Bad(format!("{error:#}"))),
     };
-    let values: Vec<i64> = model.labels.iter().map(|l| l.value).collect();
     if let Some(probabilities) = probabilities {
         write_floats(&output(args, id, ".probabilities"), &header, probabilities.view())?;
     }
-    write_classes(&output(args, id, ""), &header, classes.view(), &values)?;
+    write_classes(&output(args, id, ""), &header, classes.view(), values)?;
     Ok(Done::Written(started.elapsed()))
 }
 
@@ -171,9 +265,14 @@ fn claim(args: &Args, inputs: &Inputs) -> Result<()> {
     if let (Some(first), false) = (there.first(), args.overwrite) {
         bail!("{}: already there, with {} others; give another --output, or --overwrite", first.display(), there.len() - 1);
     }
-    let probe = args.output.join(format!(".{}.tmp", std::process::id()));
-    fs::create_dir_all(&args.output)
-        .and_then(|()| fs::File::create(&probe))
-        .and_then(|_| fs::remove_file(&probe))
-        .with_context(|| format!("--output {}: cannot be written", args.output.display()))
+    probe(&args.output)
+}
+
+/// Makes the folder and sees whether files can be written there.
+fn probe(folder: &Path) -> Result<()> {
+    let file = folder.join(format!(".{}.tmp", std::process::id()));
+    fs::create_dir_all(folder)
+        .and_then(|()| fs::File::create(&file))
+        .and_then(|_| fs::remove_file(&file))
+        .with_context(|| format!("--output {}: cannot be written", folder.display()))
 }

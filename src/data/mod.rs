@@ -6,6 +6,7 @@ pub mod loader;
 pub mod nifti;
 pub mod phantom;
 pub mod preprocess;
+pub mod slices;
 pub mod split;
 pub mod store;
 pub mod volume;
@@ -32,6 +33,10 @@ pub trait Scans: Send + Sync {
     /// As [`Scans::read`], of the label's classes: `out` is `orientation.output(region.size)`. Errors where the scan has no label.
     fn label(&self, scan: usize, _region: Region, _orientation: Orientation, _out: &mut [u8]) -> Result<()> {
         bail!("{}: has no label", self.id(scan))
+    }
+    /// Class of a whole scan, where it has one.
+    fn class(&self, _scan: usize) -> Option<u8> {
+        None
     }
     /// All voxels of a scan, `[C, D, H, W]`, row-major.
     fn whole(&self, scan: usize) -> Result<Vec<f32>> {

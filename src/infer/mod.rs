@@ -15,10 +15,18 @@ const MIN_WEIGHT: f64 = 1e-3;
 /// Logits `[B, K, D, H, W]` of `[B, C, D, H, W]`, both on [`Window::device`]; of images without `D`.
 pub type Network<'a> = &'a dyn Fn(&Tensor) -> Result<Tensor>;
 
+/// Windows a forward pass, unless the user says otherwise: as many as use a CPU well.
+pub fn default_batch(rank: Rank) -> usize {
+    match rank {
+        Rank::Two => 8,
+        Rank::Three => 1,
+    }
+}
+
 /// How a scan is cut into windows, and what is done with each.
 #[derive(Clone, Debug)]
 pub struct Window {
-    /// Rank of the network. One of images takes a volume's planes along the first axis one by one.
+    /// Rank of the network. One of images takes a volume's planes along the first axis, each by itself.
     pub rank: Rank,
     /// Voxels of a window; with [`Rank::Two`] 1 along the first axis.
     pub patch: Shape,
@@ -90,7 +98,7 @@ impl Window {
     /// `D` planes in order, as soon as no later window touches it. Along an axis where the scan is smaller than the patch, it
     /// lies in the middle of voxels of each channel's minimum.
     ///
-    /// Held beside the scan: `K + 1` values for each voxel of a slab, one patch thick.
+    /// Held beside the scan: `K + 1` values for each voxel of a slab, one patch thick, of images as many planes as a batch holds.
     ///
     /// Errors: numbers out of range, logits of another shape, whatever the network or the sink says.
     pub fn probabilities(&self, image: &Tensor, network: Network, sink: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
@@ -117,32 +125,42 @@ impl Window {
         let (padded, before) = pad(image, self.patch);
         let size: [i64; 3] = std::array::from_fn(|a| padded.size()[a + 1]);
         let [d, h, w] = self.patch.map(|n| n as i64);
-        let starts = [0, 1, 2].map(|a| self.starts(a, size[a] as usize));
-        let within: Vec<[i64; 2]> =
-            starts[1].iter().flat_map(|&y| starts[2].iter().map(move |&z| [y as i64, z as i64])).collect();
+        let [slabs, rows, columns] = [0, 1, 2].map(|a| self.starts(a, size[a] as usize));
+        // A slab is one patch thick; of images, which do not touch each other, as many as fill a batch.
+        let images = (self.batch_size / (rows.len() * columns.len())).clamp(1, size[0] as usize);
+        let (thick, slabs) = match self.rank {
+            Rank::Two => (images as i64, slabs.into_iter().step_by(images).collect()),
+            Rank::Three => (d, slabs),
+        };
         let weights = self.weights();
         let options = (Kind::Float, self.device);
 
-        // Of the planes from the current windows' first on: the weighted sums `[K, d, H, W]` and, first, of the weights alone.
+        // Of the slab's planes: the weighted sums `[K, thick, H, W]` and, first, of the weights alone.
         let mut sums: Option<Tensor> = None;
         let mut plane = Vec::new();
-        for (slab, &start) in starts[0].iter().enumerate() {
+        for (slab, &start) in slabs.iter().enumerate() {
             let start = start as i64;
-            let planes = padded.narrow(1, start, d);
+            let here = thick.min(size[0] - start);
+            let planes = padded.narrow(1, start, here);
+            let within = ndarray::indices(((here - d + 1) as usize, rows.len(), columns.len()));
+            let within: Vec<[i64; 3]> =
+                within.into_iter().map(|(x, y, z)| [x, rows[y], columns[z]].map(|n| n as i64)).collect();
+            let cut = |from: &Tensor, &[x, y, z]: &[i64; 3]| from.narrow(1, x, d).narrow(2, y, h).narrow(3, z, w);
             for batch in within.chunks(self.batch_size) {
-                let cut = |&[y, z]: &[i64; 2]| planes.narrow(2, y, h).narrow(3, z, w);
-                let windows = Tensor::stack(&batch.iter().map(cut).collect::<Vec<_>>(), 0).to_device(self.device);
+                let windows: Vec<Tensor> = batch.iter().map(|at| cut(&planes, at)).collect();
+                let windows = Tensor::stack(&windows, 0).to_device(self.device);
                 let predicted = self.predict(&windows, network)? * &weights;
-                let sums = sums.get_or_insert_with(|| Tensor::zeros([1 + predicted.size()[1], d, size[1], size[2]], options));
-                for (n, &[y, z]) in batch.iter().enumerate() {
-                    let place = sums.narrow(2, y, h).narrow(3, z, w);
+                let sums =
+                    sums.get_or_insert_with(|| Tensor::zeros([1 + predicted.size()[1], thick, size[1], size[2]], options));
+                for (n, at) in batch.iter().enumerate() {
+                    let place = cut(sums, at);
                     let _ = place.get(0).g_add_(&weights);
                     let _ = place.narrow(0, 1, place.size()[0] - 1).g_add_(&predicted.get(n as i64));
                     drop(place);
                 }
             }
             let sums = sums.as_mut().expect("every slab has windows");
-            let next = starts[0].get(slab + 1).map_or(size[0], |&next| next as i64);
+            let next = slabs.get(slab + 1).map_or(size[0], |&next| next as i64);
             let finished = next - start;
             for x in 0..finished {
                 if !(before[0]..before[0] + image.size()[1]).contains(&(start + x)) {
@@ -154,7 +172,7 @@ impl Window {
                 probabilities.copy_data(&mut plane, probabilities.numel());
                 sink(&plane)?;
             }
-            *sums = Tensor::cat(&[sums.narrow(1, finished, d - finished), sums.narrow(1, 0, finished).zeros_like()], 1);
+            *sums = Tensor::cat(&[sums.narrow(1, finished, thick - finished), sums.narrow(1, 0, finished).zeros_like()], 1);
         }
         Ok(())
     }

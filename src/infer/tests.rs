@@ -112,13 +112,14 @@ fn slab_by_slab_equals_all_windows_at_once() {
         (Rank::Two, [1, 8, 9], [1, 21, 30]),
         (Rank::Two, [1, 16, 8], [1, 11, 9]),
         (Rank::Two, [1, 8, 8], [5, 12, 9]),
+        (Rank::Two, [1, 8, 9], [7, 8, 10]),
     ];
     for (case, (rank, patch, size)) in cases.into_iter().enumerate() {
         let image = noise(&[2, size[0], size[1], size[2]], case as u64);
         let network = convolution(rank, 2);
         for overlap in [0.0, 0.25, 0.5, 0.9] {
             let expected = naive(&window(rank, patch, overlap, 1), &image, &network);
-            for batch_size in [1, 3] {
+            for batch_size in [1, 3, 20] {
                 let found = collect(&window(rank, patch, overlap, batch_size), &image, &network);
                 let off = difference(&found, &expected);
                 assert!(off < 1e-5, "{rank:?} {patch:?} in {size:?}, overlap {overlap}, batch {batch_size}: {off}");

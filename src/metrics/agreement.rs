@@ -1,11 +1,21 @@
 //! Agreement of predicted with true classes of whole scans, from counts.
 
+use std::fmt;
+
 /// How many cases of each true class got each predicted one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Confusion {
     classes: usize,
     /// `[true, predicted]`, row-major.
     counts: Vec<u64>,
+}
+
+impl fmt::Display for Confusion {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let text = |value: Option<f64>| value.map_or("undefined".into(), |v| format!("{v:.3}"));
+        let (kappa, accuracy) = (text(self.weighted_kappa()), text(self.accuracy()));
+        write!(f, "quadratic weighted kappa {kappa}, accuracy {accuracy}, {} scans", self.total())
+    }
 }
 
 impl Confusion {

@@ -2,15 +2,16 @@
 
 use super::Encoder;
 use super::blocks::{Norm, global_average, max_pool};
+use super::script::ScriptModule;
 use crate::dim::{Rank, Shape, voxels};
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
+use std::fmt::Write;
 use tch::Tensor;
 use tch::nn::{self, Init, Module, init};
 
-/// Widths of the reference's fully connected head.
-const HIDDEN: [i64; 2] = [2048, 1024];
-const DROPOUT: f64 = 0.5;
+/// Of the hidden layers of the pretext tasks' heads.
+pub const DROPOUT: f64 = 0.5;
 
 /// How the deepest feature map becomes a vector, and the layers after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -20,6 +21,16 @@ pub enum HeadKind {
     Big,
     /// Global average, then one linear layer: far fewer parameters, and blind to where a feature is.
     Gap,
+}
+
+impl HeadKind {
+    /// Widths of the hidden layers.
+    pub fn hidden(self) -> &'static [i64] {
+        match self {
+            HeadKind::Big => &[2048, 1024],
+            HeadKind::Gap => &[],
+        }
+    }
 }
 
 /// Turns the deepest map `[N, C, ...]` into vectors `[N, F]`.
@@ -62,19 +73,17 @@ impl Pool {
     }
 }
 
-/// Vectors `[N, inputs]` to logits `[N, outputs]`.
+/// Vectors `[N, inputs]` to logits `[N, outputs]`; hidden layers with ReLU, batch normalisation and dropout.
 #[derive(Debug)]
 pub struct Mlp {
     hidden: Vec<(nn::Linear, Norm)>,
     last: nn::Linear,
+    dropout: f64,
 }
 
 impl Mlp {
-    pub fn new(vs: nn::Path, kind: HeadKind, inputs: i64, outputs: i64) -> Self {
-        let widths: &[i64] = match kind {
-            HeadKind::Big => &HIDDEN,
-            HeadKind::Gap => &[],
-        };
+    /// `widths`: of the hidden layers.
+    pub fn new(vs: nn::Path, widths: &[i64], dropout: f64, inputs: i64, outputs: i64) -> Self {
         let mut inputs = inputs;
         let hidden = widths
             .iter()
@@ -85,16 +94,34 @@ impl Mlp {
                 (layer, Norm::new(&vs / format!("norm{i}"), width))
             })
             .collect();
-        Mlp { hidden, last: linear(&vs / "output", inputs, outputs) }
+        Mlp { hidden, last: linear(&vs / "output", inputs, outputs), dropout }
     }
 
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         let mut x = x.shallow_clone();
         for (layer, norm) in &self.hidden {
-            x = norm.forward(&layer.forward(&x).relu(), train).dropout(DROPOUT, train);
+            x = norm.forward(&layer.forward(&x).relu(), train).dropout(self.dropout, train);
         }
         self.last.forward(&x)
     }
+
+    pub fn script(&self) -> ScriptModule {
+        let mut source = String::from("def forward(self, x: Tensor) -> Tensor:\n");
+        for i in 0..self.hidden.len() {
+            writeln!(source, "    x = self.norm{i}.forward(torch.relu(self.linear{i}.forward(x)))").unwrap();
+            writeln!(source, "    x = torch.dropout(x, {}, self.training)", self.dropout).unwrap();
+        }
+        source += "    return self.output.forward(x)\n";
+        let module = self.hidden.iter().enumerate().fold(ScriptModule::new(source), |module, (i, (layer, norm))| {
+            module.child(format!("linear{i}"), linear_script(layer)).child(format!("norm{i}"), norm.script())
+        });
+        module.child("output", linear_script(&self.last))
+    }
+}
+
+fn linear_script(layer: &nn::Linear) -> ScriptModule {
+    let source = "def forward(self, x: Tensor) -> Tensor:\n    return torch.linear(x, self.weight, self.bias)\n";
+    ScriptModule::new(source).parameter("weight", &layer.ws).parameter("bias", layer.bs.as_ref().expect("made with a bias"))
 }
 
 /// Linear layer with He-scaled weights and zero bias.

@@ -3,6 +3,7 @@
 mod canvas;
 pub mod cases;
 mod chart;
+pub mod classes;
 pub mod confusion;
 pub mod curves;
 pub mod history;

@@ -1,10 +1,12 @@
 //! What a sweep runs: a TOML file, see `experiments/`.
 
 use crate::config::to_flag;
+use crate::data::slices::Slices;
 use crate::report::study::read::{Cell, Published, RANDOM, SCRATCH};
 use crate::tasks::{TaskKind, joined_names};
 use crate::train::config::share;
-use crate::train::finetune::{Arm, Downstreams};
+use crate::train::downstream::Downstreams;
+use crate::train::finetune::Arm;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -77,8 +79,8 @@ const FINETUNE_OWN: [&str; 13] = [
     "folds",
     "fold",
 ];
-/// Flags that shape the encoder.
-const SHAPE: [&str; 2] = ["filters", "levels"];
+/// Flags that shape the encoder and its input.
+const SHAPE: [&str; 4] = ["encoder", "filters", "levels", "slices"];
 
 fn all() -> Vec<f64> {
     vec![1.]
@@ -172,6 +174,12 @@ impl SweepConfig {
             );
         }
         Ok(())
+    }
+
+    /// How volumes are sliced, the same in both tables.
+    pub fn slices(&self) -> Result<Option<Slices>> {
+        let slices = self.finetune.get("slices").cloned();
+        slices.map(serde_json::from_value).transpose().context("[finetune] slices")
     }
 
     /// The task that [finetune] is for.

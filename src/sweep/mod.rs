@@ -4,10 +4,8 @@
 pub mod config;
 mod process;
 
-use crate::data::Scans;
 use crate::data::split::{Fold, Split, subject};
 use crate::data::store::Store;
-use crate::dim::Rank;
 use crate::fs::write_atomic;
 use crate::report::study::read::{self as study, Cell, CellResult, Sweep};
 use crate::report::study::write_report;
@@ -75,8 +73,8 @@ impl Runner {
     /// Reads and checks all that can be known before anything runs; writes nothing. The lists of an earlier start in this folder
     /// may grow; what else was set must stay.
     pub fn plan(config: SweepConfig, folder: PathBuf, shard: Shard) -> Result<Runner> {
-        let store = Store::open(&config.data)?;
-        let finetunings = config.finetunings(Rank::of(store.shape(0)).n());
+        let store = Store::open(&config.data)?.sliced(config.slices()?)?;
+        let finetunings = config.finetunings(store.rank()?.n());
         let pretrainings = config.pretrainings();
         let sweep = Sweep {
             version: study::VERSION,

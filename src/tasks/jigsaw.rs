@@ -9,7 +9,7 @@ use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, cl
 use crate::data::Scans;
 use crate::dim::{Rank, Shape, voxels};
 use crate::nn::Encoder;
-use crate::nn::heads::{HeadKind, Mlp, Pool};
+use crate::nn::heads::{DROPOUT, HeadKind, Mlp, Pool};
 use crate::patch::{JitteredGrid, draw_window};
 use crate::rng::{Rng, Stream, rng};
 use crate::transform::spatial::Orientation;
@@ -155,6 +155,10 @@ impl Task for Jigsaw {
         self.grid.cells.count()
     }
 
+    fn takes_changed_scans(&self) -> bool {
+        true
+    }
+
     fn view_shape(&self) -> Shape {
         self.grid.patch_shape()
     }
@@ -192,7 +196,13 @@ impl Task for Jigsaw {
         let slots = self.grid.cells.count();
         let table: Vec<i64> = self.permutations.iter().flatten().map(|&cell| cell as i64).collect();
         let table = Tensor::from_slice(&table).view([-1, slots as i64]).to_device(vs.device());
-        let mlp = Mlp::new(vs / "mlp", self.config.head, slots as i64 * pool.features, self.permutations.len() as i64);
+        let mlp = Mlp::new(
+            vs / "mlp",
+            self.config.head.hidden(),
+            DROPOUT,
+            slots as i64 * pool.features,
+            self.permutations.len() as i64,
+        );
         Ok(Box::new(JigsawHead { pool, mlp, table }))
     }
 
@@ -276,7 +286,7 @@ mod tests {
             let pool = Pool::new(HeadKind::Big, &encoder, task.view_shape()).unwrap();
             let table: Vec<i64> = task.permutations.iter().flatten().map(|&c| c as i64).collect();
             let table = Tensor::from_slice(&table).view([100, -1]);
-            let mlp = Mlp::new(vs.root() / "mlp", HeadKind::Big, task.views() as i64 * pool.features, 100);
+            let mlp = Mlp::new(vs.root() / "mlp", HeadKind::Big.hidden(), DROPOUT, task.views() as i64 * pool.features, 100);
             let head = JigsawHead { pool, mlp, table };
 
             let features = head.pool.forward(&encoder.encode_views(&batch.views, false)).view([2, -1, pool.features]);

@@ -1,6 +1,9 @@
 //! Pretext and downstream tasks: what a sample is, and what the network must predict from it. A task knows no files and no training loop;
 //! the training loop knows only [`Task`] and [`Head`].
 
+pub mod change;
+pub mod class_weights;
+pub mod classification;
 pub mod cpc;
 pub mod exemplar;
 pub mod jigsaw;
@@ -128,6 +131,10 @@ pub trait Task: Send + Sync {
     fn view_shape(&self) -> Shape;
     /// Class ids a sample carries.
     fn targets(&self) -> usize;
+    /// Whether a sample may come from a scan that [`change`] has mirrored and zoomed.
+    fn takes_changed_scans(&self) -> bool {
+        false
+    }
     /// Draws a sample of the scan and writes its views into `out`: `[V, C, D, H, W]`, row-major.
     fn sample(&self, scans: &dyn Scans, scan: usize, rng: &mut Rng, out: &mut [f32]) -> Result<Drawn>;
     /// Caption of a sample's label for people, e.g. `90 degrees about axis 0`.
@@ -142,7 +149,11 @@ pub trait Task: Send + Sync {
     fn judges_scans(&self) -> bool {
         false
     }
-    /// Metrics, by name, over what [`Head::judge`] gave for each scan; among them the first of [`Task::metrics`].
+    /// Metric that selects the best checkpoint (higher is better).
+    fn selects(&self) -> &'static str {
+        self.metrics()[0].name
+    }
+    /// Metrics, by name, over what [`Head::judge`] gave for each scan; the first is [`Task::selects`].
     fn summarise(&self, _judged: &[Vec<f64>]) -> Vec<(String, f64)> {
         vec![]
     }
@@ -152,7 +163,7 @@ pub trait Task: Send + Sync {
     }
     /// Amounts that the task trains with unless the user says otherwise.
     fn amounts(&self) -> Amounts;
-    /// Metrics of [`Outcome::metrics`], in order; the first one selects the best checkpoint (higher is better).
+    /// Metrics of [`Outcome::metrics`], in order.
     fn metrics(&self) -> Vec<MetricInfo>;
 }
 

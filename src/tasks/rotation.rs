@@ -5,7 +5,7 @@ use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, cl
 use crate::data::Scans;
 use crate::dim::{Rank, Shape};
 use crate::nn::Encoder;
-use crate::nn::heads::{HeadKind, Mlp, Pool};
+use crate::nn::heads::{DROPOUT, HeadKind, Mlp, Pool};
 use crate::patch::draw_window;
 use crate::rng::Rng;
 use crate::transform::spatial::Orientation;
@@ -53,6 +53,10 @@ impl Task for Rotation {
         1
     }
 
+    fn takes_changed_scans(&self) -> bool {
+        true
+    }
+
     fn view_shape(&self) -> Shape {
         self.rank.cube(self.window)
     }
@@ -79,7 +83,10 @@ impl Task for Rotation {
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>> {
         let pool = Pool::new(self.config.head, encoder, self.view_shape())?;
         let classes = Orientation::rotations(self.rank) as i64;
-        Ok(Box::new(RotationHead { pool, mlp: Mlp::new(vs / "mlp", self.config.head, pool.features, classes) }))
+        Ok(Box::new(RotationHead {
+            pool,
+            mlp: Mlp::new(vs / "mlp", self.config.head.hidden(), DROPOUT, pool.features, classes),
+        }))
     }
 
     fn amounts(&self) -> Amounts {

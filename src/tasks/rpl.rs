@@ -5,7 +5,7 @@ use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, cl
 use crate::data::Scans;
 use crate::dim::{Rank, Shape, voxels};
 use crate::nn::Encoder;
-use crate::nn::heads::{HeadKind, Mlp, Pool};
+use crate::nn::heads::{DROPOUT, HeadKind, Mlp, Pool};
 use crate::patch::{JitteredGrid, draw_window};
 use crate::rng::Rng;
 use crate::transform::spatial::Orientation;
@@ -85,6 +85,10 @@ impl Task for Rpl {
         2
     }
 
+    fn takes_changed_scans(&self) -> bool {
+        true
+    }
+
     fn view_shape(&self) -> Shape {
         self.grid.patch_shape()
     }
@@ -113,7 +117,7 @@ impl Task for Rpl {
 
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>> {
         let pool = Pool::new(self.config.head, encoder, self.view_shape()).context("rpl")?;
-        let mlp = Mlp::new(vs / "mlp", self.config.head, 2 * pool.features, self.classes() as i64);
+        let mlp = Mlp::new(vs / "mlp", self.config.head.hidden(), DROPOUT, 2 * pool.features, self.classes() as i64);
         Ok(Box::new(RplHead { pool, mlp }))
     }
 

@@ -9,11 +9,12 @@ use crate::data::Scans;
 use crate::data::layouts::LabelValue;
 use crate::dim::{Rank, Shape, voxels};
 use crate::foreground::Foreground;
-use crate::infer::{Network, Window};
+use crate::infer::{Network, Window, default_batch};
 use crate::metrics::overlap::Counts;
 use crate::metrics::summary::mean;
 use crate::nn::script::ScriptModule;
 use crate::nn::{Decoder, Encoder};
+use crate::patch::max_window;
 use crate::rng::Rng;
 use crate::transform::augment::AugmentConfig;
 use crate::transform::spatial::Orientation;
@@ -23,9 +24,6 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::sync::Arc;
 use tch::{Device, Kind, Reduction, Tensor, nn, no_grad};
-
-/// Largest side of a patch unless the user says otherwise: the paper's scans.
-const MAX_PATCH: usize = 128;
 
 /// Keeps the soft Dice of a class that a batch lacks finite: a few voxels' worth of probability.
 const SMOOTH: f64 = 1.;
@@ -40,27 +38,30 @@ pub enum Loss {
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
-#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+#[serde(rename_all = "kebab-case")]
 #[command(next_help_heading = "Segmentation")]
 pub struct SegmentationConfig {
-    /// Patches that are trained on, one side in voxels or three (left to right, back to front, bottom to top), multiples of the
-    /// encoder's reduction [default: what fits into every scan, at most 128]
+    /// Patches that are trained on, one side in voxels or three (left to right, back to front, bottom to top), in 2D one or two
+    /// (rows, columns), multiples of the encoder's reduction [default: what fits into every scan, at most 128, in 2D 224]
     #[arg(long, value_delimiter = ',', value_name = "VOXELS")]
     pub patch: Vec<usize>,
     /// Share of the patches that contain foreground, 0 to 1
-    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
+    #[arg(long, value_name = "SHARE", default_value_t = Self::default().foreground_share)]
     pub foreground_share: f64,
-    #[arg(long, value_enum, default_value = "dice-ce")]
+    #[arg(long, value_enum, default_value_t = Self::default().loss)]
     pub loss: Loss,
-    /// Weight of each class in the loss, background first [default: 1 each]
-    #[arg(long, value_delimiter = ',', value_name = "W")]
-    pub class_weights: Vec<f64>,
     /// Add losses at the decoder's coarser resolutions, each of half the weight of the next finer one
     #[arg(long)]
     pub deep_supervision: bool,
     /// Overlap of neighbouring windows when whole scans are predicted, at least 0 and below 1
-    #[arg(long, value_name = "SHARE", default_value_t = 0.5)]
+    #[arg(long, value_name = "SHARE", default_value_t = Self::default().overlap)]
     pub overlap: f64,
+}
+
+impl Default for SegmentationConfig {
+    fn default() -> Self {
+        SegmentationConfig { patch: vec![], foreground_share: 0.5, loss: Loss::DiceCe, deep_supervision: false, overlap: 0.5 }
+    }
 }
 
 impl SegmentationConfig {
@@ -72,7 +73,7 @@ impl SegmentationConfig {
             let small = (0..scans.len()).min_by_key(|&s| scans.shape(s)[a]).expect("at least one scan");
             let side = scans.shape(small)[a];
             shape[a] = match self.patch[..] {
-                [] => side.min(MAX_PATCH) / reduction * reduction,
+                [] => side.min(max_window(rank)) / reduction * reduction,
                 [one] => one,
                 _ => *self
                     .patch
@@ -91,22 +92,11 @@ impl SegmentationConfig {
         Ok(shape)
     }
 
-    /// Checks ranges that the parser cannot, for this many classes.
-    pub fn check(&self, classes: usize) -> Result<()> {
+    /// Checks ranges that the parser cannot.
+    pub fn check(&self) -> Result<()> {
         let share = self.foreground_share;
         ensure!((0. ..=1.).contains(&share), "--foreground-share must be 0 to 1, found {share}");
         ensure!((0. ..1.).contains(&self.overlap), "--overlap must be at least 0 and below 1, found {}", self.overlap);
-        ensure!(
-            self.class_weights.is_empty() || self.class_weights.len() == classes,
-            "--class-weights has {} numbers for {classes} classes",
-            self.class_weights.len()
-        );
-        ensure!(
-            self.class_weights.iter().all(|w| *w >= 0. && w.is_finite()) && self.class_weights.iter().skip(1).any(|w| *w > 0.)
-                || self.class_weights.is_empty(),
-            "--class-weights must be numbers from 0 on, not all 0 for the foreground, found {:?}",
-            self.class_weights
-        );
         Ok(())
     }
 }
@@ -119,22 +109,27 @@ pub struct Segmentation {
     patch: Shape,
     /// Class `k` is `labels[k]`, background first.
     labels: Vec<LabelValue>,
+    /// In the loss, one for each class.
+    weights: Vec<f64>,
     /// Of the scans that are trained on.
     foreground: Arc<Foreground>,
 }
 
 impl Segmentation {
-    /// `patch`: shape of the training patches; `foreground`: of the scans that [`Task::sample`] will be given.
+    /// `patch`: shape of the training patches; `weights`: of each class in the loss, not all 0 for the foreground; `foreground`: of the
+    /// scans that [`Task::sample`] will be given.
     pub fn new(
         config: &SegmentationConfig,
         augment: &AugmentConfig,
         rank: Rank,
         patch: Shape,
         labels: Vec<LabelValue>,
+        weights: Vec<f64>,
         foreground: Arc<Foreground>,
     ) -> Result<Self> {
-        config.check(labels.len())?;
-        Ok(Segmentation { config: config.clone(), augment: augment.clone(), rank, patch, labels, foreground })
+        config.check()?;
+        ensure!(weights[1..].iter().any(|w| *w > 0.), "--class-weights are all 0 for the foreground: {weights:?}");
+        Ok(Segmentation { config: config.clone(), augment: augment.clone(), rank, patch, labels, weights, foreground })
     }
 }
 
@@ -188,7 +183,7 @@ impl Task for Segmentation {
             "a patch of {:?} voxels: each side must be a multiple of {reduction}, by which the encoder pools",
             self.patch
         );
-        Ok(Box::new(SegmentationHead::new(vs, encoder, &self.config, self.patch, self.labels.len())))
+        Ok(Box::new(SegmentationHead::new(vs, encoder, &self.config, self.patch, &self.weights)))
     }
 
     fn amounts(&self) -> Amounts {
@@ -254,16 +249,17 @@ impl Predicted {
 pub struct SegmentationHead {
     decoder: Decoder,
     config: SegmentationConfig,
-    classes: usize,
+    /// Of each class in the loss.
+    weights: Vec<f64>,
     rank: Rank,
     patch: Shape,
 }
 
 impl SegmentationHead {
-    /// The network above the encoder, for whole scans in windows of `patch` voxels.
-    pub fn new(vs: &nn::Path, encoder: &dyn Encoder, config: &SegmentationConfig, patch: Shape, classes: usize) -> Self {
-        let decoder = Decoder::new(vs / "decoder", encoder, classes as i64, config.deep_supervision);
-        SegmentationHead { decoder, config: config.clone(), classes, rank: encoder.rank(), patch }
+    /// The network above the encoder, for whole scans in windows of `patch` voxels; `weights`: of each class in the loss.
+    pub fn new(vs: &nn::Path, encoder: &dyn Encoder, config: &SegmentationConfig, patch: Shape, weights: &[f64]) -> Self {
+        let decoder = Decoder::new(vs / "decoder", encoder, weights.len() as i64, config.deep_supervision);
+        SegmentationHead { decoder, config: config.clone(), weights: weights.to_vec(), rank: encoder.rank(), patch }
     }
 
     /// The decoder as TorchScript.
@@ -274,10 +270,7 @@ impl SegmentationHead {
     /// Loss of logits `[B, K, ...]` against classes `[B, ...]` of the same extent.
     fn loss(&self, logits: &Tensor, classes: &Tensor) -> Tensor {
         let logits = logits.to_kind(Kind::Float);
-        let weights: Vec<f32> = match self.config.class_weights.is_empty() {
-            true => vec![1.; self.classes],
-            false => self.config.class_weights.iter().map(|&w| w as f32).collect(),
-        };
+        let weights: Vec<f32> = self.weights.iter().map(|&w| w as f32).collect();
         let weights = Tensor::from_slice(&weights).to_device(logits.device());
         let log = logits.log_softmax(1, Kind::Float);
         let dice = soft_dice_loss(&log.exp(), classes, &weights);
@@ -334,13 +327,13 @@ impl Head for SegmentationHead {
         device: Device,
         place: &dyn Fn(&Tensor) -> Result<()>,
     ) -> Result<Vec<f64>> {
-        let window =
-            Window { rank: self.rank, patch: self.patch, overlap: self.config.overlap, batch_size: 1, flips: false, device };
+        let (rank, patch, overlap) = (self.rank, self.patch, self.config.overlap);
+        let window = Window { rank, patch, overlap, batch_size: default_batch(rank), flips: false, device };
         let predicted = Predicted::of(scans, scan, &window, &|x| {
             place(x)?;
             Ok(self.logits(encoder, x))
         })?;
-        let mut counts = vec![[0f64; 3]; self.classes];
+        let mut counts = vec![[0f64; 3]; self.weights.len()];
         for (&p, &t) in predicted.classes.iter().zip(&predicted.truth) {
             counts[p as usize][1] += 1.;
             counts[t as usize][2] += 1.;

@@ -5,6 +5,7 @@ use crate::data::Scans;
 use crate::dim::{Rank, voxels};
 use crate::ffi;
 use crate::rng::{Stream, rng};
+use crate::tasks::change::ChangeConfig;
 use crate::tasks::{Batch, Task};
 use anyhow::{Context, Result};
 use half::{bf16, slice::HalfFloatSliceExt};
@@ -22,6 +23,8 @@ pub struct Sampler {
     pub seed: u64,
     /// Tells the draws of jointly trained tasks apart.
     pub slot: u64,
+    /// Of training scans before they are sampled.
+    pub change: Option<ChangeConfig>,
     /// Give views in bfloat16, to which the first convolution would convert them: half as much to copy.
     pub bf16: bool,
 }
@@ -65,9 +68,13 @@ impl Sampler {
         let mut targets = Vec::with_capacity(order.len() * task.targets());
         for ((&scan, position), out) in order.iter().zip(positions).zip(views.chunks_exact_mut(length)) {
             let mut rng = rng(self.seed, stream, epoch, position << 8 | self.slot);
-            let drawn = task
-                .sample(scans.as_ref(), scan, &mut rng, out)
-                .with_context(|| format!("sampling {} for {}", scans.id(scan), task.name()))?;
+            let mut sample = || match &self.change {
+                Some(change) if stream == Stream::Train && task.takes_changed_scans() => {
+                    task.sample(&change.apply(scans.as_ref(), scan, self.rank, &mut rng)?, 0, &mut rng, out)
+                }
+                _ => task.sample(scans.as_ref(), scan, &mut rng, out),
+            };
+            let drawn = sample().with_context(|| format!("sampling {} for {}", scans.id(scan), task.name()))?;
             targets.extend(drawn.targets);
         }
         let b = order.len() as i64;

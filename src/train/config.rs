@@ -1,6 +1,7 @@
 //! Settings of a run: flags, settings-file keys and what is written into the run's folder are one structure.
 
 use super::device::{DeviceChoice, Precision};
+use crate::data::slices::Slices;
 use crate::optim::{OptimizerKind, ScheduleKind};
 use anyhow::{Result, ensure};
 use serde::Serialize;
@@ -27,6 +28,9 @@ pub struct TrainConfig {
     #[arg(long, value_name = "N")]
     pub steps: Option<u64>,
 
+    /// Read volumes as 2D slices, for a 2D network
+    #[arg(long, value_enum, value_name = "PLANE", help_heading = "Data")]
+    pub slices: Option<Slices>,
     /// Share of the subjects held out for validation, above 0 and below 1
     #[arg(long, value_name = "SHARE", default_value_t = 0.2, help_heading = "Data")]
     pub val_fraction: f64,

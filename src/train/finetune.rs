@@ -2,28 +2,29 @@
 //! side (method 6).
 
 use super::config::{self, TrainConfig, share};
-use super::model::Downstream;
+use super::downstream::{self, Downstreams};
 use super::pretrain::scans_of;
-use super::run::{self, Run, TestSide, Usable, object};
+use super::run::{self, Run, TestSide, object};
 use super::session::{Ended, Session};
 use super::stop::Stop;
 use super::trainer::{Setup, Trainer};
 use crate::checkpoint::Tensors;
 use crate::data::Scans;
-use crate::data::split::{Fold, Split};
+use crate::data::split::{Fold, Split, subject};
 use crate::data::store::{Store, Subset};
 use crate::dim::{Rank, voxels};
 use crate::export;
-use crate::foreground::Foreground;
 use crate::nn::{Architecture, EncoderConfig};
 use crate::report::study::read::{RANDOM, SCRATCH};
-use crate::tasks::Task;
-use crate::tasks::segmentation::{Segmentation, SegmentationConfig};
+use crate::tasks::class_weights::ClassWeights;
+use crate::tasks::classification::ClassificationConfig;
+use crate::tasks::segmentation::SegmentationConfig;
 use crate::transform::augment::AugmentConfig;
 use crate::weights::{self, ENCODER};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -41,23 +42,6 @@ pub enum Arm {
     Full,
 }
 
-/// Downstream tasks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Downstreams {
-    /// The class of every voxel
-    Segmentation,
-}
-
-impl Downstreams {
-    /// The scans that have what it is to predict.
-    pub fn usable(self) -> Usable {
-        match self {
-            Downstreams::Segmentation => Usable::Segmented,
-        }
-    }
-}
-
 /// What test scores are of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -71,6 +55,7 @@ pub enum Regions {
 #[derive(Clone, Debug, Serialize, clap::Args)]
 #[serde(rename_all = "kebab-case")]
 pub struct FinetuneConfig {
+    /// What is learnt from the labels
     #[arg(long, value_enum, default_value = "segmentation")]
     pub task: Downstreams,
     /// Pretrained encoder: an exported .pt or .safetensors, a run's checkpoint, or `none`
@@ -106,9 +91,16 @@ pub struct FinetuneConfig {
     /// Levels of the U-Net [default: those of the weights, without weights 5]
     #[arg(long, help_heading = "Network")]
     pub levels: Option<usize>,
+    /// Weight of each class in the loss, class 0 (of a segmentation the background) first, or `balanced`: inversely to how often the
+    /// training side holds it [default: 1 each]
+    #[arg(long, value_name = "W,...|balanced", help_heading = "Optimization")]
+    pub class_weights: Option<ClassWeights>,
     #[command(flatten)]
     #[serde(flatten)]
     pub segmentation: SegmentationConfig,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub classification: ClassificationConfig,
     #[command(flatten)]
     pub aug: AugmentConfig,
 }
@@ -195,13 +187,10 @@ pub struct Sides {
 pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended> {
     config.check()?;
     let stop = Stop::on_signals()?;
-    let store = Store::open(&config.train.data)?;
-    let Some(labels) = store.index().labels.clone() else {
-        bail!("{}: the store has no labels; preprocess with them (not --no-labels)", config.train.data.display())
-    };
-    config.segmentation.check(labels.len())?;
+    let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
+    config.task.check(config, store.index())?;
     let device = config.train.device.resolve()?;
-    let input = export::Input::of(store.index());
+    let input = export::Input::of(&store);
     let run = resume.map(|dir| Run::reopen(dir, config::settings(config), &[], &input)).transpose()?;
     let split = run::choose_split(&config.train, config.test_side(), config.task.usable(), &store, run.as_ref())?;
     let sides = sides(config, &store, &split)?;
@@ -210,16 +199,13 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         true => None,
         false => Some(weights::read(&config.weights)?),
     };
-    let rank = Rank::of(store.shape(0));
+    let rank = store.rank()?;
     let encoder = match &run {
         Some(run) => run.network()?,
         None => network(config, rank, store.channels(), saved.as_ref())?,
     };
-    let patch = config.segmentation.patch_shape(&store, rank, encoder.reduction())?;
-
-    let train = &sides.train;
-    let foreground = Arc::new(Foreground::of(train, labels.len())?);
-    let task = Segmentation::new(&config.segmentation, &config.aug, rank, patch, labels.clone(), foreground)?;
+    let (task, downstream) = downstream::build(config, &store, &sides.train, &encoder)?;
+    let view = task.view_shape();
     let epochs = config.train.epochs.unwrap_or(task.amounts().epochs);
     let mut resolved = config.clone();
     (resolved.train.epochs, resolved.arm) = (Some(epochs), Some(config.arm()));
@@ -233,19 +219,20 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     let trainer = Trainer::new(Setup {
         config: &resolved.train,
         device,
-        tasks: vec![(Arc::new(task), 1.)],
+        tasks: vec![(task, 1.)],
         encoder: encoder.clone(),
         train: sides.train.clone(),
         valid: sides.valid.clone(),
+        change: None,
         frozen_epochs,
     })?;
     let batch = trainer.tasks[0].batch;
     resolved.train.batch_size = Some(batch);
     // Batch normalisation of one value has no variance: its running one becomes NaN, and every prediction background.
-    let deepest = trainer.network.encoder.deepest_shape(patch);
+    let deepest = trainer.network.encoder.deepest_shape(view);
     ensure!(
         batch as usize * voxels(deepest) > 1,
-        "--batch-size 1 and a patch of {patch:?}: the deepest level would normalise a single voxel; give larger ones"
+        "--batch-size 1 and a patch of {view:?}: the deepest level would normalise a single voxel; give larger ones"
     );
     let (mut pretrained, mut report) = (Value::Null, String::new());
     if let Some(saved) = &saved {
@@ -271,8 +258,6 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
             run
         }
         None => {
-            let segmentation = config.segmentation.clone();
-            let downstream = Downstream { task: name.to_owned(), labels, patch, segmentation };
             let parts = json!({ "network": encoder, "input": input, "downstream": downstream, "pretrained": pretrained });
             let out = config.train.out.as_deref();
             Run::create(out, name, config::settings(&resolved), &split, object(parts))?
@@ -280,7 +265,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     };
     run.keep_load_report(&report)?;
     eprintln!(
-        "{}: {name} from {}, arm {}, on {device:?} in {}, {} training, {} validation and {} test scans, patch {patch:?}, {} steps an \
+        "{}: {name} from {}, arm {}, on {device:?} in {}, {} training, {} validation and {} test scans, {} of {view:?} voxels, {} steps an \
          epoch",
         run.dir.display(),
         config.weights.display(),
@@ -289,9 +274,10 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         sides.train.len(),
         sides.valid.len(),
         sides.test.len(),
+        if config.task == Downstreams::Segmentation { "patches" } else { "whole scans" },
         trainer.steps
     );
-    let metric = format!("{name}.{}", trainer.tasks[0].task.metrics()[0].name);
+    let metric = format!("{name}.{}", trainer.tasks[0].task.selects());
     let mut session = Session::open(run.clone(), trainer, name.to_owned(), 1, config.train.save_minutes, stop)?;
     if let Ended::Stopped = session.train()? {
         eprintln!("stopped and saved; continue with: pretext3d finetune --resume {}", run.dir.display());
@@ -314,12 +300,13 @@ fn sides(config: &FinetuneConfig, store: &Store, split: &Split) -> Result<Sides>
     );
     let usable = config.task.usable();
     let subset = |side: &str, subjects: &[String]| -> Result<Arc<Subset>> {
-        let scans = scans_of(store, subjects);
-        let subset = store.subset(&scans)?;
-        if let Some(without) = (0..subset.len()).find(|&s| !usable.has(&store.index().subjects[subset.scan(s)])) {
-            bail!("{side} subject {}: has no label in {}", subset.id(without), store.folder().display());
+        let has = |id: &String| store.find(id).is_some_and(|scan| usable.has(&store.index().subjects[scan]));
+        let scans: Vec<String> = scans_of(store, subjects).into_iter().filter(has).collect();
+        let found: HashSet<&str> = scans.iter().map(|id| subject(id)).collect();
+        if let Some(without) = subjects.iter().find(|id| !found.contains(id.as_str())) {
+            bail!("{side} subject {without}: has no {} in {}", config.task.label(), store.folder().display());
         }
-        Ok(Arc::new(subset))
+        Ok(Arc::new(store.subset(&scans)?))
     };
     Ok(Sides {
         train: subset("training", &split.balanced_fraction(fraction, &usable.classes(store))?)?,
@@ -338,10 +325,11 @@ fn network(config: &FinetuneConfig, rank: Rank, channels: usize, saved: Option<&
     let found = EncoderConfig::of(saved, ENCODER).with_context(|| format!("{file}: another architecture; no encoder in it"))?;
     ensure!(
         found.rank() == rank,
-        "{file}: the encoder of {}D data, the store {} holds {}D data",
+        "{file}: the encoder of {}D data, the run is on {}D data ({}{})",
         found.rank().n(),
-        config.train.data.display(),
-        rank.n()
+        rank.n(),
+        config.train.slices.map_or_else(String::new, |slices| format!("{} slices of ", slices.name())),
+        config.train.data.display()
     );
     let architecture = found.architecture();
     ensure!(

@@ -3,6 +3,7 @@
 pub mod batches;
 pub mod config;
 pub mod device;
+pub mod downstream;
 pub mod finetune;
 pub mod means;
 pub mod model;

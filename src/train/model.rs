@@ -6,30 +6,69 @@ use super::run::Run;
 use crate::checkpoint::{self, split_checkpoint};
 use crate::data::layouts::LabelValue;
 use crate::data::preprocess::Settings;
+use crate::data::slices::Slices;
 use crate::dim::{Rank, Shape};
 use crate::export::Input;
 use crate::ffi;
 use crate::nn::script::ScriptModule;
 use crate::nn::{Encoder, EncoderConfig};
 use crate::tasks::Head;
+use crate::tasks::classification::{self, ClassificationConfig, ClassificationHead, Outputs};
 use crate::tasks::segmentation::{SegmentationConfig, SegmentationHead};
 use crate::weights::ENCODER;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use tch::{Device, Tensor, nn::VarStore};
+use tch::nn::{self, VarStore};
+use tch::{Device, Kind, Tensor};
 
 /// What a fine-tuned run predicts: `downstream` in its `config.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Downstream {
-    /// Also the name of its variables.
-    pub task: String,
-    /// Class `k` is `labels[k]`, background first.
-    pub labels: Vec<LabelValue>,
-    /// Voxels of a window.
-    pub patch: Shape,
-    pub segmentation: SegmentationConfig,
+#[serde(tag = "task", rename_all = "lowercase", deny_unknown_fields)]
+pub enum Downstream {
+    Segmentation {
+        /// Class `k` is `labels[k]`, background first.
+        labels: Vec<LabelValue>,
+        /// Voxels of a window.
+        patch: Shape,
+        segmentation: SegmentationConfig,
+    },
+    Classification {
+        /// Names, in order.
+        classes: Vec<String>,
+        /// Of every scan.
+        shape: Shape,
+        classification: ClassificationConfig,
+    },
+}
+
+/// The network above an encoder.
+enum Above {
+    Segmentation(SegmentationHead),
+    Classification(ClassificationHead),
+}
+
+impl Above {
+    /// With new weights; its variables lie under the task's name.
+    fn new(root: &nn::Path, encoder: &dyn Encoder, downstream: &Downstream) -> Above {
+        match downstream {
+            Downstream::Segmentation { labels, patch, segmentation } => {
+                let weights = vec![1.; labels.len()];
+                Above::Segmentation(SegmentationHead::new(&(root / "segmentation"), encoder, segmentation, *patch, &weights))
+            }
+            Downstream::Classification { classes, classification, .. } => {
+                let weights = vec![1.; classes.len()];
+                Above::Classification(ClassificationHead::new(&(root / "classification"), encoder, classification, &weights))
+            }
+        }
+    }
+
+    fn head(&self) -> &dyn Head {
+        match self {
+            Above::Segmentation(head) => head,
+            Above::Classification(head) => head,
+        }
+    }
 }
 
 /// A network in evaluation mode.
@@ -39,15 +78,14 @@ pub struct Model {
     pub channels: Vec<String>,
     /// How its scans were preprocessed.
     pub settings: Settings,
-    /// Class `k` of its output is `labels[k]`, background first.
-    pub labels: Vec<LabelValue>,
-    pub patch: Shape,
+    /// How volumes are sliced for it.
+    pub slices: Option<Slices>,
+    pub downstream: Downstream,
     pub device: Device,
-    pub network: EncoderConfig,
     bf16: bool,
     vs: VarStore,
     encoder: Box<dyn Encoder>,
-    head: SegmentationHead,
+    above: Above,
 }
 
 impl Model {
@@ -70,9 +108,7 @@ impl Model {
 
         let mut vs = VarStore::new(Device::Cpu);
         let encoder = network.build(&vs.root() / ENCODER.trim_end_matches('.'));
-        let path = &vs.root() / downstream.task.as_str();
-        let head =
-            SegmentationHead::new(&path, encoder.as_ref(), &downstream.segmentation, downstream.patch, downstream.labels.len());
+        let above = Above::new(&vs.root(), encoder.as_ref(), &downstream);
         checkpoint::restore(&vs.variables(), &split_checkpoint(tensors).0).with_context(|| file.display().to_string())?;
         let bf16 = precision.is_bf16(device);
         if device == Device::Cpu {
@@ -84,35 +120,63 @@ impl Model {
             rank: network.rank(),
             channels: input.channels,
             settings: input.preprocessing,
-            labels: downstream.labels,
-            patch: downstream.patch,
+            slices: input.slices,
+            downstream,
             device,
-            network,
             bf16,
             vs,
             encoder,
-            head,
+            above,
         })
     }
 
-    /// Logits `[B, K, ...]` (float32) of inputs `[B, C, D, H, W]`, images `[B, C, H, W]`, on the model's device.
+    /// Logits (float32) of inputs `[B, C, D, H, W]`, images `[B, C, H, W]`, on the model's device: `[B, K, ...]` of a segmentation,
+    /// `[B, K]` of a classification.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ffi::set_memory_format(x, memory_format(self.device, self.bf16))?;
-        Ok(ffi::with_autocast(self.device, self.bf16, || tch::no_grad(|| self.head.logits(self.encoder.as_ref(), x))))
+        let head = self.above.head();
+        Ok(ffi::with_autocast(self.device, self.bf16, || tch::no_grad(|| head.logits(self.encoder.as_ref(), x))))
     }
 
-    /// The whole network as TorchScript, from an input to its logits.
+    /// Class and the probability of each, of one scan `[C, D, H, W]`, row-major. `flips`: average the logits of all mirror images.
+    pub fn classify(&self, image: &[f32], shape: Shape, outputs: Outputs, flips: bool) -> Result<(u8, Vec<f32>)> {
+        let mut dims = vec![1, self.channels.len() as i64];
+        dims.extend(self.rank.axes().map(|a| shape[a] as i64));
+        let x = Tensor::from_slice(image).reshape(dims).to_device(self.device);
+        let axes: Vec<i64> = (2..2 + self.rank.n() as i64).collect();
+        let combinations = if flips { 1 << axes.len() } else { 1 };
+        let mut logits = Vec::new();
+        for combination in 0..combinations {
+            let flipped: Vec<i64> = axes.iter().copied().filter(|a| combination >> (a - 2) & 1 == 1).collect();
+            logits.push(self.forward(&x.flip(flipped))?);
+        }
+        let logits = Tensor::cat(&logits, 0).mean_dim(0, true, Kind::Float);
+        let class = classification::classes(outputs, &logits).int64_value(&[0]);
+        let probabilities = classification::probabilities(outputs, &logits).squeeze_dim(0).to_device(Device::Cpu);
+        Ok((u8::try_from(class)?, Vec::try_from(probabilities)?))
+    }
+
+    /// The whole network as TorchScript, from an input to its logits; of a classification also to `probabilities`. `source`: further
+    /// methods.
     pub fn script(&self, source: &str) -> ScriptModule {
+        let (name, above, methods) = match &self.above {
+            Above::Segmentation(head) => ("decoder", head.script(), ""),
+            Above::Classification(head) => ("head", head.script(), head.probabilities_source()),
+        };
         ScriptModule::new(format!(
-            "def forward(self, x: Tensor) -> Tensor:\n    return self.decoder.forward(self.encoder.forward(x))\n{source}"
+            "def forward(self, x: Tensor) -> Tensor:\n    return self.{name}.forward(self.encoder.forward(x))\n{methods}{source}"
         ))
         .child("encoder", self.encoder.script())
-        .child("decoder", self.head.script())
+        .child(name, above)
     }
 
-    /// Every tensor by the name it has in [`Model::script`].
+    /// Every tensor by the name it has in [`Model::script`], which names no task.
     pub fn state(&self) -> checkpoint::Tensors {
-        let name = |name: String| name.split_once(".decoder.").map_or(name.clone(), |(_, rest)| format!("decoder.{rest}"));
+        let task = match &self.above {
+            Above::Segmentation(_) => "segmentation.",
+            Above::Classification(_) => "classification.",
+        };
+        let name = |name: String| name.strip_prefix(task).map_or(name.clone(), str::to_owned);
         self.vs.variables().into_iter().map(|(n, t)| (name(n), t)).collect()
     }
 }

@@ -8,13 +8,14 @@ use super::trainer::{Setup, Trainer};
 use crate::data::Scans;
 use crate::data::split::subject;
 use crate::data::store::Store;
-use crate::dim::{Rank, Shape};
+use crate::dim::Rank;
 use crate::nn::{Architecture, EncoderConfig};
 use crate::patch::default_window;
 use crate::report::study::read::{self as study, PretrainResult};
+use crate::tasks::change::ChangeConfig;
 use crate::tasks::{self, Task, TaskConfigs, TaskKind, joined_names};
 use crate::{export, weights};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::HashSet;
@@ -37,7 +38,7 @@ pub struct PretrainConfig {
     /// Samples drawn from each validation scan, the same in every epoch
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub val_draws: u64,
-    /// Side in voxels of the window that a sample is cut from [default: the smallest side of any scan, at most 128]
+    /// Side in voxels of the window that a sample is cut from [default: the smallest side of any scan, at most 128, in 2D 224]
     #[arg(long, value_name = "VOXELS")]
     pub window: Option<usize>,
     /// The network that is pretrained [default: unet]
@@ -57,6 +58,9 @@ pub struct PretrainConfig {
     pub weights: Option<PathBuf>,
     #[command(flatten)]
     #[serde(flatten)]
+    pub change: ChangeConfig,
+    #[command(flatten)]
+    #[serde(flatten)]
     pub tasks: TaskConfigs,
 }
 
@@ -64,6 +68,15 @@ impl PretrainConfig {
     /// Checks ranges that the parser cannot.
     pub fn check(&self) -> Result<()> {
         self.train.check()?;
+        self.change.check()?;
+        ensure!(
+            self.change.is_off() || self.train.slices.is_none(),
+            "--mirror and --zoom change whole scans and do not go with --slices"
+        );
+        ensure!(
+            self.change.is_off() || self.task.iter().any(|task| !matches!(task, TaskKind::Cpc | TaskKind::Exe)),
+            "--mirror and --zoom are for rot, rpl and jig; cpc and exe have augmentation of their own"
+        );
         ensure!(self.val_draws > 0, "--val-draws must be at least 1");
         config::network(self.filters, self.levels)?;
         ensure!(
@@ -102,7 +115,8 @@ impl PretrainConfig {
         }
         let (channels, dropout) = (channels as i64, self.train.dropout);
         let encoder = EncoderConfig::asked(self.encoder, rank, channels, dropout, self.filters, self.levels)?;
-        Trainer::new(Setup { config: &self.train, device, tasks, encoder, train, valid, frozen_epochs: 0 })
+        let change = Some(self.change.clone()).filter(|change| !change.is_off());
+        Trainer::new(Setup { config: &self.train, device, tasks, encoder, train, valid, change, frozen_epochs: 0 })
     }
 
     /// Short name of the run's tasks: `rot`, or `rot-rpl-jig` for a joint run.
@@ -115,7 +129,7 @@ impl PretrainConfig {
 pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended> {
     config.check()?;
     let stop = Stop::on_signals()?;
-    let store = Store::open(&config.train.data)?;
+    let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
     ensure!(
         store.index().complete,
         "{}: preprocessing did not finish; run the same preprocess command again",
@@ -123,7 +137,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     );
     let device = config.train.device.resolve()?;
 
-    let input = export::Input::of(store.index());
+    let input = export::Input::of(&store);
     let settings = config::settings(config);
     let run = resume.map(|dir| Run::reopen(dir, settings, &["weights"], &input)).transpose()?;
     let split = run::choose_split(&config.train, TestSide::Share(0.), Usable::All, &store, run.as_ref())?;
@@ -201,16 +215,14 @@ pub(super) fn scans_of(store: &Store, subjects: &[String]) -> Vec<String> {
 }
 
 /// Rank and window side for these scans.
-fn geometry(config: &PretrainConfig, scans: &dyn Scans) -> Result<(Rank, usize)> {
-    let shapes: Vec<Shape> = (0..scans.len()).map(|s| scans.shape(s)).collect();
-    let rank = Rank::of(*shapes.first().context("the store has no scans")?);
-    ensure!(shapes.iter().all(|s| Rank::of(*s) == rank), "the store mixes images and volumes");
-    let window = config.window.unwrap_or_else(|| default_window(scans, rank));
-    if let Some(small) = (0..scans.len()).find(|&s| rank.axes().any(|a| shapes[s][a] < window)) {
+fn geometry(config: &PretrainConfig, store: &Store) -> Result<(Rank, usize)> {
+    let rank = store.rank()?;
+    let window = config.window.unwrap_or_else(|| default_window(store, rank));
+    if let Some(small) = (0..store.len()).find(|&s| rank.axes().any(|a| store.shape(s)[a] < window)) {
         bail!(
             "--window {window} is larger than {}, which has {:?} voxels; lower --window or leave the scan out",
-            scans.id(small),
-            shapes[small]
+            store.id(small),
+            store.shape(small)
         );
     }
     Ok((rank, window))

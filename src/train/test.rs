@@ -1,16 +1,19 @@
 //! The test of a fine-tuned run: its best epoch on the test side, scored on the stored grid, and the run's record.
 
+mod classification;
+
 use super::finetune::{FinetuneConfig, Regions, Sides};
-use super::model::Model;
+use super::model::{Downstream, Model};
 use super::run::{Progress, Run};
 use crate::data::Scans;
 use crate::data::layouts::LabelValue;
+use crate::data::slices::Slices;
 use crate::data::split::Split;
 use crate::data::store::{Subset, hex};
-use crate::dim::{Rank, voxels};
-use crate::infer::Window;
+use crate::dim::{Shape, voxels};
+use crate::infer::{Window, default_batch};
 use crate::metrics::case::{Group, Scores, score_case};
-use crate::metrics::summary::{Summary, best_median_worst, mean_dice};
+use crate::metrics::summary::{best_median_worst, mean_dice};
 use crate::report::cases::{Case, write_cases};
 use crate::report::history::History;
 use crate::report::progress::Counter;
@@ -24,21 +27,51 @@ use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 use std::path::Path;
 
+/// What was measured on the test side.
+struct Tested {
+    /// Name of the score.
+    metric: &'static str,
+    score: Option<f64>,
+    /// Further means, by name.
+    scores: Map<String, Value>,
+    cases: Vec<study::Case>,
+}
+
 /// Scores the best checkpoint and writes `test/` and `result.json` into the run's folder.
 pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, metric: &str) -> Result<()> {
     let model = Model::load(&run.dir.join("best"), config.train.device, config.train.precision)?;
-    let groups = match config.regions {
-        Regions::Classes => Group::classes(&model.labels),
-        Regions::Brats => Group::brats(&model.labels)?,
+    let folder = run.dir.join("test");
+    let tested = match &model.downstream {
+        Downstream::Segmentation { labels, patch, .. } => segmentation(config, &model, labels, *patch, sides, &folder)?,
+        Downstream::Classification { classes, classification, .. } => {
+            classification::test(&model, classes, classification.outputs, &sides.test, &folder)?
+        }
     };
-    let (rank, patch, device, overlap) = (model.rank, model.patch, model.device, config.segmentation.overlap);
-    let window = Window { rank, patch, overlap, batch_size: 1, flips: false, device };
+    run.write("result.json", &record(config, run, split, sides, metric, tested)?)?;
+    println!("{}: scores in {}", run.dir.join("result.json").display(), folder.display());
+    Ok(())
+}
+
+fn segmentation(
+    config: &FinetuneConfig,
+    model: &Model,
+    labels: &[LabelValue],
+    patch: Shape,
+    sides: &Sides,
+    folder: &Path,
+) -> Result<Tested> {
+    let groups = match config.regions {
+        Regions::Classes => Group::classes(labels),
+        Regions::Brats => Group::brats(labels)?,
+    };
+    let (rank, device, overlap) = (model.rank, model.device, config.segmentation.overlap);
+    let window = Window { rank, patch, overlap, batch_size: default_batch(rank), flips: false, device };
     let predict = |scan| Predicted::of(sides.test.as_ref(), scan, &window, &|x| model.forward(x));
     let counter = Counter::new("test", sides.test.len(), console::user_attended_stderr());
     let mut cases = Vec::new();
     for scan in 0..sides.test.len() {
         let id = sides.test.id(scan);
-        let spacing = sides.test.store().index().subjects[sides.test.scan(scan)].spacing;
+        let spacing = sides.test.store().spacing(sides.test.scan(scan));
         let score = || {
             let Predicted { truth, classes, .. } = predict(scan)?;
             score_case(&truth, &classes, sides.test.shape(scan), spacing, &groups)
@@ -48,15 +81,18 @@ pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, me
     }
     drop(counter);
     let names: Vec<String> = groups.iter().map(|g| g.name.clone()).collect();
-    let folder = run.dir.join("test");
     let settings = json!({ "data": config.train.data, "grid": "as stored", "groups": groups, "checkpoint": "best" });
-    let summary = write_scores(&folder, &names, &cases, &settings)?;
-    draw(&folder.join("cases.png"), &model.labels, &sides.test, &cases, &predict)?;
+    let summary = write_scores(folder, &names, &cases, &settings)?;
+    draw(&folder.join("cases.png"), labels, &sides.test, &cases, &predict)?;
     println!("{}", table(&summary));
-    let record = record(config, run, split, sides, metric, &summary, &cases)?;
-    run.write("result.json", &record)?;
-    println!("{}: scores in {}", run.dir.join("result.json").display(), folder.display());
-    Ok(())
+    let mut scores = Map::new();
+    for group in &summary.groups {
+        let metrics =
+            [("dice", &group.dice), ("jaccard", &group.jaccard), ("hd95_mm", &group.hd95_mm), ("asd_mm", &group.asd_mm)];
+        scores.extend(metrics.map(|(name, s)| (format!("{name}.{}", group.group), json!(s.mean))));
+    }
+    let cases = cases.iter().map(|(id, s)| study::Case { id: id.clone(), score: mean_dice(s) }).collect();
+    Ok(Tested { metric: "dice", score: summary.mean_dice, scores, cases })
 }
 
 /// A picture of the best, the median and the worst case, on the last channel (in BraTS's order FLAIR, which shows most).
@@ -74,17 +110,28 @@ fn draw(
         shown.push((caption, scans.shape(scan), predict(scan)?));
     }
     let mut rows = Vec::new();
+    let slices = scans.store().slices();
     for (caption, shape, predicted) in &shown {
         let last = &predicted.image[predicted.image.len() - voxels(*shape)..];
+        let [truth, prediction] = [&predicted.truth, &predicted.classes].map(|classes| stored(slices, *shape, classes));
         rows.push(Case {
             caption: caption.clone(),
-            image: ArrayView3::from_shape(*shape, last)?,
-            truth: ArrayView3::from_shape(*shape, &predicted.truth)?,
-            prediction: ArrayView3::from_shape(*shape, &predicted.classes)?,
+            image: stored(slices, *shape, last)?,
+            truth: truth?,
+            prediction: prediction?,
         });
     }
     let names: Vec<String> = labels.iter().map(|l| l.name.clone()).collect();
     if rows.is_empty() { Ok(()) } else { write_cases(path, "Best, median and worst test case by Dice", &names, &rows) }
+}
+
+/// A scan's values in stored axes.
+fn stored<T>(slices: Option<Slices>, shape: Shape, values: &[T]) -> Result<ArrayView3<'_, T>> {
+    let view = ArrayView3::from_shape(shape, values)?;
+    Ok(match slices {
+        Some(slices) => slices.to_stored(view),
+        None => view,
+    })
 }
 
 /// What a sweep compares and a report shows.
@@ -94,20 +141,13 @@ fn record(
     split: &Split,
     sides: &Sides,
     metric: &str,
-    summary: &Summary,
-    cases: &[(String, Vec<Scores>)],
+    tested: Tested,
 ) -> Result<CellResult> {
     let rows = History::read(&run.dir)?;
     let (_, metadata) = checkpoint::load_safetensors(&run.checkpoint("best"))?;
     let best: Progress = serde_json::from_str(metadata.get("progress").context("not a run's checkpoint")?)?;
     let description = run.description()?;
     let pretrained = description.get("pretrained").cloned().unwrap_or_default();
-    let mut scores = Map::new();
-    for group in &summary.groups {
-        let metrics =
-            [("dice", &group.dice), ("jaccard", &group.jaccard), ("hd95_mm", &group.hd95_mm), ("asd_mm", &group.asd_mm)];
-        scores.extend(metrics.map(|(name, s)| (format!("{name}.{}", group.group), json!(s.mean))));
-    }
     let text = |key: &str| pretrained.get(key).and_then(Value::as_str).map(str::to_owned);
     let kebab = |value: Value| value.as_str().unwrap_or_default().to_owned();
     Ok(CellResult {
@@ -119,7 +159,7 @@ fn record(
         seed: config.train.seed,
         fold: split.fold.map(|fold| fold.number),
         unlabelled: pretrained.get("unlabelled").and_then(Value::as_f64).unwrap_or(1.),
-        rank: Rank::of(sides.test.shape(0)).n(),
+        rank: sides.test.store().rank()?.n(),
         epochs: rows.len(),
         best_epoch: best.epoch as usize,
         validation_metric: metric.to_owned(),
@@ -132,9 +172,9 @@ fn record(
         train_subjects: sides.train.len(),
         val_subjects: sides.valid.len(),
         test_subjects: sides.test.len(),
-        metric: "dice".into(),
-        score: summary.mean_dice,
-        scores,
-        cases: cases.iter().map(|(id, s)| study::Case { id: id.clone(), score: mean_dice(s) }).collect(),
+        metric: tested.metric.into(),
+        score: tested.score,
+        scores: tested.scores,
+        cases: tested.cases,
     })
 }

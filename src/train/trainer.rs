@@ -9,6 +9,7 @@ use crate::data::loader::Loader;
 use crate::ffi;
 use crate::nn::EncoderConfig;
 use crate::optim::{Optimizer, Schedule};
+use crate::tasks::change::ChangeConfig;
 use crate::tasks::{Batch, Outcome, Task};
 use anyhow::{Context, Result, bail, ensure};
 use std::ops::Range;
@@ -69,6 +70,8 @@ pub struct Setup<'a> {
     pub encoder: EncoderConfig,
     pub train: Arc<dyn Scans>,
     pub valid: Arc<dyn Scans>,
+    /// Of training scans, for pretext tasks that take them changed.
+    pub change: Option<ChangeConfig>,
     /// Epochs in which the encoder is fixed, its BatchNorm statistics included.
     pub frozen_epochs: u64,
 }
@@ -78,7 +81,7 @@ type StepBatches = Vec<LoadedBatch>;
 
 impl Trainer {
     pub fn new(setup: Setup) -> Result<Trainer> {
-        let Setup { config, device, tasks, encoder, train, valid, frozen_epochs } = setup;
+        let Setup { config, device, tasks, encoder, train, valid, change, frozen_epochs } = setup;
         if device == Device::Cpu {
             crate::machine::keep_freed_memory();
         }
@@ -92,6 +95,7 @@ impl Trainer {
                 rank,
                 seed: config.seed,
                 slot: slot as u64,
+                change: change.clone(),
                 bf16,
             };
             for (side, scans) in [("training", &train), ("validation", &valid)] {
@@ -328,8 +332,8 @@ impl Trainer {
         let metrics = run.task.summarise(&judged);
         ensure!(
             metrics.first().is_some_and(|(_, value)| value.is_finite()),
-            "validation: {} is undefined: no scan has foreground in its label or its prediction",
-            run.task.metrics()[0].name
+            "validation: {} is undefined: the validation scans hold no foreground, or a single class",
+            run.task.selects()
         );
         for (name, value) in metrics.into_iter().filter(|(_, value)| value.is_finite()) {
             means.add(&format!("{}.{name}", run.task.name()), value, 1.);
@@ -337,12 +341,12 @@ impl Trainer {
         Ok(())
     }
 
-    /// What the best checkpoint is chosen by: the first metric of each task, averaged.
+    /// What the best checkpoint is chosen by: [`Task::selects`] of each task, averaged.
     pub fn score(&self, validation: &Means) -> f64 {
-        let first = |run: &TaskRun| {
-            let metric = run.task.metrics()[0].name;
-            validation.get(&format!("{}.{metric}", run.task.name())).expect("validation reports every metric")
+        let selected = |run: &TaskRun| {
+            let metric = format!("{}.{}", run.task.name(), run.task.selects());
+            validation.get(&metric).expect("validation reports every metric")
         };
-        self.tasks.iter().map(first).sum::<f64>() / self.tasks.len() as f64
+        self.tasks.iter().map(selected).sum::<f64>() / self.tasks.len() as f64
     }
 }

@@ -29,6 +29,14 @@ impl Orientation {
         inverse
     }
 
+    /// This permutation, then `next`.
+    pub fn then(self, next: Orientation) -> Orientation {
+        Orientation {
+            source: next.source.map(|a| self.source[a]),
+            flip: std::array::from_fn(|a| next.flip[a] ^ self.flip[next.source[a]]),
+        }
+    }
+
     /// `numpy.rot90(x, k=turns, axes=plane)`: quarter turns from `plane.0` towards `plane.1`. Each turns cubes into cubes.
     pub fn rot90(turns: usize, plane: (usize, usize)) -> Self {
         let (a, b) = plane;
@@ -92,6 +100,9 @@ mod tests {
                 let o = Orientation::rotation(rank, c);
                 let four = (0..3).fold(y.clone(), |y, _| apply(o, &y));
                 assert_eq!(four, x, "{rank:?} class {c}");
+                for d in (0..Orientation::rotations(rank)).map(|class| Orientation::rotation(rank, class)) {
+                    assert_eq!(apply(o.then(d), &x), apply(d, y), "{o:?} then {d:?}");
+                }
             }
             assert_eq!(turned[0], x);
             // About each axis: twice 90 is 180, 90 then 180 is 270.

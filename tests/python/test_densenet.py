@@ -119,5 +119,5 @@ def test_flags_that_do_not_fit_are_refused(store, images, tmp_path):
 def test_every_task_trains_it(images, tmp_path):
     for task in ["rpl,jig", "cpc", "exe"]:
         out = ["--out", tmp_path / task, "--weights", tmp_path / f"w-{task}"]
-        pretext3d("pretrain", "--data", images, "--task", task, *QUICK, *out)
+        pretext3d("pretrain", "--data", images, "--task", task, *QUICK, "--val-fraction", 0.5, *out)
         assert read_json(tmp_path / f"w-{task}.json")["architecture"] == "densenet121"

@@ -11,20 +11,29 @@ from pathlib import Path
 import pytest
 from helpers import ROOT, command, pretext3d, refused
 
-EXPERIMENTS = ["brats", "pancreas", "scaling", "phantom"]
+EXPERIMENTS = ["brats", "brats2d", "pancreas", "pancreas2d", "retina", "scaling", "phantom", "phantom2d", "fundus"]
+# Small studies whose results are committed: nothing to name, and no smoke run.
+STUDIES = ["phantom", "phantom2d", "fundus"]
 CONFIGURATIONS = sorted(path.stem for path in (ROOT / "experiments").glob("*.toml"))
 SCRIPTS = [ROOT / "scripts" / f"{name}.sh" for name in EXPERIMENTS]
+STUDY = Path("benches/results/study-phantom")
 JOINT = "rot,rpl,jig,cpc,exe"
 SETTINGS = ("EXP", "DATA", "UNLABELLED", "SMOKE", "JOBS", "OUT", "ARGS", "PRETEXT3D", "OMP_NUM_THREADS", "MAKEFLAGS", "MAKELEVEL")
 
 
 @pytest.fixture(scope="module")
-def labelled(tmp_path_factory):
-    """Scans of 20 subjects, so that the smallest share of the labels leaves one."""
-    folder = tmp_path_factory.mktemp("twenty")
-    pretext3d("phantom", "--kind", "brain", "--subjects", 20, "--size", 32, "--seed", 2, "--out", folder / "data")
-    pretext3d("preprocess", "--data", folder / "data", "--out", folder / "store", "--size", 32)
-    return folder / "store"
+def stores(tmp_path_factory):
+    """Stores of labelled scans, so many that the smallest share of the labels leaves one: brains, and photographs with grades."""
+    folder = tmp_path_factory.mktemp("stores")
+    for kind, subjects, size in [("brain", 20, 32), ("fundus", 30, 64)]:
+        pretext3d("phantom", "--kind", kind, "--subjects", subjects, "--size", size, "--seed", 2, "--out", folder / kind)
+        pretext3d("preprocess", "--data", folder / kind, "--out", folder / f"{kind}-store", "--size", 32)
+    return {"segmentation": folder / "brain-store", "classification": folder / "fundus-store"}
+
+
+@pytest.fixture(scope="module")
+def labelled(stores):
+    return stores["segmentation"]
 
 
 def settings(name, smoke=False):
@@ -44,10 +53,11 @@ def planned(*args):
 
 @pytest.mark.parametrize("smoke", [False, True])
 @pytest.mark.parametrize("name", CONFIGURATIONS)
-def test_configurations_are_accepted_and_complete(name, smoke, labelled, store, tmp_path):
+def test_configurations_are_accepted_and_complete(name, smoke, stores, store, tmp_path):
     out = tmp_path / "a sweep's folder"
-    args = ["--config", f"experiments/{name}.toml", "--data", labelled, "--out", out, *["--smoke"] * smoke]
-    if name.startswith("phantom") and smoke:
+    data = stores[settings(name)["finetune"].get("task", "segmentation")]
+    args = ["--config", f"experiments/{name}.toml", "--data", data, "--out", out, *["--smoke"] * smoke]
+    if name.removesuffix("-frozen") in STUDIES and smoke:
         refused("sweep", *args, cwd=ROOT, says=[f"experiments/{name}.toml", "[smoke]"])
         return
     config = settings(name, smoke)
@@ -57,21 +67,25 @@ def test_configurations_are_accepted_and_complete(name, smoke, labelled, store, 
     assert not out.exists()
     shares = config.get("unlabelled_fractions", [1.0])
     pretrained = [(flags["task"], float(flags["fraction"])) for kind, flags in runs if kind == "pretrain"]
-    assert sorted(pretrained) == sorted((task, share) for task in config["tasks"] for share in shares)
+    # One for each fold, unless other scans are pretrained on.
+    folds = config.get("folds", 1)
+    times = 1 if "unlabelled" in config else folds
+    assert sorted(pretrained) == sorted([(task, share) for task in config["tasks"] for share in shares] * times)
     cells = [flags for kind, flags in runs if kind == "finetune"]
-    grid = len(config["fractions"]) * len(config["seeds"])
+    grid = len(config["fractions"]) * len(config["seeds"]) * folds
     baselines = len({"scratch", "random"} & set(config["arms"]))
     assert len(cells) == len({flags["out"] for flags in cells})
-    assert len(cells) == grid * (baselines + (len(config["arms"]) - baselines) * len(pretrained))
+    assert len(cells) == grid * (baselines + (len(config["arms"]) - baselines) * len(pretrained) // times)
     assert {(float(c["fraction"]), int(c["seed"])) for c in cells if c["arm"] == "scratch"} == {
         (fraction, seed) for fraction in config["fractions"] for seed in config["seeds"]
     }
-    # The same training for every arm: nothing but weights, arm, fraction, seed and folder differs.
-    own = {"weights", "arm", "fraction", "seed", "out"}
+    # The same training for every arm: nothing but weights, arm, fraction, seed, fold and folder differs.
+    own = {"weights", "arm", "fraction", "seed", "out", "split"}
+    assert len({c["split"] for c in cells}) == folds
     assert len({tuple(sorted((k, v) for k, v in c.items() if k not in own)) for c in cells}) == 1
     # Pretraining on the labelled store must keep away from its test side.
     splits = {flags.get("split") for kind, flags in runs if kind == "pretrain"}
-    assert splits == ({None} if "unlabelled" in config else {str(out / "split.json")})
+    assert splits == ({None} if "unlabelled" in config else {c["split"] for c in cells})
     again = [flags for kind, flags in planned(*args, "--unlabelled", store) if kind == "pretrain"]
     assert all(flags["data"] == str(store) and "split" not in flags for flags in again)
 
@@ -80,13 +94,29 @@ def test_protocol_of_the_paper():
     five = JOINT.split(",")
     for name in EXPERIMENTS:
         config = settings(name)
-        assert set(five) <= set(config["tasks"]) and len(config["seeds"]) >= 3
+        assert set(config["tasks"]) >= set(["exe"] if name == "phantom2d" else five)
+        assert len(config["seeds"]) >= 3 or config["folds"] == 5
         assert config["arms"] == ["scratch", "warmup"]
         smoke = settings(name, smoke=True)
         assert smoke["tasks"] == config["tasks"] and smoke["arms"] == config["arms"]
-        if name in ("brats", "pancreas"):
-            assert JOINT in config["tasks"] and config["fractions"] == [0.05, 0.1, 0.25, 0.5, 1.0]
-            assert len(smoke["fractions"]) == len(smoke["seeds"]) == 2
+        if name in ("brats", "brats2d", "pancreas", "pancreas2d", "retina"):
+            assert (JOINT in config["tasks"]) == (name in ("brats", "pancreas"))
+            assert config["fractions"] == [0.05, 0.1, 0.25, 0.5, 1.0]
+            assert len(smoke["fractions"]) == 2 and (len(smoke["seeds"]) == 2 or smoke["folds"] == 2)
+    # A 2D baseline differs from its 3D experiment in what is trained only, not in data, split and grid of runs.
+    for name in ("brats", "pancreas", "phantom"):
+        volumes, slices = settings(name), settings(f"{name}2d")
+        same = ["data", "unlabelled", "arms", "fractions", "seeds", "val_fraction", "test_fraction", "split_seed"]
+        assert all(volumes.get(key) == slices.get(key) for key in same)
+        for table in ("pretrain", "finetune"):
+            assert slices[table]["slices"] == "axial" and "slices" not in volumes[table]
+            assert all(slices[table].get(key) == volumes[table].get(key) for key in ("epochs", "steps", "filters", "levels", "lr"))
+        # As many voxels a fine-tuning step; two are the default batch.
+        batch, side = volumes["finetune"].get("batch-size", 2), volumes["finetune"]["patch"]
+        assert slices["finetune"]["batch-size"] * slices["finetune"]["patch"] ** 2 == pytest.approx(batch * side**3, rel=0.05)
+    retina = settings("retina")["pretrain"]
+    assert retina["encoder"] == "densenet121" and retina["window"] == 224
+    assert retina["rpl"]["rpl-jitter"] == retina["jig"]["jig-jitter"] == 8 and retina["cpc"]["cpc-grid"] == 5
     assert settings("scaling")["unlabelled_fractions"] == [0.1, 0.25, 0.5, 1.0]
     published = settings("brats")["published"]
     curves = {
@@ -127,6 +157,9 @@ def environment(**more):
         (["EXP=brats", "SMOKE=1", "DATA=/"], ["SMOKE=1", "DATA"]),
         (["EXP=pancreas", "DATA=/", "UNLABELLED=/"], ["pancreas takes no UNLABELLED"]),
         (["EXP=phantom", "DATA=/"], ["phantom takes no DATA"]),
+        (["EXP=pancreas2d"], ["DATA is missing", "Task07_Pancreas"]),
+        (["EXP=retina"], ["DATA is missing", "APTOS 2019", "train.csv"]),
+        (["EXP=fundus", "UNLABELLED=/"], ["fundus takes no UNLABELLED"]),
         (["EXP=phantom", "SMOKE=1"], ["phantom takes no SMOKE"]),
         (["EXP=brats", "SMOKE=1", "JOBS=two"], ["JOBS=two", "whole number"]),
     ],
@@ -189,7 +222,7 @@ def flag(line, name):
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=EXPERIMENTS)
 def test_commands_of_a_script(script, stub, tmp_path):
-    smoke = {} if script.stem == "phantom" else {"SMOKE": 1}
+    smoke = {} if script.stem in STUDIES else {"SMOKE": 1}
     done = stub.run(script, tmp_path, JOBS=2, **smoke)
     assert done.returncode == 0, done.stderr
     lines = stub.commands()
@@ -206,15 +239,33 @@ def test_commands_of_a_script(script, stub, tmp_path):
         assert {flag(line, name) for name in ("--data", "--unlabelled") if name in line} <= set(stores)
     folders = list(dict.fromkeys(flag(line, "--out") for line in sweeps))
     assert sorted((flag(l, "--out"), flag(l, "--shard")) for l in sweeps) == sorted((f, f"{i}/2") for f in folders for i in (1, 2))
-    assert [line[1] for line in lines if line[0] == "report"] == folders
-    if script.stem == "brats":
+    reports = [line[1:] for line in lines if line[0] == "report"]
+    # Of 2D beside 3D, where the 3D sweep is there: that of the phantoms is committed.
+    common = [[str(STUDY), folders[0], "--out", f"{folders[0]}/report-2d-3d"]] if script.stem == "phantom2d" else []
+    assert reports == [[folder] for folder in folders] + common
+    if script.stem in ("brats", "brats2d", "retina"):
         # On the training side alone, and on other scans.
         assert [{"--unlabelled" in l for l in sweeps if flag(l, "--out") == f} for f in folders] == [{False}, {True}]
-    if script.stem == "phantom":
+    if script.stem in STUDIES:
         # What the committed results were made from.
-        assert set(stores) == {settings("phantom")["data"], settings("phantom")["unlabelled"]}
+        config = settings(script.stem)
+        assert set(stores) == {config["data"], config["unlabelled"]}
         sizes = [[flag(l, f"--{n}") for n in ("subjects", "size", "seed")] for l in lines if l[0] == "phantom"]
-        assert sizes == [["96", "48", "1"], ["128", "48", "2"]] and done.stderr.count("OMP_NUM_THREADS=1 ") == 4
+        made = [["400", "192", "1"], ["600", "192", "2"]] if script.stem == "fundus" else [["96", "48", "1"], ["128", "48", "2"]]
+        assert sizes == made and done.stderr.count("OMP_NUM_THREADS=1 ") == len(sweeps)
+
+
+def test_2d_is_reported_beside_the_3d_sweep(stub, tmp_path):
+    there = stub.out / "sweep-brats-smoke"
+    there.mkdir(parents=True)
+    (there / "sweep.json").touch()
+    done = stub.run(ROOT / "scripts/brats2d.sh", tmp_path, SMOKE=1)
+    assert done.returncode == 0, done.stderr
+    folders = [f"{stub.out}/sweep-brats2d-smoke{end}" for end in ("", "-other")]
+    reports = [line[1:] for line in stub.commands() if line[0] == "report"]
+    common = [str(there), folders[0], "--out", f"{folders[0]}/report-2d-3d"]
+    assert sorted(reports) == sorted([*([folder] for folder in folders), common])
+    assert "sweep-brats-smoke-other is not there" in done.stderr
 
 
 def test_paths_with_spaces_from_any_folder(stub, tmp_path):

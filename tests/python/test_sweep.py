@@ -275,6 +275,23 @@ def test_every_fold_has_its_own_test_side_and_pretraining(data, tmp_path):
     assert len(planned) == 7 and sum(" pretrain " in line for line in planned) == 1 and "split" not in planned[0]
 
 
+def test_2d_on_slices_has_the_subjects_of_3d_and_stands_beside_it(data, tmp_path):
+    changes = {"fractions": [1.0], "seeds": [0]}
+    volumes = written(tmp_path / "volumes.toml", data, arms=["scratch"], tasks=[], **changes)
+    slices = written(tmp_path / "slices.toml", data, **changes)
+    slices.write_text(slices.read_text().replace("threads = 1", 'threads = 1\nslices = "coronal"'))
+    folders = [tmp_path / "volumes", tmp_path / "slices"]
+    for config, out, rank in zip([volumes, slices], folders, [3, 2]):
+        pretext3d(*sweep(config, out))
+        assert {cell["rank"] for cell in read_json(out / "sweep.json")["cells"]} == {rank}
+    assert read_json(folders[0] / "split.json") == read_json(folders[1] / "split.json")
+    scratch = [read_json(out / "cells/scratch-scratch-f1-s0/result.json") for out in folders]
+    assert [case["id"] for case in scratch[0]["cases"]] == [case["id"] for case in scratch[1]["cases"]]
+    pretext3d("report", *folders, "--out", tmp_path / "both")
+    text = (tmp_path / "both/report.md").read_text()
+    assert all(row in text for row in ("| scratch 3D |", "| scratch 2D |", "| rot warmup 2D |")), text
+
+
 # What is refused before anything runs: settings and what the message must say.
 REFUSED = {
     "misspelt key": ({"more": "[finetun]\nlr = 1"}, ["finetun"]),
@@ -291,6 +308,8 @@ REFUSED = {
     "a task by two names": ({"tasks": ["rot", "rotation"]}, ["rot-warmup", "twice"]),
     "what the sweep sets": ({"more": "seed = 4"}, ["[finetune] seed"]),
     "another network": ({"more": "[pretrain.rpl]\nfilters = 4", "tasks": ["rot", "rpl"]}, ["`filters`", "4", "2", "rpl"]),
+    "slices on one side alone": ({"more": 'slices = "axial"'}, ["`slices`", "not set", "axial"]),
+    "slices of no plane": ({"more": 'slices = "oblique"', "tasks": [], "arms": ["scratch"]}, ["[finetune] slices", "oblique"]),
     "two kinds of test side": ({"test": "test_fraction = 0.2\nfolds = 3"}, ["`test_fraction`", "`folds`"]),
     "no test side": ({"test": ""}, ["`test_fraction`", "`folds`"]),
     "one fold": ({"test": "folds = 1"}, ["`folds`", "found 1"]),

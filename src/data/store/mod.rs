@@ -6,7 +6,8 @@ mod turn;
 use crate::data::Scans;
 use crate::data::layouts::{LabelValue, Layout};
 use crate::data::preprocess::Settings;
-use crate::dim::{Region, Shape, voxels};
+use crate::data::slices::Slices;
+use crate::dim::{Rank, Region, Shape, voxels};
 use crate::fs::write_atomic;
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, bail, ensure};
@@ -135,9 +136,13 @@ impl Index {
     }
 }
 
-/// A store opened for reading; clones share it.
+/// A store opened for reading; clones share it. As [`Scans`] it gives volumes, or with [`Store::sliced`] their slices; all
+/// else speaks of what is stored.
 #[derive(Clone)]
-pub struct Store(Arc<Inner>);
+pub struct Store {
+    inner: Arc<Inner>,
+    slices: Option<Slices>,
+}
 
 struct Inner {
     folder: PathBuf,
@@ -180,30 +185,69 @@ impl Store {
         let by_id = ids.iter().cloned().enumerate().map(|(scan, id)| (id, scan)).collect();
         let mapped = ids.iter().map(|_| Mutex::new(None)).collect();
         let folder = folder.to_path_buf();
-        Ok(Store(Arc::new(Inner { folder, index, ids, by_id, mapped, order: Mutex::default(), max_mapped })))
+        let inner = Inner { folder, index, ids, by_id, mapped, order: Mutex::default(), max_mapped };
+        Ok(Store { inner: Arc::new(inner), slices: None })
+    }
+
+    /// Reads every volume as slices, `[slices, rows, columns]`: shapes, regions, voxels, labels and spacing follow. `None` changes
+    /// nothing. Errors on images.
+    pub fn sliced(self, slices: Option<Slices>) -> Result<Store> {
+        let rank = self.rank()?;
+        if let Some(slices) = slices {
+            ensure!(
+                rank == Rank::Three,
+                "--slices {}: cuts volumes, but {} holds images",
+                slices.name(),
+                self.folder().display()
+            );
+        }
+        Ok(Store { slices, ..self })
+    }
+
+    /// How the scans are sliced.
+    pub fn slices(&self) -> Option<Slices> {
+        self.slices
+    }
+
+    /// Rank of the scans as they are read: 2 for images and slices. Errors if the store mixes images and volumes.
+    pub fn rank(&self) -> Result<Rank> {
+        let subjects = &self.index().subjects;
+        let rank = Rank::of(subjects[0].shape);
+        ensure!(
+            subjects.iter().all(|s| Rank::of(s.shape) == rank),
+            "{}: the store mixes images and volumes",
+            self.folder().display()
+        );
+        Ok(if self.slices.is_some() { Rank::Two } else { rank })
+    }
+
+    /// Millimetres along each axis of a scan as it is read.
+    pub fn spacing(&self, scan: usize) -> [f64; 3] {
+        let stored = self.index().subjects[scan].spacing;
+        self.slices.map_or(stored, |slices| slices.orientation().source.map(|a| stored[a]))
     }
 
     pub fn index(&self) -> &Index {
-        &self.0.index
+        &self.inner.index
     }
 
     pub fn folder(&self) -> &Path {
-        &self.0.folder
+        &self.inner.folder
     }
 
     /// Ids of all subjects, by scan number.
     pub fn ids(&self) -> &[String] {
-        &self.0.ids
+        &self.inner.ids
     }
 
     /// Scan number of a subject.
     pub fn find(&self, id: &str) -> Option<usize> {
-        self.0.by_id.get(id).copied()
+        self.inner.by_id.get(id).copied()
     }
 
     /// The subject's file, mapped: header, metadata and whole arrays.
     pub fn file(&self, scan: usize) -> Result<Arc<Mapped>> {
-        let inner = &self.0;
+        let inner = &self.inner;
         let mut slot = inner.mapped[scan].lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(mapped) = &*slot {
             return Ok(mapped.clone());
@@ -240,35 +284,47 @@ impl Store {
         Ok(Subset { scans: ids.iter().map(scan).collect::<Result<_>>()?, store: self.clone() })
     }
 
-    fn check(&self, scan: usize, region: Region, orientation: Orientation, channels: usize, found: usize) -> Result<()> {
+    /// What to read of the stored volume for a region of the scan, turned, into a buffer of `found` values.
+    fn stored(
+        &self,
+        scan: usize,
+        region: Region,
+        orientation: Orientation,
+        channels: usize,
+        found: usize,
+    ) -> Result<(Region, Orientation)> {
         let shape = self.shape(scan);
         ensure!(region.fits(shape), "{}: region {region:?} leaves the scan of {shape:?}", self.id(scan));
-        let expected = channels * voxels(orientation.output(region.size));
+        let expected = channels * voxels(region.size);
         ensure!(found == expected, "{}: buffer of {found} values, expected {expected}", self.id(scan));
-        Ok(())
+        Ok(match self.slices {
+            Some(slices) => (slices.stored_region(region), slices.orientation().then(orientation)),
+            None => (region, orientation),
+        })
     }
 }
 
 impl Scans for Store {
     fn len(&self) -> usize {
-        self.0.ids.len()
+        self.inner.ids.len()
     }
 
     fn id(&self, scan: usize) -> &str {
-        &self.0.ids[scan]
+        &self.inner.ids[scan]
     }
 
     fn channels(&self) -> usize {
-        self.0.index.channels.len()
+        self.inner.index.channels.len()
     }
 
     fn shape(&self, scan: usize) -> Shape {
-        self.0.index.subjects[scan].shape
+        let stored = self.inner.index.subjects[scan].shape;
+        self.slices.map_or(stored, |slices| slices.orientation().output(stored))
     }
 
     fn read(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [f32]) -> Result<()> {
-        self.check(scan, region, orientation, self.channels(), out.len())?;
-        let (file, shape) = (self.file(scan)?, self.shape(scan));
+        let (region, orientation) = self.stored(scan, region, orientation, self.channels(), out.len())?;
+        let (file, shape) = (self.file(scan)?, self.index().subjects[scan].shape);
         let (all, size) = (voxels(shape), voxels(region.size).max(1));
         for (channel, out) in out.chunks_exact_mut(size).enumerate() {
             let range = channel * all..(channel + 1) * all;
@@ -283,9 +339,13 @@ impl Scans for Store {
     fn label(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [u8]) -> Result<()> {
         let file = self.file(scan)?;
         let Some(label) = file.label() else { bail!("{}: has no label in {}", self.id(scan), self.folder().display()) };
-        self.check(scan, region, orientation, 1, out.len())?;
-        turn::turn(label, self.shape(scan), region, orientation, out);
+        let (region, orientation) = self.stored(scan, region, orientation, 1, out.len())?;
+        turn::turn(label, self.index().subjects[scan].shape, region, orientation, out);
         Ok(())
+    }
+
+    fn class(&self, scan: usize) -> Option<u8> {
+        self.index().subjects[scan].class
     }
 }
 
@@ -330,6 +390,10 @@ impl Scans for Subset {
 
     fn label(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [u8]) -> Result<()> {
         self.store.label(self.scans[scan], region, orientation, out)
+    }
+
+    fn class(&self, scan: usize) -> Option<u8> {
+        self.store.class(self.scans[scan])
     }
 }
 

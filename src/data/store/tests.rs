@@ -35,7 +35,7 @@ fn store(folder: &Path, dtype: Dtype, shapes: &[[usize; 4]]) -> (Arrays, Vec<Arr
             file: name,
             bytes,
             shape: [d, h, w],
-            spacing: [1.0; 3],
+            spacing: [1.0, 2.0, 3.0],
             label: true,
             class: None,
             split: None,
@@ -77,9 +77,52 @@ fn regions_equal_the_naive_copy_in_all_48_orientations() {
             label_arrays.read(scan, region, orientation, &mut expected).unwrap();
             assert!(got.iter().zip(&expected).all(|(&a, &b)| f32::from(a) == b), "label {region:?} {orientation:?}");
         }
-        assert!(store.0.order.lock().unwrap().len() <= 2);
-        assert!(store.0.mapped.iter().filter(|m| m.lock().unwrap().is_some()).count() <= 2);
+        assert!(store.inner.order.lock().unwrap().len() <= 2);
+        assert!(store.inner.mapped.iter().filter(|m| m.lock().unwrap().is_some()).count() <= 2);
     }
+}
+
+#[test]
+fn slices_equal_the_volume_with_its_axes_moved_in_all_orientations() {
+    let folder = tempfile::tempdir().unwrap();
+    let (arrays, labels) = store(folder.path(), Dtype::F32, &[[2, 9, 14, 11], [2, 12, 7, 19]]);
+    let volumes = Store::open(folder.path()).unwrap();
+    assert_eq!((volumes.slices(), volumes.rank().unwrap()), (None, Rank::Three));
+    let mut random = rng(5, Stream::Train, 0, 0);
+    for (slices, [across, rows, columns]) in
+        [(Slices::Sagittal, [0, 1, 2]), (Slices::Coronal, [1, 0, 2]), (Slices::Axial, [2, 0, 1])]
+    {
+        let store = volumes.clone().sliced(Some(slices)).unwrap();
+        assert_eq!((store.slices(), store.rank().unwrap()), (Some(slices), Rank::Two));
+        assert_eq!(store.spacing(0), [across, rows, columns].map(|a| volumes.index().subjects[0].spacing[a]));
+        let move_axes = |image: &Array4<f32>| image.view().permuted_axes([0, across + 1, rows + 1, columns + 1]).to_owned();
+        let moved =
+            |images: Vec<Array4<f32>>| Arrays { ids: arrays.ids.clone(), images: images.iter().map(move_axes).collect() };
+        let classes = labels.iter().map(|l| l.mapv(f32::from).insert_axis(ndarray::Axis(0))).collect();
+        let (images, classes) = (moved(arrays.images.clone()), moved(classes));
+        for (n, orientation) in orientations().into_iter().enumerate() {
+            let (scan, shape) = (n % 2, store.shape(n % 2));
+            assert_eq!(shape, images.shape(scan));
+            let size = shape.map(|n| random.random_range(1..=n));
+            let region = Region { start: [0, 1, 2].map(|a| random.random_range(0..=shape[a] - size[a])), size };
+            let (mut got, mut expected) = (vec![0.0; 2 * voxels(size)], vec![1.0; 2 * voxels(size)]);
+            store.read(scan, region, orientation, &mut got).unwrap();
+            images.read(scan, region, orientation, &mut expected).unwrap();
+            assert_eq!(got, expected, "{slices:?} {region:?} {orientation:?}");
+            let (mut got, mut expected) = (vec![0; voxels(size)], vec![1.0; voxels(size)]);
+            store.label(scan, region, orientation, &mut got).unwrap();
+            classes.read(scan, region, orientation, &mut expected).unwrap();
+            assert!(got.iter().zip(&expected).all(|(&a, &b)| f32::from(a) == b), "{slices:?} {region:?} {orientation:?}");
+        }
+        let whole = store.whole_label(0).unwrap();
+        let whole = ndarray::ArrayView3::from_shape(store.shape(0), &whole).unwrap();
+        assert_eq!(slices.to_stored(whole), labels[0], "back in the volume's axes");
+    }
+
+    let flat = tempfile::tempdir().unwrap();
+    self::store(flat.path(), Dtype::F32, &[[1, 1, 4, 5]]);
+    let error = Store::open(flat.path()).unwrap().sliced(Some(Slices::Axial)).err().unwrap().to_string();
+    assert!(error.contains("--slices axial") && error.contains("images"), "{error}");
 }
 
 #[test]

@@ -1,20 +1,28 @@
 use super::*;
+use crate::data::slices::Slices;
 use crate::dim::Region;
 use crate::foreground::tests::{all, store};
+use crate::nn::{UNet, UNetConfig};
 use crate::rng::{Stream, rng};
 use crate::tasks::tests::encoder;
 use crate::transform::augment::Augmentation;
-use ndarray::Array3;
+use ndarray::{Array3, ArrayView2, Axis};
 
 const CLASSES: usize = 4;
+const EQUAL: [f64; CLASSES] = [1.; CLASSES];
 
-fn config(loss: Loss, class_weights: &[f64], deep_supervision: bool) -> SegmentationConfig {
-    let class_weights = class_weights.to_vec();
-    SegmentationConfig { patch: vec![], foreground_share: 0.5, loss, class_weights, deep_supervision, overlap: 0.5 }
+fn config(loss: Loss, deep_supervision: bool) -> SegmentationConfig {
+    SegmentationConfig { loss, deep_supervision, ..Default::default() }
 }
 
-fn head(vs: &nn::VarStore, encoder: &dyn Encoder, config: &SegmentationConfig, patch: Shape) -> SegmentationHead {
-    SegmentationHead::new(&(vs.root() / "segmentation"), encoder, config, patch, CLASSES)
+fn head(
+    vs: &nn::VarStore,
+    encoder: &dyn Encoder,
+    config: &SegmentationConfig,
+    patch: Shape,
+    weights: &[f64],
+) -> SegmentationHead {
+    SegmentationHead::new(&(vs.root() / "segmentation"), encoder, config, patch, weights)
 }
 
 fn labels() -> Vec<LabelValue> {
@@ -61,11 +69,10 @@ fn losses_as_written_out() {
         // The last class is in no patch, as with few labels.
         let classes = Tensor::randint(CLASSES as i64 - 1, dims, (Kind::Int64, Device::Cpu));
         for (loss, weights) in
-            [(Loss::Dice, &[][..]), (Loss::DiceCe, &[]), (Loss::Dice, &[0.5, 1., 2., 3.]), (Loss::DiceCe, &[0.5, 1., 2., 0.])]
+            [(Loss::Dice, EQUAL), (Loss::DiceCe, EQUAL), (Loss::Dice, [0.5, 1., 2., 3.]), (Loss::DiceCe, [0.5, 1., 2., 0.])]
         {
-            let found = head(&vs, &encoder, &config(loss, weights, false), [4; 3]).loss(&logits, &classes).double_value(&[]);
-            let weights = if weights.is_empty() { &[1.; CLASSES] } else { weights };
-            let expected = written_out(&logits, &classes, weights, loss == Loss::DiceCe);
+            let found = head(&vs, &encoder, &config(loss, false), [4; 3], &weights).loss(&logits, &classes).double_value(&[]);
+            let expected = written_out(&logits, &classes, &weights, loss == Loss::DiceCe);
             assert!((found - expected).abs() < 1e-5, "{rank:?} {loss:?} {weights:?}: {found}, expected {expected}");
         }
     }
@@ -75,7 +82,7 @@ fn losses_as_written_out() {
 fn a_patch_of_classes_without_weight_has_a_loss() {
     let vs = nn::VarStore::new(Device::Cpu);
     let encoder = encoder(&vs, Rank::Two);
-    let head = head(&vs, &encoder, &config(Loss::DiceCe, &[0., 1., 1., 1.], false), [1, 4, 4]);
+    let head = head(&vs, &encoder, &config(Loss::DiceCe, false), [1, 4, 4], &[0., 1., 1., 1.]);
     let logits = Tensor::randn([1, CLASSES as i64, 4, 4], (Kind::Float, Device::Cpu)).set_requires_grad(true);
     let loss = head.loss(&logits, &Tensor::zeros([1, 4, 4], (Kind::Int64, Device::Cpu)));
     loss.backward();
@@ -89,7 +96,7 @@ fn deep_supervision_halves_each_coarser_loss() {
         let vs = nn::VarStore::new(Device::Cpu);
         let encoder = encoder(&vs, rank);
         let patch = rank.cube(16);
-        let head = head(&vs, &encoder, &config(Loss::DiceCe, &[], true), patch);
+        let head = head(&vs, &encoder, &config(Loss::DiceCe, true), patch, &EQUAL);
         let mut dims = vec![2, 1, 2];
         dims.extend(vec![16; rank.n()]);
         let views = Tensor::randn(&dims, (Kind::Float, Device::Cpu));
@@ -122,8 +129,9 @@ fn cases_are_averaged_before_they_are_compared() {
     let folder = tempfile::tempdir().unwrap();
     let store = store(folder.path(), &[Some(Array3::ones((4, 4, 4)))]);
     let foreground = Arc::new(Foreground::of(&all(&store), CLASSES).unwrap());
-    let config = config(Loss::Dice, &[], false);
-    let task = Segmentation::new(&config, &AugmentConfig::default(), Rank::Three, [4; 3], labels(), foreground).unwrap();
+    let config = config(Loss::Dice, false);
+    let task =
+        Segmentation::new(&config, &AugmentConfig::default(), Rank::Three, [4; 3], labels(), EQUAL.into(), foreground).unwrap();
     // Per class voxels in both, in the prediction, in the label. Dice: a 2 * 3 / 10 = 0.6, b missed, c in neither.
     let first = vec![3., 4., 6., 0., 0., 5., 0., 0., 0.];
     // a in neither, b 1, c 2 * 1 / 8 = 0.25.
@@ -135,6 +143,38 @@ fn cases_are_averaged_before_they_are_compared() {
         assert!(name == wanted && (value - expected).abs() < 1e-12, "{found:?}");
     }
     assert!(task.summarise(&[empty]).iter().all(|(_, value)| value.is_nan()));
+}
+
+#[test]
+fn slices_are_judged_as_the_volume_that_they_are_put_back_to() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut random = rng(1, Stream::Train, 0, 0);
+    let label = Array3::from_shape_simple_fn((9, 6, 7), || random.random_range(0..CLASSES as u8));
+    let volumes = store(folder.path(), &[Some(label.clone())]);
+    let vs = nn::VarStore::new(Device::Cpu);
+    let encoder = UNet::new(vs.root() / "encoder", UNetConfig { filters: 4, levels: 2, ..UNetConfig::paper(Rank::Two, 1) });
+    let patch = [1, 4, 4];
+    let head = head(&vs, &encoder, &config(Loss::DiceCe, false), patch, &EQUAL);
+    for (slices, axis) in [(Slices::Sagittal, 0), (Slices::Coronal, 1), (Slices::Axial, 2)] {
+        let scans = volumes.clone().sliced(Some(slices)).unwrap();
+        let found = head.judge(&encoder, &scans, 0, Device::Cpu, &|_| Ok(())).unwrap();
+        // Slice by slice, put into a volume.
+        let window = Window { rank: Rank::Two, patch, overlap: 0.5, batch_size: 1, flips: false, device: Device::Cpu };
+        let mut predicted = Array3::zeros(label.dim());
+        for (truth, mut out) in label.axis_iter(Axis(axis)).zip(predicted.axis_iter_mut(Axis(axis))) {
+            let dims = [1, 1, truth.nrows() as i64, truth.ncols() as i64];
+            let values: Vec<f32> = truth.iter().map(|&class| f32::from(class)).collect();
+            let classes =
+                window.classes(&Tensor::from_slice(&values).reshape(dims), &|x| Ok(head.logits(&encoder, x))).unwrap();
+            out.assign(&ArrayView2::from_shape(truth.dim(), &classes).unwrap());
+        }
+        let count = |of: &dyn Fn(u8, u8) -> bool| predicted.iter().zip(&label).filter(|&(&p, &t)| of(p, t)).count() as f64;
+        let expected: Vec<f64> = (1..CLASSES as u8)
+            .flat_map(|k| [count(&|p, t| p == k && t == k), count(&|p, _| p == k), count(&|_, t| t == k)])
+            .collect();
+        assert_eq!(found, expected, "{slices:?}");
+        assert!(expected.chunks_exact(3).any(|n| n[1] > 0.), "a prediction without foreground shows nothing: {expected:?}");
+    }
 }
 
 /// A ball of class 1 in a corner of a large scan, so that few patches meet it by chance.
@@ -152,10 +192,10 @@ fn samples_are_replayed_with_image_and_label_in_the_same_place() {
         let store = store(folder.path(), &[Some(ball(shape, 7))]);
         let scans = all(&store);
         let foreground = Arc::new(Foreground::of(&scans, CLASSES).unwrap());
-        let mut config = config(Loss::Dice, &[], false);
+        let mut config = config(Loss::Dice, false);
         config.foreground_share = 0.7;
         let augment = AugmentConfig::default();
-        let task = Segmentation::new(&config, &augment, rank, patch, labels(), foreground).unwrap();
+        let task = Segmentation::new(&config, &augment, rank, patch, labels(), EQUAL.into(), foreground).unwrap();
         let n = voxels(patch);
         let (mut wanted, mut moved, mut apart, mut seen) = (0, 0, 0, 0);
         for i in 0..400 {

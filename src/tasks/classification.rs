@@ -1,0 +1,290 @@
+//! Classification of whole scans: the grade of a photograph (method 4 and 6).
+//!
+//! The network is the encoder, the average of its deepest map, and one hidden layer. Classes are ordered unless the user says
+//! otherwise: output `k` says whether the class is at least `k`. Validation is judged by quadratic weighted kappa.
+
+use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
+use crate::data::Scans;
+use crate::dim::{Rank, Region, Shape, voxels};
+use crate::metrics::agreement::Confusion;
+use crate::nn::Encoder;
+use crate::nn::blocks::global_average;
+use crate::nn::heads::Mlp;
+use crate::nn::script::ScriptModule;
+use crate::rng::Rng;
+use crate::transform::augment::AugmentConfig;
+use crate::transform::spatial::Orientation;
+use anyhow::{Context, Result, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+use tch::{Device, Kind, Reduction, Tensor, nn, no_grad};
+
+/// Width of the hidden layer.
+const HIDDEN: i64 = 1024;
+
+/// What the outputs mean.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Outputs {
+    /// Ordered classes: output k is the logit of "at least class k"; the class is the number of outputs above one half, less one
+    Ordinal,
+    /// Unordered classes
+    Softmax,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
+#[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
+#[command(next_help_heading = "Classification")]
+pub struct ClassificationConfig {
+    /// Whether the classes are ordered
+    #[arg(long, value_enum, default_value_t = Self::default().outputs)]
+    pub outputs: Outputs,
+    /// Dropout probability before the outputs
+    #[arg(long, value_name = "P", default_value_t = Self::default().head_dropout)]
+    pub head_dropout: f64,
+}
+
+impl Default for ClassificationConfig {
+    fn default() -> Self {
+        ClassificationConfig { outputs: Outputs::Ordinal, head_dropout: 0.5 }
+    }
+}
+
+impl ClassificationConfig {
+    /// Checks ranges that the parser cannot.
+    pub fn check(&self) -> Result<()> {
+        ensure!(
+            (0. ..1.).contains(&self.head_dropout),
+            "--head-dropout must be at least 0 and below 1, found {}",
+            self.head_dropout
+        );
+        Ok(())
+    }
+}
+
+/// The one shape that all scans must have, since they are taken whole. Errors name two that differ.
+pub fn common_shape(scans: &dyn Scans) -> Result<Shape> {
+    let shape = scans.shape(0);
+    if let Some(other) = (0..scans.len()).find(|&s| scans.shape(s) != shape) {
+        anyhow::bail!(
+            "classification takes scans whole, of one shape: {} has {shape:?} voxels and {} {:?}; preprocess with --size",
+            scans.id(0),
+            scans.id(other),
+            scans.shape(other)
+        );
+    }
+    Ok(shape)
+}
+
+/// Classification of scans that have a class.
+pub struct Classification {
+    config: ClassificationConfig,
+    augment: AugmentConfig,
+    rank: Rank,
+    shape: Shape,
+    /// Names, in order.
+    classes: Vec<String>,
+    /// In the loss, one for each class.
+    weights: Vec<f64>,
+}
+
+impl Classification {
+    /// `shape`: of every scan; `weights`: of each class in the loss.
+    pub fn new(
+        config: &ClassificationConfig,
+        augment: &AugmentConfig,
+        rank: Rank,
+        shape: Shape,
+        classes: Vec<String>,
+        weights: Vec<f64>,
+    ) -> Self {
+        Classification { config: config.clone(), augment: augment.clone(), rank, shape, classes, weights }
+    }
+}
+
+/// Metric by which validation chooses.
+const KAPPA: &str = "kappa";
+
+impl Task for Classification {
+    fn name(&self) -> &'static str {
+        "classification"
+    }
+
+    fn views(&self) -> usize {
+        1
+    }
+
+    fn view_shape(&self) -> Shape {
+        self.shape
+    }
+
+    fn targets(&self) -> usize {
+        1
+    }
+
+    fn sample(&self, scans: &dyn Scans, scan: usize, rng: &mut Rng, out: &mut [f32]) -> Result<Drawn> {
+        ensure!(scans.shape(scan) == self.shape, "{:?} voxels, expected {:?}", scans.shape(scan), self.shape);
+        let class = class_of(scans, scan)?;
+        scans.read(scan, Region::whole(self.shape), Orientation::IDENTITY, out)?;
+        let augmentation = self.augment.draw(self.rank, scans.channels(), rng);
+        augmentation.apply(out, None, self.shape)?;
+        Ok(Drawn { targets: vec![class.into()], params: json!({ "augmentation": augmentation }) })
+    }
+
+    fn caption(&self, drawn: &Drawn) -> String {
+        self.classes[drawn.targets[0] as usize].clone()
+    }
+
+    fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>> {
+        ensure!(
+            voxels(encoder.deepest_shape(self.shape)) > 0,
+            "scans of {:?} voxels are too small: the encoder pools every side by {}",
+            self.shape,
+            encoder.deepest().reduction
+        );
+        Ok(Box::new(ClassificationHead::new(vs, encoder, &self.config, &self.weights)))
+    }
+
+    fn amounts(&self) -> Amounts {
+        Amounts { batch: 16, draws: 1, epochs: 20 }
+    }
+
+    fn metrics(&self) -> Vec<MetricInfo> {
+        vec![MetricInfo { name: "accuracy", chance: None }]
+    }
+
+    fn judges_scans(&self) -> bool {
+        true
+    }
+
+    fn selects(&self) -> &'static str {
+        KAPPA
+    }
+
+    /// Quadratic weighted kappa, accuracy and the mean loss. Kappa is undefined where all scans are, and are said to be, of one class.
+    fn summarise(&self, judged: &[Vec<f64>]) -> Vec<(String, f64)> {
+        let column = |i: usize| judged.iter().map(|j| j[i] as u8).collect::<Vec<_>>();
+        let confusion = Confusion::of(&column(0), &column(1), self.classes.len());
+        let loss = judged.iter().map(|j| j[2]).sum::<f64>() / judged.len() as f64;
+        let metrics = [(KAPPA, confusion.weighted_kappa()), ("accuracy", confusion.accuracy()), ("loss", Some(loss))];
+        metrics.map(|(name, value)| (name.to_owned(), value.unwrap_or(f64::NAN))).into()
+    }
+}
+
+fn class_of(scans: &dyn Scans, scan: usize) -> Result<u8> {
+    scans.class(scan).with_context(|| format!("{}: has no class", scans.id(scan)))
+}
+
+/// The network above the encoder, with its loss.
+pub struct ClassificationHead {
+    mlp: Mlp,
+    outputs: Outputs,
+    weights: Vec<f64>,
+}
+
+impl ClassificationHead {
+    /// `weights`: of each class in the loss.
+    pub fn new(vs: &nn::Path, encoder: &dyn Encoder, config: &ClassificationConfig, weights: &[f64]) -> Self {
+        let (inputs, outputs) = (encoder.deepest().channels, weights.len() as i64);
+        let mlp = Mlp::new(vs / "head" / "mlp", &[HIDDEN], config.head_dropout, inputs, outputs);
+        ClassificationHead { mlp, outputs: config.outputs, weights: weights.to_vec() }
+    }
+
+    /// The network above the encoder as TorchScript, from its pyramid to logits `[B, K]`.
+    pub fn script(&self) -> ScriptModule {
+        let source = "def forward(self, pyramid: List[Tensor]) -> Tensor:\n    return self.mlp.forward(torch.mean(torch.flatten(pyramid[-1], 2), 2))\n";
+        ScriptModule::new(source).child("mlp", self.mlp.script())
+    }
+
+    /// [`probabilities`] as a TorchScript method of the exported network.
+    pub fn probabilities_source(&self) -> &'static str {
+        match self.outputs {
+            Outputs::Softmax => "def probabilities(self, x: Tensor) -> Tensor:\n    return torch.softmax(self.forward(x), 1)\n",
+            Outputs::Ordinal => {
+                "def probabilities(self, x: Tensor) -> Tensor:\n    p = torch.sigmoid(self.forward(x))\n    p = torch.cummin(torch.cat([torch.ones_like(p[:, :1]), p[:, 1:]], 1), 1)[0]\n    return torch.cat([p[:, :-1] - p[:, 1:], p[:, -1:]], 1)\n"
+            }
+        }
+    }
+
+    /// Mean loss of logits `[B, K]` for classes `[B]`, each sample with the weight of its class.
+    fn loss(&self, logits: &Tensor, classes: &Tensor) -> Tensor {
+        let logits = logits.to_kind(Kind::Float);
+        let losses = match self.outputs {
+            Outputs::Softmax => logits.cross_entropy_loss::<Tensor>(classes, None, Reduction::None, -100, 0.),
+            Outputs::Ordinal => {
+                let k = Tensor::arange(logits.size()[1], (Kind::Int64, logits.device()));
+                let at_least = classes.unsqueeze(1).ge_tensor(&k).to_kind(Kind::Float);
+                logits.binary_cross_entropy_with_logits::<Tensor>(&at_least, None, None, Reduction::None).mean_dim(
+                    1,
+                    false,
+                    Kind::Float,
+                )
+            }
+        };
+        let weights: Vec<f32> = self.weights.iter().map(|&w| w as f32).collect();
+        let weights = Tensor::from_slice(&weights).to_device(logits.device()).take(classes);
+        // A batch of classes of weight 0 has a loss of 0, not of 0 / 0.
+        (losses * &weights).sum(Kind::Float) / weights.sum(Kind::Float).clamp_min(f64::from(f32::MIN_POSITIVE))
+    }
+}
+
+/// Classes `[B]` of logits `[B, K]`.
+pub fn classes(outputs: Outputs, logits: &Tensor) -> Tensor {
+    match outputs {
+        Outputs::Softmax => logits.argmax(1, false),
+        Outputs::Ordinal => (logits.gt(0.).sum_dim_intlist(1, false, Kind::Int64) - 1).clamp_min(0),
+    }
+}
+
+/// Probabilities `[B, K]` of logits `[B, K]`, summing to 1. Of ordered outputs the differences of "at least k", each taken as
+/// no larger than the one before it, and the first as certain.
+pub fn probabilities(outputs: Outputs, logits: &Tensor) -> Tensor {
+    match outputs {
+        Outputs::Softmax => logits.softmax(1, Kind::Float),
+        Outputs::Ordinal => {
+            let k = logits.size()[1];
+            let at_least = logits.to_kind(Kind::Float).sigmoid();
+            let at_least = Tensor::cat(&[at_least.narrow(1, 0, 1).ones_like(), at_least.narrow(1, 1, k - 1)], 1).cummin(1).0;
+            Tensor::cat(&[at_least.narrow(1, 0, k - 1) - at_least.narrow(1, 1, k - 1), at_least.narrow(1, k - 1, 1)], 1)
+        }
+    }
+}
+
+impl Head for ClassificationHead {
+    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, train: bool) -> Outcome {
+        let x = batch.views.squeeze_dim(1);
+        let truth = batch.targets.squeeze_dim(1);
+        let map = encoder.forward(&x, train).pop().expect("an encoder has at least one level");
+        let logits = self.mlp.forward(&global_average(&map), train);
+        let right = no_grad(|| classes(self.outputs, &logits).eq_tensor(&truth).to_kind(Kind::Float).mean(Kind::Float));
+        Outcome { loss: self.loss(&logits, &truth), metrics: vec![right] }
+    }
+
+    /// True class, predicted class, and loss.
+    fn judge(
+        &self,
+        encoder: &dyn Encoder,
+        scans: &dyn Scans,
+        scan: usize,
+        device: Device,
+        place: &dyn Fn(&Tensor) -> Result<()>,
+    ) -> Result<Vec<f64>> {
+        let truth = class_of(scans, scan)?;
+        let shape = scans.shape(scan);
+        let mut dims = vec![1, scans.channels() as i64];
+        dims.extend(encoder.rank().axes().map(|a| shape[a] as i64));
+        let x = Tensor::from_slice(&scans.whole(scan)?).reshape(dims).to_device(device);
+        place(&x)?;
+        let logits = self.logits(encoder, &x);
+        let loss = self.loss(&logits, &Tensor::from_slice(&[i64::from(truth)]).to_device(device));
+        Ok(vec![truth.into(), classes(self.outputs, &logits).double_value(&[0]), loss.double_value(&[])])
+    }
+
+    fn logits(&self, encoder: &dyn Encoder, x: &Tensor) -> Tensor {
+        let map = encoder.forward(x, false).pop().expect("an encoder has at least one level");
+        self.mlp.forward(&global_average(&map), false).to_kind(Kind::Float)
+    }
+}
+
+#[cfg(test)]
+mod tests;

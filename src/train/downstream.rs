@@ -1,0 +1,105 @@
+//! The downstream tasks: which labels they learn from, and how a run's is built.
+
+use super::finetune::{FinetuneConfig, Regions};
+use super::model::Downstream;
+use super::run::Usable;
+use crate::data::Scans;
+use crate::data::store::{Index, Store, Subset};
+use crate::dim::Rank;
+use crate::foreground::Foreground;
+use crate::nn::EncoderConfig;
+use crate::tasks::Task;
+use crate::tasks::class_weights::ClassWeights;
+use crate::tasks::classification::{Classification, ClassificationConfig, common_shape};
+use crate::tasks::segmentation::{Segmentation, SegmentationConfig};
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Downstreams {
+    /// The class of every voxel
+    Segmentation,
+    /// The class of the whole scan, such as the grade of a photograph
+    Classification,
+}
+
+impl Downstreams {
+    /// The scans that have what it is to predict.
+    pub fn usable(self) -> Usable {
+        match self {
+            Downstreams::Segmentation => Usable::Segmented,
+            Downstreams::Classification => Usable::Classified,
+        }
+    }
+
+    /// What [`Downstreams::usable`] scans have.
+    pub fn label(self) -> &'static str {
+        match self {
+            Downstreams::Segmentation => "label",
+            Downstreams::Classification => "class",
+        }
+    }
+
+    /// Errors if the store cannot teach the task, or if settings are given that are another task's.
+    pub fn check(self, config: &FinetuneConfig, index: &Index) -> Result<()> {
+        let data = config.train.data.display();
+        config.segmentation.check()?;
+        config.classification.check()?;
+        match self {
+            Downstreams::Segmentation => {
+                let classes = if index.classes.is_some() { "; its scans have classes: --task classification" } else { "" };
+                ensure!(
+                    index.labels.is_some(),
+                    "{data}: the store has no labels; preprocess with them (not --no-labels){classes}"
+                );
+                ensure!(
+                    config.classification == ClassificationConfig::default(),
+                    "--outputs and --head-dropout go with --task classification"
+                );
+            }
+            Downstreams::Classification => {
+                let labels = if index.labels.is_some() { "; it has labels of voxels: --task segmentation" } else { "" };
+                ensure!(index.classes.is_some(), "{data}: no scan of the store has a class{labels}");
+                ensure!(
+                    config.segmentation == SegmentationConfig::default() && config.regions == Regions::Classes,
+                    "--patch, --foreground-share, --loss, --deep-supervision, --overlap and --regions go with --task segmentation"
+                );
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Builds the task for the scans that are trained on. After [`Downstreams::check`].
+pub fn build(
+    config: &FinetuneConfig,
+    store: &Store,
+    train: &Arc<Subset>,
+    encoder: &EncoderConfig,
+) -> Result<(Arc<dyn Task>, Downstream)> {
+    let (rank, index) = (encoder.rank(), store.index());
+    let weights = |counts: &[u64]| ClassWeights::resolve(config.class_weights.as_ref(), counts);
+    Ok(match config.task {
+        Downstreams::Segmentation => {
+            let labels = index.labels.clone().unwrap_or_default();
+            let patch = config.segmentation.patch_shape(store, rank, encoder.reduction())?;
+            let foreground = Arc::new(Foreground::of(train, labels.len())?);
+            let weights = weights(&foreground.per_class_counts())?;
+            let segmentation = config.segmentation.clone();
+            let task = Segmentation::new(&segmentation, &config.aug, rank, patch, labels.clone(), weights, foreground)?;
+            (Arc::new(task), Downstream::Segmentation { labels, patch, segmentation })
+        }
+        Downstreams::Classification => {
+            let classes = index.classes.clone().unwrap_or_default();
+            let shape = common_shape(store)?;
+            ensure!(rank == Rank::of(shape), "--slices goes with --task segmentation; classification takes scans whole");
+            let mut counts = vec![0; classes.len()];
+            (0..train.len()).filter_map(|scan| train.class(scan)).for_each(|class| counts[usize::from(class)] += 1);
+            let classification = config.classification.clone();
+            let task = Classification::new(&classification, &config.aug, rank, shape, classes.clone(), weights(&counts)?);
+            (Arc::new(task), Downstream::Classification { classes, shape, classification })
+        }
+    })
+}
