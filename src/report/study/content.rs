@@ -153,13 +153,19 @@ fn definitions(records: &Records, tables: &[Table]) -> Vec<String> {
     let folds = records.has_folds();
     let unit = if folds { "seed and fold" } else { "seed" };
     let mut said = Vec::new();
-    if records.metric() == "dice" {
-        said.push(
+    let definition = match records.metric() {
+        "dice" => Some(
             "Dice is the mean over test cases of the mean over classes, background left out. A class that neither the truth nor \
-             the prediction has is undefined in that case and left out of the mean; one that only one of them has scores 0."
-                .to_string(),
-        );
-    }
+             the prediction has is undefined in that case and left out of the mean; one that only one of them has scores 0.",
+        ),
+        "kappa" => Some(
+            "Kappa is Cohen's with quadratic weights over the ordered classes, of all test scans together: 0 is the agreement of \
+             chance. In tests over cases a scan's score is 1 less the squared distance of true and predicted class, as a share of \
+             the largest.",
+        ),
+        _ => None,
+    };
+    said.extend(definition.map(str::to_owned));
     said.push(format!(
         "{}: higher is better. The epoch with the best validation score is the one that is tested.",
         records.metric()
