@@ -36,6 +36,12 @@ impl fmt::Display for LoadReport {
 
 /// Reads weights from a checkpoint, an exported `.safetensors` or `.pt`, or a torchvision state dict saved as `.safetensors`.
 pub fn read(path: &Path) -> Result<Tensors> {
+    ensure!(
+        path.extension().is_none_or(|e| e != "pth"),
+        "{}: weights are read from .safetensors and from TorchScript; convert a state dict in Python: \
+         safetensors.torch.save_file(torch.load(PATH), \"weights.safetensors\")",
+        path.display()
+    );
     if path.extension().is_some_and(|e| e == "pt") {
         check_version(ffi::description(path)?.get("version").and_then(Value::as_u64), path)?;
         return Ok(ffi::read_state(path)?.into_iter().collect());
@@ -48,10 +54,14 @@ pub fn read(path: &Path) -> Result<Tensors> {
 }
 
 /// Our name of a tensor of a torchvision state dict, where `features` is the encoder. How many batches a normalisation has
-/// seen is not kept here.
+/// seen is not kept here. The files that torchvision downloads have `norm.1` where its network has `norm1`.
 fn renamed(name: String) -> String {
     match name.strip_prefix("features.") {
-        Some(rest) if !rest.ends_with("num_batches_tracked") => format!("{ENCODER}{rest}"),
+        Some(rest) if !rest.ends_with("num_batches_tracked") => {
+            let parts = ["norm.1", "norm.2", "conv.1", "conv.2"];
+            let rest = parts.iter().fold(rest.to_owned(), |name, part| name.replace(part, &part.replace('.', "")));
+            format!("{ENCODER}{rest}")
+        }
         _ => name,
     }
 }

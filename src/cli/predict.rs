@@ -1,6 +1,6 @@
 //! `predict`: scans to labels in their own space.
 
-use crate::data::layouts::{LabelValue, Layout};
+use crate::data::layouts::Layout;
 use crate::data::nifti::{write_classes, write_floats};
 use crate::dim::Shape;
 use crate::infer::{Window, default_batch};
@@ -66,7 +66,7 @@ const OVERLAP: f64 = 0.5;
 
 /// How one scan ended.
 enum Done {
-    Written(Duration),
+    Predicted,
     Bad(String),
     Stopped,
 }
@@ -79,8 +79,24 @@ pub fn run(args: Args) -> Result<ExitCode> {
     }
     let model = Model::load(&args.weights, args.device, args.precision)?;
     let inputs = Inputs::open(&args.input, args.layout, &model.channels, &model.settings)?;
+    let stop = Stop::on_signals()?;
     match &model.downstream {
-        Downstream::Segmentation { labels, patch, .. } => segment(&args, &model, labels, *patch, &inputs),
+        Downstream::Segmentation { labels, patch, .. } => {
+            claim(&args, &inputs)?;
+            let window = Window {
+                rank: model.rank,
+                patch: *patch,
+                overlap,
+                batch_size: args.batch_size.map_or_else(|| default_batch(model.rank), usize::from),
+                flips: args.flips,
+                device: model.device,
+            };
+            let values = labels.iter().map(|l| l.value).collect();
+            let segmenter = Segmenter { args: &args, model: &model, window, values, stop: &stop };
+            let each = |scan: usize, id: &str, counter: &Counter| segmenter.predict(&inputs, scan, id, counter);
+            let (tally, output) = (each_scan(&args, &inputs, &model, each)?, args.output.display().to_string());
+            tally.finish(&output)
+        }
         Downstream::Classification { classes, shape, classification } => {
             ensure!(
                 args.overlap.is_none() && args.batch_size.is_none() && !args.probabilities,
@@ -88,161 +104,148 @@ pub fn run(args: Args) -> Result<ExitCode> {
                  segmentations",
                 args.weights.display()
             );
-            classify(&args, &model, classes, *shape, classification.outputs, &inputs)
+            let table = args.output.join("predictions.csv");
+            ensure!(
+                args.overwrite || !table.exists(),
+                "{}: already there; give another --output, or --overwrite",
+                table.display()
+            );
+            probe(&args.output)?;
+            let mut predictions = Predictions::new(classes);
+            let each = |scan: usize, id: &str, _: &Counter| {
+                match classify(&args, &model, *shape, classification.outputs, &inputs, scan) {
+                    _ if stop.asked() => return Ok(Done::Stopped),
+                    Ok((class, probabilities)) => predictions.add(id, inputs.class(scan), class, &probabilities),
+                    Err(error) => return Ok(Done::Bad(format!("{error:#}"))),
+                }
+                Ok(Done::Predicted)
+            };
+            let tally = each_scan(&args, &inputs, &model, each)?;
+            predictions.write(&table)?;
+            if let Some(confusion) = predictions.confusion() {
+                let scores = args.output.join("scores.json");
+                predictions.write_scores(&scores, &confusion)?;
+                println!("{}: {confusion}", scores.display());
+            }
+            tally.finish(&table.display().to_string())
         }
     }
 }
 
-/// Every scan to a label in its own space.
-fn segment(args: &Args, model: &Model, labels: &[LabelValue], patch: Shape, inputs: &Inputs) -> Result<ExitCode> {
+/// What became of the scans of an input.
+struct Tally {
+    scans: usize,
+    predicted: usize,
+    bad: usize,
+    stopped: bool,
+    took: Duration,
+}
+
+impl Tally {
+    /// Says so, with where the predictions are.
+    fn finish(self, output: &str) -> Result<ExitCode> {
+        let Tally { scans, predicted, bad, stopped, took } = self;
+        if stopped {
+            eprintln!("interrupted: {predicted} of {scans} predictions are in {output}");
+            return Ok(ExitCode::from(super::STOPPED));
+        }
+        ensure!(bad == 0, "{bad} scans cannot be used; {predicted} predictions are in {output}");
+        println!("{output}: {predicted} predictions in {:.1} s", took.as_secs_f64());
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Runs `each` for every scan and its id until a signal. Its error is one of writing, which ends the run.
+fn each_scan(
+    args: &Args,
+    inputs: &Inputs,
+    model: &Model,
+    mut each: impl FnMut(usize, &str, &Counter) -> Result<Done>,
+) -> Result<Tally> {
     let started = Instant::now();
     let ids = inputs.ids();
-    claim(args, inputs)?;
-    eprintln!("{}: {} scans, on {:?}, windows of {patch:?} voxels", args.input, ids.len(), model.device);
-    for problem in inputs.problems() {
-        eprintln!("bad: {problem}");
-    }
-
-    let stop = Stop::on_signals()?;
-    let counter = Counter::new("predict", ids.len(), console::user_attended_stderr());
-    let window = Window {
-        rank: model.rank,
-        patch,
-        overlap: args.overlap.unwrap_or(OVERLAP),
-        batch_size: args.batch_size.map_or_else(|| default_batch(model.rank), usize::from),
-        flips: args.flips,
-        device: model.device,
-    };
-    let values: Vec<i64> = labels.iter().map(|l| l.value).collect();
-    let (mut written, mut bad) = (0, inputs.problems().len());
-    let mut stopped = false;
-    for (scan, id) in ids.iter().enumerate() {
-        match predict(args, model, &window, &values, inputs, scan, &stop, &counter)? {
-            Done::Written(took) => {
-                written += 1;
-                counter.note(&format!("{id}: {:.1} s", took.as_secs_f64()));
-            }
-            Done::Bad(reason) => {
-                bad += 1;
-                counter.note(&format!("bad: {id}: {reason}"));
-            }
-            Done::Stopped => stopped = true,
-        }
-        if stopped {
-            break;
-        }
-        counter.inc(id);
-    }
-    drop(counter);
-    let output = args.output.display();
-    if stopped {
-        eprintln!("interrupted: {written} of {} predictions are in {output}", ids.len());
-        return Ok(ExitCode::from(super::STOPPED));
-    }
-    ensure!(bad == 0, "{bad} scans cannot be used; {written} predictions are in {output}");
-    println!("{output}: {written} predictions in {:.1} s", started.elapsed().as_secs_f64());
-    Ok(ExitCode::SUCCESS)
-}
-
-/// Every scan to a row of one table; where classes are known, also scores.
-fn classify(
-    args: &Args,
-    model: &Model,
-    classes: &[String],
-    shape: Shape,
-    outputs: Outputs,
-    inputs: &Inputs,
-) -> Result<ExitCode> {
-    let started = Instant::now();
-    let (ids, table) = (inputs.ids(), args.output.join("predictions.csv"));
-    ensure!(args.overwrite || !table.exists(), "{}: already there; give another --output, or --overwrite", table.display());
-    probe(&args.output)?;
     eprintln!("{}: {} scans, on {:?}", args.input, ids.len(), model.device);
     for problem in inputs.problems() {
         eprintln!("bad: {problem}");
     }
-    let stop = Stop::on_signals()?;
     let counter = Counter::new("predict", ids.len(), console::user_attended_stderr());
-    let mut predictions = Predictions::new(classes);
-    let (mut written, mut bad) = (0, inputs.problems().len());
+    let bad = inputs.problems().len();
+    let mut tally = Tally { scans: ids.len(), predicted: 0, bad, stopped: false, took: Duration::ZERO };
     for (scan, id) in ids.iter().enumerate() {
-        let predict = || {
-            let image = inputs.image(scan)?;
-            let (_, d, h, w) = image.dim();
-            ensure!([d, h, w] == shape, "{:?} voxels, expected {shape:?} as in training", [d, h, w]);
-            let image = image.as_standard_layout();
-            model.classify(image.as_slice().context("not contiguous")?, shape, outputs, args.flips)
-        };
-        match predict() {
-            Ok((class, probabilities)) => {
-                predictions.add(id, inputs.class(scan), class, &probabilities);
-                written += 1;
+        match each(scan, id, &counter)? {
+            Done::Predicted => tally.predicted += 1,
+            Done::Bad(reason) => {
+                tally.bad += 1;
+                counter.note(&format!("bad: {id}: {reason}"));
             }
-            Err(error) => {
-                bad += 1;
-                counter.note(&format!("bad: {id}: {error:#}"));
+            Done::Stopped => {
+                tally.stopped = true;
+                break;
             }
-        }
-        if stop.asked() {
-            break;
         }
         counter.inc(id);
     }
-    drop(counter);
-    predictions.write(&table)?;
-    if stop.asked() {
-        eprintln!("interrupted: {written} of {} predictions are in {}", ids.len(), table.display());
-        return Ok(ExitCode::from(super::STOPPED));
-    }
-    if let Some(confusion) = predictions.confusion() {
-        let scores = args.output.join("scores.json");
-        predictions.write_scores(&scores, &confusion)?;
-        println!("{}: {confusion}", scores.display());
-    }
-    ensure!(bad == 0, "{bad} scans cannot be used; {written} predictions are in {}", table.display());
-    println!("{}: {written} predictions in {:.1} s", table.display(), started.elapsed().as_secs_f64());
-    Ok(ExitCode::SUCCESS)
+    tally.took = started.elapsed();
+    Ok(tally)
 }
 
-/// Predicts and writes one scan, class `k` as `values[k]`. The error is one of writing, which ends the run.
-#[allow(clippy::too_many_arguments)]
-fn predict(
+/// Class and probabilities of one scan.
+fn classify(
     args: &Args,
     model: &Model,
-    window: &Window,
-    values: &[i64],
+    shape: Shape,
+    outputs: Outputs,
     inputs: &Inputs,
     scan: usize,
-    stop: &Stop,
-    counter: &Counter,
-) -> Result<Done> {
-    let started = Instant::now();
-    let id = inputs.ids()[scan];
-    let network = |x: &tch::Tensor| {
-        ensure!(!stop.asked(), "interrupted");
-        model.forward(x)
-    };
-    let predicted = inputs.load(scan).and_then(|scan| {
-        if scan.made_header {
-            counter.note(&format!(
-                "{id}: its source file is not there any more: a new header, with the affine that the store keeps"
-            ));
+) -> Result<(u8, Vec<f32>)> {
+    let image = inputs.image(scan)?;
+    let (_, d, h, w) = image.dim();
+    ensure!([d, h, w] == shape, "{:?} voxels, expected {shape:?} as in training", [d, h, w]);
+    let image = image.as_standard_layout();
+    model.classify(image.as_slice().context("not contiguous")?, shape, outputs, args.flips)
+}
+
+struct Segmenter<'a> {
+    args: &'a Args,
+    model: &'a Model,
+    window: Window,
+    /// Class `k` is written as `values[k]`.
+    values: Vec<i64>,
+    stop: &'a Stop,
+}
+
+impl Segmenter<'_> {
+    /// Predicts and writes one scan.
+    fn predict(&self, inputs: &Inputs, scan: usize, id: &str, counter: &Counter) -> Result<Done> {
+        let started = Instant::now();
+        let (args, model) = (self.args, self.model);
+        let network = |x: &tch::Tensor| {
+            ensure!(!self.stop.asked(), "interrupted");
+            model.forward(x)
+        };
+        let predicted = inputs.load(scan).and_then(|scan| {
+            if scan.made_header {
+                counter.note(&format!(
+                    "{id}: its source file is not there any more: a new header, with the affine that the store keeps"
+                ));
+            }
+            let header = scan.header.clone();
+            Ok((header, scan.predict(&self.window, model.slices, &network, args.probabilities)?))
+        });
+        if self.stop.asked() {
+            return Ok(Done::Stopped);
         }
-        let header = scan.header.clone();
-        Ok((header, scan.predict(window, model.slices, &network, args.probabilities)?))
-    });
-    if stop.asked() {
-        return Ok(Done::Stopped);
+        let (header, (classes, probabilities)) = match predicted {
+            Ok(predicted) => predicted,
+            Err(error) => return Ok(Done::Bad(format!("{error:#}"))),
+        };
+        if let Some(probabilities) = probabilities {
+            write_floats(&output(args, id, ".probabilities"), &header, probabilities.view())?;
+        }
+        write_classes(&output(args, id, ""), &header, classes.view(), &self.values)?;
+        counter.note(&format!("{id}: {:.1} s", started.elapsed().as_secs_f64()));
+        Ok(Done::Predicted)
     }
-    let (header, (classes, probabilities)) = match predicted {
-        Ok(predicted) => predicted,
-        Err(error) => return Ok(Done::Bad(format!("{error:#}"))),
-    };
-    if let Some(probabilities) = probabilities {
-        write_floats(&output(args, id, ".probabilities"), &header, probabilities.view())?;
-    }
-    write_classes(&output(args, id, ""), &header, classes.view(), values)?;
-    Ok(Done::Written(started.elapsed()))
 }
 
 fn output(args: &Args, id: &str, kind: &str) -> PathBuf {

@@ -5,7 +5,7 @@ use crate::data::slices::Slices;
 use crate::report::study::read::{Cell, Published, RANDOM, SCRATCH};
 use crate::tasks::{TaskKind, joined_names};
 use crate::train::config::share;
-use crate::train::downstream::Downstreams;
+use crate::train::downstream::DownstreamKind;
 use crate::train::finetune::Arm;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -183,8 +183,8 @@ impl SweepConfig {
     }
 
     /// The task that [finetune] is for.
-    pub fn downstream(&self) -> Result<Downstreams> {
-        let Some(task) = self.finetune.get("task") else { return Ok(Downstreams::Segmentation) };
+    pub fn downstream(&self) -> Result<DownstreamKind> {
+        let Some(task) = self.finetune.get("task") else { return Ok(DownstreamKind::Segmentation) };
         let known = task.as_str().and_then(|name| clap::ValueEnum::from_str(name, false).ok());
         known.with_context(|| format!("[finetune] task: {task} is no downstream task"))
     }

@@ -18,27 +18,27 @@ use std::sync::Arc;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
-pub enum Downstreams {
+pub enum DownstreamKind {
     /// The class of every voxel
     Segmentation,
     /// The class of the whole scan, such as the grade of a photograph
     Classification,
 }
 
-impl Downstreams {
+impl DownstreamKind {
     /// The scans that have what it is to predict.
     pub fn usable(self) -> Usable {
         match self {
-            Downstreams::Segmentation => Usable::Segmented,
-            Downstreams::Classification => Usable::Classified,
+            DownstreamKind::Segmentation => Usable::Segmented,
+            DownstreamKind::Classification => Usable::Classified,
         }
     }
 
-    /// What [`Downstreams::usable`] scans have.
+    /// What [`DownstreamKind::usable`] scans have.
     pub fn label(self) -> &'static str {
         match self {
-            Downstreams::Segmentation => "label",
-            Downstreams::Classification => "class",
+            DownstreamKind::Segmentation => "label",
+            DownstreamKind::Classification => "class",
         }
     }
 
@@ -48,7 +48,7 @@ impl Downstreams {
         config.segmentation.check()?;
         config.classification.check()?;
         match self {
-            Downstreams::Segmentation => {
+            DownstreamKind::Segmentation => {
                 let classes = if index.classes.is_some() { "; its scans have classes: --task classification" } else { "" };
                 ensure!(
                     index.labels.is_some(),
@@ -59,7 +59,7 @@ impl Downstreams {
                     "--outputs and --head-dropout go with --task classification"
                 );
             }
-            Downstreams::Classification => {
+            DownstreamKind::Classification => {
                 let labels = if index.labels.is_some() { "; it has labels of voxels: --task segmentation" } else { "" };
                 ensure!(index.classes.is_some(), "{data}: no scan of the store has a class{labels}");
                 ensure!(
@@ -72,7 +72,7 @@ impl Downstreams {
     }
 }
 
-/// Builds the task for the scans that are trained on. After [`Downstreams::check`].
+/// Builds the task for the scans that are trained on. After [`DownstreamKind::check`].
 pub fn build(
     config: &FinetuneConfig,
     store: &Store,
@@ -82,7 +82,7 @@ pub fn build(
     let (rank, index) = (encoder.rank(), store.index());
     let weights = |counts: &[u64]| ClassWeights::resolve(config.class_weights.as_ref(), counts);
     Ok(match config.task {
-        Downstreams::Segmentation => {
+        DownstreamKind::Segmentation => {
             let labels = index.labels.clone().unwrap_or_default();
             let patch = config.segmentation.patch_shape(store, rank, encoder.reduction())?;
             let foreground = Arc::new(Foreground::of(train, labels.len())?);
@@ -91,7 +91,7 @@ pub fn build(
             let task = Segmentation::new(&segmentation, &config.aug, rank, patch, labels.clone(), weights, foreground)?;
             (Arc::new(task), Downstream::Segmentation { labels, patch, segmentation })
         }
-        Downstreams::Classification => {
+        DownstreamKind::Classification => {
             let classes = index.classes.clone().unwrap_or_default();
             let shape = common_shape(store)?;
             ensure!(rank == Rank::of(shape), "--slices goes with --task segmentation; classification takes scans whole");

@@ -2,7 +2,7 @@
 //! side (method 6).
 
 use super::config::{self, TrainConfig, share};
-use super::downstream::{self, Downstreams};
+use super::downstream::{self, DownstreamKind};
 use super::pretrain::scans_of;
 use super::run::{self, Run, TestSide, object};
 use super::session::{Ended, Session};
@@ -57,7 +57,7 @@ pub enum Regions {
 pub struct FinetuneConfig {
     /// What is learnt from the labels
     #[arg(long, value_enum, default_value = "segmentation")]
-    pub task: Downstreams,
+    pub task: DownstreamKind,
     /// Pretrained encoder: an exported .pt or .safetensors, a run's checkpoint, or `none`
     #[arg(long, value_name = "FILE|none")]
     pub weights: PathBuf,
@@ -274,7 +274,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         sides.train.len(),
         sides.valid.len(),
         sides.test.len(),
-        if config.task == Downstreams::Segmentation { "patches" } else { "whole scans" },
+        if config.task == DownstreamKind::Segmentation { "patches" } else { "whole scans" },
         trainer.steps
     );
     let metric = format!("{name}.{}", trainer.tasks[0].task.selects());

@@ -39,7 +39,7 @@ pub fn test(model: &Model, classes: &[String], outputs: Outputs, scans: &Subset,
     scores.extend(classes.iter().enumerate().map(|(k, name)| (format!("recall.{name}"), json!(confusion.recall(k)))));
     predictions.write(&folder.join("predictions.csv"))?;
     predictions.write_scores(&folder.join("scores.json"), &confusion)?;
-    write_confusion(&folder.join("confusion.png"), &format!("Test side: {confusion}"), classes, &confusion)?;
+    write_confusion(&folder.join("confusion.png"), "Test side", classes, &confusion)?;
     println!("{confusion}");
     Ok(Tested { metric: "kappa", score: kappa, scores, cases })
 }
