@@ -32,7 +32,7 @@ help: ## List the targets
 #: make reproduce EXP=brats|brats2d|pancreas|pancreas2d|retina|scaling|phantom|phantom2d|fundus [DATA=dir] [UNLABELLED=dir] [SMOKE=1] [ARGS="..."]
 #:   EXP              an experiment of the paper; scripts/README.md says what each asks, needs and costs
 #:   DATA             the dataset, as its owners distribute it
-#:   UNLABELLED       other scans to pretrain on (brats, brats2d, scaling)
+#:   UNLABELLED       other scans to pretrain on (brats, brats2d, retina, scaling)
 #:   SMOKE            1: every step of the experiment in minutes, on generated phantoms in the dataset's layout
 #:   JOBS             runs side by side (default: 1; without a GPU 2)
 #:   OUT              folder of the results' folders (default: runs)

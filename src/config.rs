@@ -81,7 +81,7 @@ pub fn expand(args: &[OsString], known: &[String]) -> Result<Vec<OsString>> {
 }
 
 /// Whether a long flag stands on the command line.
-fn is_given(args: &[OsString], key: &str) -> bool {
+pub fn is_given(args: &[OsString], key: &str) -> bool {
     let flag = format!("--{key}");
     args.iter().filter_map(|a| a.to_str()).any(|a| a == flag || a.strip_prefix(&flag).is_some_and(|rest| rest.starts_with('=')))
 }

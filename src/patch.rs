@@ -15,8 +15,8 @@ const CONTENT: f64 = 0.1;
 /// Draws a window of `side` voxels along every axis in use, uniformly over the positions inside the scan; along an axis not
 /// in use it is one voxel thick. Errors if the scan is smaller.
 ///
-/// A slice of a volume may hold next to nothing, and teach nothing: a window in which less than a tenth of the voxels of every
-/// channel differs from the channel's minimum is drawn again, up to eight times.
+/// A slice of a volume may hold next to nothing, and teach nothing: a window of which, in every channel, less than a tenth of the voxels
+/// differs from the lowest one is drawn again, up to eight times. Where the background is noise, no window looks empty.
 pub fn draw_window(scans: &dyn Scans, scan: usize, rank: Rank, side: usize, rng: &mut Rng) -> Result<Region> {
     let (shape, size) = (scans.shape(scan), rank.cube(side));
     ensure!(

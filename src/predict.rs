@@ -60,7 +60,11 @@ impl Inputs {
         if is_store(path) {
             return Inputs::store(path, channels, settings);
         }
-        let dataset = layouts::open(path, layout)?;
+        let mut dataset = layouts::open(path, layout)?;
+        if dataset.layout == Layout::Images && dataset.channels.len() == 1 && channels.len() == 3 {
+            // Grey photographs are read as colour ones.
+            dataset.channels = channels.to_vec();
+        }
         let plan = Plan {
             settings: settings.clone(),
             channels: positions(channels, &dataset.channels).with_context(|| input.to_string())?,

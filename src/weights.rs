@@ -83,8 +83,8 @@ pub struct About {
     pub fraction: f64,
     /// Fingerprint of the store that was pretrained on.
     pub data: Option<String>,
-    /// Whether the pretraining was given its split, instead of drawing one of its own.
-    pub given_split: bool,
+    /// The split that the pretraining was given; `None`: it drew one of its own.
+    pub split: Option<PathBuf>,
 }
 
 /// Reads what an export (`.pt`, or the `.json` beside a `.safetensors`) or a checkpoint's run says of itself.
@@ -113,7 +113,7 @@ pub fn describe(path: &Path) -> Result<About> {
         pretext,
         fraction: setting("fraction").and_then(Value::as_f64).unwrap_or(1.),
         data: data.and_then(Value::as_str).map(str::to_owned),
-        given_split: setting("split").is_some(),
+        split: setting("split").and_then(Value::as_str).map(PathBuf::from),
     })
 }
 
@@ -136,7 +136,13 @@ pub fn load_encoder(target: &HashMap<String, Tensor>, saved: &Tensors, from: &Pa
     let mut names: Vec<&String> = target.keys().filter(|n| n.starts_with(ENCODER)).collect();
     names.sort();
     let unknown: Vec<_> = saved.keys().filter(|n| n.starts_with(ENCODER) && !target.contains_key(*n)).collect();
-    ensure!(unknown.is_empty(), "{}: another architecture; unknown here: {unknown:?}", from.display());
+    ensure!(
+        unknown.is_empty(),
+        "{}: another architecture; {} tensors are unknown here, such as {}",
+        from.display(),
+        unknown.len(),
+        unknown[0]
+    );
     for name in names {
         let mut tensor = target[name].shallow_clone();
         let Some(value) = saved.get(name) else { bail!("{}: {name} is missing", from.display()) };

@@ -11,7 +11,7 @@ use std::process::ExitCode;
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    settings: FinetuneConfig,
+    pub settings: FinetuneConfig,
     /// Read settings from a TOML or JSON file, or a run's config.json; flags win
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,

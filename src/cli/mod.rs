@@ -73,10 +73,15 @@ pub fn main() -> ExitCode {
     })
 }
 
-/// Errors if `arguments`, from the subcommand on, would not be accepted.
+/// Errors if `arguments`, from the subcommand on, would be refused before any data is read.
 pub fn check_arguments(arguments: &[String]) -> Result<()> {
     let arguments = std::iter::once("pretext3d").chain(arguments.iter().map(String::as_str));
-    Cli::try_parse_from(arguments).map(drop).map_err(|e| anyhow!("{}", e.to_string().trim().trim_start_matches("error: ")))
+    let parsed = Cli::try_parse_from(arguments);
+    match parsed.map_err(|e| anyhow!("{}", e.to_string().trim().trim_start_matches("error: ")))?.command {
+        Command::Pretrain(args) => args.settings.check(),
+        Command::Finetune(args) => args.settings.check(),
+        _ => Ok(()),
+    }
 }
 
 /// The process's arguments, with settings files turned into flags.

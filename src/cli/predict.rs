@@ -104,12 +104,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
                  segmentations",
                 args.weights.display()
             );
-            let table = args.output.join("predictions.csv");
-            ensure!(
-                args.overwrite || !table.exists(),
-                "{}: already there; give another --output, or --overwrite",
-                table.display()
-            );
+            let [table, scores] = ["predictions.csv", "scores.json"].map(|name| args.output.join(name));
+            if let Some(file) = [&table, &scores].into_iter().find(|file| file.exists()) {
+                ensure!(args.overwrite, "{}: already there; give another --output, or --overwrite", file.display());
+            }
             probe(&args.output)?;
             let mut predictions = Predictions::new(classes);
             let each = |scan: usize, id: &str, _: &Counter| {
@@ -122,10 +120,14 @@ pub fn run(args: Args) -> Result<ExitCode> {
             };
             let tally = each_scan(&args, &inputs, &model, each)?;
             predictions.write(&table)?;
-            if let Some(confusion) = predictions.confusion() {
-                let scores = args.output.join("scores.json");
-                predictions.write_scores(&scores, &confusion)?;
-                println!("{}: {confusion}", scores.display());
+            match predictions.confusion() {
+                Some(confusion) => {
+                    predictions.write_scores(&scores, &confusion)?;
+                    println!("{}: {confusion}", scores.display());
+                }
+                // Scores of an earlier prediction would be taken for this one's.
+                None if scores.exists() => fs::remove_file(&scores).with_context(|| scores.display().to_string())?,
+                None => {}
             }
             tally.finish(&table.display().to_string())
         }

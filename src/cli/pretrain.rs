@@ -8,7 +8,7 @@ use std::process::ExitCode;
 #[derive(clap::Args)]
 pub struct Args {
     #[command(flatten)]
-    settings: PretrainConfig,
+    pub settings: PretrainConfig,
     /// Read settings from a TOML or JSON file, or a run's config.json; flags win
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,

@@ -190,7 +190,7 @@ impl SweepConfig {
     }
 
     /// The folds that are run; a single split is none of them.
-    fn folds(&self) -> Vec<Option<u64>> {
+    pub fn folds(&self) -> Vec<Option<u64>> {
         match self.folds {
             None => vec![None],
             Some(folds) => self.run_folds.clone().unwrap_or_else(|| (0..folds).collect()).into_iter().map(Some).collect(),

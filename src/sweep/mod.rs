@@ -5,7 +5,7 @@ pub mod config;
 mod process;
 
 use crate::data::split::{Fold, Split, subject};
-use crate::data::store::Store;
+use crate::data::store::{Entry, Store};
 use crate::fs::write_atomic;
 use crate::report::study::read::{self as study, Cell, CellResult, Sweep};
 use crate::report::study::write_report;
@@ -124,8 +124,11 @@ impl Runner {
         let Some(unlabelled) = &self.config.unlabelled else { return Ok(()) };
         let seen = Store::open(unlabelled)?;
         let seen: HashSet<&str> = seen.index().subjects.iter().map(|s| s.fingerprint.as_str()).collect();
-        let tested = |id: &str| self.splits.iter().flat_map(|s| &s.test).any(|test| test == subject(id));
-        if let Some(both) = store.index().subjects.iter().find(|s| tested(&s.id) && seen.contains(s.fingerprint.as_str())) {
+        let run = self.config.folds();
+        let tests = self.splits.iter().filter(|split| run.contains(&split.fold.map(|fold| fold.number)));
+        let tested: HashSet<&str> = tests.flat_map(|split| &split.test).map(String::as_str).collect();
+        let both = |s: &&Entry| seen.contains(s.fingerprint.as_str()) && tested.contains(subject(&s.id));
+        if let Some(both) = store.index().subjects.iter().find(both) {
             bail!(
                 "`unlabelled`: {} holds {}, which is tested on; without `unlabelled` the training side of {} is pretrained on",
                 unlabelled.display(),

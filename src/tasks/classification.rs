@@ -161,11 +161,12 @@ impl Task for Classification {
         KAPPA
     }
 
-    /// Quadratic weighted kappa, accuracy and the mean loss. Kappa is undefined where all scans are, and are said to be, of one class.
+    /// Quadratic weighted kappa, accuracy and the mean loss, weighted as in training. Kappa is undefined where all scans are, and are said to be, of one class.
     fn summarise(&self, judged: &[Vec<f64>]) -> Vec<(String, f64)> {
         let column = |i: usize| judged.iter().map(|j| j[i] as u8).collect::<Vec<_>>();
         let confusion = Confusion::of(&column(0), &column(1), self.classes.len());
-        let loss = judged.iter().map(|j| j[2]).sum::<f64>() / judged.len() as f64;
+        let weight = |j: &Vec<f64>| self.weights[j[0] as usize];
+        let loss = judged.iter().map(|j| weight(j) * j[2]).sum::<f64>() / judged.iter().map(weight).sum::<f64>();
         let metrics = [(KAPPA, confusion.weighted_kappa()), ("accuracy", confusion.accuracy()), ("loss", Some(loss))];
         metrics.map(|(name, value)| (name.to_owned(), value.unwrap_or(f64::NAN))).into()
     }
@@ -206,25 +207,27 @@ impl ClassificationHead {
         }
     }
 
-    /// Mean loss of logits `[B, K]` for classes `[B]`, each sample with the weight of its class.
-    fn loss(&self, logits: &Tensor, classes: &Tensor) -> Tensor {
+    /// Loss `[B]` of each of the logits `[B, K]` for classes `[B]`.
+    fn losses(&self, logits: &Tensor, classes: &Tensor) -> Tensor {
         let logits = logits.to_kind(Kind::Float);
-        let losses = match self.outputs {
+        match self.outputs {
             Outputs::Softmax => logits.cross_entropy_loss::<Tensor>(classes, None, Reduction::None, -100, 0.),
             Outputs::Ordinal => {
                 let k = Tensor::arange(logits.size()[1], (Kind::Int64, logits.device()));
                 let at_least = classes.unsqueeze(1).ge_tensor(&k).to_kind(Kind::Float);
-                logits.binary_cross_entropy_with_logits::<Tensor>(&at_least, None, None, Reduction::None).mean_dim(
-                    1,
-                    false,
-                    Kind::Float,
-                )
+                let losses = logits.binary_cross_entropy_with_logits::<Tensor>(&at_least, None, None, Reduction::None);
+                losses.mean_dim(1, false, Kind::Float)
             }
-        };
+        }
+    }
+
+    /// Their mean, each sample with the weight of its class.
+    fn loss(&self, logits: &Tensor, classes: &Tensor) -> Tensor {
         let weights: Vec<f32> = self.weights.iter().map(|&w| w as f32).collect();
         let weights = Tensor::from_slice(&weights).to_device(logits.device()).take(classes);
         // A batch of classes of weight 0 has a loss of 0, not of 0 / 0.
-        (losses * &weights).sum(Kind::Float) / weights.sum(Kind::Float).clamp_min(f64::from(f32::MIN_POSITIVE))
+        let total = weights.sum(Kind::Float).clamp_min(f64::from(f32::MIN_POSITIVE));
+        (self.losses(logits, classes) * &weights).sum(Kind::Float) / total
     }
 }
 
@@ -276,8 +279,8 @@ impl Head for ClassificationHead {
         let x = Tensor::from_slice(&scans.whole(scan)?).reshape(dims).to_device(device);
         place(&x)?;
         let logits = self.logits(encoder, &x);
-        let loss = self.loss(&logits, &Tensor::from_slice(&[i64::from(truth)]).to_device(device));
-        Ok(vec![truth.into(), classes(self.outputs, &logits).double_value(&[0]), loss.double_value(&[])])
+        let loss = self.losses(&logits, &Tensor::from_slice(&[i64::from(truth)]).to_device(device));
+        Ok(vec![truth.into(), classes(self.outputs, &logits).double_value(&[0]), loss.double_value(&[0])])
     }
 
     fn logits(&self, encoder: &dyn Encoder, x: &Tensor) -> Tensor {

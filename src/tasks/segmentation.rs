@@ -127,7 +127,6 @@ impl Segmentation {
         weights: Vec<f64>,
         foreground: Arc<Foreground>,
     ) -> Result<Self> {
-        config.check()?;
         ensure!(weights[1..].iter().any(|w| *w > 0.), "--class-weights are all 0 for the foreground: {weights:?}");
         Ok(Segmentation { config: config.clone(), augment: augment.clone(), rank, patch, labels, weights, foreground })
     }

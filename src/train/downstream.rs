@@ -45,8 +45,6 @@ impl DownstreamKind {
     /// Errors if the store cannot teach the task, or if settings are given that are another task's.
     pub fn check(self, config: &FinetuneConfig, index: &Index) -> Result<()> {
         let data = config.train.data.display();
-        config.segmentation.check()?;
-        config.classification.check()?;
         match self {
             DownstreamKind::Segmentation => {
                 let classes = if index.classes.is_some() { "; its scans have classes: --task classification" } else { "" };

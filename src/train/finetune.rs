@@ -129,8 +129,11 @@ impl FinetuneConfig {
         }
     }
 
-    fn check(&self) -> Result<()> {
+    /// Checks ranges that the parser cannot.
+    pub fn check(&self) -> Result<()> {
         self.train.check()?;
+        self.segmentation.check()?;
+        self.classification.check()?;
         self.aug.check()?;
         share("test-fraction", self.test_fraction, false)?;
         if let TestSide::Fold(Fold { number, of }) = self.test_side() {
@@ -239,9 +242,9 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         let loaded = weights::load_encoder(&trainer.network.vs.variables(), saved, &config.weights)?;
         report = format!("{}: {loaded}", config.weights.display());
         let about = weights::describe(&config.weights)?;
-        if about.data.as_ref() == Some(&store.index().fingerprint) && !about.given_split {
-            report += "warning: pretrained on scans of this store by a split of its own, so it has probably seen test scans (not their \
-                       labels); for a clean test pretrain with --split set to a fine-tuning's split.json\n";
+        if about.data.as_ref() == Some(&store.index().fingerprint) && has_seen_test(about.split.as_deref(), &split) {
+            report += "warning: pretrained on scans of this store by another split, so it has probably seen test scans (not their \
+                       labels); for a clean test pretrain with --split set to this fine-tuning's split.json\n";
         }
         eprint!("{report}");
         pretrained = json!({
@@ -288,6 +291,15 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     Ok(Ended::Finished)
 }
 
+/// Whether a pretraining by another split may have seen what is tested on: its training side was learnt from, its validation side chose
+/// the epoch.
+fn has_seen_test(pretraining: Option<&Path>, split: &Split) -> bool {
+    match pretraining.map(Split::load) {
+        Some(Ok(other)) => other.train.iter().chain(&other.val).any(|id| split.test.contains(id)),
+        _ => true,
+    }
+}
+
 /// The stored scans on each side; the training side cut to the label fraction.
 fn sides(config: &FinetuneConfig, store: &Store, split: &Split) -> Result<Sides> {
     ensure!(!split.val.is_empty(), "the split has no validation subjects, which choose the best epoch");
@@ -308,11 +320,16 @@ fn sides(config: &FinetuneConfig, store: &Store, split: &Split) -> Result<Sides>
         }
         Ok(Arc::new(store.subset(&scans)?))
     };
-    Ok(Sides {
+    let sides = Sides {
         train: subset("training", &split.balanced_fraction(fraction, &usable.classes(store))?)?,
         valid: subset("validation", &split.val)?,
         test: subset("test", &split.test)?,
-    })
+    };
+    if config.task == DownstreamKind::Classification {
+        let classes: HashSet<Option<u8>> = (0..sides.valid.len()).map(|scan| sides.valid.class(scan)).collect();
+        ensure!(classes.len() > 1, "all validation scans are of one class, so that kappa is undefined; raise --val-fraction");
+    }
+    Ok(sides)
 }
 
 /// The encoder: that of the weights, or the one asked for.

@@ -9,12 +9,13 @@ use crate::data::Scans;
 use crate::data::split::subject;
 use crate::data::store::Store;
 use crate::dim::Rank;
+use crate::export;
 use crate::nn::{Architecture, EncoderConfig};
 use crate::patch::default_window;
 use crate::report::study::read::{self as study, PretrainResult};
 use crate::tasks::change::ChangeConfig;
 use crate::tasks::{self, Task, TaskConfigs, TaskKind, joined_names};
-use crate::{export, weights};
+use crate::weights::{self, ENCODER};
 use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 use serde_json::json;
@@ -145,12 +146,17 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let valid = Arc::new(store.subset(&scans_of(&store, &split.val))?);
     let (rank, window) = geometry(config, &store)?;
     let (scans, held_out) = (train.len(), valid.len());
+    // A run that goes on has its weights in its checkpoint, unless it was killed before the first.
+    let init = config.init.as_ref().filter(|_| !run.as_ref().is_some_and(Run::has_checkpoint));
+    let init = init.map(|file| anyhow::Ok((file, weights::read(file)?))).transpose()?;
+    let mut config = config.clone();
+    if let Some((_, saved)) = init.as_ref().filter(|_| config.encoder.is_none()) {
+        config.encoder = EncoderConfig::of(saved, ENCODER).map(|found| found.architecture());
+    }
     let trainer = config.trainer(device, rank, window, train, valid)?;
     let mut report = String::new();
-    // A run that goes on has its weights in its checkpoint, unless it was killed before the first.
-    if let Some(file) = config.init.as_ref().filter(|_| !run.as_ref().is_some_and(Run::has_checkpoint)) {
-        let saved = weights::read(file)?;
-        report = format!("{}: {}", file.display(), weights::load_encoder(&trainer.network.vs.variables(), &saved, file)?);
+    if let Some((file, saved)) = &init {
+        report = format!("{}: {}", file.display(), weights::load_encoder(&trainer.network.vs.variables(), saved, file)?);
         eprint!("{report}");
     }
     let run = match run {
@@ -186,7 +192,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let prefix = config.weights.clone().unwrap_or_else(|| Path::new("weights").join(config.name()));
     let written = export::export_run(&run, "best", &prefix)?;
     eprintln!("exported {} from {}", written.join(", "), run.dir.display());
-    run.write("result.json", &record(config, &session, rank))?;
+    run.write("result.json", &record(&config, &session, rank))?;
     Ok(Ended::Finished)
 }
 

@@ -4,7 +4,8 @@ use super::config::{RESUMABLE, TrainConfig};
 use super::means::Means;
 use super::network::Network;
 use crate::checkpoint::{self, MODEL, OPTIMIZER, Tensors, split_checkpoint};
-use crate::data::split::{Candidate, Fold, Split, subject_classes, thin_classes};
+use crate::config;
+use crate::data::split::{Candidate, Fold, Split, subject, subject_classes, thin_classes};
 use crate::data::store::{Entry, Store};
 use crate::export::Input;
 use crate::nn::EncoderConfig;
@@ -13,7 +14,8 @@ use crate::report::history::History;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 /// Layout of checkpoints and of `config.json`; a reader refuses newer ones.
@@ -96,8 +98,12 @@ impl Run {
     pub fn reopen(dir: &Path, now: Map<String, Value>, resumable: &[&str], input: &Input) -> Result<Run> {
         let run = Run { dir: dir.to_owned() };
         let before = run.settings()?;
+        let arguments: Vec<OsString> = std::env::args_os().collect();
         for key in before.keys().chain(now.keys()) {
-            if before.get(key) != now.get(key) && !RESUMABLE.iter().chain(resumable).any(|k| k == key) {
+            // A run from before there was this setting has its default, unless the user asks for something else.
+            let newer = !before.contains_key(key) && !config::is_given(&arguments, key);
+            let may_change = newer || RESUMABLE.iter().chain(resumable).any(|k| k == key);
+            if before.get(key) != now.get(key) && !may_change {
                 bail!(
                     "--resume {}: --{key} was {} and cannot change to {}",
                     dir.display(),
@@ -272,11 +278,35 @@ pub fn versions() -> Value {
 /// A new split of a store's usable scans.
 pub fn draw_split(store: &Store, usable: Usable, val_fraction: f64, test: TestSide, seed: u64) -> Result<Split> {
     let scans = usable.candidates(store);
-    match test {
+    let split = match test {
         TestSide::Share(share) => Split::draw(&scans, val_fraction, share, seed),
         TestSide::Fold(fold) => Split::kfold(&scans, fold, val_fraction, seed),
+    };
+    let mut split = split.with_context(|| store.folder().display().to_string())?;
+    leave_copies_out(&mut split, store)?;
+    Ok(split)
+}
+
+/// Takes subjects off the training side that share a scan, voxel by voxel, with the validation or test side, and off the validation
+/// side those that share one with the test side; says which. Public sets of photographs hold such copies.
+fn leave_copies_out(split: &mut Split, store: &Store) -> Result<()> {
+    let mut scans: HashMap<&str, Vec<&str>> = HashMap::new();
+    store.index().subjects.iter().for_each(|s| scans.entry(subject(&s.id)).or_default().push(&s.fingerprint));
+    let of = |id: &String| scans[id.as_str()].iter().copied();
+    let mut held_out: HashSet<&str> = split.test.iter().flat_map(of).collect();
+    let mut copies = Vec::new();
+    for side in [&mut split.val, &mut split.train] {
+        let (out, kept): (Vec<_>, Vec<_>) =
+            std::mem::take(side).into_iter().partition(|id| of(id).any(|scan| held_out.contains(scan)));
+        held_out.extend(kept.iter().flat_map(of));
+        copies.extend(out);
+        *side = kept;
     }
-    .with_context(|| store.folder().display().to_string())
+    if !copies.is_empty() {
+        eprintln!("{} subjects are copies of held-out ones and on no side of the split: {}", copies.len(), copies.join(", "));
+        ensure!(!split.train.is_empty(), "{}: only copies of held-out scans are left to train on", store.folder().display());
+    }
+    Ok(())
 }
 
 /// Names on standard error the classes that have too few subjects for every fold to test one.

@@ -332,7 +332,7 @@ impl Trainer {
         let metrics = run.task.summarise(&judged);
         ensure!(
             metrics.first().is_some_and(|(_, value)| value.is_finite()),
-            "validation: {} is undefined: the validation scans hold no foreground, or a single class",
+            "validation: {} is undefined: no scan has foreground in its label or its prediction",
             run.task.selects()
         );
         for (name, value) in metrics.into_iter().filter(|(_, value)| value.is_finite()) {

@@ -1,6 +1,7 @@
 """Classification of photographs: runs and their scores against scikit-learn, predictions against plain PyTorch."""
 import csv
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -51,6 +52,7 @@ def test_scores_agree_with_scikit_learn(run, fundus):
     assert sorted(row["id"] for row in rows) == split["test"]
     assert all(int(row["truth"]) == classes[row["id"]] for row in rows)
     truth, found = ([int(row[key]) for row in rows] for key in ["truth", "class"])
+    assert len(set(found)) > 1
     check_scores(read_json(run / "test" / "scores.json"), truth, found)
     result = read_json(run / "result.json")
     assert (result["task"], result["metric"], result["fold"]) == ("classification", "kappa", 1)
@@ -141,6 +143,47 @@ def test_pretrained_encoders_and_other_outputs(fundus, tmp_path, flags):
         pretext3d("export", "--run", tmp_path / "run", "--out", tmp_path / "net")
         net, x = torch.jit.load(tmp_path / "net.pt").eval(), torch.rand(3, 3, 32, 32)
         torch.testing.assert_close(net.probabilities(x), net(x).softmax(1))
+
+
+def test_runs_from_before_there_was_a_setting_resume(run, tmp_path):
+    older = tmp_path / "older"
+    shutil.copytree(run, older)
+    config = read_json(older / "config.json")
+    for name in ["outputs", "head-dropout"]:
+        del config["settings"][name]
+    (older / "config.json").write_text(json.dumps(config))
+    resume = ["finetune", "--resume", older, "--epochs", 4]
+    refused(*resume, "--outputs", "softmax", says=["--outputs was null and cannot change"])
+    pretext3d(*resume)
+    assert len((older / "metrics.jsonl").read_text().splitlines()) == 4
+
+
+def test_an_encoder_that_saw_the_test_side_is_named(run, fundus, tmp_path):
+    """Pretrained on the training side of fold 1, it has seen what fold 0 is tested on."""
+    pretrain = ["--task", "exe", "--epochs", 1, "--steps", 1, "--batch-size", 2, "--val-draws", 1, *SHAPE, "--device", "cpu"]
+    out = ["--out", tmp_path / "pre", "--weights", tmp_path / "w"]
+    pretext3d("pretrain", "--data", fundus / "store", *pretrain, "--split", run / "split.json", *out)
+    common = ["finetune", "--data", fundus / "store", *CLASSIFY[:2], *QUICK[len(SHAPE):], "--epochs", 2, "--steps", 1, "--folds", 4]
+    for fold, warned in [(0, True), (1, False)]:
+        done = pretext3d(*common, "--weights", tmp_path / "w.pt", "--fold", fold, "--out", tmp_path / f"fold{fold}")
+        assert ("has probably seen test scans" in done.stderr) == warned, done.stderr
+
+
+def test_copies_of_held_out_photographs_are_not_trained_on(fundus, tmp_path):
+    images = sorted(fundus.glob("aptos/**/*.png"))[:12]
+    for i, image in enumerate(images):
+        for copy in ["a", "b"]:
+            shutil.copy(image, tmp_path / f"{copy}{i}.png")
+    (tmp_path / "train.csv").write_text("id_code,diagnosis\n" + "".join(f"{c}{i},{i % 5}\n" for i in range(12) for c in "ab"))
+    store, out = tmp_path / "store", tmp_path / "run"
+    pretext3d("preprocess", "--data", tmp_path, "--out", store, "--size", 32)
+    args = [*CLASSIFY[:2], *QUICK, "--batch-size", 2, "--epochs", 1, "--steps", 1, "--folds", 3, "--fold", 0]
+    done = pretext3d("finetune", "--data", store, "--weights", "none", *args, "--out", out)
+    assert "copies of held-out ones" in done.stderr
+    split = read_json(out / "split.json")
+    sides = {side: {name[1:] for name in split[side]} for side in ["train", "val", "test"]}
+    assert not sides["train"] & (sides["val"] | sides["test"]) and not sides["val"] & sides["test"]
+    assert len(split["test"]) == 8 and split["train"] and split["val"]
 
 
 BAD = {

@@ -13,7 +13,7 @@ QUICK = ["--encoder", "densenet121", "--epochs", 1, "--batch-size", 2, "--steps"
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """A store of four photographs of 128 x 128 pixels: a ninth of one is the least that fills the deepest level."""
+    """A store of four photographs of 128 x 128 pixels, whose ninths the encoder does not pool away."""
     folder = tmp_path_factory.mktemp("images")
     pretext3d("phantom", "--kind", "fundus", "--subjects", 4, "--size", 128, "--out", folder / "fundus")
     pretext3d("preprocess", "--data", folder / "fundus", "--out", folder / "store", "--size", 128)

@@ -128,8 +128,13 @@ def test_a_two_dimensional_run_from_phantom_to_weights(tmp_path):
     classes = [subject["class"] for subject in read_json(store / "index.json")["subjects"]]
     assert classes == [int(row["diagnosis"]) for row in table]
     small = ["--filters", 4, "--levels", 3, "--batch-size", 4, "--epochs", 1, "--draws", 1, "--device", "cpu"]
-    for task in ["rot", "rpl,jig", "cpc", "exe"]:
+    change = ["--mirror", 0.5, "--zoom", "0.9,1.1"]
+    for task, more in [("rot", change), ("rpl,jig", change), ("cpc", []), ("exe", [])]:
         weights = tmp_path / "weights" / task.replace(",", "-")
-        pretext3d("pretrain", "--data", store, "--task", task, *small, "--out", tmp_path / task, "--weights", weights)
+        pretext3d("pretrain", "--data", store, "--task", task, *small, *more, "--out", tmp_path / task, "--weights", weights)
         described = read_json(f"{weights}.json")
         assert described["input"]["axes"] == "B, C, H, W" and described["input"]["channels"] == ["red", "green", "blue"]
+    args = ["pretrain", "--data", store, *small, "--out", tmp_path / "bad"]
+    refused(*args, "--task", "cpc", *change, says=["--mirror and --zoom are for rot, rpl and jig"])
+    refused(*args, "--task", "rot", "--mirror", 2, says=["--mirror", "0 to 1"])
+    refused(*args, "--task", "rot", "--zoom", "1.1,0.9", says=["--zoom", "LO <= HI"])

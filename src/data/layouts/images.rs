@@ -16,8 +16,8 @@ use std::path::{Path, PathBuf};
 const GRADES: [&str; 5] = ["no retinopathy", "mild", "moderate", "severe", "proliferative"];
 /// Columns of the name and of the grade.
 const COLUMNS: [[&str; 2]; 2] = [["id_code", "diagnosis"], ["image", "level"]];
-/// APTOS's example of an answer: the right columns with made-up grades.
-const EXAMPLE: &str = "sample_submission.csv";
+/// The competitions' examples of an answer, without case and `_`: the right columns with made-up grades.
+const EXAMPLE: &str = "samplesubmission.csv";
 /// Images whose headers are looked at for colour.
 const LOOKED_AT: usize = 64;
 
@@ -52,7 +52,7 @@ impl Grades {
         let column =
             |name: &str| header.iter().position(|found| found.trim_start_matches('\u{feff}').eq_ignore_ascii_case(name));
         let found = COLUMNS.iter().find_map(|names| Some((column(names[0])?, column(names[1])?)));
-        let example = path.file_name().is_some_and(|name| name == EXAMPLE);
+        let example = path.file_name().is_some_and(|name| name.to_string_lossy().to_lowercase().replace('_', "") == EXAMPLE);
         let Some((name, grade)) = found.filter(|_| !example) else {
             let reason = match example {
                 true => "the example of an answer, whose grades are made up".into(),

@@ -226,9 +226,14 @@ impl Records {
         }
         let pairs = units.values().filter_map(|ranks| ranks.get(&2).zip(ranks.get(&3)));
         let differs = |(flat, deep): (&(&Cell, &Finished), &(&Cell, &Finished))| {
-            let subjects = flat.1.result.train_subjects != deep.1.result.train_subjects;
-            let tests = tested(flat.1) != tested(deep.1);
-            difference(&[flat.0, deep.0], &[("numbers of training subjects", subjects), ("test cases", tests)])
+            let (a, b) = (&flat.1.result, &deep.1.result);
+            let differs = [
+                ("data", a.data_fingerprint != b.data_fingerprint),
+                ("split", a.split_fingerprint != b.split_fingerprint),
+                ("numbers of training subjects", a.train_subjects != b.train_subjects),
+                ("test cases", tested(flat.1) != tested(deep.1)),
+            ];
+            difference(&[flat.0, deep.0], &differs)
         };
         pairs.filter_map(differs).collect()
     }

@@ -160,7 +160,7 @@ fn definitions(records: &Records, tables: &[Table]) -> Vec<String> {
         ),
         "kappa" => Some(
             "Kappa is Cohen's with quadratic weights over the ordered classes, of all test scans together: 0 is the agreement of \
-             chance. In tests over cases a scan's score is 1 less the squared distance of true and predicted class, as a share of \
+             chance. In tests over cases, which are scans (the eyes of one person count as two), a scan's score is 1 less the squared distance of true and predicted class, as a share of \
              the largest.",
         ),
         _ => None,
