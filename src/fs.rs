@@ -1,9 +1,12 @@
-//! Files that are either whole or not there.
+//! Files that are either whole or not there, and zip archives.
 
 use anyhow::{Context, Result};
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, Read, Seek, Write};
 use std::path::Path;
+use zip::ZipArchive;
+use zip::read::{ArchiveOffset, Config};
+use zip::result::ZipResult;
 
 /// Writes a file through a temporary one beside it: synced, then renamed, so that a crash or a full disk leaves the earlier
 /// file as it was. Parent folders are made.
@@ -32,4 +35,10 @@ pub fn write_atomic_path(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -
         let _ = fs::remove_file(&temporary);
     }
     done.with_context(|| format!("writing {}", path.display()))
+}
+
+/// Opens a zip archive that begins with the file. The crate's search for a later beginning fails on some of TorchScript's archives,
+/// depending on the length of the names in them (zip 9).
+pub fn open_zip<R: Read + Seek>(file: R) -> ZipResult<ZipArchive<R>> {
+    ZipArchive::with_config(Config { archive_offset: ArchiveOffset::Known(0) }, file)
 }

@@ -1,6 +1,7 @@
 //! Building and saving TorchScript modules with real parameters.
 
 use super::check;
+use crate::fs::open_zip;
 use crate::nn::script::ScriptModule;
 use anyhow::{Context, Result};
 use std::ffi::{CStr, CString, c_char, c_int, c_void};
@@ -79,7 +80,7 @@ pub fn save_script(module: &ScriptModule, path: &Path, description: &str) -> Res
 /// The JSON description in a TorchScript file of ours; null in others.
 pub fn description(path: &Path) -> Result<serde_json::Value> {
     let broken = || format!("reading {} (expected a whole TorchScript file)", path.display());
-    let mut archive = zip::ZipArchive::new(std::fs::File::open(path).with_context(broken)?).with_context(broken)?;
+    let mut archive = open_zip(std::fs::File::open(path).with_context(broken)?).with_context(broken)?;
     let suffix = format!("/extra/{EXTRA}");
     for i in 0..archive.len() {
         let file = archive.by_index(i).with_context(broken)?;
@@ -105,4 +106,26 @@ pub fn read_state(path: &Path) -> Result<Vec<(String, Tensor)>> {
     let status = unsafe { p3d_module_state(file.as_ptr(), (&raw mut out).cast(), collect) };
     check(&format!("reading {} as TorchScript", path.display()), status)?;
     Ok(out)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::{Device, Kind};
+
+    #[test]
+    fn descriptions_are_read_whatever_the_file_is_called() {
+        let dir = tempfile::tempdir().unwrap();
+        let tensor = Tensor::ones([3], (Kind::Float, Device::Cpu));
+        for length in 1..=80 {
+            let source = "def forward(self, x: Tensor) -> Tensor:\n    return x * self.weight\n";
+            let modules = (0..length % 20).fold(ScriptModule::new(source).parameter("weight", &tensor), |module, i| {
+                module.child(format!("child{i}"), ScriptModule::new(source).parameter("weight", &tensor))
+            });
+            let path = dir.path().join("n".repeat(length) + ".pt");
+            save_script(&modules, &path, r#"{"version": 1}"#).unwrap();
+            assert_eq!(description(&path).unwrap(), serde_json::json!({ "version": 1 }), "{length}");
+            assert_eq!(read_state(&path).unwrap().len(), 1 + length % 20);
+        }
+    }
 }

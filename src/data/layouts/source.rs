@@ -4,13 +4,13 @@ use super::Source;
 use crate::data::nifti::Header;
 use crate::data::volume::Volume;
 use crate::data::{image, nifti};
+use crate::fs::open_zip;
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
-use zip::ZipArchive;
 use zip::read::ZipFile;
 
 impl Source {
@@ -90,7 +90,7 @@ impl Source {
 fn in_zip<T>(archive: &Path, member: &str, use_it: impl FnOnce(ZipFile<BufReader<File>>) -> Result<T>) -> Result<T> {
     let name = || archive.display().to_string();
     let file = File::open(archive).with_context(name)?;
-    let mut zip = ZipArchive::new(BufReader::new(file)).context("not a whole zip archive").with_context(name)?;
+    let mut zip = open_zip(BufReader::new(file)).context("not a whole zip archive").with_context(name)?;
     use_it(zip.by_name(member).with_context(|| format!("{}:{member}", name()))?)
 }
 

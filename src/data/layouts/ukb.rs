@@ -2,6 +2,7 @@
 
 use super::files::Files;
 use super::{Dataset, Layout, Problem, Source, Subject};
+use crate::fs::open_zip;
 use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
@@ -13,7 +14,7 @@ const MEMBERS: [&str; 2] = ["T1/T1.nii.gz", "T2_FLAIR/T2_FLAIR.nii.gz"];
 
 /// Which of [`MEMBERS`] an archive holds.
 fn members(archive: &Path) -> Result<[bool; 2]> {
-    let zip = zip::ZipArchive::new(std::io::BufReader::new(File::open(archive)?)).context("not a whole zip archive")?;
+    let zip = open_zip(std::io::BufReader::new(File::open(archive)?)).context("not a whole zip archive")?;
     Ok(MEMBERS.map(|member| zip.index_for_name(member).is_some()))
 }
 
