@@ -81,6 +81,8 @@ pub struct Figure {
     pub columns: usize,
     /// Width and height of a panel, pixels.
     pub size: [f32; 2],
+    /// All vertical axes have the same range, so that panels compare.
+    pub same_up: bool,
 }
 
 const LEVEL: Style = Style { color: GREY, dashes: &[8.0, 5.0], marker: 0 };
@@ -110,11 +112,15 @@ impl Figure {
         let (width, _, legend) = self.layout();
         surface.text(MARGIN + 4.0, MARGIN, TITLE, INK, Align::Start, &self.title);
         draw_legend(surface, [MARGIN + 4.0, HEAD], width as f32 - 2.0 * MARGIN, &self.common_legend());
+        let own: Vec<[f64; 2]> = self.panels.iter().map(Panel::extent).collect();
+        let all = own.iter().fold([f64::INFINITY, f64::NEG_INFINITY], |[l, h], e| [l.min(e[0]), h.max(e[1])]);
         for (i, panel) in self.panels.iter().enumerate() {
+            let up = if self.same_up { all } else { own[i] };
             let [width, height] = self.size;
             let corner = [(i % self.columns) as f32 * width, HEAD + legend + (i / self.columns) as f32 * height];
             // The labels of the axes stand left of and below the box.
-            panel.draw(surface, [corner[0] + 92.0, corner[1] + 52.0, corner[0] + width - MARGIN, corner[1] + height - 62.0]);
+            let area = [corner[0] + 92.0, corner[1] + 52.0, corner[0] + width - MARGIN, corner[1] + height - 62.0];
+            panel.draw(surface, area, up);
         }
     }
 
@@ -141,14 +147,14 @@ impl Panel {
         drawn.chain(self.level.as_ref().map(|l| (l.0.as_str(), LEVEL))).collect()
     }
 
-    /// `area` is the box of the axes: left, top, right, bottom.
-    fn draw(&self, surface: &mut impl Surface, area: [f32; 4]) {
+    /// `area` is the box of the axes: left, top, right, bottom; `up` what the vertical axis holds.
+    fn draw(&self, surface: &mut impl Surface, area: [f32; 4], up: [f64; 2]) {
         let [left, top, right, bottom] = area;
         let across = match &self.across {
             Across::Whole(low, high) => Axis::new(*low, *high, (right - left) / 90.0, true),
             Across::Names(names) => Axis::of_names(names.len()),
         };
-        let up = self.up((bottom - top) / 50.0);
+        let up = Axis::new(up[0], up[1], (bottom - top) / 50.0, false);
         let x = |v: f64| left + across.place(v) * (right - left);
         let y = |v: f64| bottom - up.place(v) * (bottom - top);
 
@@ -193,8 +199,9 @@ impl Panel {
         }
     }
 
-    /// The vertical axis: it holds every value, and of error bars what lies within half the values' own span of them.
-    fn up(&self, ticks: f32) -> Axis {
+    /// Lowest and highest place of the vertical axis: it holds every value, and of error bars what lies within half the values' own span
+    /// of them.
+    fn extent(&self) -> [f64; 2] {
         let points = || self.series.iter().flat_map(|s| &s.points);
         let span = |values: &mut dyn Iterator<Item = f64>| {
             values.filter(|v| v.is_finite()).fold([f64::INFINITY, f64::NEG_INFINITY], |[l, h], v| [l.min(v), h.max(v)])
@@ -204,7 +211,7 @@ impl Panel {
         let most = 0.5 * (high - low).max(0.05 * high.abs().max(low.abs()));
         let [lowest, highest] = span(&mut points().filter_map(|p| p.range).flatten());
         let (low, high) = (low.min(lowest.max(low - most)), high.max(highest.min(high + most)));
-        Axis::new(if self.from_zero { low.min(0.0) } else { low }, high, ticks, false)
+        [if self.from_zero { low.min(0.0) } else { low }, high]
     }
 }
 

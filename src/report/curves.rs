@@ -29,7 +29,7 @@ pub fn write_curves(path: &Path, title: &str, rows: &[Row], metrics: &[Metric]) 
         3..=4 => (2, [600.0, 380.0]),
         _ => (3, [520.0, 360.0]),
     };
-    Figure { title: title.into(), panels, columns, size }.save(path)
+    Figure { title: title.into(), panels, columns, size, same_up: false }.save(path)
 }
 
 fn panel(rows: &[Row], metric: &Metric) -> Panel {

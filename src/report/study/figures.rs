@@ -54,7 +54,7 @@ fn figure(title: String, panels: Vec<Panel>) -> Figure {
         2 | 4 => (2, [640.0, 500.0]),
         _ => (3, [520.0, 420.0]),
     };
-    Figure { title, panels, columns, size }
+    Figure { title, panels, columns, size, same_up: true }
 }
 
 /// Ranks of a study, with what to add to a panel's title for each.
