@@ -7,6 +7,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::path::Path;
 use tch::{Tensor, nn};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -17,6 +18,67 @@ pub enum Architecture {
     UNet,
     /// DenseNet-121 as torchvision has it, for images
     DenseNet121,
+}
+
+// A doc comment on a configuration's type would become the command's help.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, clap::Args)]
+#[command(next_help_heading = "Network")]
+pub struct EncoderFlags {
+    /// The encoder [default: that of the weights, without weights unet]
+    #[arg(long, value_enum)]
+    pub encoder: Option<Architecture>,
+    /// Filters of the U-Net's first level, doubled at each further level [default: those of the weights, without weights 16]
+    #[arg(long)]
+    pub filters: Option<i64>,
+    /// Levels of the U-Net; it halves the resolution between them [default: those of the weights, without weights 5]
+    #[arg(long)]
+    pub levels: Option<usize>,
+}
+
+impl EncoderFlags {
+    /// Checks ranges that the parser cannot.
+    pub fn check(&self) -> Result<()> {
+        let (filters, levels) = (self.filters.unwrap_or(1), self.levels.unwrap_or(1));
+        ensure!(filters >= 1, "--filters must be at least 1, found {filters}");
+        ensure!((1..=8).contains(&levels), "--levels must be 1 to 8, found {levels}");
+        Ok(())
+    }
+
+    /// The encoder that is asked for, a U-Net unless said otherwise. Errors if flags contradict each other or the data.
+    pub fn config(&self, rank: Rank, in_channels: i64, dropout: f64) -> Result<EncoderConfig> {
+        Ok(match self.encoder.unwrap_or(Architecture::UNet) {
+            Architecture::UNet => {
+                let paper = UNetConfig::paper(rank, in_channels);
+                let (filters, levels) = (self.filters.unwrap_or(paper.filters), self.levels.unwrap_or(paper.levels));
+                EncoderConfig::UNet(UNetConfig { filters, levels, dropout, ..paper })
+            }
+            Architecture::DenseNet121 => {
+                ensure!(rank == Rank::Two, "--encoder densenet121 takes images, the store holds {}D data", rank.n());
+                let unet = self.filters.is_some() || self.levels.is_some();
+                ensure!(!unet, "--filters and --levels go with --encoder unet only");
+                EncoderConfig::DenseNet121(DenseNetConfig { in_channels, dropout })
+            }
+        })
+    }
+
+    /// With what weights say of their encoder. Errors if a flag asks for something else; `file`: of the weights.
+    pub fn of_weights(&self, found: &EncoderConfig, file: &Path) -> Result<Self> {
+        let (file, architecture) = (file.display(), found.architecture());
+        ensure!(
+            self.encoder.is_none_or(|asked| asked == architecture),
+            "--encoder: {file} holds another one, {}",
+            serde_json::json!(architecture)
+        );
+        let mut flags = EncoderFlags { encoder: Some(architecture), ..self.clone() };
+        if let EncoderConfig::UNet(has) = found {
+            let asked = [("filters", self.filters, has.filters), ("levels", self.levels.map(|l| l as i64), has.levels as i64)];
+            for (flag, asked, has) in asked {
+                ensure!(asked.is_none_or(|asked| asked == has), "--{flag} {}: {file} has {has}", asked.unwrap_or_default());
+            }
+            (flags.filters, flags.levels) = (Some(has.filters), Some(has.levels));
+        }
+        Ok(flags)
+    }
 }
 
 /// An encoder's architecture and shape.
@@ -45,29 +107,6 @@ impl<'de> Deserialize<'de> for EncoderConfig {
 }
 
 impl EncoderConfig {
-    /// The encoder that flags ask for, a U-Net unless they say otherwise. Errors if they contradict each other or the data.
-    pub fn asked(
-        architecture: Option<Architecture>,
-        rank: Rank,
-        in_channels: i64,
-        dropout: f64,
-        filters: Option<i64>,
-        levels: Option<usize>,
-    ) -> Result<Self> {
-        Ok(match architecture.unwrap_or(Architecture::UNet) {
-            Architecture::UNet => {
-                let paper = UNetConfig::paper(rank, in_channels);
-                let (filters, levels) = (filters.unwrap_or(paper.filters), levels.unwrap_or(paper.levels));
-                EncoderConfig::UNet(UNetConfig { filters, levels, dropout, ..paper })
-            }
-            Architecture::DenseNet121 => {
-                ensure!(rank == Rank::Two, "--encoder densenet121 takes images, the store holds {}D data", rank.n());
-                ensure!(filters.is_none() && levels.is_none(), "--filters and --levels go with --encoder unet only");
-                EncoderConfig::DenseNet121(DenseNetConfig { in_channels, dropout })
-            }
-        })
-    }
-
     /// The encoder that these tensors are the weights of, by their names after `prefix` and shapes; `None`: of another one.
     pub fn of(tensors: &BTreeMap<String, Tensor>, prefix: &str) -> Option<Self> {
         match tensors.get(&format!("{prefix}conv0.weight")).map(Tensor::size).as_deref() {

@@ -14,7 +14,7 @@ use tch::Tensor;
 
 pub use decoder::Decoder;
 pub use densenet::{DenseNet, DenseNetConfig};
-pub use encoder::{Architecture, EncoderConfig};
+pub use encoder::{Architecture, EncoderConfig, EncoderFlags};
 pub use unet::{UNet, UNetConfig};
 
 /// One level of an encoder's feature pyramid.

@@ -123,14 +123,6 @@ impl TrainConfig {
     }
 }
 
-/// Checks the shape of a network.
-pub fn network(filters: Option<i64>, levels: Option<usize>) -> Result<()> {
-    let (filters, levels) = (filters.unwrap_or(1), levels.unwrap_or(1));
-    ensure!(filters >= 1, "--filters must be at least 1, found {filters}");
-    ensure!((1..=8).contains(&levels), "--levels must be 1 to 8, found {levels}");
-    Ok(())
-}
-
 /// Checks a share of something: above 0 and below 1, or `one` as well.
 pub fn share(name: &str, value: f64, one: bool) -> Result<()> {
     ensure!(

@@ -14,7 +14,7 @@ use crate::data::split::{Fold, Split, subject};
 use crate::data::store::{Store, Subset};
 use crate::dim::{Rank, voxels};
 use crate::export;
-use crate::nn::{Architecture, EncoderConfig};
+use crate::nn::{EncoderConfig, EncoderFlags};
 use crate::report::study::read::{RANDOM, SCRATCH};
 use crate::tasks::class_weights::ClassWeights;
 use crate::tasks::classification::ClassificationConfig;
@@ -82,15 +82,9 @@ pub struct FinetuneConfig {
     /// What test scores are of
     #[arg(long, value_enum, default_value = "classes", help_heading = "Data")]
     pub regions: Regions,
-    /// The encoder [default: that of the weights, without weights unet]
-    #[arg(long, value_enum, help_heading = "Network")]
-    pub encoder: Option<Architecture>,
-    /// Filters of the U-Net's first level [default: those of the weights, without weights 16]
-    #[arg(long, help_heading = "Network")]
-    pub filters: Option<i64>,
-    /// Levels of the U-Net [default: those of the weights, without weights 5]
-    #[arg(long, help_heading = "Network")]
-    pub levels: Option<usize>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub network: EncoderFlags,
     /// Weight of each class in the loss, class 0 (of a segmentation the background) first, or `balanced`: inversely to how often the
     /// training side holds it [default: 1 each]
     #[arg(long, value_name = "W,...|balanced", help_heading = "Optimization")]
@@ -140,7 +134,7 @@ impl FinetuneConfig {
             ensure!(of >= 2, "--folds must be at least 2, found {of}");
             ensure!(number < of, "--fold must be from 0 to {}, found {number}", of - 1);
         }
-        config::network(self.filters, self.levels)?;
+        self.network.check()?;
         match (self.arm(), self.random()) {
             (Arm::Scratch, false) => bail!("--arm scratch starts from random weights: give --weights none"),
             (Arm::Warmup | Arm::Full, true) => {
@@ -334,10 +328,8 @@ fn sides(config: &FinetuneConfig, store: &Store, split: &Split) -> Result<Sides>
 
 /// The encoder: that of the weights, or the one asked for.
 fn network(config: &FinetuneConfig, rank: Rank, channels: usize, saved: Option<&Tensors>) -> Result<EncoderConfig> {
-    let (channels, dropout) = (channels as i64, config.train.dropout);
-    let Some(saved) = saved else {
-        return EncoderConfig::asked(config.encoder, rank, channels, dropout, config.filters, config.levels);
-    };
+    let (flags, channels, dropout) = (&config.network, channels as i64, config.train.dropout);
+    let Some(saved) = saved else { return flags.config(rank, channels, dropout) };
     let file = config.weights.display();
     let found = EncoderConfig::of(saved, ENCODER).with_context(|| format!("{file}: another architecture; no encoder in it"))?;
     ensure!(
@@ -348,18 +340,5 @@ fn network(config: &FinetuneConfig, rank: Rank, channels: usize, saved: Option<&
         config.train.slices.map_or_else(String::new, |slices| format!("{} slices of ", slices.name())),
         config.train.data.display()
     );
-    let architecture = found.architecture();
-    ensure!(
-        config.encoder.is_none_or(|asked| asked == architecture),
-        "--encoder: {file} holds another one, {}",
-        json!(architecture)
-    );
-    let (mut filters, mut levels) = (config.filters, config.levels);
-    if let EncoderConfig::UNet(has) = found {
-        for (flag, asked, has) in [("filters", filters, has.filters), ("levels", levels.map(|l| l as i64), has.levels as i64)] {
-            ensure!(asked.is_none_or(|asked| asked == has), "--{flag} {}: {file} has {has}", asked.unwrap_or_default());
-        }
-        (filters, levels) = (Some(has.filters), Some(has.levels));
-    }
-    EncoderConfig::asked(Some(architecture), rank, channels, dropout, filters, levels)
+    flags.of_weights(&found, &config.weights)?.config(rank, channels, dropout)
 }

@@ -10,7 +10,7 @@ use crate::data::split::subject;
 use crate::data::store::Store;
 use crate::dim::Rank;
 use crate::export;
-use crate::nn::{Architecture, EncoderConfig};
+use crate::nn::{EncoderConfig, EncoderFlags};
 use crate::patch::default_window;
 use crate::report::study::read::{self as study, PretrainResult};
 use crate::tasks::change::ChangeConfig;
@@ -42,15 +42,9 @@ pub struct PretrainConfig {
     /// Side in voxels of the window that a sample is cut from [default: the smallest side of any scan, at most 128, in 2D 224]
     #[arg(long, value_name = "VOXELS")]
     pub window: Option<usize>,
-    /// The network that is pretrained [default: unet]
-    #[arg(long, value_enum, help_heading = "Network")]
-    pub encoder: Option<Architecture>,
-    /// Filters of the U-Net's first level, doubled at each further level [default: 16]
-    #[arg(long, help_heading = "Network")]
-    pub filters: Option<i64>,
-    /// Levels of the U-Net; it halves the resolution between them [default: 5]
-    #[arg(long, help_heading = "Network")]
-    pub levels: Option<usize>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub network: EncoderFlags,
     /// Start from this encoder (.pt, .safetensors or a run's checkpoint) instead of random weights
     #[arg(long, value_name = "FILE", help_heading = "Network")]
     pub init: Option<PathBuf>,
@@ -79,7 +73,7 @@ impl PretrainConfig {
             "--mirror and --zoom are for rot, rpl and jig; cpc and exe have augmentation of their own"
         );
         ensure!(self.val_draws > 0, "--val-draws must be at least 1");
-        config::network(self.filters, self.levels)?;
+        self.network.check()?;
         ensure!(
             (1..self.task.len()).all(|i| !self.task[..i].contains(&self.task[i])),
             "--task names a task twice: {:?}",
@@ -115,7 +109,7 @@ impl PretrainConfig {
             tasks.push((task.into(), self.task_weights.get(slot).copied().unwrap_or(1.)));
         }
         let (channels, dropout) = (channels as i64, self.train.dropout);
-        let encoder = EncoderConfig::asked(self.encoder, rank, channels, dropout, self.filters, self.levels)?;
+        let encoder = self.network.config(rank, channels, dropout)?;
         let change = Some(self.change.clone()).filter(|change| !change.is_off());
         Trainer::new(Setup { config: &self.train, device, tasks, encoder, train, valid, change, frozen_epochs: 0 })
     }
@@ -150,8 +144,10 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let init = config.init.as_ref().filter(|_| !run.as_ref().is_some_and(Run::has_checkpoint));
     let init = init.map(|file| anyhow::Ok((file, weights::read(file)?))).transpose()?;
     let mut config = config.clone();
-    if let Some((_, saved)) = init.as_ref().filter(|_| config.encoder.is_none()) {
-        config.encoder = EncoderConfig::of(saved, ENCODER).map(|found| found.architecture());
+    if let Some((file, saved)) = &init
+        && let Some(found) = EncoderConfig::of(saved, ENCODER)
+    {
+        config.network = config.network.of_weights(&found, file)?;
     }
     let trainer = config.trainer(device, rank, window, train, valid)?;
     let mut report = String::new();

@@ -96,7 +96,7 @@ def test_protocol_of_the_paper():
         config = settings(name)
         assert set(config["tasks"]) >= set(["exe"] if name == "phantom2d" else five)
         assert len(config["seeds"]) >= 3 or config["folds"] == 5
-        assert config["arms"] == ["scratch", "warmup"]
+        assert config["arms"] == ["scratch", "warmup", *["frozen", "random"] * (name == "fundus")]
         smoke = settings(name, smoke=True)
         assert smoke["tasks"] == config["tasks"] and smoke["arms"] == config["arms"]
         if name in ("brats", "brats2d", "pancreas", "pancreas2d", "retina"):
