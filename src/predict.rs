@@ -62,7 +62,7 @@ impl Inputs {
         }
         let mut dataset = layouts::open(path, layout)?;
         if dataset.layout == Layout::Images && dataset.channels.len() == 1 && channels.len() == 3 {
-            // Grey photographs are read as colour ones.
+            eprintln!("grey photographs for a network of colour ones: each is taken for three equal channels");
             dataset.channels = channels.to_vec();
         }
         let plan = Plan {

@@ -50,19 +50,20 @@ pub fn read(path: &Path) -> Result<Tensors> {
     check_version(metadata.get("version").and_then(|v| v.parse().ok()), path)?;
     let is_checkpoint = tensors.keys().any(|name| name.starts_with(MODEL));
     let tensors = if is_checkpoint { split_checkpoint(tensors).0 } else { tensors };
-    Ok(tensors.into_iter().map(|(name, tensor)| (renamed(name), tensor)).collect())
+    // How many batches a normalisation has seen is not kept here.
+    let kept = tensors.into_iter().filter(|(name, _)| !name.ends_with("num_batches_tracked"));
+    Ok(kept.map(|(name, tensor)| (renamed(name), tensor)).collect())
 }
 
-/// Our name of a tensor of a torchvision state dict, where `features` is the encoder. How many batches a normalisation has
-/// seen is not kept here. The files that torchvision downloads have `norm.1` where its network has `norm1`.
+/// Our name of a tensor of a torchvision state dict, where `features` is the encoder. The files that torchvision downloads have `norm.1` where its network has `norm1`.
 fn renamed(name: String) -> String {
     match name.strip_prefix("features.") {
-        Some(rest) if !rest.ends_with("num_batches_tracked") => {
+        Some(rest) => {
             let parts = ["norm.1", "norm.2", "conv.1", "conv.2"];
             let rest = parts.iter().fold(rest.to_owned(), |name, part| name.replace(part, &part.replace('.', "")));
             format!("{ENCODER}{rest}")
         }
-        _ => name,
+        None => name,
     }
 }
 

@@ -77,7 +77,10 @@ pub fn main() -> ExitCode {
 pub fn check_arguments(arguments: &[String]) -> Result<()> {
     let arguments = std::iter::once("pretext3d").chain(arguments.iter().map(String::as_str));
     let parsed = Cli::try_parse_from(arguments);
-    match parsed.map_err(|e| anyhow!("{}", e.to_string().trim().trim_start_matches("error: ")))?.command {
+    match parsed
+        .map_err(|e| anyhow!("{}", e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ")))?
+        .command
+    {
         Command::Pretrain(args) => args.settings.check(),
         Command::Finetune(args) => args.settings.check(),
         _ => Ok(()),

@@ -11,7 +11,11 @@
 #include <ATen/ops/_fused_sgd.h>
 #include <torch/version.h>
 
+#include <cerrno>
+#include <fstream>
+#include <sstream>
 #include <string>
+#include <system_error>
 #include <unordered_map>
 
 namespace {
@@ -178,7 +182,14 @@ int p3d_module_define(P3dModule *module, const char *source) {
 int p3d_module_save(P3dModule *module, const char *path, const char *extra_name, const char *extra) {
   return guarded([&] {
     std::unordered_map<std::string, std::string> files{{extra_name, extra}};
-    module->module.save(path, files);
+    // To memory first: on a full disk libtorch's own file writer throws while it is being destroyed, which ends the process.
+    std::ostringstream archive;
+    module->module.save(archive, files);
+    const std::string bytes = archive.str();
+    std::ofstream file(path, std::ios::binary);
+    file.write(bytes.data(), static_cast<std::streamsize>(bytes.size()));
+    file.close();
+    if (!file) throw std::system_error(errno, std::generic_category());
   });
 }
 

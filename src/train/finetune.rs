@@ -152,6 +152,10 @@ impl FinetuneConfig {
             Arm::Scratch | Arm::Full => 0,
             Arm::Frozen => u64::MAX,
             Arm::Warmup => {
+                ensure!(
+                    epochs > 1 || self.frozen_epochs.is_some(),
+                    "--epochs 1: --arm warmup needs an epoch with the encoder fixed and one without; give --epochs 2 or more, or --arm full"
+                );
                 let frozen = self.frozen_epochs.unwrap_or((FROZEN_SHARE * epochs as f64).round().max(1.) as u64);
                 ensure!(
                     (1..epochs).contains(&frozen),
@@ -275,14 +279,16 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         trainer.steps
     );
     let metric = format!("{name}.{}", trainer.tasks[0].task.selects());
-    let mut session = Session::open(run.clone(), trainer, name.to_owned(), 1, config.train.save_minutes, stop)?;
-    if let Ended::Stopped = session.train()? {
-        eprintln!("stopped and saved; continue with: pretext3d finetune --resume {}", run.dir.display());
-        return Ok(Ended::Stopped);
-    }
+    let mut session = Session::open(run.clone(), trainer, name.to_owned(), 1, config.train.save_minutes, stop.clone())?;
+    let mut ended = session.train()?;
     drop(session);
-    super::test::test(config, &run, &split, &sides, &metric)?;
-    Ok(Ended::Finished)
+    if let Ended::Finished = ended {
+        ended = super::test::test(config, &run, &split, &sides, &metric, &stop)?;
+    }
+    if let Ended::Stopped = ended {
+        eprintln!("stopped and saved; continue with: pretext3d finetune --resume {}", run.dir.display());
+    }
+    Ok(ended)
 }
 
 /// Whether a pretraining by another split may have seen what is tested on: its training side was learnt from, its validation side chose

@@ -74,7 +74,11 @@ impl Session {
             let first_step = self.progress.step;
             let Some(wait) = self.train_epoch(&mut bar)? else { return Ok(Ended::Stopped) };
             let seconds = started.elapsed().as_secs_f64();
-            let validation = self.trainer.validate(self.val_draws)?;
+            let Some(validation) = self.trainer.validate(self.val_draws, &self.stop)? else {
+                self.run.save("last", &self.trainer.network, &self.trainer.optimizer, &self.progress)?;
+                bar.finish();
+                return Ok(Ended::Stopped);
+            };
             let mut row = Row::new(self.progress.epoch as usize + 1);
             let steps = self.trainer.steps;
             row.set("step", ((self.progress.epoch + 1) * steps) as f64);

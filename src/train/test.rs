@@ -5,6 +5,8 @@ mod classification;
 use super::finetune::{FinetuneConfig, Regions, Sides};
 use super::model::{Downstream, Model};
 use super::run::{Progress, Run};
+use super::session::Ended;
+use super::stop::Stop;
 use crate::data::Scans;
 use crate::data::layouts::LabelValue;
 use crate::data::slices::Slices;
@@ -35,21 +37,25 @@ struct Tested {
     /// Further means, by name.
     scores: Map<String, Value>,
     cases: Vec<study::Case>,
+    /// For a terminal.
+    summary: String,
 }
 
-/// Scores the best checkpoint and writes `test/` and `result.json` into the run's folder.
-pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, metric: &str) -> Result<()> {
+/// Scores the best checkpoint and writes `test/` and `result.json` into the run's folder, unless a signal comes.
+pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, metric: &str, stop: &Stop) -> Result<Ended> {
     let model = Model::load(&run.dir.join("best"), config.train.device, config.train.precision)?;
     let folder = run.dir.join("test");
     let tested = match &model.downstream {
-        Downstream::Segmentation { labels, patch, .. } => segmentation(config, &model, labels, *patch, sides, &folder)?,
+        Downstream::Segmentation { labels, patch, .. } => segmentation(config, &model, labels, *patch, sides, &folder, stop)?,
         Downstream::Classification { classes, classification, .. } => {
-            classification::test(&model, classes, classification.outputs, &sides.test, &folder)?
+            classification::test(&model, classes, classification.outputs, &sides.test, &folder, stop)?
         }
     };
+    let Some(tested) = tested else { return Ok(Ended::Stopped) };
+    let summary = tested.summary.clone();
     run.write("result.json", &record(config, run, split, sides, metric, tested)?)?;
-    println!("{}: scores in {}", run.dir.join("result.json").display(), folder.display());
-    Ok(())
+    println!("{summary}\n{}: scores in {}", run.dir.join("result.json").display(), folder.display());
+    Ok(Ended::Finished)
 }
 
 fn segmentation(
@@ -59,7 +65,8 @@ fn segmentation(
     patch: Shape,
     sides: &Sides,
     folder: &Path,
-) -> Result<Tested> {
+    stop: &Stop,
+) -> Result<Option<Tested>> {
     let groups = match config.regions {
         Regions::Classes => Group::classes(labels),
         Regions::Brats => Group::brats(labels)?,
@@ -70,6 +77,9 @@ fn segmentation(
     let counter = Counter::new("test", sides.test.len(), console::user_attended_stderr());
     let mut cases = Vec::new();
     for scan in 0..sides.test.len() {
+        if stop.asked() {
+            return Ok(None);
+        }
         let id = sides.test.id(scan);
         let spacing = sides.test.store().spacing(sides.test.scan(scan));
         let score = || {
@@ -84,7 +94,6 @@ fn segmentation(
     let settings = json!({ "data": config.train.data, "grid": "as stored", "groups": groups, "checkpoint": "best" });
     let summary = write_scores(folder, &names, &cases, &settings)?;
     draw(&folder.join("cases.png"), labels, &sides.test, &cases, &predict)?;
-    println!("{}", table(&summary));
     let mut scores = Map::new();
     for group in &summary.groups {
         let metrics =
@@ -92,7 +101,7 @@ fn segmentation(
         scores.extend(metrics.map(|(name, s)| (format!("{name}.{}", group.group), json!(s.mean))));
     }
     let cases = cases.iter().map(|(id, s)| study::Case { id: id.clone(), score: mean_dice(s) }).collect();
-    Ok(Tested { metric: "dice", score: summary.mean_dice, scores, cases })
+    Ok(Some(Tested { metric: "dice", score: summary.mean_dice, scores, cases, summary: table(&summary) }))
 }
 
 /// A picture of the best, the median and the worst case, on the last channel (in BraTS's order FLAIR, which shows most).

@@ -4,6 +4,7 @@ use super::batches::{LoadedBatch, Sampler};
 use super::config::TrainConfig;
 use super::means::Means;
 use super::network::{Network, layout_views, memory_format, seed_libtorch};
+use super::stop::Stop;
 use crate::data::Scans;
 use crate::data::loader::Loader;
 use crate::ffi;
@@ -275,13 +276,15 @@ impl Trainer {
         format!("step {}: {what}; its scans: {}", pending.step + 1, names.join(", "))
     }
 
-    /// Loss and metrics on the validation scans, the same samples every time.
-    pub fn validate(&self, draws: u64) -> Result<Means> {
+    /// Loss and metrics on the validation scans, the same samples every time; `None` if a signal came.
+    pub fn validate(&self, draws: u64, stop: &Stop) -> Result<Option<Means>> {
         let mut means = Means::default();
         let mut total = 0.;
         for (index, run) in self.tasks.iter().enumerate() {
             if run.task.judges_scans() {
-                self.judge(index, &mut means)?;
+                if !self.judge(index, &mut means, stop)? {
+                    return Ok(None);
+                }
                 continue;
             }
             let (sampler, batch, samples) = (run.valid.clone(), run.batch, run.valid.scans.len() as u64 * draws);
@@ -294,6 +297,9 @@ impl Trainer {
             let mut rows = Vec::new();
             let mut weights = Vec::new();
             for loaded in loader {
+                if stop.asked() {
+                    return Ok(None);
+                }
                 let loaded = loaded?;
                 let outcome = no_grad(|| self.forward(index, &loaded, false, false))?;
                 let mut values = vec![outcome.loss.to_kind(Kind::Float)];
@@ -314,11 +320,11 @@ impl Trainer {
         if self.tasks.iter().any(|run| !run.task.judges_scans()) {
             means.add("loss", total, 1.);
         }
-        Ok(means)
+        Ok(Some(means))
     }
 
-    /// Metrics of a task over whole validation scans; undefined ones (of a class that no scan has) are left out.
-    fn judge(&self, index: usize, means: &mut Means) -> Result<()> {
+    /// Metrics of a task over whole validation scans; undefined ones (of a class that no scan has) are left out. False if a signal came.
+    fn judge(&self, index: usize, means: &mut Means, stop: &Stop) -> Result<bool> {
         let run = &self.tasks[index];
         let (head, scans) = (&self.network.heads[index], run.valid.scans.as_ref());
         let place = |x: &Tensor| ffi::set_memory_format(x, memory_format(self.device, self.bf16));
@@ -328,7 +334,10 @@ impl Trainer {
             });
             judged.with_context(|| format!("validating on {}", scans.id(scan)))
         };
-        let judged = (0..scans.len()).map(judge).collect::<Result<Vec<_>>>()?;
+        let judged = (0..scans.len()).take_while(|_| !stop.asked()).map(judge).collect::<Result<Vec<_>>>()?;
+        if judged.len() < scans.len() {
+            return Ok(false);
+        }
         let metrics = run.task.summarise(&judged);
         ensure!(
             metrics.first().is_some_and(|(_, value)| value.is_finite()),
@@ -338,7 +347,7 @@ impl Trainer {
         for (name, value) in metrics.into_iter().filter(|(_, value)| value.is_finite()) {
             means.add(&format!("{}.{name}", run.task.name()), value, 1.);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// What the best checkpoint is chosen by: [`Task::selects`] of each task, averaged.

@@ -53,7 +53,7 @@ pub fn rest(records: &Records, tables: &[Table], convergence: &[Convergence]) ->
     let mut blocks = vec![Block::Heading(2, "What these numbers are".into()), Block::List(definitions(records, tables))];
     blocks.push(Block::Heading(2, "Data efficiency".into()));
     let figure = figures::efficiency(records, &styles, tables);
-    blocks.push(Block::Picture("efficiency.png", format!("{} against the share of labels. {bars}", figure.title), figure));
+    blocks.push(Block::Picture("efficiency.png", format!("{}. {bars}", figure.title), figure));
     if tables.len() > 1 {
         blocks.push(Block::Heading(2, "Gain against the share of unlabelled scans".into()));
         blocks.extend(scaling(records, tables));
@@ -99,6 +99,7 @@ fn warnings(records: &Records) -> Vec<String> {
     if !bare.is_empty() {
         said.push(format!("no metrics.jsonl, so no convergence of their arm and fraction, in {}", named(&bare)));
     }
+    said.extend(records.notes.iter().cloned());
     let unfair =
         [("all but the encoder's start", records.unfair()), ("their subjects in 2D and in 3D", records.unfair_ranks())];
     for (what, pairs) in unfair.iter().filter(|(_, pairs)| !pairs.is_empty()) {

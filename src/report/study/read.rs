@@ -137,6 +137,8 @@ pub struct Records {
     pub finished: Vec<Option<Finished>>,
     /// With the name of the folder, in its order.
     pub pretraining: Vec<(String, PretrainResult)>,
+    /// What a reader must know of several sweeps together.
+    pub notes: Vec<String>,
 }
 
 impl Records {
@@ -155,7 +157,7 @@ impl Records {
             ensure!(found == expected, "{}: metric {found:?}, other cells have {expected:?}", path.display());
         }
         let pretraining = read_pretraining(&folder.join("pretrain"))?;
-        Ok(Records { sweep, finished, pretraining })
+        Ok(Records { sweep, finished, pretraining, notes: vec![] })
     }
 
     /// Cells with their results, the finished ones only.

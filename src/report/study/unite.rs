@@ -1,8 +1,10 @@
 //! Several sweeps in one report.
 
 use super::content::title;
-use super::read::{Records, check_places};
+use super::read::{Records, Sweep, check_places};
 use anyhow::{Context, Result, ensure};
+use serde_json::Value;
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 impl Records {
@@ -32,6 +34,7 @@ impl Records {
                 folder.display(),
                 first.display()
             );
+            all.notes.extend(other_training(&all.sweep, &part.sweep, [first, folder]));
             part.name_after(&label(i));
             all.sweep.cells.extend(part.sweep.cells);
             all.finished.extend(part.finished);
@@ -43,7 +46,9 @@ impl Records {
             }
         }
         all.sweep.title = Some(titles.join(" and "));
-        check_places(&all.sweep.cells).context("sweeps that cannot stand in one report")?;
+        check_places(&all.sweep.cells).context(
+            "sweeps that cannot stand in one report: a cell of one stands in another; leave its arm out of one of them",
+        )?;
         Ok(all)
     }
 
@@ -51,4 +56,15 @@ impl Records {
         let names = self.sweep.cells.iter_mut().map(|cell| &mut cell.id).chain(self.pretraining.iter_mut().map(|p| &mut p.0));
         names.for_each(|name| *name = format!("{sweep}/{name}"));
     }
+}
+
+/// What two sweeps of the same rank fine-tune with differently.
+fn other_training(a: &Sweep, b: &Sweep, folders: [&PathBuf; 2]) -> Option<String> {
+    let ranks = |sweep: &Sweep| sweep.cells.iter().map(|cell| cell.rank).collect::<BTreeSet<_>>();
+    let [before, now] =
+        [a, b].map(|sweep| sweep.settings.get("finetune").and_then(Value::as_object).cloned().unwrap_or_default());
+    let keys: BTreeSet<&String> = before.keys().chain(now.keys()).filter(|key| before.get(*key) != now.get(*key)).collect();
+    let named: Vec<&str> = keys.into_iter().map(String::as_str).collect();
+    (!ranks(a).is_disjoint(&ranks(b)) && !named.is_empty())
+        .then(|| format!("{} and {} fine-tune with different {}", folders[0].display(), folders[1].display(), named.join(", ")))
 }

@@ -9,19 +9,30 @@ use crate::report::progress::Counter;
 use crate::report::study::read::Case;
 use crate::tasks::classification::Outputs;
 use crate::train::model::Model;
+use crate::train::stop::Stop;
 use anyhow::{Context, Result};
 use serde_json::{Map, json};
 use std::path::Path;
 
-/// Predicts every scan and writes `predictions.csv`, `scores.json` and `confusion.png`.
+/// Predicts every scan and writes `predictions.csv`, `scores.json` and `confusion.png`; `None` if a signal comes.
 ///
 /// A case's score is what it adds to weighted agreement: 1 less the squared distance of true and predicted class, as a share of the
 /// largest possible one.
-pub fn test(model: &Model, classes: &[String], outputs: Outputs, scans: &Subset, folder: &Path) -> Result<Tested> {
+pub fn test(
+    model: &Model,
+    classes: &[String],
+    outputs: Outputs,
+    scans: &Subset,
+    folder: &Path,
+    stop: &Stop,
+) -> Result<Option<Tested>> {
     let counter = Counter::new("test", scans.len(), console::user_attended_stderr());
     let mut predictions = Predictions::new(classes);
     let mut cases = Vec::new();
     for scan in 0..scans.len() {
+        if stop.asked() {
+            return Ok(None);
+        }
         let id = scans.id(scan);
         let truth = scans.class(scan).with_context(|| format!("{id}: has no class"))?;
         let (class, probabilities) = model
@@ -40,6 +51,5 @@ pub fn test(model: &Model, classes: &[String], outputs: Outputs, scans: &Subset,
     predictions.write(&folder.join("predictions.csv"))?;
     predictions.write_scores(&folder.join("scores.json"), &confusion)?;
     write_confusion(&folder.join("confusion.png"), "Test side", classes, &confusion)?;
-    println!("{confusion}");
-    Ok(Tested { metric: "kappa", score: kappa, scores, cases })
+    Ok(Some(Tested { metric: "kappa", score: kappa, scores, cases, summary: confusion.to_string() }))
 }
