@@ -182,6 +182,11 @@ pub fn run(args: Args) -> Result<()> {
     if dataset.classes.is_some() && !without.is_empty() {
         eprintln!("{} without a class: {}", without.len(), some(&without));
     }
+    if dataset.layout == Layout::Images && dataset.classes.is_none() {
+        eprintln!(
+            "no photograph has a grade, which only --task classification needs: from a CSV id_code,diagnosis or image,level"
+        );
+    }
     for ignored in &dataset.ignored {
         eprintln!("ignored: {ignored}");
     }

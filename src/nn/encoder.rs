@@ -61,9 +61,12 @@ impl EncoderFlags {
         })
     }
 
-    /// With what weights say of their encoder. Errors if a flag asks for something else; `file`: of the weights.
-    pub fn of_weights(&self, found: &EncoderConfig, file: &Path) -> Result<Self> {
+    /// With what weights say of their encoder; `file`: of the weights. Errors if it is of data of another rank, or a flag asks for
+    /// something else.
+    pub fn of_weights(&self, found: &EncoderConfig, rank: Rank, file: &Path) -> Result<Self> {
         let (file, architecture) = (file.display(), found.architecture());
+        let own = found.rank();
+        ensure!(own == rank, "{file}: the encoder of {}D data, the run is on {}D data", own.n(), rank.n());
         ensure!(
             self.encoder.is_none_or(|asked| asked == architecture),
             "--encoder: {file} holds another one, {}",

@@ -92,6 +92,12 @@ pub struct TrainConfig {
 pub const RESUMABLE: [&str; 6] = ["epochs", "device", "threads", "prefetch", "out", "save-minutes"];
 
 impl TrainConfig {
+    /// What is trained on, in words.
+    pub fn data_name(&self) -> String {
+        let slices = self.slices.map_or(String::new(), |slices| format!("{} slices of ", slices.name()));
+        format!("{slices}{}", self.data.display())
+    }
+
     /// Checks ranges that the parser cannot.
     pub fn check(&self) -> Result<()> {
         share("val-fraction", self.val_fraction, false)?;

@@ -338,13 +338,6 @@ fn network(config: &FinetuneConfig, rank: Rank, channels: usize, saved: Option<&
     let Some(saved) = saved else { return flags.config(rank, channels, dropout) };
     let file = config.weights.display();
     let found = EncoderConfig::of(saved, ENCODER).with_context(|| format!("{file}: another architecture; no encoder in it"))?;
-    ensure!(
-        found.rank() == rank,
-        "{file}: the encoder of {}D data, the run is on {}D data ({}{})",
-        found.rank().n(),
-        rank.n(),
-        config.train.slices.map_or_else(String::new, |slices| format!("{} slices of ", slices.name())),
-        config.train.data.display()
-    );
-    flags.of_weights(&found, &config.weights)?.config(rank, channels, dropout)
+    let flags = flags.of_weights(&found, rank, &config.weights).with_context(|| config.train.data_name())?;
+    flags.config(rank, channels, dropout)
 }

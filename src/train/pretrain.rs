@@ -16,7 +16,7 @@ use crate::report::study::read::{self as study, PretrainResult};
 use crate::tasks::change::ChangeConfig;
 use crate::tasks::{self, Task, TaskConfigs, TaskKind, joined_names};
 use crate::weights::{self, ENCODER};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::json;
 use std::collections::HashSet;
@@ -147,7 +147,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     if let Some((file, saved)) = &init
         && let Some(found) = EncoderConfig::of(saved, ENCODER)
     {
-        config.network = config.network.of_weights(&found, file)?;
+        config.network = config.network.of_weights(&found, rank, file).with_context(|| config.train.data_name())?;
     }
     let trainer = config.trainer(device, rank, window, train, valid)?;
     let mut report = String::new();
