@@ -1,8 +1,12 @@
 """Data that several test files share, made once a session by the binary itself."""
+import signal
 from types import SimpleNamespace
 
 import pytest
 from helpers import BINARY, pretext3d
+
+# A shell's job in the background ignores Ctrl-C and hands that down, and bash cannot trap what it inherits so.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Small enough for seconds a run: 3 levels, so that 24 voxels still pool.
 SMALL = ["--filters", "4", "--levels", "3", "--batch-size", "2", "--device", "cpu", "--threads", "2"]
