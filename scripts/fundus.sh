@@ -3,13 +3,7 @@
 # beside this.
 . "$(dirname "${BASH_SOURCE[0]}")/experiment.sh"
 
-takes_no DATA UNLABELLED SMOKE
-
-# As the study was run: two shards, a thread each. Another number of threads may change last bits.
-JOBS=${JOBS:-2}
-export OMP_NUM_THREADS=1
-build
-
+committed_study
 phantoms fundus 400 192 1 data/fundus-labelled
 phantoms fundus 600 192 2 data/fundus-unlabelled
 preprocess data/fundus-labelled data/stores/fundus-labelled --size 96

@@ -5,7 +5,7 @@ use crate::data::image;
 use crate::data::layouts::{self, Layout, Problem, Source, Subject};
 use crate::data::nifti::{Header, read_header};
 use crate::data::preprocess::back::{Back, Origin};
-use crate::data::preprocess::{Metadata, Plan, Settings, prepare};
+use crate::data::preprocess::{Metadata, Plan, Prepared, Settings, prepare};
 use crate::data::slices::Slices;
 use crate::data::store::{Store, is_store};
 use crate::data::volume::Affine;
@@ -151,16 +151,8 @@ impl Inputs {
     /// As [`Inputs::load`], but the image alone, `[C, D, H, W]`: photographs have no way back.
     pub fn image(&self, scan: usize) -> Result<Array4<f32>> {
         match self {
-            Inputs::Files { subjects, plan, .. } => {
-                let mut image = prepare(&subjects[scan], plan)?.image;
-                plan.settings.dtype.round(image.as_slice_mut().context("not contiguous")?);
-                Ok(image)
-            }
-            Inputs::Store { store, channels } => {
-                let [d, h, w] = store.shape(scan);
-                let image = Array4::from_shape_vec((store.channels(), d, h, w), store.whole(scan)?)?;
-                Ok(image.select(Axis(0), channels))
-            }
+            Inputs::Files { subjects, plan, .. } => Ok(prepared(&subjects[scan], plan)?.image),
+            Inputs::Store { store, channels } => stored(store, scan, channels),
         }
     }
 
@@ -177,8 +169,7 @@ impl Inputs {
         match self {
             Inputs::Files { subjects, plan, .. } => {
                 let subject = &subjects[scan];
-                let mut prepared = prepare(subject, plan)?;
-                plan.settings.dtype.round(prepared.image.as_slice_mut().context("not contiguous")?);
+                let prepared = prepared(subject, plan)?;
                 let metadata = Metadata::parse(&prepared.text)?;
                 // The orientation is that of the first file read.
                 let first = if subject.channels.len() == 1 { 0 } else { plan.channels[0] };
@@ -199,9 +190,22 @@ fn stem(path: &Path) -> Option<String> {
     layouts::stem(path).or_else(|| image::stem(path))
 }
 
+/// A scan as a store would hold it.
+fn prepared(subject: &Subject, plan: &Plan) -> Result<Prepared> {
+    let mut prepared = prepare(subject, plan)?;
+    plan.settings.dtype.round(prepared.image.as_slice_mut().context("not contiguous")?);
+    Ok(prepared)
+}
+
+/// Channels of a stored scan.
+fn stored(store: &Store, scan: usize, channels: &[usize]) -> Result<Array4<f32>> {
+    let [d, h, w] = store.shape(scan);
+    let image = Array4::from_shape_vec((store.channels(), d, h, w), store.whole(scan)?)?;
+    Ok(image.select(Axis(0), channels))
+}
+
 fn from_store(store: &Store, scan: usize, channels: &[usize]) -> Result<Scan> {
-    let shape = store.shape(scan);
-    let image = Array4::from_shape_vec((store.channels(), shape[0], shape[1], shape[2]), store.whole(scan)?)?;
+    let image = stored(store, scan, channels)?;
     let metadata = Metadata::parse(&store.file(scan)?.header().text)?;
     let source = Source::parse(metadata.sources.first().context("metadata name no source file")?);
     let (header, made_header) = if source.exists() {
@@ -219,7 +223,7 @@ fn from_store(store: &Store, scan: usize, channels: &[usize]) -> Result<Scan> {
     } else {
         (Header::new(metadata.original_shape, &metadata.original_affine)?, true)
     };
-    Ok(Scan { image: image.select(Axis(0), channels), origin: Origin::new(&metadata, shape)?, header, made_header })
+    Ok(Scan { image, origin: Origin::new(&metadata, store.shape(scan))?, header, made_header })
 }
 
 /// Equal but for rounding, in millimetres.

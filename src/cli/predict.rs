@@ -8,6 +8,7 @@ use crate::predict::Inputs;
 use crate::report::classes::Predictions;
 use crate::report::progress::Counter;
 use crate::tasks::classification::Outputs;
+use crate::tasks::segmentation::SegmentationConfig;
 use crate::train::device::{DeviceChoice, Precision};
 use crate::train::model::{Downstream, Model};
 use crate::train::stop::Stop;
@@ -61,9 +62,6 @@ pub struct Args {
     threads: Option<u16>,
 }
 
-/// Overlap of neighbouring windows unless the user says otherwise.
-const OVERLAP: f64 = 0.5;
-
 /// How one scan ended.
 enum Done {
     Predicted,
@@ -72,7 +70,7 @@ enum Done {
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    let overlap = args.overlap.unwrap_or(OVERLAP);
+    let overlap = args.overlap.unwrap_or(SegmentationConfig::default().overlap);
     ensure!((0.0..1.0).contains(&overlap), "--overlap must be 0 or more and less than 1, found {overlap}");
     if let Some(threads) = args.threads {
         tch::set_num_threads(threads.into());
@@ -94,8 +92,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             let values = labels.iter().map(|l| l.value).collect();
             let segmenter = Segmenter { args: &args, model: &model, window, values, stop: &stop };
             let each = |scan: usize, id: &str, counter: &Counter| segmenter.predict(&inputs, scan, id, counter);
-            let (tally, output) = (each_scan(&args, &inputs, &model, each)?, args.output.display().to_string());
-            tally.finish(&output)
+            each_scan(&args, &inputs, &model, each)?.finish(&args.output.display().to_string())
         }
         Downstream::Classification { classes, shape, classification } => {
             ensure!(

@@ -23,6 +23,14 @@ pub fn default_batch(rank: Rank) -> usize {
     }
 }
 
+/// Axes of `[B, C, ...]` to mirror for each image that is averaged: none, or with `flips` every combination of the rank's axes.
+pub fn mirrorings(rank: Rank, flips: bool) -> Vec<Vec<i64>> {
+    let axes: Vec<i64> = (2..2 + rank.n() as i64).collect();
+    let combinations = if flips { 1 << axes.len() } else { 1 };
+    let mirrored = |combination: i64| axes.iter().copied().filter(|a| combination >> (a - 2) & 1 == 1).collect();
+    (0..combinations).map(mirrored).collect()
+}
+
 /// How a scan is cut into windows, and what is done with each.
 #[derive(Clone, Debug)]
 pub struct Window {
@@ -73,24 +81,22 @@ impl Window {
     fn predict(&self, windows: &Tensor, network: Network) -> Result<Tensor> {
         let images = self.rank == Rank::Two;
         let x = if images { windows.squeeze_dim(2) } else { windows.shallow_clone() };
-        let axes: Vec<i64> = (2..2 + self.rank.n() as i64).collect();
-        let combinations = if self.flips { 1 << axes.len() } else { 1 };
+        let mirrorings = mirrorings(self.rank, self.flips);
         let mut sum: Option<Tensor> = None;
-        for combination in 0..combinations {
-            let flipped: Vec<i64> = axes.iter().copied().filter(|a| combination >> (a - 2) & 1 == 1).collect();
-            let logits = network(&x.flip(&flipped))?;
+        for flipped in &mirrorings {
+            let logits = network(&x.flip(flipped))?;
             let (expected, found) = (x.size(), logits.size());
             ensure!(
                 found.len() == expected.len() && found[0] == expected[0] && found[2..] == expected[2..] && found[1] <= 256,
                 "the network gives {found:?} for {expected:?}, expected the same but for the second, up to 256 classes"
             );
-            let probabilities = logits.softmax(1, Kind::Float).flip(&flipped);
+            let probabilities = logits.softmax(1, Kind::Float).flip(flipped);
             sum = Some(match sum {
                 Some(sum) => sum + probabilities,
                 None => probabilities,
             });
         }
-        let mean = sum.expect("at least one combination") / combinations as f64;
+        let mean = sum.expect("at least one combination") / mirrorings.len() as f64;
         Ok(if images { mean.unsqueeze(2) } else { mean })
     }
 

@@ -132,13 +132,6 @@ impl EncoderConfig {
         }
     }
 
-    pub fn in_channels(&self) -> i64 {
-        match self {
-            EncoderConfig::UNet(config) => config.in_channels,
-            EncoderConfig::DenseNet121(config) => config.in_channels,
-        }
-    }
-
     /// The encoder's pyramid, finest first.
     pub fn levels(&self) -> Vec<Level> {
         match self {

@@ -110,10 +110,6 @@ impl Task for Classification {
         "classification"
     }
 
-    fn views(&self) -> usize {
-        1
-    }
-
     fn view_shape(&self) -> Shape {
         self.shape
     }

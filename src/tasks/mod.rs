@@ -126,7 +126,9 @@ pub trait Task: Send + Sync {
     /// Short name: `rot`, `rpl`, `jig`, `cpc`, `exe`.
     fn name(&self) -> &'static str;
     /// Views (patches, rotated copies) in a sample.
-    fn views(&self) -> usize;
+    fn views(&self) -> usize {
+        1
+    }
     /// Shape of each view.
     fn view_shape(&self) -> Shape;
     /// Class ids a sample carries.

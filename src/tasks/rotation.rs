@@ -49,10 +49,6 @@ impl Task for Rotation {
         "rot"
     }
 
-    fn views(&self) -> usize {
-        1
-    }
-
     fn takes_changed_scans(&self) -> bool {
         true
     }

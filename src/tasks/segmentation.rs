@@ -137,10 +137,6 @@ impl Task for Segmentation {
         "segmentation"
     }
 
-    fn views(&self) -> usize {
-        1
-    }
-
     fn view_shape(&self) -> Shape {
         self.patch
     }

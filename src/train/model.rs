@@ -10,6 +10,7 @@ use crate::data::slices::Slices;
 use crate::dim::{Rank, Shape};
 use crate::export::Input;
 use crate::ffi;
+use crate::infer::mirrorings;
 use crate::nn::script::ScriptModule;
 use crate::nn::{Encoder, EncoderConfig};
 use crate::tasks::Head;
@@ -143,13 +144,8 @@ impl Model {
         let mut dims = vec![1, self.channels.len() as i64];
         dims.extend(self.rank.axes().map(|a| shape[a] as i64));
         let x = Tensor::from_slice(image).reshape(dims).to_device(self.device);
-        let axes: Vec<i64> = (2..2 + self.rank.n() as i64).collect();
-        let combinations = if flips { 1 << axes.len() } else { 1 };
-        let mut logits = Vec::new();
-        for combination in 0..combinations {
-            let flipped: Vec<i64> = axes.iter().copied().filter(|a| combination >> (a - 2) & 1 == 1).collect();
-            logits.push(self.forward(&x.flip(flipped))?);
-        }
+        let logits: Vec<Tensor> =
+            mirrorings(self.rank, flips).iter().map(|flipped| self.forward(&x.flip(flipped))).collect::<Result<_>>()?;
         let logits = Tensor::cat(&logits, 0).mean_dim(0, true, Kind::Float);
         let class = classification::classes(outputs, &logits).int64_value(&[0]);
         let probabilities = classification::probabilities(outputs, &logits).squeeze_dim(0).to_device(Device::Cpu);

@@ -161,8 +161,8 @@ fn definitions(records: &Records, tables: &[Table]) -> Vec<String> {
         ),
         "kappa" => Some(
             "Kappa is Cohen's with quadratic weights over the ordered classes, of all test scans together: 0 is the agreement of \
-             chance. In tests over cases, which are scans (the eyes of one person count as two), a scan's score is 1 less the squared distance of true and predicted class, as a share of \
-             the largest.",
+             chance. In tests over cases, which are scans (the eyes of one person count as two), a scan's score is 1 less the \
+             squared distance of true and predicted class, as a share of the largest.",
         ),
         _ => None,
     };
@@ -171,10 +171,14 @@ fn definitions(records: &Records, tables: &[Table]) -> Vec<String> {
         "{}: higher is better. The epoch with the best validation score is the one that is tested.",
         records.metric()
     ));
+    let repeated = match folds {
+        true => ", or once for each fold where folds have their own",
+        false => ", so the variation of pretraining itself is in no interval",
+    };
     said.push(format!(
         "Means are over {unit}s, with the 95 % interval of Student's t distribution (as the interval of a mean it may leave the \
-         score's range); the best mean of a column is emphasised, which alone shows no gain. Each pretraining ran once{}.",
-        if folds { ", or once for each fold where folds have their own" } else { ", so the variation of pretraining itself is in no interval" }
+         score's range); the best mean of a column is emphasised, which alone shows no gain. Each pretraining ran \
+         once{repeated}."
     ));
     if folds {
         said.push("Folds share training subjects, so runs are not independent and intervals are somewhat too short.".into());
