@@ -3,7 +3,7 @@
 use crate::data::store::Store;
 use crate::data::{Arrays, Scans};
 use crate::dim::{Rank, voxels};
-use crate::patch::draw_window;
+use crate::sample::patch::draw_window;
 use crate::rng::{Stream, rng};
 use crate::train::means::Means;
 use crate::train::pretrain::PretrainConfig;

@@ -3,7 +3,7 @@ use crate::data::slices::Slices;
 use crate::data::store::Store;
 use crate::dim::voxels;
 use crate::fs::write_atomic_path;
-use crate::patch::default_window;
+use crate::sample::patch::default_window;
 use crate::report::sheet::{Panel, write_sheet};
 use crate::rng::{Stream, rng};
 use crate::tasks::{self, Drawn, Task, TaskConfigs, TaskKind};

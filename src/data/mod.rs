@@ -2,7 +2,6 @@
 
 pub mod image;
 pub mod layouts;
-pub mod loader;
 pub mod nifti;
 pub mod phantom;
 pub mod preprocess;

@@ -10,7 +10,7 @@ use crate::dim::{Rank, Region, Shape, voxels};
 use crate::ffi;
 use crate::nn::Encoder;
 use crate::nn::heads::{HeadKind, Pool, linear};
-use crate::patch::{Grid, draw_window};
+use crate::sample::patch::{Grid, draw_window};
 use crate::rng::Rng;
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};

@@ -12,7 +12,7 @@ use crate::ffi;
 use crate::nn::Encoder;
 use crate::nn::blocks::Norm;
 use crate::nn::heads::{HeadKind, Pool, linear};
-use crate::patch::draw_window;
+use crate::sample::patch::draw_window;
 use crate::rng::Rng;
 use crate::transform::intensity::{self, Intensity, Stats};
 use crate::transform::resample::{self, Interpolation, Resample};

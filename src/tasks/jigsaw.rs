@@ -10,7 +10,7 @@ use crate::data::Scans;
 use crate::dim::{Rank, Shape, voxels};
 use crate::nn::Encoder;
 use crate::nn::heads::{DROPOUT, HeadKind, Mlp, Pool};
-use crate::patch::{JitteredGrid, draw_window};
+use crate::sample::patch::{JitteredGrid, draw_window};
 use crate::rng::{Rng, Stream, rng};
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};

@@ -1,7 +1,6 @@
 //! Pretext and downstream tasks: what a sample is, and what the network must predict from it. A task knows no files and no training loop;
 //! the training loop knows only [`Task`] and [`Head`].
 
-pub mod change;
 pub mod class_weights;
 pub mod classification;
 pub mod cpc;

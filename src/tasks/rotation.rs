@@ -6,7 +6,7 @@ use crate::data::Scans;
 use crate::dim::{Rank, Shape};
 use crate::nn::Encoder;
 use crate::nn::heads::{DROPOUT, HeadKind, Mlp, Pool};
-use crate::patch::draw_window;
+use crate::sample::patch::draw_window;
 use crate::rng::Rng;
 use crate::transform::spatial::Orientation;
 use anyhow::{Result, ensure};

@@ -6,7 +6,7 @@ use super::run::Usable;
 use crate::data::Scans;
 use crate::data::store::{Index, Store, Subset};
 use crate::dim::Rank;
-use crate::foreground::Foreground;
+use crate::sample::foreground::Foreground;
 use crate::nn::EncoderConfig;
 use crate::tasks::Task;
 use crate::tasks::class_weights::ClassWeights;

@@ -1,6 +1,5 @@
 //! Training: device and precision, batches, the loop, and what stops it.
 
-pub mod batches;
 pub mod config;
 pub mod device;
 pub mod downstream;

@@ -4,7 +4,7 @@ use super::means::Means;
 use super::run::{Progress, Run};
 use super::stop::Stop;
 use super::trainer::Trainer;
-use crate::data::loader::Loader;
+use crate::sample::loader::Loader;
 use crate::report::curves::{Metric, write_curves};
 use crate::report::history::{History, Row};
 use crate::report::progress::{Progress as Bar, StepInfo};

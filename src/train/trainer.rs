@@ -1,16 +1,16 @@
 //! One training step and one validation pass. Knows tasks only as [`Task`] and [`Head`](crate::tasks::Head).
 
-use super::batches::{LoadedBatch, Sampler};
+use crate::sample::sampler::{LoadedBatch, Sampler};
 use super::config::TrainConfig;
 use super::means::Means;
 use super::network::{Network, layout_views, memory_format, seed_libtorch};
 use super::stop::Stop;
 use crate::data::Scans;
-use crate::data::loader::Loader;
+use crate::sample::loader::Loader;
 use crate::ffi;
 use crate::nn::EncoderConfig;
 use crate::optim::{Optimizer, Schedule};
-use crate::tasks::change::ChangeConfig;
+use crate::sample::mirror_zoom::ChangeConfig;
 use crate::tasks::{Batch, Outcome, Task};
 use anyhow::{Context, Result, bail, ensure};
 use std::ops::Range;

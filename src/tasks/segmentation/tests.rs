@@ -1,7 +1,7 @@
 use super::*;
 use crate::data::slices::Slices;
 use crate::dim::Region;
-use crate::foreground::tests::{all, store};
+use crate::sample::foreground::tests::{all, store};
 use crate::nn::{UNet, UNetConfig};
 use crate::rng::{Stream, rng};
 use crate::tasks::tests::encoder;

@@ -5,7 +5,7 @@ use crate::data::Scans;
 use crate::dim::{Rank, voxels};
 use crate::ffi;
 use crate::rng::{Stream, rng};
-use crate::tasks::change::ChangeConfig;
+use crate::sample::mirror_zoom::ChangeConfig;
 use crate::tasks::{Batch, Task};
 use anyhow::{Context, Result};
 use half::{bf16, slice::HalfFloatSliceExt};

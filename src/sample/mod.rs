@@ -1,0 +1,7 @@
+//! Between a store and a batch: windows and patches of scans, drawn from (seed, epoch, position) and prepared ahead of the training.
+
+pub mod foreground;
+pub mod loader;
+pub mod mirror_zoom;
+pub mod patch;
+pub mod sampler;
