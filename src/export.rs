@@ -1,17 +1,17 @@
 //! Weights out: TorchScript with real parameters, a plain state dict as safetensors, and a JSON description of both.
 
-use crate::checkpoint::{self, Tensors, split_checkpoint};
+use crate::run::tensors::{self, Tensors, split_checkpoint};
 use crate::data::preprocess::{Foreground, Intensity, Settings};
 use crate::data::slices::Slices;
 use crate::data::store::Store;
 use crate::dim::Rank;
 use crate::nn::EncoderConfig;
 use crate::nn::script::ScriptModule;
-use crate::report::history::History;
+use crate::run::history::History;
 use crate::train::device::{DeviceChoice, Precision};
 use crate::train::model::Model;
-use crate::train::run::{self, Progress, Run};
-use crate::weights::{self, ENCODER};
+use crate::run::folder::{self, Progress, Run};
+use crate::run::weights::{self, ENCODER};
 use crate::{ffi, fs};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -63,7 +63,7 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
     let file = run.checkpoint(which);
     let description = run.description()?;
     ensure!(file.exists(), "{}: no checkpoint `{which}` yet", run.dir.display());
-    let (tensors, metadata) = checkpoint::load_safetensors(&file)?;
+    let (tensors, metadata) = tensors::load_safetensors(&file)?;
     let part =
         |key: &str| description.get(key).cloned().with_context(|| format!("{}: no `{key}`", run.config_file().display()));
     let config: EncoderConfig = serde_json::from_value(part("network")?)?;
@@ -113,7 +113,7 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
         "epoch": progress.epoch,
         "metrics": metrics,
         "settings": settings,
-        "versions": run::versions(),
+        "versions": folder::versions(),
     });
     if let Some(downstream) = downstream {
         about["downstream"] = downstream.clone();
@@ -126,7 +126,7 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
     fs::write_atomic_path(&path("pt"), |temporary| ffi::save_script(&script, temporary, &text))?;
     let metadata = [("format", "pt".to_owned()), ("version", VERSION.to_string())];
     let metadata = HashMap::from(metadata.map(|(key, value)| (key.to_owned(), value)));
-    checkpoint::save_safetensors(&path("safetensors"), &state, metadata)?;
+    tensors::save_safetensors(&path("safetensors"), &state, metadata)?;
     fs::write_atomic(&path("json"), |file| Ok(std::io::Write::write_all(file, text.as_bytes())?))?;
     Ok(["pt", "safetensors", "json"].map(|e| path(e).display().to_string()).to_vec())
 }

@@ -3,7 +3,6 @@
 //! Arrays are `[C, D, H, W]`, row-major. The three spatial axes are the RAS+ axes in nibabel's order: `D` runs from left to
 //! right, `H` from posterior to anterior, `W` from inferior to superior. A 2D image is a volume with `D = 1`.
 
-pub mod checkpoint;
 pub mod cli;
 pub mod config;
 pub mod data;
@@ -19,10 +18,10 @@ pub mod optim;
 pub mod predict;
 pub mod report;
 pub mod rng;
+pub mod run;
 pub mod sample;
 pub mod stats;
 pub mod sweep;
 pub mod tasks;
 pub mod train;
 pub mod transform;
-pub mod weights;

@@ -5,7 +5,7 @@ use crate::data::{Arrays, Scans};
 use crate::dim::{Rank, voxels};
 use crate::sample::patch::draw_window;
 use crate::rng::{Stream, rng};
-use crate::train::means::Means;
+use crate::run::means::Means;
 use crate::train::pretrain::PretrainConfig;
 use crate::transform::spatial::Orientation;
 use anyhow::{Result, ensure};

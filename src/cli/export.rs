@@ -1,5 +1,5 @@
 use crate::export::export_run;
-use crate::train::run::Run;
+use crate::run::folder::Run;
 use anyhow::Result;
 use std::path::PathBuf;
 

@@ -2,7 +2,7 @@
 
 use super::canvas::Color;
 use super::chart::{Across, Figure, Panel, Point, Series, Style};
-use super::history::Row;
+use crate::run::history::Row;
 use anyhow::Result;
 use std::path::Path;
 

@@ -6,7 +6,6 @@ mod chart;
 pub mod classes;
 pub mod confusion;
 pub mod curves;
-pub mod history;
 pub mod progress;
 pub mod scores;
 pub mod sheet;

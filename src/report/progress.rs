@@ -1,6 +1,6 @@
 //! Progress for people: a bar on a terminal, plain lines elsewhere.
 
-use super::history::Row;
+use crate::run::history::Row;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::io::Write;
 use std::sync::Mutex;

@@ -2,7 +2,7 @@
 
 use super::finetune::{FinetuneConfig, Regions};
 use super::model::Downstream;
-use super::run::Usable;
+use crate::run::folder::Usable;
 use crate::data::Scans;
 use crate::data::store::{Index, Store, Subset};
 use crate::dim::Rank;

@@ -4,11 +4,11 @@
 use super::config::{self, TrainConfig, share};
 use super::downstream::{self, DownstreamKind};
 use super::pretrain::scans_of;
-use super::run::{self, Run, TestSide, object};
+use crate::run::folder::{self, Run, TestSide, object};
 use super::session::{Ended, Session};
 use super::stop::Stop;
 use super::trainer::{Setup, Trainer};
-use crate::checkpoint::Tensors;
+use crate::run::tensors::Tensors;
 use crate::data::Scans;
 use crate::data::split::{Fold, Split, subject};
 use crate::data::store::{Store, Subset};
@@ -20,7 +20,7 @@ use crate::tasks::class_weights::ClassWeights;
 use crate::tasks::classification::ClassificationConfig;
 use crate::tasks::segmentation::SegmentationConfig;
 use crate::transform::augment::AugmentConfig;
-use crate::weights::{self, ENCODER};
+use crate::run::weights::{self, ENCODER};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -193,7 +193,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     let device = config.train.device.resolve()?;
     let input = export::Input::of(&store);
     let run = resume.map(|dir| Run::reopen(dir, config::settings(config), &[], &input)).transpose()?;
-    let split = run::choose_split(&config.train, config.test_side(), config.task.usable(), &store, run.as_ref())?;
+    let split = folder::choose_split(&config.train, config.test_side(), config.task.usable(), &store, run.as_ref())?;
     let sides = sides(config, &store, &split)?;
     // A run that goes on has its weights in its checkpoint, unless it was killed before the first.
     let saved = match config.random() || run.as_ref().is_some_and(Run::has_checkpoint) {

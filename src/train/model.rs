@@ -2,8 +2,8 @@
 
 use super::device::{DeviceChoice, Precision};
 use super::network::memory_format;
-use super::run::Run;
-use crate::checkpoint::{self, split_checkpoint};
+use crate::run::folder::Run;
+use crate::run::tensors::{self, split_checkpoint};
 use crate::data::layouts::LabelValue;
 use crate::data::preprocess::Settings;
 use crate::data::slices::Slices;
@@ -16,7 +16,7 @@ use crate::nn::{Encoder, EncoderConfig};
 use crate::tasks::Head;
 use crate::tasks::classification::{self, ClassificationConfig, ClassificationHead, Outputs};
 use crate::tasks::segmentation::{SegmentationConfig, SegmentationHead};
-use crate::weights::ENCODER;
+use crate::run::weights::ENCODER;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -105,12 +105,12 @@ impl Model {
         let network: EncoderConfig = serde_json::from_value(part("network")?)?;
         let input: Input = serde_json::from_value(part("input")?)?;
         ensure!(file.exists(), "{}: no checkpoint `{which}` yet", run.dir.display());
-        let (tensors, _) = checkpoint::load_safetensors(&file)?;
+        let (tensors, _) = tensors::load_safetensors(&file)?;
 
         let mut vs = VarStore::new(Device::Cpu);
         let encoder = network.build(&vs.root() / ENCODER.trim_end_matches('.'));
         let above = Above::new(&vs.root(), encoder.as_ref(), &downstream);
-        checkpoint::restore(&vs.variables(), &split_checkpoint(tensors).0).with_context(|| file.display().to_string())?;
+        tensors::restore(&vs.variables(), &split_checkpoint(tensors).0).with_context(|| file.display().to_string())?;
         let bf16 = precision.is_bf16(device);
         if device == Device::Cpu {
             crate::machine::keep_freed_memory();
@@ -167,7 +167,7 @@ impl Model {
     }
 
     /// Every tensor by the name it has in [`Model::script`], which names no task.
-    pub fn state(&self) -> checkpoint::Tensors {
+    pub fn state(&self) -> tensors::Tensors {
         let task = match &self.above {
             Above::Segmentation(_) => "segmentation.",
             Above::Classification(_) => "classification.",

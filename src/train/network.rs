@@ -6,7 +6,7 @@ use crate::nn::script::ScriptModule;
 use crate::nn::{Encoder, EncoderConfig, Level};
 use crate::rng::{Stream, rng};
 use crate::tasks::{Batch, Head, Outcome, Task};
-use crate::weights;
+use crate::run::weights;
 use anyhow::{Context, Result};
 use rand::RngCore;
 use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};

@@ -1,7 +1,7 @@
 //! Pretraining: one or several pretext tasks on unlabelled scans, then the export of the encoder.
 
 use super::config::{self, TrainConfig};
-use super::run::{self, Run, TestSide, Usable, object};
+use crate::run::folder::{self, Run, TestSide, Usable, object};
 use super::session::{Ended, Session};
 use super::stop::Stop;
 use super::trainer::{Setup, Trainer};
@@ -15,7 +15,7 @@ use crate::sample::patch::default_window;
 use crate::report::study::read::{self as study, PretrainResult};
 use crate::sample::mirror_zoom::ChangeConfig;
 use crate::tasks::{self, Task, TaskConfigs, TaskKind, joined_names};
-use crate::weights::{self, ENCODER};
+use crate::run::weights::{self, ENCODER};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::json;
@@ -135,7 +135,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let input = export::Input::of(&store);
     let settings = config::settings(config);
     let run = resume.map(|dir| Run::reopen(dir, settings, &["weights"], &input)).transpose()?;
-    let split = run::choose_split(&config.train, TestSide::Share(0.), Usable::All, &store, run.as_ref())?;
+    let split = folder::choose_split(&config.train, TestSide::Share(0.), Usable::All, &store, run.as_ref())?;
     let train = Arc::new(store.subset(&scans_of(&store, &split.fraction(config.train.fraction)?))?);
     let valid = Arc::new(store.subset(&scans_of(&store, &split.val))?);
     let (rank, window) = geometry(config, &store)?;

@@ -1,12 +1,12 @@
 //! The loop over epochs: steps, validation, checkpoints, logs, and a clean stop. The same for pretraining and fine-tuning.
 
-use super::means::Means;
-use super::run::{Progress, Run};
+use crate::run::means::Means;
+use crate::run::folder::{Progress, Run};
 use super::stop::Stop;
 use super::trainer::Trainer;
 use crate::sample::loader::Loader;
 use crate::report::curves::{Metric, write_curves};
-use crate::report::history::{History, Row};
+use crate::run::history::{History, Row};
 use crate::report::progress::{Progress as Bar, StepInfo};
 use crate::report::tensorboard::{EventWriter, wall_time};
 use anyhow::Result;

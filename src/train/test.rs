@@ -4,7 +4,7 @@ mod classification;
 
 use super::finetune::{FinetuneConfig, Regions, Sides};
 use super::model::{Downstream, Model};
-use super::run::{Progress, Run};
+use crate::run::folder::{Progress, Run};
 use super::session::Ended;
 use super::stop::Stop;
 use crate::data::Scans;
@@ -17,12 +17,13 @@ use crate::infer::{Window, default_batch};
 use crate::metrics::case::{Group, Scores, score_case};
 use crate::metrics::summary::{best_median_worst, mean_dice};
 use crate::report::cases::{Case, write_cases};
-use crate::report::history::History;
+use crate::run::history::History;
 use crate::report::progress::Counter;
 use crate::report::scores::{table, write_scores};
 use crate::report::study::read::{self as study, CellResult};
 use crate::tasks::segmentation::Predicted;
-use crate::{checkpoint, machine};
+use crate::run::tensors;
+use crate::machine;
 use anyhow::{Context, Result};
 use ndarray::ArrayView3;
 use serde_json::{Map, Value, json};
@@ -153,7 +154,7 @@ fn record(
     tested: Tested,
 ) -> Result<CellResult> {
     let rows = History::read(&run.dir)?;
-    let (_, metadata) = checkpoint::load_safetensors(&run.checkpoint("best"))?;
+    let (_, metadata) = tensors::load_safetensors(&run.checkpoint("best"))?;
     let best: Progress = serde_json::from_str(metadata.get("progress").context("not a run's checkpoint")?)?;
     let description = run.description()?;
     let pretrained = description.get("pretrained").cloned().unwrap_or_default();

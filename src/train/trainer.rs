@@ -2,7 +2,7 @@
 
 use crate::sample::sampler::{LoadedBatch, Sampler};
 use super::config::TrainConfig;
-use super::means::Means;
+use crate::run::means::Means;
 use super::network::{Network, layout_views, memory_format, seed_libtorch};
 use super::stop::Stop;
 use crate::data::Scans;

@@ -1,6 +1,6 @@
 //! A sweep's folder: `sweep.json`, `cells/ID/result.json` and `metrics.jsonl`, `pretrain/RUN/result.json`. Reading is strict.
 
-use crate::report::history::{History, Row};
+use crate::run::history::{History, Row};
 use anyhow::{Context, Result, bail, ensure};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};

@@ -1,9 +1,9 @@
 //! Loading pretrained encoders, strictly: a report says what was loaded, adapted and left out, and nothing falls back to
 //! random weights.
 
-use crate::checkpoint::{self, MODEL, Tensors, load_safetensors, split_checkpoint};
+use crate::run::tensors::{self, MODEL, Tensors, load_safetensors, split_checkpoint};
 use crate::data::store::hex;
-use crate::train::run;
+use crate::run::folder;
 use crate::{export, ffi};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -69,7 +69,7 @@ fn renamed(name: String) -> String {
 
 /// Errors if a file says that it is of a newer version than this program knows.
 fn check_version(found: Option<u64>, path: &Path) -> Result<()> {
-    let known = export::VERSION.max(run::VERSION);
+    let known = export::VERSION.max(folder::VERSION);
     let found = found.unwrap_or(0);
     ensure!(found <= known, "{}: written by a newer version ({found}, this one knows {known})", path.display());
     Ok(())
@@ -123,7 +123,7 @@ pub fn fingerprint(saved: &Tensors) -> String {
     let mut hash = Sha256::new();
     for (name, tensor) in saved.iter().filter(|(name, _)| name.starts_with(ENCODER)) {
         hash.update(format!("\n{name} {:?}\n", tensor.size()));
-        hash.update(checkpoint::bytes(tensor));
+        hash.update(tensors::bytes(tensor));
     }
     hex(&hash.finalize())
 }

@@ -1,16 +1,16 @@
 //! A run's folder: its settings, its checkpoints, and where it stands.
 
-use super::config::{RESUMABLE, TrainConfig};
-use super::means::Means;
-use super::network::Network;
-use crate::checkpoint::{self, MODEL, OPTIMIZER, Tensors, split_checkpoint};
+use crate::train::config::{RESUMABLE, TrainConfig};
+use crate::run::means::Means;
+use crate::train::network::Network;
+use crate::run::tensors::{self, MODEL, OPTIMIZER, Tensors, split_checkpoint};
 use crate::config;
 use crate::data::split::{Candidate, Fold, Split, subject, subject_classes, thin_classes};
 use crate::data::store::{Entry, Store};
 use crate::export::Input;
 use crate::nn::EncoderConfig;
 use crate::optim::Optimizer;
-use crate::report::history::History;
+use crate::run::history::History;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -80,7 +80,7 @@ impl Run {
         Ok(run)
     }
 
-    /// Keeps what [`crate::weights::load_encoder`] reported.
+    /// Keeps what [`crate::run::weights::load_encoder`] reported.
     pub fn keep_load_report(&self, report: &str) -> Result<()> {
         if report.is_empty() {
             return Ok(());
@@ -179,7 +179,7 @@ impl Run {
             ("version".to_owned(), VERSION.to_string()),
             ("progress".to_owned(), serde_json::to_string(progress)?),
         ]);
-        checkpoint::save_safetensors(&self.checkpoint(which), &tensors, metadata)
+        tensors::save_safetensors(&self.checkpoint(which), &tensors, metadata)
     }
 
     /// Restores weights, optimizer and progress from `last.safetensors`; a run that was stopped before its first checkpoint
@@ -191,10 +191,10 @@ impl Run {
             ensure!(History::read(&self.dir)?.len() < 2, "{}: missing, so that the run cannot be continued", path.display());
             return Ok(Progress::default());
         }
-        let (tensors, metadata) = checkpoint::load_safetensors(&path)?;
+        let (tensors, metadata) = tensors::load_safetensors(&path)?;
         let progress = metadata.get("progress").with_context(|| format!("{}: not a run's checkpoint", path.display()))?;
         let mut split = split_checkpoint(tensors);
-        checkpoint::restore(&network.vs.variables(), &split.0).with_context(|| path.display().to_string())?;
+        tensors::restore(&network.vs.variables(), &split.0).with_context(|| path.display().to_string())?;
         optimizer.restore(std::mem::take(&mut split.1)).with_context(|| path.display().to_string())?;
         serde_json::from_str(progress).with_context(|| path.display().to_string())
     }

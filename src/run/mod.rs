@@ -1,0 +1,7 @@
+//! What a run is on disk: its folder, tensors, split, history and record, and the weights that it hands on. Knows no training loop.
+
+pub mod folder;
+pub mod history;
+pub mod means;
+pub mod tensors;
+pub mod weights;
