@@ -9,6 +9,7 @@ pub mod data;
 pub mod dim;
 pub mod export;
 pub mod ffi;
+pub mod finetune;
 pub mod fs;
 pub mod infer;
 pub mod machine;

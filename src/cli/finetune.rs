@@ -1,4 +1,4 @@
-use crate::train::finetune::{FinetuneConfig, finetune};
+use crate::finetune::{FinetuneConfig, finetune};
 use crate::train::session::Ended;
 use anyhow::Result;
 use std::path::PathBuf;

@@ -2,12 +2,9 @@
 
 pub mod config;
 pub mod device;
-pub mod downstream;
-pub mod finetune;
 pub mod model;
 pub mod network;
 pub mod pretrain;
 pub mod session;
 pub mod stop;
-pub mod test;
 pub mod trainer;

@@ -1,6 +1,6 @@
 //! Scores of a classification.
 
-use super::Tested;
+use crate::finetune::test::Tested;
 use crate::data::Scans;
 use crate::data::store::Subset;
 use crate::report::classes::Predictions;

@@ -2,11 +2,11 @@
 
 mod classification;
 
-use super::finetune::{FinetuneConfig, Regions, Sides};
-use super::model::{Downstream, Model};
+use crate::finetune::{FinetuneConfig, Regions, Sides};
+use crate::train::model::{Downstream, Model};
 use crate::run::folder::{Progress, Run};
-use super::session::Ended;
-use super::stop::Stop;
+use crate::train::session::Ended;
+use crate::train::stop::Stop;
 use crate::data::Scans;
 use crate::data::layouts::LabelValue;
 use crate::data::slices::Slices;

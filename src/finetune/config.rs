@@ -1,0 +1,186 @@
+//! What a fine-tuning is told: its flags, and what follows from them.
+
+use crate::data::split::Fold;
+use crate::nn::EncoderFlags;
+use crate::report::study::read::{RANDOM, SCRATCH};
+use crate::run::folder::{TestSide, Usable};
+use crate::tasks::class_weights::ClassWeights;
+use crate::tasks::classification::ClassificationConfig;
+use crate::tasks::segmentation::SegmentationConfig;
+use crate::train::config::{TrainConfig, share};
+use crate::transform::augment::AugmentConfig;
+use anyhow::{Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DownstreamKind {
+    /// The class of every voxel
+    Segmentation,
+    /// The class of the whole scan, such as the grade of a photograph
+    Classification,
+}
+
+impl DownstreamKind {
+    /// The scans that have what it is to predict.
+    pub fn usable(self) -> Usable {
+        match self {
+            DownstreamKind::Segmentation => Usable::Segmented,
+            DownstreamKind::Classification => Usable::Classified,
+        }
+    }
+
+    /// What [`DownstreamKind::usable`] scans have.
+    pub fn label(self) -> &'static str {
+        match self {
+            DownstreamKind::Segmentation => "label",
+            DownstreamKind::Classification => "class",
+        }
+    }
+}
+
+/// What is done with the encoder's weights (method 6). All else is the same for every arm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Arm {
+    /// Random weights, all trained
+    Scratch,
+    /// Given weights, never trained; with `--weights none` random ones, the baseline for what the features are worth
+    Frozen,
+    /// Given weights, fixed for the first epochs, then trained
+    Warmup,
+    /// Given weights, all trained from the start
+    Full,
+}
+
+/// What test scores are of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Regions {
+    /// Each class of the labels
+    Classes,
+    /// Whole tumour, tumour core and enhancing tumour
+    Brats,
+}
+
+#[derive(Clone, Debug, Serialize, clap::Args)]
+#[serde(rename_all = "kebab-case")]
+pub struct FinetuneConfig {
+    /// What is learnt from the labels
+    #[arg(long, value_enum, default_value = "segmentation")]
+    pub task: DownstreamKind,
+    /// Pretrained encoder: an exported .pt or .safetensors, a run's checkpoint, or `none`
+    #[arg(long, value_name = "FILE|none")]
+    pub weights: PathBuf,
+    /// What is done with the encoder [default: warmup, with --weights none scratch]
+    #[arg(long, value_enum)]
+    pub arm: Option<Arm>,
+    /// Epochs in which --arm warmup keeps the encoder fixed [default: a fifth of the epochs, at least 1]
+    #[arg(long, value_name = "N")]
+    pub frozen_epochs: Option<u64>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub train: TrainConfig,
+    /// Share of the subjects held out for the final test, above 0 and below 1; not used with --folds
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2, help_heading = "Data")]
+    pub test_fraction: f64,
+    /// Cross-validation: divide the subjects into this many folds, at least 2, with equal shares of each class
+    #[arg(long, value_name = "N", requires = "fold", conflicts_with = "split", help_heading = "Data")]
+    pub folds: Option<u64>,
+    /// The fold that is tested on, from 0
+    #[arg(long, value_name = "K", requires = "folds", help_heading = "Data")]
+    pub fold: Option<u64>,
+    /// What test scores are of
+    #[arg(long, value_enum, default_value = "classes", help_heading = "Data")]
+    pub regions: Regions,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub network: EncoderFlags,
+    /// Weight of each class in the loss, class 0 (of a segmentation the background) first, or `balanced`: inversely to how often the
+    /// training side holds it [default: 1 each]
+    #[arg(long, value_name = "W,...|balanced", help_heading = "Optimization")]
+    pub class_weights: Option<ClassWeights>,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub segmentation: SegmentationConfig,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub classification: ClassificationConfig,
+    #[command(flatten)]
+    pub aug: AugmentConfig,
+}
+
+/// Share of the epochs that the warm-up arm keeps the encoder fixed.
+const FROZEN_SHARE: f64 = 0.2;
+
+impl FinetuneConfig {
+    /// Whether no weights are given.
+    pub fn random(&self) -> bool {
+        self.weights == Path::new("none")
+    }
+
+    pub fn arm(&self) -> Arm {
+        self.arm.unwrap_or(if self.random() { Arm::Scratch } else { Arm::Warmup })
+    }
+
+    /// What a new split's test side is.
+    pub fn test_side(&self) -> TestSide {
+        match (self.folds, self.fold) {
+            (Some(of), Some(number)) => TestSide::Fold(Fold { number, of }),
+            _ => TestSide::Share(self.test_fraction),
+        }
+    }
+
+    /// Checks ranges that the parser cannot.
+    pub fn check(&self) -> Result<()> {
+        self.train.check()?;
+        self.segmentation.check()?;
+        self.classification.check()?;
+        self.aug.check()?;
+        share("test-fraction", self.test_fraction, false)?;
+        if let TestSide::Fold(Fold { number, of }) = self.test_side() {
+            ensure!(of >= 2, "--folds must be at least 2, found {of}");
+            ensure!(number < of, "--fold must be from 0 to {}, found {number}", of - 1);
+        }
+        self.network.check()?;
+        match (self.arm(), self.random()) {
+            (Arm::Scratch, false) => bail!("--arm scratch starts from random weights: give --weights none"),
+            (Arm::Warmup | Arm::Full, true) => {
+                bail!("--weights none goes with --arm scratch, or with --arm frozen as a baseline; the other arms need weights")
+            }
+            _ => {}
+        }
+        ensure!(self.frozen_epochs.is_none() || self.arm() == Arm::Warmup, "--frozen-epochs goes with --arm warmup only");
+        Ok(())
+    }
+
+    /// Epochs in which the encoder is fixed. Errors if the warm-up arm would be another one, `full` or `frozen`.
+    pub fn frozen_epochs(&self, epochs: u64) -> Result<u64> {
+        Ok(match self.arm() {
+            Arm::Scratch | Arm::Full => 0,
+            Arm::Frozen => u64::MAX,
+            Arm::Warmup => {
+                ensure!(
+                    epochs > 1 || self.frozen_epochs.is_some(),
+                    "--epochs 1: --arm warmup needs an epoch with the encoder fixed and one without; give --epochs 2 or more, or --arm full"
+                );
+                let frozen = self.frozen_epochs.unwrap_or((FROZEN_SHARE * epochs as f64).round().max(1.) as u64);
+                ensure!(
+                    (1..epochs).contains(&frozen),
+                    "--frozen-epochs {frozen}: --arm warmup needs at least 1 and fewer than the {epochs} epochs"
+                );
+                frozen
+            }
+        })
+    }
+
+    /// What an arm without weights is called in results.
+    pub fn baseline(&self) -> Option<&'static str> {
+        match (self.random(), self.arm()) {
+            (false, _) => None,
+            (true, Arm::Scratch) => Some(SCRATCH),
+            (true, _) => Some(RANDOM),
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! The downstream tasks: which labels they learn from, and how a run's is built.
+
+use crate::finetune::{FinetuneConfig, Regions};
+use crate::train::model::Downstream;
+use crate::run::folder::Usable;
+use crate::data::Scans;
+use crate::data::store::{Index, Store, Subset};
+use crate::dim::Rank;
+use crate::sample::foreground::Foreground;
+use crate::nn::EncoderConfig;
+use crate::tasks::Task;
+use crate::tasks::class_weights::ClassWeights;
+use crate::tasks::classification::{Classification, ClassificationConfig, common_shape};
+use crate::tasks::segmentation::{Segmentation, SegmentationConfig};
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+use std::sync::Arc;
+
+/// Errors if the store cannot teach the task, or if settings are given that are another task's.
+pub fn check(config: &FinetuneConfig, index: &Index) -> Result<()> {
+    let data = config.train.data.display();
+    match config.task {
+        DownstreamKind::Segmentation => {
+            let classes = if index.classes.is_some() { "; its scans have classes: --task classification" } else { "" };
+            ensure!(
+                index.labels.is_some(),
+                "{data}: the store has no labels; preprocess with them (not --no-labels){classes}"
+            );
+            ensure!(
+                config.classification == ClassificationConfig::default(),
+                "--outputs and --head-dropout go with --task classification"
+            );
+        }
+        DownstreamKind::Classification => {
+            let labels = if index.labels.is_some() { "; it has labels of voxels: --task segmentation" } else { "" };
+            ensure!(index.classes.is_some(), "{data}: no scan of the store has a class{labels}");
+            ensure!(
+                config.segmentation == SegmentationConfig::default() && config.regions == Regions::Classes,
+                "--patch, --foreground-share, --loss, --deep-supervision, --overlap and --regions go with --task segmentation"
+            );
+        }
+    }
+    Ok(())
+}
+
+/// Builds the task for the scans that are trained on. After [`check`].
+pub fn build(
+    config: &FinetuneConfig,
+    store: &Store,
+    train: &Arc<Subset>,
+    encoder: &EncoderConfig,
+) -> Result<(Arc<dyn Task>, Downstream)> {
+    let (rank, index) = (encoder.rank(), store.index());
+    let weights = |counts: &[u64]| ClassWeights::resolve(config.class_weights.as_ref(), counts);
+    Ok(match config.task {
+        DownstreamKind::Segmentation => {
+            let labels = index.labels.clone().unwrap_or_default();
+            let patch = config.segmentation.patch_shape(store, rank, encoder.reduction())?;
+            let foreground = Arc::new(Foreground::of(train, labels.len())?);
+            let weights = weights(&foreground.per_class_counts())?;
+            let segmentation = config.segmentation.clone();
+            let task = Segmentation::new(&segmentation, &config.aug, rank, patch, labels.clone(), weights, foreground)?;
+            (Arc::new(task), Downstream::Segmentation { labels, patch, segmentation })
+        }
+        DownstreamKind::Classification => {
+            let classes = index.classes.clone().unwrap_or_default();
+            let shape = common_shape(store)?;
+            ensure!(rank == Rank::of(shape), "--slices goes with --task segmentation; classification takes scans whole");
+            let mut counts = vec![0; classes.len()];
+            (0..train.len()).filter_map(|scan| train.class(scan)).for_each(|class| counts[usize::from(class)] += 1);
+            let classification = config.classification.clone();
+            let task = Classification::new(&classification, &config.aug, rank, shape, classes.clone(), weights(&counts)?);
+            (Arc::new(task), Downstream::Classification { classes, shape, classification })
+        }
+    })
+}

@@ -1,0 +1,165 @@
+//! Fine-tuning: a downstream task on labelled scans, from a pretrained encoder or from scratch, and its scores on the test
+//! side (method 6).
+
+pub mod config;
+pub mod downstream;
+pub mod sides;
+pub mod test;
+
+use crate::train::config::{self, TrainConfig, share};
+use crate::finetune::downstream::{self, DownstreamKind};
+use crate::train::pretrain::scans_of;
+use crate::run::folder::{self, Run, TestSide, object};
+use crate::train::session::{Ended, Session};
+use crate::train::stop::Stop;
+use crate::train::trainer::{Setup, Trainer};
+use crate::run::tensors::Tensors;
+use crate::data::Scans;
+use crate::data::split::{Fold, Split, subject};
+use crate::data::store::{Store, Subset};
+use crate::dim::{Rank, voxels};
+use crate::export;
+use crate::nn::{EncoderConfig, EncoderFlags};
+use crate::report::study::read::{RANDOM, SCRATCH};
+use crate::tasks::class_weights::ClassWeights;
+use crate::tasks::classification::ClassificationConfig;
+use crate::tasks::segmentation::SegmentationConfig;
+use crate::transform::augment::AugmentConfig;
+use crate::run::weights::{self, ENCODER};
+use anyhow::{Context, Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
+use std::collections::HashSet;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// Steps an epoch unless the user says otherwise: the same for every label fraction, so that fewer labels do not mean less
+/// training.
+const STEPS: u64 = 50;
+
+/// Trains until the last epoch or a signal, then scores the best epoch on the test side. `resume`: the folder of the run to
+/// continue.
+pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended> {
+    config.check()?;
+    let stop = Stop::on_signals()?;
+    let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
+    config.task.check(config, store.index())?;
+    let device = config.train.device.resolve()?;
+    let input = export::Input::of(&store);
+    let run = resume.map(|dir| Run::reopen(dir, config::settings(config), &[], &input)).transpose()?;
+    let split = folder::choose_split(&config.train, config.test_side(), config.task.usable(), &store, run.as_ref())?;
+    let sides = sides(config, &store, &split)?;
+    // A run that goes on has its weights in its checkpoint, unless it was killed before the first.
+    let saved = match config.random() || run.as_ref().is_some_and(Run::has_checkpoint) {
+        true => None,
+        false => Some(weights::read(&config.weights)?),
+    };
+    let rank = store.rank()?;
+    let encoder = match &run {
+        Some(run) => run.network()?,
+        None => network(config, rank, store.channels(), saved.as_ref())?,
+    };
+    let (task, downstream) = downstream::build(config, &store, &sides.train, &encoder)?;
+    let view = task.view_shape();
+    let epochs = config.train.epochs.unwrap_or(task.amounts().epochs);
+    let mut resolved = config.clone();
+    (resolved.train.epochs, resolved.arm) = (Some(epochs), Some(config.arm()));
+    if config.train.draws.is_none() {
+        resolved.train.steps.get_or_insert(STEPS);
+    }
+    let frozen_epochs = config.frozen_epochs(epochs)?;
+    // Written down: with more epochs later it stays.
+    resolved.frozen_epochs = Some(frozen_epochs).filter(|_| config.arm() == Arm::Warmup);
+    let name = task.name();
+    let trainer = Trainer::new(Setup {
+        config: &resolved.train,
+        device,
+        tasks: vec![(task, 1.)],
+        encoder: encoder.clone(),
+        train: sides.train.clone(),
+        valid: sides.valid.clone(),
+        change: None,
+        frozen_epochs,
+    })?;
+    let batch = trainer.tasks[0].batch;
+    resolved.train.batch_size = Some(batch);
+    // Batch normalisation of one value has no variance: its running one becomes NaN, and every prediction background.
+    let deepest = trainer.network.encoder.deepest_shape(view);
+    ensure!(
+        batch as usize * voxels(deepest) > 1,
+        "--batch-size 1 and a patch of {view:?}: the deepest level would normalise a single voxel; give larger ones"
+    );
+    let (mut pretrained, mut report) = (Value::Null, String::new());
+    if let Some(saved) = &saved {
+        let loaded = weights::load_encoder(&trainer.network.vs.variables(), saved, &config.weights)?;
+        report = format!("{}: {loaded}", config.weights.display());
+        let about = weights::describe(&config.weights)?;
+        if about.data.as_ref() == Some(&store.index().fingerprint) && has_seen_test(about.split.as_deref(), &split) {
+            report += "warning: pretrained on scans of this store by another split, so it has probably seen test scans (not their \
+                       labels); for a clean test pretrain with --split set to this fine-tuning's split.json\n";
+        }
+        eprint!("{report}");
+        pretrained = json!({
+            "file": config.weights,
+            "fingerprint": weights::fingerprint(saved),
+            "pretext": about.pretext,
+            "unlabelled": about.fraction,
+        });
+    }
+    let run = match run {
+        Some(run) => {
+            let same = saved.is_none() || run.description()?.get("pretrained") == Some(&pretrained);
+            ensure!(same, "{}: not the weights that {} was started with", config.weights.display(), run.dir.display());
+            run
+        }
+        None => {
+            let parts = json!({ "network": encoder, "input": input, "downstream": downstream, "pretrained": pretrained });
+            let out = config.train.out.as_deref();
+            Run::create(out, name, config::settings(&resolved), &split, object(parts))?
+        }
+    };
+    run.keep_load_report(&report)?;
+    eprintln!(
+        "{}: {name} from {}, arm {}, on {device:?} in {}, {} training, {} validation and {} test scans, {} of {view:?} voxels, {} steps an \
+         epoch",
+        run.dir.display(),
+        config.weights.display(),
+        json!(config.arm()).as_str().unwrap_or_default(),
+        if trainer.bf16 { "bf16" } else { "fp32" },
+        sides.train.len(),
+        sides.valid.len(),
+        sides.test.len(),
+        if config.task == DownstreamKind::Segmentation { "patches" } else { "whole scans" },
+        trainer.steps
+    );
+    let metric = format!("{name}.{}", trainer.tasks[0].task.selects());
+    let mut session = Session::open(run.clone(), trainer, name.to_owned(), 1, config.train.save_minutes, stop.clone())?;
+    let mut ended = session.train()?;
+    drop(session);
+    if let Ended::Finished = ended {
+        ended = super::test::test(config, &run, &split, &sides, &metric, &stop)?;
+    }
+    if let Ended::Stopped = ended {
+        eprintln!("stopped and saved; continue with: pretext3d finetune --resume {}", run.dir.display());
+    }
+    Ok(ended)
+}
+
+/// Whether a pretraining by another split may have seen what is tested on: its training side was learnt from, its validation side chose
+/// the epoch.
+fn has_seen_test(pretraining: Option<&Path>, split: &Split) -> bool {
+    match pretraining.map(Split::load) {
+        Some(Ok(other)) => other.train.iter().chain(&other.val).any(|id| split.test.contains(id)),
+        _ => true,
+    }
+}
+
+/// The encoder: that of the weights, or the one asked for.
+fn network(config: &FinetuneConfig, rank: Rank, channels: usize, saved: Option<&Tensors>) -> Result<EncoderConfig> {
+    let (flags, channels, dropout) = (&config.network, channels as i64, config.train.dropout);
+    let Some(saved) = saved else { return flags.config(rank, channels, dropout) };
+    let file = config.weights.display();
+    let found = EncoderConfig::of(saved, ENCODER).with_context(|| format!("{file}: another architecture; no encoder in it"))?;
+    let flags = flags.of_weights(&found, rank, &config.weights).with_context(|| config.train.data_name())?;
+    flags.config(rank, channels, dropout)
+}
