@@ -1,4 +1,4 @@
-use crate::export::export_run;
+use crate::predict::export::export_run;
 use crate::run::folder::Run;
 use anyhow::Result;
 use std::path::PathBuf;

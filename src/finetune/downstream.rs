@@ -1,7 +1,7 @@
 //! The downstream tasks: which labels they learn from, and how a run's is built.
 
 use crate::finetune::{FinetuneConfig, Regions};
-use crate::train::model::Downstream;
+use crate::predict::model::Downstream;
 use crate::run::folder::Usable;
 use crate::data::Scans;
 use crate::data::store::{Index, Store, Subset};

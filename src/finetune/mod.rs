@@ -18,7 +18,7 @@ use crate::data::Scans;
 use crate::data::split::{Fold, Split, subject};
 use crate::data::store::{Store, Subset};
 use crate::dim::{Rank, voxels};
-use crate::export;
+use crate::predict::export;
 use crate::nn::{EncoderConfig, EncoderFlags};
 use crate::report::study::read::{RANDOM, SCRATCH};
 use crate::tasks::class_weights::ClassWeights;

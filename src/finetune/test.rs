@@ -3,7 +3,7 @@
 mod classification;
 
 use crate::finetune::{FinetuneConfig, Regions, Sides};
-use crate::train::model::{Downstream, Model};
+use crate::predict::model::{Downstream, Model};
 use crate::run::folder::{Progress, Run};
 use crate::train::session::Ended;
 use crate::train::stop::Stop;
@@ -13,7 +13,7 @@ use crate::data::slices::Slices;
 use crate::data::split::Split;
 use crate::data::store::{Subset, hex};
 use crate::dim::{Shape, voxels};
-use crate::infer::{Window, default_batch};
+use crate::predict::window::{Window, default_batch};
 use crate::metrics::case::{Group, Scores, score_case};
 use crate::metrics::summary::{best_median_worst, mean_dice};
 use crate::report::cases::{Case, write_cases};

@@ -7,7 +7,7 @@ use crate::run::tensors::{self, MODEL, OPTIMIZER, Tensors, split_checkpoint};
 use crate::config;
 use crate::data::split::{Candidate, Fold, Split, subject, subject_classes, thin_classes};
 use crate::data::store::{Entry, Store};
-use crate::export::Input;
+use crate::predict::export::Input;
 use crate::nn::EncoderConfig;
 use crate::optim::Optimizer;
 use crate::run::history::History;

@@ -4,7 +4,8 @@
 use crate::run::tensors::{self, MODEL, Tensors, load_safetensors, split_checkpoint};
 use crate::data::store::hex;
 use crate::run::folder;
-use crate::{export, ffi};
+use crate::predict::export;
+use crate::ffi;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use sha2::{Digest, Sha256};

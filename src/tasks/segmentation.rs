@@ -9,7 +9,7 @@ use crate::data::Scans;
 use crate::data::layouts::LabelValue;
 use crate::dim::{Rank, Shape, voxels};
 use crate::sample::foreground::Foreground;
-use crate::infer::{Network, Window, default_batch};
+use crate::predict::window::{Network, Window, default_batch};
 use crate::metrics::overlap::Counts;
 use crate::metrics::summary::mean;
 use crate::nn::script::ScriptModule;

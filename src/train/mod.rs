@@ -2,7 +2,6 @@
 
 pub mod config;
 pub mod device;
-pub mod model;
 pub mod network;
 pub mod pretrain;
 pub mod session;

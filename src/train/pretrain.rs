@@ -9,7 +9,7 @@ use crate::data::Scans;
 use crate::data::split::subject;
 use crate::data::store::Store;
 use crate::dim::Rank;
-use crate::export;
+use crate::predict::export;
 use crate::nn::{EncoderConfig, EncoderFlags};
 use crate::sample::patch::default_window;
 use crate::report::study::read::{self as study, PretrainResult};

@@ -8,7 +8,7 @@ use crate::report::confusion::write_confusion;
 use crate::report::progress::Counter;
 use crate::report::study::read::Case;
 use crate::tasks::classification::Outputs;
-use crate::train::model::Model;
+use crate::predict::model::Model;
 use crate::train::stop::Stop;
 use anyhow::{Context, Result};
 use serde_json::{Map, json};

@@ -1,16 +1,16 @@
 //! A fine-tuned network, loaded for prediction.
 
-use super::device::{DeviceChoice, Precision};
-use super::network::memory_format;
+use crate::train::device::{DeviceChoice, Precision};
+use crate::train::network::memory_format;
 use crate::run::folder::Run;
 use crate::run::tensors::{self, split_checkpoint};
 use crate::data::layouts::LabelValue;
 use crate::data::preprocess::Settings;
 use crate::data::slices::Slices;
 use crate::dim::{Rank, Shape};
-use crate::export::Input;
+use crate::predict::export::Input;
 use crate::ffi;
-use crate::infer::mirrorings;
+use crate::predict::window::mirrorings;
 use crate::nn::script::ScriptModule;
 use crate::nn::{Encoder, EncoderConfig};
 use crate::tasks::Head;

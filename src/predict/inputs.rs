@@ -9,7 +9,7 @@ use crate::data::preprocess::{Metadata, Plan, Prepared, Settings, prepare};
 use crate::data::slices::Slices;
 use crate::data::store::{Store, is_store};
 use crate::data::volume::Affine;
-use crate::infer::{Network, Window};
+use crate::predict::window::{Network, Window};
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
 use ndarray::{Array3, Array4, Axis};

@@ -9,7 +9,7 @@ use crate::nn::EncoderConfig;
 use crate::nn::script::ScriptModule;
 use crate::run::history::History;
 use crate::train::device::{DeviceChoice, Precision};
-use crate::train::model::Model;
+use crate::predict::model::Model;
 use crate::run::folder::{self, Progress, Run};
 use crate::run::weights::{self, ENCODER};
 use crate::{ffi, fs};

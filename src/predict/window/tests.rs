@@ -1,6 +1,6 @@
 //! Against all windows at once, in double precision, from the definition.
 
-use super::*;
+use crate::predict::window::*;
 use crate::rng::{Stream, rng};
 use rand::Rng as _;
 use std::cell::Cell;
