@@ -4,8 +4,8 @@
 //! right, `H` from posterior to anterior, `W` from inferior to superior. A 2D image is a volume with `D = 1`.
 
 pub mod cli;
-pub mod config;
 pub mod data;
+pub mod device;
 pub mod dim;
 pub mod ffi;
 pub mod finetune;
@@ -13,12 +13,12 @@ pub mod fs;
 pub mod machine;
 pub mod metrics;
 pub mod nn;
-pub mod optim;
 pub mod predict;
 pub mod report;
 pub mod rng;
 pub mod run;
 pub mod sample;
+pub mod settings;
 pub mod stats;
 pub mod sweep;
 pub mod tasks;

@@ -3,9 +3,9 @@
 use crate::data::store::Store;
 use crate::data::{Arrays, Scans};
 use crate::dim::{Rank, voxels};
-use crate::sample::patch::draw_window;
 use crate::rng::{Stream, rng};
 use crate::run::means::Means;
+use crate::sample::patch::draw_window;
 use crate::train::pretrain::PretrainConfig;
 use crate::transform::spatial::Orientation;
 use anyhow::{Result, ensure};

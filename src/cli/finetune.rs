@@ -1,4 +1,5 @@
-use crate::finetune::{FinetuneConfig, finetune};
+use crate::finetune::config::FinetuneConfig;
+use crate::finetune::finetune;
 use crate::train::session::Ended;
 use anyhow::Result;
 use std::path::PathBuf;

@@ -13,7 +13,7 @@ pub mod pretrain;
 pub mod report;
 pub mod sweep;
 
-use crate::config;
+use crate::settings;
 use anyhow::{Result, anyhow};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
@@ -95,7 +95,7 @@ fn arguments() -> Result<Vec<OsString>> {
     let known: Vec<String> = sub.get_arguments().filter_map(|a| a.get_long()).map(str::to_owned).collect();
     // A sweep's --config is a file of its own kind.
     if known.iter().any(|flag| flag == "resume") {
-        let expanded = config::expand(&arguments[2..], &known)?;
+        let expanded = settings::expand(&arguments[2..], &known)?;
         arguments.truncate(2);
         arguments.extend(expanded);
     }

@@ -2,15 +2,15 @@
 
 use crate::data::layouts::Layout;
 use crate::data::nifti::{write_classes, write_floats};
+use crate::device::{DeviceChoice, Precision};
 use crate::dim::Shape;
-use crate::predict::window::{Window, default_batch};
 use crate::predict::inputs::Inputs;
+use crate::predict::model::{Downstream, Model};
+use crate::predict::window::{Window, default_batch};
 use crate::report::classes::Predictions;
 use crate::report::progress::Counter;
 use crate::tasks::classification::Outputs;
 use crate::tasks::segmentation::SegmentationConfig;
-use crate::train::device::{DeviceChoice, Precision};
-use crate::predict::model::{Downstream, Model};
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;

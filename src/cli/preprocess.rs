@@ -1,8 +1,8 @@
 //! `preprocess`: a dataset to a store.
 
 use crate::data::layouts::{self, Dataset, LabelValue, Layout};
-use crate::data::preprocess::fill::{Filled, Options, fill};
 use crate::data::preprocess::{Dtype, Foreground, Grid, Intensity, Plan, Settings};
+use crate::data::store::build::{Filled, Options, fill};
 use crate::data::store::{Index, LeftOut};
 use crate::report::progress::Counter;
 use crate::train::stop::Stop;

@@ -3,7 +3,7 @@
 use crate::data::split::Fold;
 use crate::nn::EncoderFlags;
 use crate::report::study::read::{RANDOM, SCRATCH};
-use crate::run::folder::{TestSide, Usable};
+use crate::run::split::{TestSide, Usable};
 use crate::tasks::class_weights::ClassWeights;
 use crate::tasks::classification::ClassificationConfig;
 use crate::tasks::segmentation::SegmentationConfig;

@@ -1,19 +1,17 @@
 //! The downstream tasks: which labels they learn from, and how a run's is built.
 
-use crate::finetune::{FinetuneConfig, Regions};
-use crate::predict::model::Downstream;
-use crate::run::folder::Usable;
+use super::config::{DownstreamKind, FinetuneConfig, Regions};
 use crate::data::Scans;
 use crate::data::store::{Index, Store, Subset};
 use crate::dim::Rank;
-use crate::sample::foreground::Foreground;
 use crate::nn::EncoderConfig;
+use crate::predict::model::Downstream;
+use crate::sample::foreground::Foreground;
 use crate::tasks::Task;
 use crate::tasks::class_weights::ClassWeights;
 use crate::tasks::classification::{Classification, ClassificationConfig, common_shape};
 use crate::tasks::segmentation::{Segmentation, SegmentationConfig};
 use anyhow::{Result, ensure};
-use serde::{Deserialize, Serialize};
 use std::sync::Arc;
 
 /// Errors if the store cannot teach the task, or if settings are given that are another task's.
@@ -22,10 +20,7 @@ pub fn check(config: &FinetuneConfig, index: &Index) -> Result<()> {
     match config.task {
         DownstreamKind::Segmentation => {
             let classes = if index.classes.is_some() { "; its scans have classes: --task classification" } else { "" };
-            ensure!(
-                index.labels.is_some(),
-                "{data}: the store has no labels; preprocess with them (not --no-labels){classes}"
-            );
+            ensure!(index.labels.is_some(), "{data}: the store has no labels; preprocess with them (not --no-labels){classes}");
             ensure!(
                 config.classification == ClassificationConfig::default(),
                 "--outputs and --head-dropout go with --task classification"

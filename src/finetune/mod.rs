@@ -6,32 +6,25 @@ pub mod downstream;
 pub mod sides;
 pub mod test;
 
-use crate::train::config::{self, TrainConfig, share};
-use crate::finetune::downstream::{self, DownstreamKind};
-use crate::train::pretrain::scans_of;
-use crate::run::folder::{self, Run, TestSide, object};
+use crate::data::Scans;
+use crate::data::split::Split;
+use crate::data::store::Store;
+use crate::dim::{Rank, voxels};
+use crate::nn::EncoderConfig;
+use crate::run::folder::{Run, object};
+use crate::run::input::Input;
+use crate::run::split::choose_split;
+use crate::run::tensors::Tensors;
+use crate::run::weights::{self, ENCODER};
+use crate::train;
 use crate::train::session::{Ended, Session};
 use crate::train::stop::Stop;
 use crate::train::trainer::{Setup, Trainer};
-use crate::run::tensors::Tensors;
-use crate::data::Scans;
-use crate::data::split::{Fold, Split, subject};
-use crate::data::store::{Store, Subset};
-use crate::dim::{Rank, voxels};
-use crate::predict::export;
-use crate::nn::{EncoderConfig, EncoderFlags};
-use crate::report::study::read::{RANDOM, SCRATCH};
-use crate::tasks::class_weights::ClassWeights;
-use crate::tasks::classification::ClassificationConfig;
-use crate::tasks::segmentation::SegmentationConfig;
-use crate::transform::augment::AugmentConfig;
-use crate::run::weights::{self, ENCODER};
-use anyhow::{Context, Result, bail, ensure};
-use serde::{Deserialize, Serialize};
+use anyhow::{Context, Result, ensure};
+use config::{Arm, DownstreamKind, FinetuneConfig};
 use serde_json::{Value, json};
-use std::collections::HashSet;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use sides::sides;
+use std::path::Path;
 
 /// Steps an epoch unless the user says otherwise: the same for every label fraction, so that fewer labels do not mean less
 /// training.
@@ -43,11 +36,11 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     config.check()?;
     let stop = Stop::on_signals()?;
     let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
-    config.task.check(config, store.index())?;
+    downstream::check(config, store.index())?;
     let device = config.train.device.resolve()?;
-    let input = export::Input::of(&store);
-    let run = resume.map(|dir| Run::reopen(dir, config::settings(config), &[], &input)).transpose()?;
-    let split = folder::choose_split(&config.train, config.test_side(), config.task.usable(), &store, run.as_ref())?;
+    let input = Input::of(&store);
+    let run = resume.map(|dir| Run::reopen(dir, train::config::settings(config), &[], &input)).transpose()?;
+    let split = choose_split(&config.train, config.test_side(), config.task.usable(), &store, run.as_ref())?;
     let sides = sides(config, &store, &split)?;
     // A run that goes on has its weights in its checkpoint, unless it was killed before the first.
     let saved = match config.random() || run.as_ref().is_some_and(Run::has_checkpoint) {
@@ -115,7 +108,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         None => {
             let parts = json!({ "network": encoder, "input": input, "downstream": downstream, "pretrained": pretrained });
             let out = config.train.out.as_deref();
-            Run::create(out, name, config::settings(&resolved), &split, object(parts))?
+            Run::create(out, name, train::config::settings(&resolved), &split, object(parts))?
         }
     };
     run.keep_load_report(&report)?;
@@ -137,7 +130,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     let mut ended = session.train()?;
     drop(session);
     if let Ended::Finished = ended {
-        ended = super::test::test(config, &run, &split, &sides, &metric, &stop)?;
+        ended = test::test(config, &run, &split, &sides, &metric, &stop)?;
     }
     if let Ended::Stopped = ended {
         eprintln!("stopped and saved; continue with: pretext3d finetune --resume {}", run.dir.display());

@@ -2,28 +2,29 @@
 
 mod classification;
 
-use crate::finetune::{FinetuneConfig, Regions, Sides};
-use crate::predict::model::{Downstream, Model};
-use crate::run::folder::{Progress, Run};
-use crate::train::session::Ended;
-use crate::train::stop::Stop;
+use super::config::{FinetuneConfig, Regions};
+use super::sides::Sides;
 use crate::data::Scans;
 use crate::data::layouts::LabelValue;
 use crate::data::slices::Slices;
 use crate::data::split::Split;
 use crate::data::store::{Subset, hex};
 use crate::dim::{Shape, voxels};
-use crate::predict::window::{Window, default_batch};
+use crate::machine;
 use crate::metrics::case::{Group, Scores, score_case};
 use crate::metrics::summary::{best_median_worst, mean_dice};
+use crate::predict::model::{Downstream, Model};
+use crate::predict::window::{Window, default_batch};
 use crate::report::cases::{Case, write_cases};
-use crate::run::history::History;
 use crate::report::progress::Counter;
 use crate::report::scores::{table, write_scores};
 use crate::report::study::read::{self as study, CellResult};
-use crate::tasks::segmentation::Predicted;
+use crate::run::folder::{Progress, Run};
+use crate::run::history::History;
 use crate::run::tensors;
-use crate::machine;
+use crate::tasks::segmentation::Predicted;
+use crate::train::session::Ended;
+use crate::train::stop::Stop;
 use anyhow::{Context, Result};
 use ndarray::ArrayView3;
 use serde_json::{Map, Value, json};

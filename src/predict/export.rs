@@ -1,20 +1,19 @@
 //! Weights out: TorchScript with real parameters, a plain state dict as safetensors, and a JSON description of both.
 
-use crate::run::tensors::{self, Tensors, split_checkpoint};
 use crate::data::preprocess::{Foreground, Intensity, Settings};
 use crate::data::slices::Slices;
-use crate::data::store::Store;
+use crate::device::{DeviceChoice, Precision};
 use crate::dim::Rank;
 use crate::nn::EncoderConfig;
 use crate::nn::script::ScriptModule;
-use crate::run::history::History;
-use crate::train::device::{DeviceChoice, Precision};
 use crate::predict::model::Model;
 use crate::run::folder::{self, Progress, Run};
+use crate::run::history::History;
+use crate::run::input::Input;
+use crate::run::tensors::{self, Tensors, split_checkpoint};
 use crate::run::weights::{self, ENCODER};
 use crate::{ffi, fs};
 use anyhow::{Context, Result, ensure};
-use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::Path;
@@ -27,35 +26,6 @@ const NETWORK_FORMAT: &str = "pretext3d-network";
 pub const VERSION: u64 = 1;
 /// TorchScript compiled from C++ knows data types by number only: this is `torch.float32`.
 const FLOAT32: u8 = 6;
-
-/// What an encoder expects of its input: how the scans it was trained on were prepared.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Input {
-    /// Channel names, in order.
-    pub channels: Vec<String>,
-    pub preprocessing: Settings,
-    /// Millimetres along the RAS+ axes of the stored grid, averaged over the scans (a cube's spacing differs from scan to scan).
-    pub mean_spacing: [f64; 3],
-    /// Of the store.
-    pub fingerprint: String,
-    /// How volumes are sliced for a network of images.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub slices: Option<Slices>,
-}
-
-impl Input {
-    pub fn of(store: &Store) -> Self {
-        let index = store.index();
-        let n = index.subjects.len().max(1) as f64;
-        Input {
-            channels: index.channels.clone(),
-            preprocessing: index.settings.clone(),
-            mean_spacing: std::array::from_fn(|a| index.subjects.iter().map(|s| s.spacing[a]).sum::<f64>() / n),
-            fingerprint: index.fingerprint.clone(),
-            slices: store.slices(),
-        }
-    }
-}
 
 /// Exports a run's checkpoint (`best` or `last`) as `PREFIX.pt`, `PREFIX.safetensors` and `PREFIX.json`; returns the paths. Of a
 /// pretraining run the encoder, of a fine-tuned one the whole network.

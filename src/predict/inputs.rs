@@ -4,7 +4,7 @@ use crate::data::Scans;
 use crate::data::image;
 use crate::data::layouts::{self, Layout, Problem, Source, Subject};
 use crate::data::nifti::{Header, read_header};
-use crate::data::preprocess::back::{Back, Origin};
+use crate::data::preprocess::undo::{Back, Origin};
 use crate::data::preprocess::{Metadata, Plan, Prepared, Settings, prepare};
 use crate::data::slices::Slices;
 use crate::data::store::{Store, is_store};

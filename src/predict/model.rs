@@ -1,22 +1,21 @@
 //! A fine-tuned network, loaded for prediction.
 
-use crate::train::device::{DeviceChoice, Precision};
-use crate::train::network::memory_format;
-use crate::run::folder::Run;
-use crate::run::tensors::{self, split_checkpoint};
 use crate::data::layouts::LabelValue;
 use crate::data::preprocess::Settings;
 use crate::data::slices::Slices;
+use crate::device::{DeviceChoice, Precision, memory_format};
 use crate::dim::{Rank, Shape};
-use crate::predict::export::Input;
 use crate::ffi;
-use crate::predict::window::mirrorings;
 use crate::nn::script::ScriptModule;
 use crate::nn::{Encoder, EncoderConfig};
+use crate::predict::window::mirrorings;
+use crate::run::folder::Run;
+use crate::run::input::Input;
+use crate::run::tensors::{self, split_checkpoint};
+use crate::run::weights::ENCODER;
 use crate::tasks::Head;
 use crate::tasks::classification::{self, ClassificationConfig, ClassificationHead, Outputs};
 use crate::tasks::segmentation::{SegmentationConfig, SegmentationHead};
-use crate::run::weights::ENCODER;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};

@@ -2,7 +2,7 @@
 //! length. Windows and weights are those of MONAI's `sliding_window_inference(mode="gaussian", sigma_scale=0.125)`; class
 //! probabilities, not logits, are averaged.
 
-use crate::data::preprocess::back::argmax;
+use crate::data::preprocess::undo::argmax;
 use crate::dim::{Rank, Shape};
 use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor, no_grad};

@@ -1,20 +1,19 @@
 //! A run's folder: its settings, its checkpoints, and where it stands.
 
-use crate::train::config::{RESUMABLE, TrainConfig};
-use crate::run::means::Means;
-use crate::train::network::Network;
-use crate::run::tensors::{self, MODEL, OPTIMIZER, Tensors, split_checkpoint};
-use crate::config;
-use crate::data::split::{Candidate, Fold, Split, subject, subject_classes, thin_classes};
-use crate::data::store::{Entry, Store};
-use crate::predict::export::Input;
+use crate::data::split::Split;
 use crate::nn::EncoderConfig;
-use crate::optim::Optimizer;
 use crate::run::history::History;
+use crate::run::input::Input;
+use crate::run::means::Means;
+use crate::run::tensors::{self, MODEL, OPTIMIZER, Tensors, split_checkpoint};
+use crate::settings;
+use crate::train::config::RESUMABLE;
+use crate::train::network::Network;
+use crate::train::optim::Optimizer;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
@@ -101,7 +100,7 @@ impl Run {
         let arguments: Vec<OsString> = std::env::args_os().collect();
         for key in before.keys().chain(now.keys()) {
             // A run from before there was this setting has its default, unless the user asks for something else.
-            let newer = !before.contains_key(key) && !config::is_given(&arguments, key);
+            let newer = !before.contains_key(key) && !settings::is_given(&arguments, key);
             let may_change = newer || RESUMABLE.iter().chain(resumable).any(|k| k == key);
             if before.get(key) != now.get(key) && !may_change {
                 bail!(
@@ -200,122 +199,9 @@ impl Run {
     }
 }
 
-/// Which scans of a store a run is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Usable {
-    All,
-    /// Those with labelled voxels.
-    Segmented,
-    /// Those with a class of their own, whose shares a cross-validation and a fraction keep.
-    Classified,
-}
-
-impl Usable {
-    pub fn has(self, scan: &Entry) -> bool {
-        match self {
-            Usable::All => true,
-            Usable::Segmented => scan.label,
-            Usable::Classified => scan.class.is_some(),
-        }
-    }
-
-    /// The usable scans of a store.
-    pub fn candidates(self, store: &Store) -> Vec<Candidate> {
-        let scans = store.index().subjects.iter().filter(|scan| self.has(scan));
-        let class = |scan: &Entry| scan.class.filter(|_| self == Usable::Classified);
-        scans.map(|scan| Candidate { id: scan.id.clone(), side: scan.split.clone(), class: class(scan) }).collect()
-    }
-
-    /// The subjects' classes, which [`Split::balanced_fraction`] balances: the highest of a subject's scans.
-    pub fn classes(self, store: &Store) -> BTreeMap<String, u8> {
-        let scans = self.candidates(store);
-        subject_classes(&scans).into_iter().filter_map(|(id, class)| Some((id.to_owned(), class?))).collect()
-    }
-}
-
-/// How a new split's test side is drawn.
-#[derive(Clone, Copy, Debug)]
-pub enum TestSide {
-    /// This share of the subjects that the dataset gives no side, 0 for none.
-    Share(f64),
-    Fold(Fold),
-}
-
-impl TestSide {
-    /// The fold's number.
-    pub fn fold(self) -> Option<u64> {
-        match self {
-            TestSide::Share(_) => None,
-            TestSide::Fold(fold) => Some(fold.number),
-        }
-    }
-}
-
-/// The run's own split, the one named, or a new one of the usable scans.
-pub fn choose_split(config: &TrainConfig, test: TestSide, usable: Usable, store: &Store, run: Option<&Run>) -> Result<Split> {
-    let own = run.map(Run::split_file);
-    let split = match own.as_ref().or(config.split.as_ref()) {
-        Some(file) => Split::load(file)?,
-        None => {
-            if let TestSide::Fold(fold) = test {
-                warn_of_thin_classes(store, usable, fold.of);
-            }
-            draw_split(store, usable, config.val_fraction, test, config.seed)?
-        }
-    };
-    let unused = split.check(store.ids())?;
-    if !unused.is_empty() {
-        eprintln!("{} subjects of the store are on no side of the split and are not used", unused.len());
-    }
-    Ok(split)
-}
-
 /// Versions that a result depends on.
 pub fn versions() -> Value {
     json!({ "pretext3d": env!("CARGO_PKG_VERSION"), "libtorch": crate::ffi::compiled_version() })
-}
-
-/// A new split of a store's usable scans.
-pub fn draw_split(store: &Store, usable: Usable, val_fraction: f64, test: TestSide, seed: u64) -> Result<Split> {
-    let scans = usable.candidates(store);
-    let split = match test {
-        TestSide::Share(share) => Split::draw(&scans, val_fraction, share, seed),
-        TestSide::Fold(fold) => Split::kfold(&scans, fold, val_fraction, seed),
-    };
-    let mut split = split.with_context(|| store.folder().display().to_string())?;
-    leave_copies_out(&mut split, store)?;
-    Ok(split)
-}
-
-/// Takes subjects off the training side that share a scan, voxel by voxel, with the validation or test side, and off the validation
-/// side those that share one with the test side; says which. Public sets of photographs hold such copies.
-fn leave_copies_out(split: &mut Split, store: &Store) -> Result<()> {
-    let mut scans: HashMap<&str, Vec<&str>> = HashMap::new();
-    store.index().subjects.iter().for_each(|s| scans.entry(subject(&s.id)).or_default().push(&s.fingerprint));
-    let of = |id: &String| scans[id.as_str()].iter().copied();
-    let mut held_out: HashSet<&str> = split.test.iter().flat_map(of).collect();
-    let mut copies = Vec::new();
-    for side in [&mut split.val, &mut split.train] {
-        let (out, kept): (Vec<_>, Vec<_>) =
-            std::mem::take(side).into_iter().partition(|id| of(id).any(|scan| held_out.contains(scan)));
-        held_out.extend(kept.iter().flat_map(of));
-        copies.extend(out);
-        *side = kept;
-    }
-    if !copies.is_empty() {
-        eprintln!("{} subjects are copies of held-out ones and on no side of the split: {}", copies.len(), copies.join(", "));
-        ensure!(!split.train.is_empty(), "{}: only copies of held-out scans are left to train on", store.folder().display());
-    }
-    Ok(())
-}
-
-/// Names on standard error the classes that have too few subjects for every fold to test one.
-pub fn warn_of_thin_classes(store: &Store, usable: Usable, folds: u64) {
-    for (class, n) in thin_classes(&usable.candidates(store), folds) {
-        let name = store.index().classes.as_ref().and_then(|names| names.get(class as usize));
-        let name = name.map_or_else(|| class.to_string(), |name| format!("{class} ({name})"));
-        eprintln!("warning: class {name} has {n} subjects, fewer than the {folds} folds: some folds test none of it");
-    }
 }
 
 /// A JSON object as the map it is.

@@ -2,6 +2,8 @@
 
 pub mod folder;
 pub mod history;
+pub mod input;
 pub mod means;
+pub mod split;
 pub mod tensors;
 pub mod weights;

@@ -1,11 +1,11 @@
 //! Loading pretrained encoders, strictly: a report says what was loaded, adapted and left out, and nothing falls back to
 //! random weights.
 
-use crate::run::tensors::{self, MODEL, Tensors, load_safetensors, split_checkpoint};
 use crate::data::store::hex;
-use crate::run::folder;
-use crate::predict::export;
 use crate::ffi;
+use crate::predict::export;
+use crate::run::folder;
+use crate::run::tensors::{self, MODEL, Tensors, load_safetensors, split_checkpoint};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use sha2::{Digest, Sha256};

@@ -1,12 +1,11 @@
 //! What a sweep runs: a TOML file, see `experiments/`.
 
-use crate::config::to_flag;
 use crate::data::slices::Slices;
+use crate::finetune::config::{Arm, DownstreamKind};
 use crate::report::study::read::{Cell, Published, RANDOM, SCRATCH};
+use crate::settings::to_flag;
 use crate::tasks::{TaskKind, joined_names};
 use crate::train::config::share;
-use crate::finetune::downstream::DownstreamKind;
-use crate::finetune::Arm;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};

@@ -9,7 +9,7 @@ use crate::data::store::{Entry, Store};
 use crate::fs::write_atomic;
 use crate::report::study::read::{self as study, Cell, CellResult, Sweep};
 use crate::report::study::write_report;
-use crate::run::folder::{TestSide, draw_split, warn_of_thin_classes};
+use crate::run::split::{TestSide, draw_split, warn_of_thin_classes};
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
 use config::{Finetuning, Pretraining, SweepConfig, fold_suffix};

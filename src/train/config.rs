@@ -1,8 +1,8 @@
 //! Settings of a run: flags, settings-file keys and what is written into the run's folder are one structure.
 
-use super::device::{DeviceChoice, Precision};
 use crate::data::slices::Slices;
-use crate::optim::{OptimizerKind, ScheduleKind};
+use crate::device::{DeviceChoice, Precision};
+use crate::train::optim::{OptimizerKind, ScheduleKind};
 use anyhow::{Result, ensure};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -145,7 +145,7 @@ pub fn settings(config: &impl Serialize) -> Map<String, Value> {
         unreachable!("a structure serialises to a map")
     };
     let mut flat = Map::new();
-    crate::config::flatten("", nested, &mut flat);
+    crate::settings::flatten("", nested, &mut flat);
     flat.retain(|_, v| !v.is_null() && v.as_array().is_none_or(|a| !a.is_empty()));
     flat
 }

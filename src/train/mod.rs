@@ -1,8 +1,8 @@
 //! Training: device and precision, batches, the loop, and what stops it.
 
 pub mod config;
-pub mod device;
 pub mod network;
+pub mod optim;
 pub mod pretrain;
 pub mod session;
 pub mod stop;

@@ -5,8 +5,8 @@ use crate::ffi::{self, MemoryFormat};
 use crate::nn::script::ScriptModule;
 use crate::nn::{Encoder, EncoderConfig, Level};
 use crate::rng::{Stream, rng};
-use crate::tasks::{Batch, Head, Outcome, Task};
 use crate::run::weights;
+use crate::tasks::{Batch, Head, Outcome, Task};
 use anyhow::{Context, Result};
 use rand::RngCore;
 use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
@@ -120,12 +120,6 @@ impl Encoder for Frozen<'_> {
     fn script(&self) -> ScriptModule {
         self.0.script()
     }
-}
-
-/// The faster layout that is exact enough: libtorch's channels-last batch normalisation on the CPU sums in plain float32 and
-/// is off by up to 1e-3, which bfloat16 hides and float32 does not.
-pub fn memory_format(device: Device, bf16: bool) -> MemoryFormat {
-    if device == Device::Cpu && !bf16 { MemoryFormat::Contiguous } else { MemoryFormat::ChannelsLast }
 }
 
 /// Views `[B, V, C, ...]` with each view laid out in this format.

@@ -1,7 +1,6 @@
 //! Pretraining: one or several pretext tasks on unlabelled scans, then the export of the encoder.
 
 use super::config::{self, TrainConfig};
-use crate::run::folder::{self, Run, TestSide, Usable, object};
 use super::session::{Ended, Session};
 use super::stop::Stop;
 use super::trainer::{Setup, Trainer};
@@ -9,13 +8,16 @@ use crate::data::Scans;
 use crate::data::split::subject;
 use crate::data::store::Store;
 use crate::dim::Rank;
-use crate::predict::export;
 use crate::nn::{EncoderConfig, EncoderFlags};
-use crate::sample::patch::default_window;
+use crate::predict::export;
 use crate::report::study::read::{self as study, PretrainResult};
-use crate::sample::mirror_zoom::ChangeConfig;
-use crate::tasks::{self, Task, TaskConfigs, TaskKind, joined_names};
+use crate::run::folder::{Run, object};
+use crate::run::input::Input;
+use crate::run::split::{TestSide, Usable, choose_split};
 use crate::run::weights::{self, ENCODER};
+use crate::sample::mirror_zoom::ChangeConfig;
+use crate::sample::patch::default_window;
+use crate::tasks::{self, Task, TaskConfigs, TaskKind, joined_names};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::json;
@@ -132,10 +134,10 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     );
     let device = config.train.device.resolve()?;
 
-    let input = export::Input::of(&store);
+    let input = Input::of(&store);
     let settings = config::settings(config);
     let run = resume.map(|dir| Run::reopen(dir, settings, &["weights"], &input)).transpose()?;
-    let split = folder::choose_split(&config.train, TestSide::Share(0.), Usable::All, &store, run.as_ref())?;
+    let split = choose_split(&config.train, TestSide::Share(0.), Usable::All, &store, run.as_ref())?;
     let train = Arc::new(store.subset(&scans_of(&store, &split.fraction(config.train.fraction)?))?);
     let valid = Arc::new(store.subset(&scans_of(&store, &split.val))?);
     let (rank, window) = geometry(config, &store)?;
@@ -211,7 +213,7 @@ fn record(config: &PretrainConfig, session: &Session, rank: Rank) -> PretrainRes
 }
 
 /// The stored scans of these subjects.
-pub(super) fn scans_of(store: &Store, subjects: &[String]) -> Vec<String> {
+pub fn scans_of(store: &Store, subjects: &[String]) -> Vec<String> {
     let wanted: HashSet<&str> = subjects.iter().map(String::as_str).collect();
     store.ids().iter().filter(|id| wanted.contains(subject(id))).cloned().collect()
 }

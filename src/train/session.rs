@@ -1,14 +1,14 @@
 //! The loop over epochs: steps, validation, checkpoints, logs, and a clean stop. The same for pretraining and fine-tuning.
 
-use crate::run::means::Means;
-use crate::run::folder::{Progress, Run};
 use super::stop::Stop;
 use super::trainer::Trainer;
-use crate::sample::loader::Loader;
 use crate::report::curves::{Metric, write_curves};
-use crate::run::history::{History, Row};
 use crate::report::progress::{Progress as Bar, StepInfo};
 use crate::report::tensorboard::{EventWriter, wall_time};
+use crate::run::folder::{Progress, Run};
+use crate::run::history::{History, Row};
+use crate::run::means::Means;
+use crate::sample::loader::Loader;
 use anyhow::Result;
 use std::time::{Duration, Instant};
 

@@ -1,17 +1,18 @@
 //! One training step and one validation pass. Knows tasks only as [`Task`] and [`Head`](crate::tasks::Head).
 
-use crate::sample::sampler::{LoadedBatch, Sampler};
 use super::config::TrainConfig;
-use crate::run::means::Means;
-use super::network::{Network, layout_views, memory_format, seed_libtorch};
+use super::network::{Network, layout_views, seed_libtorch};
 use super::stop::Stop;
 use crate::data::Scans;
-use crate::sample::loader::Loader;
+use crate::device::memory_format;
 use crate::ffi;
 use crate::nn::EncoderConfig;
-use crate::optim::{Optimizer, Schedule};
+use crate::run::means::Means;
+use crate::sample::loader::Loader;
 use crate::sample::mirror_zoom::ChangeConfig;
+use crate::sample::sampler::{LoadedBatch, Sampler};
 use crate::tasks::{Batch, Outcome, Task};
+use crate::train::optim::{Optimizer, Schedule};
 use anyhow::{Context, Result, bail, ensure};
 use std::ops::Range;
 use std::sync::Arc;

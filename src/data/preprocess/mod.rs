@@ -1,13 +1,12 @@
 //! From scans as their owners distribute them to a store: orientation, grid, intensities.
 
-pub mod back;
-pub mod fill;
 pub mod intensity;
 pub mod photo;
 pub mod resample;
 mod subject;
+pub mod undo;
 
-pub use subject::{Metadata, Plan, Prepared, prepare};
+pub use subject::{Metadata, Plan, Prepared, label_values, prepare};
 
 use crate::data::volume::{Affine, Volume};
 use crate::dim::{Region, Shape, voxels};

@@ -240,7 +240,7 @@ fn read_label(source: &Source, plan: &Plan, shape: Shape, affine: &Affine) -> Re
 }
 
 /// The distinct values of a label file, sorted; for messages.
-pub(super) fn label_values(source: &Source) -> Result<Vec<String>> {
+pub fn label_values(source: &Source) -> Result<Vec<String>> {
     let (volume, _) = source.read_ras()?;
     let mut values: Vec<u32> = vec![];
     let mut last = None;

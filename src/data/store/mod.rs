@@ -1,7 +1,8 @@
 //! Preprocessed scans on disk: one memory-mapped safetensors file a subject, and an index.
 
+pub mod build;
 pub mod file;
-mod turn;
+pub mod oriented;
 
 use crate::data::Scans;
 use crate::data::layouts::{LabelValue, Layout};
@@ -329,8 +330,8 @@ impl Scans for Store {
         for (channel, out) in out.chunks_exact_mut(size).enumerate() {
             let range = channel * all..(channel + 1) * all;
             match file.voxels()? {
-                Voxels::F16(voxels) => turn::turn(&voxels[range], shape, region, orientation, out),
-                Voxels::F32(voxels) => turn::turn(&voxels[range], shape, region, orientation, out),
+                Voxels::F16(voxels) => oriented::turn(&voxels[range], shape, region, orientation, out),
+                Voxels::F32(voxels) => oriented::turn(&voxels[range], shape, region, orientation, out),
             }
         }
         Ok(())
@@ -340,7 +341,7 @@ impl Scans for Store {
         let file = self.file(scan)?;
         let Some(label) = file.label() else { bail!("{}: has no label in {}", self.id(scan), self.folder().display()) };
         let (region, orientation) = self.stored(scan, region, orientation, 1, out.len())?;
-        turn::turn(label, self.index().subjects[scan].shape, region, orientation, out);
+        oriented::turn(label, self.index().subjects[scan].shape, region, orientation, out);
         Ok(())
     }
 

@@ -1,14 +1,14 @@
 //! Scores of a classification.
 
-use crate::finetune::test::Tested;
 use crate::data::Scans;
 use crate::data::store::Subset;
+use crate::finetune::test::Tested;
+use crate::predict::model::Model;
 use crate::report::classes::Predictions;
 use crate::report::confusion::write_confusion;
 use crate::report::progress::Counter;
 use crate::report::study::read::Case;
 use crate::tasks::classification::Outputs;
-use crate::predict::model::Model;
 use crate::train::stop::Stop;
 use anyhow::{Context, Result};
 use serde_json::{Map, json};

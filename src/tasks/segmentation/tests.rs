@@ -1,9 +1,9 @@
 use super::*;
 use crate::data::slices::Slices;
 use crate::dim::Region;
-use crate::sample::foreground::tests::{all, store};
 use crate::nn::{UNet, UNetConfig};
 use crate::rng::{Stream, rng};
+use crate::sample::foreground::tests::{all, store};
 use crate::tasks::tests::encoder;
 use crate::transform::augment::Augmentation;
 use ndarray::{Array3, ArrayView2, Axis};

@@ -237,9 +237,9 @@ fn settings_are_flags_and_bad_ones_are_refused() {
     // What a run records, read back as flags.
     let recorded = serde_json::json!({ "aug": AugmentConfig { off: true, ..ALWAYS } });
     let mut flat = serde_json::Map::new();
-    crate::config::flatten("", recorded.as_object().unwrap().clone(), &mut flat);
+    crate::settings::flatten("", recorded.as_object().unwrap().clone(), &mut flat);
     let known: Vec<String> = flat.keys().cloned().collect();
-    let flags = crate::config::to_flags(&flat, &known, std::path::Path::new("config.json")).unwrap();
+    let flags = crate::settings::to_flags(&flat, &known, std::path::Path::new("config.json")).unwrap();
     assert_eq!(parse(&flags).unwrap().aug, AugmentConfig { off: true, ..ALWAYS });
 
     let refused = |config: AugmentConfig, part: &str| {

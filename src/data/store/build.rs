@@ -1,8 +1,7 @@
 //! Filling a store from a dataset: in parallel, restartable, one subject at a time in memory for each thread.
 
-use super::subject::{Prepared, label_values};
-use super::{Plan, prepare};
 use crate::data::layouts::{Dataset, Subject};
+use crate::data::preprocess::{Plan, Prepared, label_values, prepare};
 use crate::data::store::file::{self, Mapped};
 use crate::data::store::{Entry, INDEX, Index, LeftOut, file_name};
 use anyhow::{Context, Result, bail, ensure};
