@@ -50,7 +50,7 @@ needs_data() {
 
 # takes_unlabelled: other scans are welcome.
 takes_unlabelled() {
-    scans UNLABELLED "It holds scans in any layout of the README, or is a manifest."
+    scans UNLABELLED "It holds scans in any layout of docs/data.md, or is a manifest."
 }
 
 # takes_no NAME...: settings that the experiment has no use for.

@@ -18,7 +18,7 @@ pub struct TrainConfig {
     /// Epochs [default: the task's own]
     #[arg(long, value_name = "N")]
     pub epochs: Option<u64>,
-    /// Samples a step and task [default: the task's own; the README lists them]
+    /// Samples a step and task [default: the task's own; docs/training.md lists them]
     #[arg(long, value_name = "B")]
     pub batch_size: Option<u64>,
     /// Samples drawn from each training scan in an epoch [default: the task's own]
