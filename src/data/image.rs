@@ -3,7 +3,7 @@
 //! `H` counts rows from the top and `W` columns from the left, after the turn that the EXIF orientation asks for. A photograph has
 //! no place in the world: its affine is the identity, in pixels.
 
-use super::layouts::strip_ending;
+use super::names::strip_ending;
 use super::volume::Volume;
 use anyhow::{Context, Result, bail, ensure};
 use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageReader, Pixel};

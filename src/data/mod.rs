@@ -2,6 +2,7 @@
 
 pub mod image;
 pub mod layouts;
+pub mod names;
 pub mod nifti;
 pub mod phantom;
 pub mod preprocess;

@@ -3,6 +3,7 @@
 use crate::data::Scans;
 use crate::data::image;
 use crate::data::layouts::{self, Layout, Problem, Source, Subject};
+use crate::data::names;
 use crate::data::nifti::{Header, read_header};
 use crate::data::preprocess::undo::{Back, Origin};
 use crate::data::preprocess::{Metadata, Plan, Prepared, Settings, prepare};
@@ -187,7 +188,7 @@ impl Inputs {
 
 /// Name of a scan's file without its extension; `None` of another file.
 fn stem(path: &Path) -> Option<String> {
-    layouts::stem(path).or_else(|| image::stem(path))
+    names::stem(path).or_else(|| image::stem(path))
 }
 
 /// A scan as a store would hold it.

@@ -1,8 +1,9 @@
 //! BraTS: a folder a subject, one file a contrast. 2018 to 2021: `X_t1 _t1ce _t2 _flair _seg`, labels 0, 1, 2, 4; from 2023 on:
 //! `X-t1n -t1c -t2w -t2f -seg`, labels 0, 1, 2, 3.
 
-use super::files::{Files, Found, Scan, strip_ending};
+use super::files::{Files, Found, Scan};
 use super::{Dataset, LabelValue, Layout, Problem, Subject};
+use crate::data::names::strip_ending;
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
 

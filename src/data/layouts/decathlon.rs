@@ -1,8 +1,9 @@
 //! Medical Segmentation Decathlon: `dataset.json` lists `imagesTr`, `labelsTr` and `imagesTs`; all channels in one 4D file.
 
 use super::description::Description;
-use super::files::{Files, stem};
+use super::files::Files;
 use super::{Dataset, Layout, Problem, Source, Subject};
+use crate::data::names::stem;
 use anyhow::{Context, Result};
 use serde::Deserialize;
 use std::collections::HashSet;

@@ -1,6 +1,7 @@
 //! The files below a folder, sorted into what can be a scan and what cannot.
 
 use super::{Problem, Source, Subject};
+use crate::data::names::stem;
 use anyhow::Result;
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -128,16 +129,4 @@ impl Files {
         let others = self.others.iter().filter(|p| **p != own);
         zips.chain(others).map(|p| Problem::new(p, "not a scan (.nii, .nii.gz, or .hdr with .img)")).collect()
     }
-}
-
-/// The name of a NIfTI file without its extension, whose case does not matter; `None` for any other file.
-pub fn stem(path: &Path) -> Option<String> {
-    let name = path.file_name()?.to_string_lossy();
-    [".nii.gz", ".nii", ".hdr"].iter().find_map(|ending| strip_ending(&name, ending).map(str::to_owned))
-}
-
-/// `name` without `ending` (ASCII, any case), if something is left.
-pub fn strip_ending<'a>(name: &'a str, ending: &str) -> Option<&'a str> {
-    let at = name.len().checked_sub(ending.len()).filter(|at| *at > 0 && name.is_char_boundary(*at))?;
-    name[at..].eq_ignore_ascii_case(ending).then_some(&name[..at])
 }

@@ -1,7 +1,7 @@
 //! A CSV with one row a subject: columns `subject`, optionally `label` and `split`, and every other column one channel.
 
-use super::files::stem;
 use super::{Dataset, Layout, Source, Subject};
+use crate::data::names::stem;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;

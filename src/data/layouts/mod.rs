@@ -15,8 +15,6 @@ mod ukb;
 use anyhow::{Context, Result, bail, ensure};
 use description::Description;
 use files::Files;
-pub use files::stem;
-pub(crate) use files::strip_ending;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};

@@ -1,8 +1,9 @@
 //! nnU-Net raw: `imagesTr/CASE_0000.nii.gz`, one file a channel, `labelsTr/CASE.nii.gz`, and `dataset.json`.
 
 use super::description::Description;
-use super::files::{Files, Found, strip_ending};
+use super::files::{Files, Found};
 use super::{Dataset, Layout, Problem, Subject};
+use crate::data::names::strip_ending;
 use anyhow::{Result, ensure};
 use std::collections::BTreeMap;
 

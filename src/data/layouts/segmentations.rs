@@ -2,6 +2,7 @@
 
 use super::files::Files;
 use super::{LabelValue, Layout, Problem, Source, folder, open, recognise};
+use crate::data::names;
 use anyhow::{Result, bail, ensure};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -82,7 +83,7 @@ pub fn truths(path: &Path) -> Result<Truths> {
     for subject in dataset.subjects {
         let Some(source) = subject.label else { continue };
         let file = match &source {
-            Source::File(path) => super::files::stem(path).unwrap_or_default(),
+            Source::File(path) => names::stem(path).unwrap_or_default(),
             Source::Zip { .. } => String::new(),
         };
         let name = folder::without_label_word(&file).to_string();

@@ -6,6 +6,7 @@
 mod abdomen;
 mod appearance;
 mod brain;
+mod eye;
 mod field;
 mod folder;
 mod fundus;

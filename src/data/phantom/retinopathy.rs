@@ -1,6 +1,6 @@
 //! Diabetic retinopathy: lesions, and the grade that they make by the international scale.
 
-use super::fundus::{Eye, Spot};
+use super::eye::{Eye, Spot};
 use crate::rng::Rng;
 use rand::Rng as _;
 use std::f32::consts::TAU;
