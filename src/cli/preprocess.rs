@@ -8,7 +8,7 @@ use crate::report::progress::Counter;
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::HumanBytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -234,7 +234,7 @@ fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Res
          --skip-bad to go on without them"
     );
     for ids in duplicates(&index) {
-        eprintln!("warning: {} subjects hold the same voxels: {}", ids.len(), some(&ids));
+        eprintln!("warning: {} subjects hold the same scan: {}", ids.len(), some(&ids));
     }
     let side = |pick: fn(usize, usize) -> usize, a: usize| index.subjects.iter().map(|s| s.shape[a]).reduce(pick).unwrap_or(0);
     let size = [0, 1, 2].map(|a| match (side(usize::min, a), side(usize::max, a)) {
@@ -259,11 +259,13 @@ fn some(ids: &[&str]) -> String {
     format!("{}{}", ids[..ids.len().min(SHOWN)].join(", "), if ids.len() > SHOWN { ", ..." } else { "" })
 }
 
-/// Subjects whose voxels are the same: copies under several names would stand on both sides of a split.
+/// Subjects that hold the same scan: copies under several names would stand on both sides of a split.
 fn duplicates(index: &Index) -> Vec<Vec<&str>> {
-    let mut alike: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut alike: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
     for subject in &index.subjects {
-        alike.entry(&subject.fingerprint).or_default().push(&subject.id);
+        subject.marks().for_each(|mark| _ = alike.entry(mark).or_default().insert(&subject.id));
     }
-    alike.into_values().filter(|ids| ids.len() > 1).collect()
+    // Copies may share many marks, and are named once.
+    let groups: BTreeSet<_> = alike.into_values().filter(|ids| ids.len() > 1).collect();
+    groups.into_iter().map(Vec::from_iter).collect()
 }

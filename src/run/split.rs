@@ -89,11 +89,11 @@ pub fn draw_split(store: &Store, usable: Usable, val_fraction: f64, test: TestSi
     Ok(split)
 }
 
-/// Takes subjects off the training side that share a scan, voxel by voxel, with the validation or test side, and off the validation
+/// Takes subjects off the training side that share a scan, by [`Entry::marks`], with the validation or test side, and off the validation
 /// side those that share one with the test side; says which. Public sets of photographs hold such copies.
 fn leave_copies_out(split: &mut Split, store: &Store) -> Result<()> {
     let mut scans: HashMap<&str, Vec<&str>> = HashMap::new();
-    store.index().subjects.iter().for_each(|s| scans.entry(subject(&s.id)).or_default().push(&s.fingerprint));
+    store.index().subjects.iter().for_each(|s| scans.entry(subject(&s.id)).or_default().extend(s.marks()));
     let of = |id: &String| scans[id.as_str()].iter().copied();
     let mut held_out: HashSet<&str> = split.test.iter().flat_map(of).collect();
     let mut copies = Vec::new();

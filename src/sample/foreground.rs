@@ -158,6 +158,7 @@ pub(crate) mod tests {
                 class: None,
                 split: None,
                 fingerprint,
+                images: vec![],
             });
         }
         index.complete = true;

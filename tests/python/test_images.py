@@ -106,7 +106,7 @@ def test_grades_are_kept_and_what_does_not_fit_is_named(tmp_path):
     message = refused("preprocess", "--data", data, *out, says=["no image `lost`", "grade `9` of `d`", "broken.png", "3 scans cannot be used"])
     assert "2 without a class: copy, e" in message
     done = pretext3d("preprocess", "--data", data, *out, "--skip-bad")
-    assert "2 subjects hold the same voxels: a, copy" in done.stderr
+    assert "2 subjects hold the same scan: a, copy" in done.stderr
     index = read_json(tmp_path / "store" / "index.json")
     assert {s["id"]: s.get("class") for s in index["subjects"]} == {"a": 0, "b": 4, "c": 2, "copy": None, "e": None}
     assert len(index["classes"]) == 5 and len(index["left_out"]) == 3

@@ -334,3 +334,43 @@ def test_interrupted_and_killed(tmp_path):
     assert f"({done} kept)" in preprocess(data, store, "--size", 96)
     preprocess(data, tmp_path / "t", "--size", 96, "--threads", 2)
     assert index(store)["fingerprint"] == index(tmp_path / "t")["fingerprint"]
+
+
+def test_a_scan_is_known_again_whatever_the_preprocessing(tmp_path):
+    rng = numpy.random.default_rng(5)
+    shape, affine = (20, 22, 18), numpy.diag([-1, 1.5, 2, 1.0])
+    scans = {(n, c): blob(rng, shape)[0].round().astype(numpy.int16) for n in "pq" for c in ("t1", "t2")}
+    label = (scans["p", "t1"] > 100).astype(numpy.uint8)
+    for (n, c), scan in scans.items():
+        save(scan, affine, tmp_path / f"data/{n}_{c}.nii.gz")
+        # The same values in another type, order of axes and format, in one file.
+        turned = nibabel.Nifti1Image(scan.astype(numpy.float32), affine).as_reoriented([[1, 1], [0, -1], [2, -1]])
+        (tmp_path / "turned").mkdir(exist_ok=True)
+        nibabel.save(turned, tmp_path / f"turned/{n}_{c}.nii")
+    for n in "pq":
+        save(label, affine, tmp_path / f"data/{n}_seg.nii.gz")
+        save(numpy.stack([scans[n, "t1"], scans[n, "t2"]], -1), affine, tmp_path / f"stacked/{n}.nii.gz")
+
+    def images(name, *flags, data="data"):
+        preprocess(tmp_path / data, tmp_path / name, *flags)
+        return [entry["images"] for entry in json.loads((tmp_path / name / "index.json").read_text())["subjects"]]
+
+    first = images("a", "--size", 16, "--labels", "0,1")
+    assert all(len(marks) == 2 for marks in first) and len({mark for marks in first for mark in marks}) == 4
+    assert first == images("b", "--size", 12, "--no-labels", "--dtype", "f32")
+    assert first == images("c", "--protocol", "modern", "--no-labels", "--window", "0,100", data="turned")
+    assert first == images("d", "--size", 16, "--channels", "image_1", data="stacked")
+    one = images("e", "--size", 16, "--channels", "t2", "--no-labels")
+    assert one == [marks[1:] for marks in first]
+    # A store of an earlier version is completed.
+    written = tmp_path / "a" / "index.json"
+    for path in (tmp_path / "a").glob("*.safetensors"):
+        path.write_bytes(path.read_bytes().replace(b'"images"', b'"imagez"'))
+    before = written.read_text()
+    assert "(0 kept)" in preprocess(tmp_path / "data", tmp_path / "a", "--size", 16, "--labels", "0,1")
+    assert written.read_text() == before
+    # A copy is one in another format and without a label too.
+    nibabel.save(nibabel.load(tmp_path / "turned/p_t2.nii"), tmp_path / "data/copy_t2.nii")
+    save(scans["q", "t1"] + 1, affine, tmp_path / "data/copy_t1.nii.gz")
+    text = preprocess(tmp_path / "data", tmp_path / "f", "--size", 16, "--labels", "0,1")
+    assert "warning: 2 subjects hold the same scan: copy, p\n" in text

@@ -2,6 +2,7 @@
 
 use super::{Grid, Placement, Settings, intensity, photo};
 use crate::data::layouts::{LabelValue, Source, Subject, class_of};
+use crate::data::store;
 use crate::data::volume::{Affine, Volume, permute_affine, same_grid, spacing};
 use crate::dim::{Region, Shape, voxels};
 use crate::transform::spatial::Orientation;
@@ -58,6 +59,8 @@ pub struct Prepared {
     pub image: Array4<f32>,
     /// `[D, H, W]`, classes.
     pub label: Option<Array3<u8>>,
+    /// By which the scan is known again, see [`store::images`].
+    pub images: Vec<String>,
     /// Millimetres along each axis of `image`.
     pub spacing: [f64; 3],
     /// What [`Metadata`] reads, and more for people: JSON by key.
@@ -102,10 +105,10 @@ impl Plan {
 /// Reads, orients, checks, crops, resamples and normalises one subject. Errors name the file, what was expected and found.
 pub fn prepare(subject: &Subject, plan: &Plan) -> Result<Prepared> {
     let (images, label) = plan.sources(subject)?;
-    let (volume, orientation) = image(&images, subject, plan)?;
+    let (volume, orientation, seen) = image(&images, subject, plan)?;
     let first = || images[0].display();
     if images[0].is_image() {
-        return prepare_photograph(subject, plan, &volume).with_context(first);
+        return prepare_photograph(subject, plan, &volume, seen).with_context(first);
     }
     let placement = Placement::find(&volume, &plan.settings).with_context(first)?;
     let stored = placement.image(&volume, &plan.settings).with_context(first)?;
@@ -116,7 +119,8 @@ pub fn prepare(subject: &Subject, plan: &Plan) -> Result<Prepared> {
 
     let back = orientation.inverse();
     let original = back.output(scan);
-    let origin = Origin { shape: original, affine: permute_affine(&affine, scan, back), orientation, crop: placement.crop() };
+    let affine_there = permute_affine(&affine, scan, back);
+    let origin = Origin { shape: original, affine: affine_there, orientation, crop: placement.crop(), images: seen };
     Ok(Prepared::new(stored, label, &placement.affine, origin, &images, subject, plan))
 }
 
@@ -129,6 +133,8 @@ struct Origin {
     orientation: Orientation,
     /// The box of the turned scan that is stored.
     crop: Region,
+    /// [`store::images`] of what was read.
+    images: Vec<String>,
 }
 
 impl Prepared {
@@ -153,14 +159,15 @@ impl Prepared {
             ("orientation", json!(origin.orientation)),
             ("crop", json!(origin.crop)),
             ("settings", json!(plan.settings)),
+            ("images", json!(origin.images)),
         ];
         let text = text.into_iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
-        Prepared { image, label, spacing: spacing(affine), text }
+        Prepared { image, label, images: origin.images, spacing: spacing(affine), text }
     }
 }
 
 /// A photograph: cropped, squared and resized by [`photo::fit`], then normalised.
-fn prepare_photograph(subject: &Subject, plan: &Plan, volume: &Volume) -> Result<Prepared> {
+fn prepare_photograph(subject: &Subject, plan: &Plan, volume: &Volume, images: Vec<String>) -> Result<Prepared> {
     let Grid::Cube { side } = plan.settings.grid else {
         bail!("a photograph has no spacing in millimetres, expected a grid of a given side")
     };
@@ -169,14 +176,15 @@ fn prepare_photograph(subject: &Subject, plan: &Plan, volume: &Volume) -> Result
         let values = channel.as_slice_mut().context("just made")?;
         intensity::normalise(values, plan.settings.intensity, plan.settings.foreground).context(name)?;
     }
-    let origin = Origin { shape: volume.shape(), affine: volume.affine, orientation: Orientation::IDENTITY, crop };
+    let origin = Origin { shape: volume.shape(), affine: volume.affine, orientation: Orientation::IDENTITY, crop, images };
     let source: Vec<&Source> = subject.channels.iter().collect();
     Ok(Prepared::new(fitted.data, None, &fitted.affine, origin, &source, subject, plan))
 }
 
-/// The wanted channels in one RAS+ volume, and how the first file was turned to it.
-fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume, Orientation)> {
+/// The wanted channels in one RAS+ volume, how the first file was turned to it, and [`store::images`] of all that was read.
+fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume, Orientation, Vec<String>)> {
     let (mut first, orientation) = sources[0].read_ras()?;
+    let mut seen = store::images(&first);
     if subject.channels.len() == 1 {
         let expected = plan.available.len();
         if sources[0].is_image() && first.channels() == 1 && expected == 3 {
@@ -193,12 +201,13 @@ fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume,
         if !plan.channels.iter().copied().eq(0..found) {
             first.data = first.data.select(Axis(0), &plan.channels);
         }
-        return Ok((first, orientation));
+        return Ok((first, orientation, seen));
     }
     let mut parts = vec![];
     for source in &sources[1..] {
         let (volume, _) = source.read_ras()?;
         same_grid(&sources[0].display(), first.shape(), &first.affine, &source.display(), &volume)?;
+        seen.extend(store::images(&volume));
         parts.push(volume.data);
     }
     for (source, channels) in sources.iter().zip([&first.data].into_iter().chain(&parts).map(|p| p.dim().0)) {
@@ -208,7 +217,7 @@ fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume,
         let views: Vec<_> = [&first.data].into_iter().chain(&parts).map(|p| p.view()).collect();
         first.data = concatenate(Axis(0), &views)?;
     }
-    Ok((first, orientation))
+    Ok((first, orientation, seen))
 }
 
 /// Classes of a label file's voxels, in RAS+ order. Errors on a value that is not listed.

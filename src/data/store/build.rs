@@ -221,11 +221,13 @@ fn store_one(subject: &Subject, plan: &Plan, folder: &Path) -> Result<Result<(En
             class: subject.class,
             split: subject.split.clone(),
             fingerprint: header.text.get("fingerprint")?.clone(),
+            // Files of earlier versions have none, and are made anew.
+            images: serde_json::from_str(header.text.get("images")?).ok()?,
         })
     }) {
         return Ok(Ok((entry, true)));
     }
-    let Prepared { image, label, spacing, mut text } = match prepare(subject, plan) {
+    let Prepared { image, label, images, spacing, mut text } = match prepare(subject, plan) {
         Ok(prepared) => prepared,
         Err(error) => return Ok(Err(bad(error))),
     };
@@ -243,6 +245,7 @@ fn store_one(subject: &Subject, plan: &Plan, folder: &Path) -> Result<Result<(En
         class: subject.class,
         split,
         fingerprint,
+        images,
     };
     Ok(Ok((entry, false)))
 }

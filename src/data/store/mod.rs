@@ -2,7 +2,10 @@
 
 pub mod build;
 pub mod file;
+mod identity;
 pub mod oriented;
+
+pub use identity::images;
 
 use crate::data::Scans;
 use crate::data::layouts::{LabelValue, Layout};
@@ -67,8 +70,11 @@ pub struct Entry {
     pub class: Option<u8>,
     /// `train`, `val` or `test`, where the dataset says.
     pub split: Option<String>,
-    /// SHA-256 of the voxels.
+    /// SHA-256 of the stored voxels.
     pub fingerprint: String,
+    /// Of the scan's images as read, see [`images`]; empty in stores of earlier versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub images: Vec<String>,
 }
 
 /// A scan that is not in the store.
