@@ -2,7 +2,7 @@
 
 use pretext3d::dim::Rank;
 use pretext3d::ffi::{self, MemoryFormat};
-use pretext3d::nn::{Decoder, Encoder, UNet, UNetConfig};
+use pretext3d::nn::{Decoder, Encoder, Mode, UNet, UNetConfig};
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use tch::{Device, Kind, Tensor, nn::VarStore};
@@ -71,10 +71,10 @@ fn gradients(setting: Setting, part: Part, rank: Rank, (side, batch): (i64, i64)
     }
     ffi::set_memory_format(&x, format).unwrap();
     let map = ffi::with_autocast(device, bf16, || {
-        let mut pyramid = encoder.forward(&x, true);
+        let mut pyramid = encoder.forward(&x, Mode::Train);
         match &decoder {
             None => pyramid.pop().unwrap(),
-            Some(decoder) => decoder.forward(pyramid, true).remove(0),
+            Some(decoder) => decoder.forward(pyramid, Mode::Train).remove(0),
         }
     });
     (map.to_kind(kind) * projection).sum(kind).backward();

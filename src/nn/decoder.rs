@@ -2,7 +2,7 @@
 
 use super::blocks::{Conv, Stage, UpConv};
 use super::script::ScriptModule;
-use super::{Encoder, Level};
+use super::{Encoder, Level, Mode};
 use crate::dim::Rank;
 use std::fmt::Write;
 use tch::{Tensor, nn};
@@ -60,7 +60,7 @@ impl Decoder {
 
     /// Logits `[B, outputs, ...]` of a pyramid, finest first: the full resolution, and in training the coarser ones if the
     /// decoder is deeply supervised. The input's sides must be multiples of the encoder's deepest reduction.
-    pub fn forward(&self, mut pyramid: Vec<Tensor>, train: bool) -> Vec<Tensor> {
+    pub fn forward(&self, mut pyramid: Vec<Tensor>, mode: Mode) -> Vec<Tensor> {
         let mut x = pyramid.pop().expect("an encoder has at least one level");
         let mut logits = Vec::new();
         for (i, step) in self.steps.iter().enumerate() {
@@ -69,8 +69,8 @@ impl Decoder {
                 let skip = pyramid.pop().expect("one map for every step with a skip");
                 x = Tensor::cat(&[skip, x], 1);
             }
-            x = step.stage.forward(&x, train);
-            if let Some(output) = step.output.as_ref().filter(|_| train || i + 1 == self.steps.len()) {
+            x = step.stage.forward(&x, mode.trains_head());
+            if let Some(output) = step.output.as_ref().filter(|_| mode.trains_head() || i + 1 == self.steps.len()) {
                 logits.insert(0, output.forward(&x));
             }
         }
@@ -126,7 +126,7 @@ mod tests {
             &self.1
         }
 
-        fn forward(&self, x: &Tensor, _train: bool) -> Vec<Tensor> {
+        fn features(&self, x: &Tensor, _train: bool) -> Vec<Tensor> {
             let map = |level: &Level| {
                 let mut dims = x.size();
                 dims[1] = level.channels;
@@ -153,13 +153,13 @@ mod tests {
                 let x = Tensor::zeros(&dims, (Kind::Float, Device::Cpu));
                 let mut expected: Vec<i64> = if reductions[0] == 1 { vec![] } else { vec![1] };
                 expected.extend(&reductions[..reductions.len() - 1]);
-                let logits = decoder.forward(encoder.forward(&x, true), true);
+                let logits = decoder.forward(encoder.forward(&x, Mode::Train), Mode::Train);
                 let shape = |reduction: &i64| {
                     let spatial = dims[2..].iter().map(|n| n / reduction);
                     [2, 3].into_iter().chain(spatial).collect::<Vec<i64>>()
                 };
                 assert_eq!(logits.iter().map(Tensor::size).collect::<Vec<_>>(), expected.iter().map(shape).collect::<Vec<_>>());
-                let evaluated = decoder.forward(encoder.forward(&x, false), false);
+                let evaluated = decoder.forward(encoder.forward(&x, Mode::Eval), Mode::Eval);
                 assert_eq!(evaluated.iter().map(Tensor::size).collect::<Vec<_>>(), [shape(&1)]);
                 Tensor::cat(&logits.iter().map(|l| l.flatten(0, -1)).collect::<Vec<_>>(), 0).sum(Kind::Float).backward();
                 for (name, variable) in vs.variables().iter().filter(|(_, v)| v.requires_grad()) {

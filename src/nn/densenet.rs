@@ -166,7 +166,7 @@ impl Encoder for DenseNet {
         [1, side(input[1]), side(input[2])]
     }
 
-    fn forward(&self, x: &Tensor, train: bool) -> Vec<Tensor> {
+    fn features(&self, x: &Tensor, train: bool) -> Vec<Tensor> {
         let stem = self.norm0.forward(&self.conv0.forward(x), train).relu_();
         let mut x = stem.max_pool2d([3, 3], [2, 2], [1, 1], [1, 1], false);
         let mut pyramid = vec![stem];
@@ -227,7 +227,7 @@ mod tests {
         let net = DenseNet::new(vs.root(), DenseNetConfig { in_channels: 3, dropout: 0. });
         assert_eq!(net.levels().iter().map(|l| l.channels).collect::<Vec<_>>(), [64, 256, 512, 1024, 1024]);
         let run =
-            |h: i64, w: i64| tch::no_grad(|| net.forward(&Tensor::randn([1, 3, h, w], (Kind::Float, Device::Cpu)), false));
+            |h: i64, w: i64| tch::no_grad(|| net.features(&Tensor::randn([1, 3, h, w], (Kind::Float, Device::Cpu)), false));
         for (map, level) in run(64, 96).iter().zip(net.levels()) {
             assert_eq!(map.size(), [1, level.channels, 64 / level.reduction, 96 / level.reduction]);
         }

@@ -1,8 +1,8 @@
 //! Small networks on the deepest feature map, shared by the tasks.
 
-use super::Encoder;
 use super::blocks::{Norm, global_average, max_pool};
 use super::script::ScriptModule;
+use super::{Encoder, Mode};
 use crate::dim::{Rank, Shape, voxels};
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -97,8 +97,8 @@ impl Mlp {
         Mlp { hidden, last: linear(&vs / "output", inputs, outputs), dropout }
     }
 
-    pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        let mut x = x.shallow_clone();
+    pub fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
+        let (mut x, train) = (x.shallow_clone(), mode.trains_head());
         for (layer, norm) in &self.hidden {
             x = norm.forward(&layer.forward(&x).relu(), train).dropout(self.dropout, train);
         }

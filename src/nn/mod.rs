@@ -10,12 +10,30 @@ pub mod unet;
 
 use crate::dim::{Rank, Shape};
 use script::ScriptModule;
-use tch::Tensor;
+use tch::{Tensor, no_grad};
 
 pub use decoder::Decoder;
 pub use densenet::{DenseNet, DenseNetConfig};
 pub use encoder::{Architecture, EncoderConfig, EncoderFlags};
 pub use unet::{UNet, UNetConfig};
+
+/// How a network computes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// Batch statistics and dropout; all of it learns.
+    Train,
+    /// The encoder computes as in evaluation and gets no gradients; what stands above it trains.
+    Frozen,
+    /// Running statistics, no dropout.
+    Eval,
+}
+
+impl Mode {
+    /// Whether what stands above the encoder trains.
+    pub fn trains_head(self) -> bool {
+        self != Mode::Eval
+    }
+}
 
 /// One level of an encoder's feature pyramid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -34,10 +52,19 @@ pub trait Encoder {
     fn in_channels(&self) -> i64;
     /// The pyramid, finest first.
     fn levels(&self) -> &[Level];
-    /// `[B, C, D, H, W]` (images `[B, C, H, W]`) to one tensor a level, finest first.
-    fn forward(&self, x: &Tensor, train: bool) -> Vec<Tensor>;
+    /// `[B, C, D, H, W]` (images `[B, C, H, W]`) to one tensor a level, finest first. `train`: with batch statistics and dropout.
+    fn features(&self, x: &Tensor, train: bool) -> Vec<Tensor>;
     /// The same network as TorchScript.
     fn script(&self) -> ScriptModule;
+
+    /// [`Encoder::features`] as the mode asks for them.
+    fn forward(&self, x: &Tensor, mode: Mode) -> Vec<Tensor> {
+        match mode {
+            Mode::Train => self.features(x, true),
+            Mode::Frozen => no_grad(|| self.features(x, false)),
+            Mode::Eval => self.features(x, false),
+        }
+    }
 
     fn deepest(&self) -> Level {
         *self.levels().last().expect("an encoder has at least one level")
@@ -51,7 +78,7 @@ pub trait Encoder {
     }
 
     /// Encodes every view of a batch `[B, V, C, ...]` and returns the deepest maps, `[B * V, C', ...]`.
-    fn encode_views(&self, views: &Tensor, train: bool) -> Tensor {
-        self.forward(&views.flatten(0, 1), train).pop().expect("an encoder has at least one level")
+    fn encode_views(&self, views: &Tensor, mode: Mode) -> Tensor {
+        self.forward(&views.flatten(0, 1), mode).pop().expect("an encoder has at least one level")
     }
 }

@@ -86,7 +86,7 @@ impl Encoder for UNet {
         &self.levels
     }
 
-    fn forward(&self, x: &Tensor, train: bool) -> Vec<Tensor> {
+    fn features(&self, x: &Tensor, train: bool) -> Vec<Tensor> {
         let mut pyramid: Vec<Tensor> = Vec::with_capacity(self.stages.len());
         for stage in &self.stages {
             let map = match pyramid.last() {

@@ -7,10 +7,10 @@ use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
 use crate::data::Scans;
 use crate::dim::{Rank, Region, Shape, voxels};
 use crate::metrics::agreement::Confusion;
-use crate::nn::Encoder;
 use crate::nn::blocks::global_average;
 use crate::nn::heads::Mlp;
 use crate::nn::script::ScriptModule;
+use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
 use crate::transform::augment::AugmentConfig;
 use crate::transform::spatial::Orientation;
@@ -250,11 +250,11 @@ pub fn probabilities(outputs: Outputs, logits: &Tensor) -> Tensor {
 }
 
 impl Head for ClassificationHead {
-    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, train: bool) -> Outcome {
+    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome {
         let x = batch.views.squeeze_dim(1);
         let truth = batch.targets.squeeze_dim(1);
-        let map = encoder.forward(&x, train).pop().expect("an encoder has at least one level");
-        let logits = self.mlp.forward(&global_average(&map), train);
+        let map = encoder.forward(&x, mode).pop().expect("an encoder has at least one level");
+        let logits = self.mlp.forward(&global_average(&map), mode);
         let right = no_grad(|| classes(self.outputs, &logits).eq_tensor(&truth).to_kind(Kind::Float).mean(Kind::Float));
         Outcome { loss: self.loss(&logits, &truth), metrics: vec![right] }
     }
@@ -280,8 +280,8 @@ impl Head for ClassificationHead {
     }
 
     fn logits(&self, encoder: &dyn Encoder, x: &Tensor) -> Tensor {
-        let map = encoder.forward(x, false).pop().expect("an encoder has at least one level");
-        self.mlp.forward(&global_average(&map), false).to_kind(Kind::Float)
+        let map = encoder.forward(x, Mode::Eval).pop().expect("an encoder has at least one level");
+        self.mlp.forward(&global_average(&map), Mode::Eval).to_kind(Kind::Float)
     }
 }
 

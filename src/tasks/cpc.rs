@@ -8,8 +8,8 @@ use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
 use crate::data::Scans;
 use crate::dim::{Rank, Region, Shape, voxels};
 use crate::ffi;
-use crate::nn::Encoder;
 use crate::nn::heads::{HeadKind, Pool, linear};
+use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
 use crate::sample::patch::{Grid, draw_window};
 use crate::transform::spatial::Orientation;
@@ -261,8 +261,8 @@ struct CpcHead {
 
 impl CpcHead {
     /// Codes `[B, n, n(, n), code]`; every patch passes the encoder once.
-    fn codes(&self, encoder: &dyn Encoder, views: &Tensor, train: bool) -> Tensor {
-        let features = self.pool.forward(&encoder.encode_views(views, train));
+    fn codes(&self, encoder: &dyn Encoder, views: &Tensor, mode: Mode) -> Tensor {
+        let features = self.pool.forward(&encoder.encode_views(views, mode));
         let mut sizes = vec![views.size()[0]];
         sizes.extend(vec![self.grid.n as i64; self.grid.rank.n()]);
         sizes.push(-1);
@@ -277,8 +277,8 @@ impl CpcHead {
 }
 
 impl Head for CpcHead {
-    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, train: bool) -> Outcome {
-        let codes = self.codes(encoder, &batch.views, train);
+    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome {
+        let codes = self.codes(encoder, &batch.views, mode);
         // Bfloat16's 8 bits would blur the scores that the loss compares.
         ffi::without_autocast(batch.views.device(), || {
             let contexts = self.contexts(&codes);

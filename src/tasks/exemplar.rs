@@ -9,9 +9,9 @@ use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
 use crate::data::Scans;
 use crate::dim::{Rank, Region, Shape, voxels};
 use crate::ffi;
-use crate::nn::Encoder;
 use crate::nn::blocks::Norm;
 use crate::nn::heads::{HeadKind, Pool, linear};
+use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
 use crate::sample::patch::draw_window;
 use crate::transform::intensity::{self, Intensity, Stats};
@@ -199,11 +199,11 @@ struct ExemplarHead {
 
 impl ExemplarHead {
     /// Unit vectors `[B, 3, E]`.
-    fn embed(&self, encoder: &dyn Encoder, views: &Tensor, train: bool) -> Tensor {
-        let features = self.pool.forward(&encoder.encode_views(views, train));
+    fn embed(&self, encoder: &dyn Encoder, views: &Tensor, mode: Mode) -> Tensor {
+        let features = self.pool.forward(&encoder.encode_views(views, mode));
         ffi::without_autocast(views.device(), || {
             let hidden = self.hidden.forward(&features.to_kind(Kind::Float)).relu();
-            let x = self.output.forward(&self.norm.forward(&hidden, train)).unflatten(0, [-1, 3]);
+            let x = self.output.forward(&self.norm.forward(&hidden, mode.trains_head())).unflatten(0, [-1, 3]);
             let length = (x.square().sum_dim_intlist(-1, true, Kind::Float) + EPS).sqrt();
             x / length
         })
@@ -211,8 +211,8 @@ impl ExemplarHead {
 }
 
 impl Head for ExemplarHead {
-    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, train: bool) -> Outcome {
-        let x = self.embed(encoder, &batch.views, train);
+    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome {
+        let x = self.embed(encoder, &batch.views, mode);
         let (near, far) = triplet_distances(&x);
         let loss = (&near - &far + self.margin).relu().mean(Kind::Float);
         let metrics = tch::no_grad(|| {
@@ -256,7 +256,7 @@ mod tests {
         let encoder = encoder(&vs, rank);
         let head = task.network(&vs.root(), &encoder).unwrap();
         let (batch, _) = batch(&task, &scans([9, 8, 10]), rank, size);
-        let x = tch::no_grad(|| head.embed(&encoder, &batch.views, false));
+        let x = tch::no_grad(|| head.embed(&encoder, &batch.views, Mode::Eval));
         let x: Vec<Vec<Vec<f64>>> = (0..size as i64)
             .map(|b| (0..3).map(|v| Vec::try_from(x.get(b).get(v).to_kind(Kind::Double)).unwrap()).collect())
             .collect();
@@ -274,7 +274,7 @@ mod tests {
             pairs.extend(originals[..i].iter().map(|b| distance(a, b)));
         }
         let spread = pairs.iter().sum::<f64>() / pairs.len() as f64;
-        let outcome = head.forward(&encoder, &batch, false);
+        let outcome = head.forward(&encoder, &batch, Mode::Eval);
         let found = [&outcome.loss, &outcome.metrics[0], &outcome.metrics[1]].map(|t| f64::try_from(t).unwrap());
         for (found, expected) in found.iter().zip([loss, right, spread]) {
             assert!((found - expected).abs() < 1e-4, "{found:?}: expected {expected}");

@@ -8,8 +8,8 @@
 use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, classify, warn_of_touching_patches};
 use crate::data::Scans;
 use crate::dim::{Rank, Shape, voxels};
-use crate::nn::Encoder;
 use crate::nn::heads::{DROPOUT, HeadKind, Mlp, Pool};
+use crate::nn::{Encoder, Mode};
 use crate::rng::{Rng, Stream, rng};
 use crate::sample::patch::{JitteredGrid, draw_window};
 use crate::transform::spatial::Orientation;
@@ -232,11 +232,11 @@ impl JigsawHead {
 }
 
 impl Head for JigsawHead {
-    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, train: bool) -> Outcome {
-        let features = self.pool.forward(&encoder.encode_views(&batch.views, train));
+    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome {
+        let features = self.pool.forward(&encoder.encode_views(&batch.views, mode));
         let features = features.view([batch.views.size()[0], batch.views.size()[1], self.pool.features]);
         let puzzles = self.shuffle(&features, &batch.targets);
-        classify(&self.mlp.forward(&puzzles, train), &batch.targets.flatten(0, -1))
+        classify(&self.mlp.forward(&puzzles, mode), &batch.targets.flatten(0, -1))
     }
 }
 
@@ -289,14 +289,14 @@ mod tests {
             let mlp = Mlp::new(vs.root() / "mlp", HeadKind::Big.hidden(), DROPOUT, task.views() as i64 * pool.features, 100);
             let head = JigsawHead { pool, mlp, table };
 
-            let features = head.pool.forward(&encoder.encode_views(&batch.views, false)).view([2, -1, pool.features]);
+            let features = head.pool.forward(&encoder.encode_views(&batch.views, Mode::Eval)).view([2, -1, pool.features]);
             let ours = head.shuffle(&features, &batch.targets);
             for (b, drawn) in drawn.iter().enumerate() {
                 for (k, &id) in drawn.targets.iter().enumerate() {
                     let patches: Vec<Tensor> =
                         task.permutations[id as usize].iter().map(|&cell| batch.views.get(b as i64).get(cell as i64)).collect();
                     let shuffled = Tensor::stack(&patches, 0).unsqueeze(0);
-                    let naive = pool.forward(&encoder.encode_views(&shuffled, false)).flatten(0, -1);
+                    let naive = pool.forward(&encoder.encode_views(&shuffled, Mode::Eval)).flatten(0, -1);
                     let difference = (ours.get((b * 5 + k) as i64) - naive).abs().max();
                     assert!(f64::try_from(difference).unwrap() < 1e-5);
                 }

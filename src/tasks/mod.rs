@@ -12,7 +12,7 @@ pub mod segmentation;
 
 use crate::data::Scans;
 use crate::dim::{Rank, Shape};
-use crate::nn::Encoder;
+use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
@@ -186,7 +186,7 @@ pub struct Outcome {
 
 /// A task's network above the encoder, with its loss.
 pub trait Head {
-    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, train: bool) -> Outcome;
+    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome;
     /// What validation needs to know of one whole scan, for tasks that judge scans. `place` lays out an input of the network,
     /// `[B, C, ...]` on `device`, as it computes fastest.
     fn judge(
@@ -276,7 +276,7 @@ pub(crate) mod tests {
             let vs = nn::VarStore::new(Device::Cpu);
             let encoder = encoder(&vs, rank);
             let head = task.head(&(vs.root() / task.name()), &encoder).unwrap();
-            let outcome = head.forward(&encoder, &batch, true);
+            let outcome = head.forward(&encoder, &batch, Mode::Train);
             assert_eq!(outcome.metrics.len(), task.metrics().len());
             assert!(outcome.metrics.iter().all(|m| m.numel() == 1 && m.kind() == Kind::Float && !m.requires_grad()));
             outcome.loss.backward();
@@ -284,7 +284,7 @@ pub(crate) mod tests {
                 assert!(variable.grad().defined(), "{kind:?} {rank:?}: no gradient for {name}");
                 assert!(bool::try_from(variable.grad().isfinite().all()).unwrap(), "{kind:?} {rank:?}: {name}");
             }
-            let loss = f64::try_from(head.forward(&encoder, &batch, false).loss).unwrap();
+            let loss = f64::try_from(head.forward(&encoder, &batch, Mode::Eval).loss).unwrap();
             assert!(loss.is_finite());
         }
     }

@@ -4,8 +4,8 @@
 use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, classify};
 use crate::data::Scans;
 use crate::dim::{Rank, Shape};
-use crate::nn::Encoder;
 use crate::nn::heads::{DROPOUT, HeadKind, Mlp, Pool};
+use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
 use crate::sample::patch::draw_window;
 use crate::transform::spatial::Orientation;
@@ -100,8 +100,8 @@ struct RotationHead {
 }
 
 impl Head for RotationHead {
-    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, train: bool) -> Outcome {
-        let features = self.pool.forward(&encoder.encode_views(&batch.views, train));
-        classify(&self.mlp.forward(&features, train), &batch.targets.flatten(0, -1))
+    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome {
+        let features = self.pool.forward(&encoder.encode_views(&batch.views, mode));
+        classify(&self.mlp.forward(&features, mode), &batch.targets.flatten(0, -1))
     }
 }

@@ -4,8 +4,8 @@
 use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, classify, warn_of_touching_patches};
 use crate::data::Scans;
 use crate::dim::{Rank, Shape, voxels};
-use crate::nn::Encoder;
 use crate::nn::heads::{DROPOUT, HeadKind, Mlp, Pool};
+use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
 use crate::sample::patch::{JitteredGrid, draw_window};
 use crate::transform::spatial::Orientation;
@@ -136,9 +136,9 @@ struct RplHead {
 }
 
 impl Head for RplHead {
-    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, train: bool) -> Outcome {
-        let features = self.pool.forward(&encoder.encode_views(&batch.views, train));
+    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome {
+        let features = self.pool.forward(&encoder.encode_views(&batch.views, mode));
         let pairs = features.view([-1, 2 * self.pool.features]);
-        classify(&self.mlp.forward(&pairs, train), &batch.targets.flatten(0, -1))
+        classify(&self.mlp.forward(&pairs, mode), &batch.targets.flatten(0, -1))
     }
 }

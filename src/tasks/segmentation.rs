@@ -11,7 +11,7 @@ use crate::dim::{Rank, Shape, voxels};
 use crate::metrics::overlap::Counts;
 use crate::metrics::summary::mean;
 use crate::nn::script::ScriptModule;
-use crate::nn::{Decoder, Encoder};
+use crate::nn::{Decoder, Encoder, Mode};
 use crate::predict::window::{Network, Window, default_batch};
 use crate::rng::Rng;
 use crate::sample::foreground::Foreground;
@@ -295,12 +295,12 @@ fn soft_dice_loss(probabilities: &Tensor, classes: &Tensor, weights: &Tensor) ->
 }
 
 impl Head for SegmentationHead {
-    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, train: bool) -> Outcome {
+    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome {
         let x = batch.views.squeeze_dim(1);
         let mut dims = vec![x.size()[0]];
         dims.extend(&x.size()[2..]);
         let classes = batch.targets.reshape(&dims);
-        let logits = self.decoder.forward(encoder.forward(&x, train), train);
+        let logits = self.decoder.forward(encoder.forward(&x, mode), mode);
         let (mut loss, mut total, mut weight) = (Tensor::from(0f32).to_device(x.device()), 0., 1.);
         for (level, logits) in logits.iter().enumerate() {
             // Every 2^level-th voxel: the nearest one, so that classes stay classes.
@@ -340,7 +340,7 @@ impl Head for SegmentationHead {
     }
 
     fn logits(&self, encoder: &dyn Encoder, x: &Tensor) -> Tensor {
-        self.decoder.forward(encoder.forward(x, false), false).remove(0).to_kind(Kind::Float)
+        self.decoder.forward(encoder.forward(x, Mode::Eval), Mode::Eval).remove(0).to_kind(Kind::Float)
     }
 }
 

@@ -1,11 +1,9 @@
 //! One encoder and the heads of the tasks that train it, in one variable store.
 
-use crate::dim::{Rank, Shape};
 use crate::ffi::{self, MemoryFormat};
-use crate::nn::script::ScriptModule;
-use crate::nn::{Encoder, EncoderConfig, Level};
+use crate::nn::{Encoder, EncoderConfig, Mode};
 use crate::rng::{Stream, rng};
-use crate::run::weights;
+use crate::run::tensors::{ENCODER, Tensors};
 use crate::tasks::{Batch, Head, Outcome, Task};
 use anyhow::{Context, Result};
 use rand::RngCore;
@@ -17,8 +15,9 @@ pub struct Network {
     pub encoder: Box<dyn Encoder>,
     /// In the order of the tasks.
     pub heads: Vec<Box<dyn Head>>,
-    /// Per task, where there are several, each running statistic of the encoder and the task's own copy. Tasks feed the
-    /// encoder differently (whole scans, small patches): statistics over all of them would fit none in evaluation.
+    /// Per task, where there are several, each running statistic of the encoder and the task's own copy. Tasks feed the encoder
+    /// differently (whole scans, small patches), so in training and validation each has its own. An export needs one set:
+    /// [`Network::mix_statistics`].
     statistics: Vec<Vec<(Tensor, Tensor)>>,
 }
 
@@ -28,18 +27,18 @@ impl Network {
         seed_libtorch(seed, 0);
         let vs = VarStore::new(Device::Cpu);
         let root = vs.root();
-        let encoder = config.build(&root / weights::ENCODER.trim_end_matches('.'));
+        let encoder = config.build(&root / ENCODER.trim_end_matches('.'));
         let heads = tasks
             .iter()
             .map(|task| task.head(&(&root / task.name()), encoder.as_ref()).with_context(|| format!("task {}", task.name())))
             .collect::<Result<_>>()?;
         let mut shared: Vec<(String, Tensor)> =
-            vs.variables().into_iter().filter(|(name, t)| name.starts_with(weights::ENCODER) && !t.requires_grad()).collect();
+            vs.variables().into_iter().filter(|(name, t)| name.starts_with(ENCODER) && !t.requires_grad()).collect();
         shared.sort_by(|a, b| a.0.cmp(&b.0));
         let own = |task: &&dyn Task| {
             let path = &root / task.name() / "statistics";
             let copy = |(name, t): &(String, Tensor)| {
-                let mut own = path.zeros_no_train(&name[weights::ENCODER.len()..].replace('.', "_"), &t.size());
+                let mut own = path.zeros_no_train(&name[ENCODER.len()..].replace('.', "_"), &t.size());
                 own.copy_(t);
                 (t.shallow_clone(), own)
             };
@@ -49,22 +48,19 @@ impl Network {
         Ok(Network { config, vs, encoder, heads, statistics })
     }
 
-    /// Forward pass of one task, with the running statistics that are its own. `frozen`: the encoder computes as in evaluation
-    /// and gets no gradients.
-    pub fn forward(&self, task: usize, batch: &Batch, train: bool, frozen: bool) -> Outcome {
-        if frozen {
-            return self.heads[task].forward(&Frozen(self.encoder.as_ref()), batch, train);
-        }
+    /// Forward pass of one task, with the running statistics that are its own.
+    pub fn forward(&self, task: usize, batch: &Batch, mode: Mode) -> Outcome {
         let own = self.statistics.get(task).map(Vec::as_slice).unwrap_or_default();
         no_grad(|| own.iter().for_each(|(shared, own)| shared.shallow_clone().copy_(own)));
-        let outcome = self.heads[task].forward(self.encoder.as_ref(), batch, train);
-        if train {
+        let outcome = self.heads[task].forward(self.encoder.as_ref(), batch, mode);
+        if mode == Mode::Train {
             no_grad(|| own.iter().for_each(|(shared, own)| own.shallow_clone().copy_(shared)));
         }
         outcome
     }
 
-    /// Sets the encoder's statistics to those of the tasks' inputs taken together, each task counting the same.
+    /// Sets the encoder's statistics to the mean and variance over all tasks' inputs, each task counting the same. Exact for the first
+    /// layer only: what deeper layers see depends on the statistics before them.
     pub fn mix_statistics(&self) {
         if self.statistics.is_empty() {
             return;
@@ -82,43 +78,15 @@ impl Network {
         });
     }
 
+    /// Every variable by its name.
+    pub fn state(&self) -> Tensors {
+        self.vs.variables().into_iter().collect()
+    }
+
     /// Moves to the device and lays convolution weights out.
     pub fn place(&mut self, device: Device, format: MemoryFormat) -> Result<()> {
         self.vs.set_device(device);
         self.vs.variables().values().try_for_each(|variable| ffi::set_memory_format(variable, format))
-    }
-}
-
-/// An encoder that does not learn.
-struct Frozen<'a>(&'a dyn Encoder);
-
-impl Encoder for Frozen<'_> {
-    fn name(&self) -> &'static str {
-        self.0.name()
-    }
-
-    fn rank(&self) -> Rank {
-        self.0.rank()
-    }
-
-    fn in_channels(&self) -> i64 {
-        self.0.in_channels()
-    }
-
-    fn levels(&self) -> &[Level] {
-        self.0.levels()
-    }
-
-    fn deepest_shape(&self, input: Shape) -> Shape {
-        self.0.deepest_shape(input)
-    }
-
-    fn forward(&self, x: &Tensor, _train: bool) -> Vec<Tensor> {
-        no_grad(|| self.0.forward(x, false))
-    }
-
-    fn script(&self) -> ScriptModule {
-        self.0.script()
     }
 }
 
@@ -138,6 +106,7 @@ pub fn seed_libtorch(seed: u64, step: u64) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dim::Rank;
     use crate::nn::UNetConfig;
     use crate::tasks::{TaskConfigs, TaskKind, build};
 
@@ -159,12 +128,12 @@ mod tests {
         let (a, b) = (batch(0, 0.), batch(1, 50.));
         tch::manual_seed(1);
         for _ in 0..200 {
-            network.forward(0, &a, true, false);
-            network.forward(1, &b, true, false);
+            network.forward(0, &a, Mode::Train);
+            network.forward(1, &b, Mode::Train);
         }
         // With its own statistics a task sees in evaluation what it saw in training, up to dropout, which exe does not have.
-        let loss = |train| network.forward(1, &b, train, false).loss.double_value(&[]);
-        let (train, eval) = (loss(true), loss(false));
+        let loss = |mode| network.forward(1, &b, mode).loss.double_value(&[]);
+        let (train, eval) = (loss(Mode::Train), loss(Mode::Eval));
         assert!((train - eval).abs() < 0.15, "train {train}, eval {eval}");
 
         network.mix_statistics();

@@ -6,7 +6,7 @@ use super::stop::Stop;
 use crate::data::Scans;
 use crate::device::memory_format;
 use crate::ffi;
-use crate::nn::EncoderConfig;
+use crate::nn::{EncoderConfig, Mode};
 use crate::run::means::Means;
 use crate::sample::loader::Loader;
 use crate::sample::mirror_zoom::ChangeConfig;
@@ -194,10 +194,10 @@ impl Trainer {
         self.accumulate * self.tasks.iter().map(|t| t.batch).sum::<u64>()
     }
 
-    fn forward(&self, task: usize, loaded: &LoadedBatch, train: bool, frozen: bool) -> Result<Outcome> {
+    fn forward(&self, task: usize, loaded: &LoadedBatch, mode: Mode) -> Result<Outcome> {
         let batch = loaded.on(self.device);
         let batch = Batch { views: layout_views(&batch.views, memory_format(self.device, self.bf16))?, targets: batch.targets };
-        Ok(ffi::with_autocast(self.device, self.bf16, || self.network.forward(task, &batch, train, frozen)))
+        Ok(ffi::with_autocast(self.device, self.bf16, || self.network.forward(task, &batch, mode)))
     }
 
     /// Forward, backward and update. Its numbers reach `means` now or, on a GPU, some steps later ([`Trainer::flush`]).
@@ -205,11 +205,12 @@ impl Trainer {
         seed_libtorch(self.seed, 1 + epoch * self.steps + step);
         let mut sums: Vec<Vec<Tensor>> = Vec::new();
         let mut scans = vec![Vec::new(); self.tasks.len()];
+        let mode = if epoch < self.frozen_epochs { Mode::Frozen } else { Mode::Train };
         for _ in 0..self.accumulate {
             let loaded = batches.next().expect("the loader covers every step of the epoch")?;
             let mut values = Vec::new();
             for (task, batch) in loaded.iter().enumerate() {
-                let outcome = self.forward(task, batch, true, epoch < self.frozen_epochs)?;
+                let outcome = self.forward(task, batch, mode)?;
                 (&outcome.loss * (self.tasks[task].weight / self.accumulate as f64)).backward();
                 values.push(outcome.loss.detach());
                 values.extend(outcome.metrics);
@@ -302,7 +303,7 @@ impl Trainer {
                     return Ok(None);
                 }
                 let loaded = loaded?;
-                let outcome = no_grad(|| self.forward(index, &loaded, false, false))?;
+                let outcome = no_grad(|| self.forward(index, &loaded, Mode::Eval))?;
                 let mut values = vec![outcome.loss.to_kind(Kind::Float)];
                 values.extend(outcome.metrics.iter().map(|m| m.to_kind(Kind::Float)));
                 rows.push(Tensor::stack(&values, 0));

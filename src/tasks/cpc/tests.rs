@@ -101,9 +101,9 @@ impl<E: Encoder> Encoder for Counting<E> {
     fn levels(&self) -> &[Level] {
         self.0.levels()
     }
-    fn forward(&self, x: &Tensor, train: bool) -> Vec<Tensor> {
+    fn features(&self, x: &Tensor, train: bool) -> Vec<Tensor> {
         self.1.borrow_mut().push(x.size()[0]);
-        self.0.forward(x, train)
+        self.0.features(x, train)
     }
     fn script(&self) -> ScriptModule {
         self.0.script()
@@ -117,7 +117,7 @@ fn every_patch_is_encoded_once_and_chance_is_reported() {
     let encoder = Counting(encoder(&vs, Rank::Three), RefCell::new(Vec::new()));
     let task = Cpc::new(&CpcConfig { grid: Some(3), ..Default::default() }, 32, 2, Rank::Three).unwrap();
     let (batch, _) = batch(&task, &scans([32; 3]), Rank::Three, 5);
-    let outcome = task.head(&vs.root(), &encoder).unwrap().forward(&encoder, &batch, true);
+    let outcome = task.head(&vs.root(), &encoder).unwrap().forward(&encoder, &batch, Mode::Train);
     assert_eq!(*encoder.1.borrow(), [5 * 27]);
     let [accuracy, chance, within] = [0, 1, 2].map(|i| f64::try_from(&outcome.metrics[i]).unwrap());
     assert!((chance - 1. / 135.).abs() < 1e-7);

@@ -102,9 +102,9 @@ fn deep_supervision_halves_each_coarser_loss() {
         let views = Tensor::randn(&dims, (Kind::Float, Device::Cpu));
         let targets = Tensor::randint(CLASSES as i64, [2, voxels(patch) as i64], (Kind::Int64, Device::Cpu));
         let batch = Batch { views: views.shallow_clone(), targets: targets.shallow_clone() };
-        let found = head.forward(&encoder, &batch, true).loss.double_value(&[]);
+        let found = head.forward(&encoder, &batch, Mode::Train).loss.double_value(&[]);
 
-        let logits = head.decoder.forward(encoder.forward(&views.squeeze_dim(1), true), true);
+        let logits = head.decoder.forward(encoder.forward(&views.squeeze_dim(1), Mode::Train), Mode::Train);
         assert_eq!(logits.len(), 2);
         let classes = values(&targets);
         let mut expected = 0.;
@@ -120,7 +120,7 @@ fn deep_supervision_halves_each_coarser_loss() {
         }
         assert!((found - expected).abs() < 1e-4, "{rank:?}: {found}, expected {expected}");
         // In evaluation the full resolution alone.
-        assert_eq!(head.decoder.forward(encoder.forward(&views.squeeze_dim(1), false), false).len(), 1);
+        assert_eq!(head.decoder.forward(encoder.forward(&views.squeeze_dim(1), Mode::Eval), Mode::Eval).len(), 1);
     }
 }
 
