@@ -4,6 +4,7 @@
 //! A file is turned into flags that stand before the user's own, so there is one parser and one check of names and ranges.
 
 use anyhow::{Context, Result, bail, ensure};
+use serde::Serialize;
 use serde_json::{Map, Value};
 use std::ffi::OsString;
 use std::path::Path;
@@ -39,6 +40,17 @@ pub fn flatten(prefix: &str, map: Map<String, Value>, out: &mut Map<String, Valu
             }
         }
     }
+}
+
+/// Settings as a flat map of flag names; absent ones left out.
+pub fn resolved(config: &impl Serialize) -> Map<String, Value> {
+    let Value::Object(nested) = serde_json::to_value(config).expect("settings are plain values") else {
+        unreachable!("a structure serialises to a map")
+    };
+    let mut flat = Map::new();
+    flatten("", nested, &mut flat);
+    flat.retain(|_, v| !v.is_null() && v.as_array().is_none_or(|a| !a.is_empty()));
+    flat
 }
 
 /// Settings as flags. `known` are the long flags of the command; any other key is an error.

@@ -14,9 +14,9 @@ use crate::nn::EncoderConfig;
 use crate::run::folder::{Run, object};
 use crate::run::input::Input;
 use crate::run::split::choose_split;
-use crate::run::tensors::Tensors;
-use crate::run::weights::{self, ENCODER};
-use crate::train;
+use crate::run::weights::Pretrained;
+use crate::settings;
+use crate::train::config::RESUMABLE;
 use crate::train::session::{Ended, Session};
 use crate::train::stop::Stop;
 use crate::train::trainer::{Setup, Trainer};
@@ -39,18 +39,20 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     downstream::check(config, store.index())?;
     let device = config.train.device.resolve()?;
     let input = Input::of(&store);
-    let run = resume.map(|dir| Run::reopen(dir, train::config::settings(config), &[], &input)).transpose()?;
-    let split = choose_split(&config.train, config.test_side(), config.task.usable(), &store, run.as_ref())?;
+    let run = resume.map(|dir| Run::reopen(dir, settings::resolved(config), &RESUMABLE, &input)).transpose()?;
+    let own = run.as_ref().map(Run::split_file);
+    let file = own.as_deref().or(config.train.split.as_deref());
+    let (usable, test) = (config.task.usable(), config.test_side());
+    let split = choose_split(file, &store, usable, config.train.val_fraction, test, config.train.seed)?;
     let sides = sides(config, &store, &split)?;
     // A run that goes on has its weights in its checkpoint, unless it was killed before the first.
-    let saved = match config.random() || run.as_ref().is_some_and(Run::has_checkpoint) {
+    let given = match config.random() || run.as_ref().is_some_and(Run::has_checkpoint) {
         true => None,
-        false => Some(weights::read(&config.weights)?),
+        false => Some(Pretrained::open(&config.weights)?),
     };
-    let rank = store.rank()?;
     let encoder = match &run {
         Some(run) => run.network()?,
-        None => network(config, rank, store.channels(), saved.as_ref())?,
+        None => network(config, store.rank()?, store.channels(), given.as_ref())?,
     };
     let (task, downstream) = downstream::build(config, &store, &sides.train, &encoder)?;
     let view = task.view_shape();
@@ -83,32 +85,32 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         "--batch-size 1 and a patch of {view:?}: the deepest level would normalise a single voxel; give larger ones"
     );
     let (mut pretrained, mut report) = (Value::Null, String::new());
-    if let Some(saved) = &saved {
-        let loaded = weights::load_encoder(&trainer.network.vs.variables(), saved, &config.weights)?;
+    if let Some(given) = &given {
+        let loaded = given.load_into(&trainer.network.vs.variables())?;
         report = format!("{}: {loaded}", config.weights.display());
-        let about = weights::describe(&config.weights)?;
-        if about.data.as_ref() == Some(&store.index().fingerprint) && has_seen_test(about.split.as_deref(), &split) {
+        let data = given.input.as_ref().map(|input| &input.fingerprint);
+        if data == Some(&store.index().fingerprint) && has_seen_test(given.about.split.as_deref(), &split) {
             report += "warning: pretrained on scans of this store by another split, so it has probably seen test scans (not their \
                        labels); for a clean test pretrain with --split set to this fine-tuning's split.json\n";
         }
         eprint!("{report}");
         pretrained = json!({
             "file": config.weights,
-            "fingerprint": weights::fingerprint(saved),
-            "pretext": about.pretext,
-            "unlabelled": about.fraction,
+            "fingerprint": given.fingerprint(),
+            "pretext": given.about.pretext,
+            "unlabelled": given.about.fraction,
         });
     }
     let run = match run {
         Some(run) => {
-            let same = saved.is_none() || run.description()?.get("pretrained") == Some(&pretrained);
+            let same = given.is_none() || run.description()?.get("pretrained") == Some(&pretrained);
             ensure!(same, "{}: not the weights that {} was started with", config.weights.display(), run.dir.display());
             run
         }
         None => {
             let parts = json!({ "network": encoder, "input": input, "downstream": downstream, "pretrained": pretrained });
             let out = config.train.out.as_deref();
-            Run::create(out, name, train::config::settings(&resolved), &split, object(parts))?
+            Run::create(out, name, settings::resolved(&resolved), &split, object(parts))?
         }
     };
     run.keep_load_report(&report)?;
@@ -148,11 +150,9 @@ fn has_seen_test(pretraining: Option<&Path>, split: &Split) -> bool {
 }
 
 /// The encoder: that of the weights, or the one asked for.
-fn network(config: &FinetuneConfig, rank: Rank, channels: usize, saved: Option<&Tensors>) -> Result<EncoderConfig> {
+fn network(config: &FinetuneConfig, rank: Rank, channels: usize, given: Option<&Pretrained>) -> Result<EncoderConfig> {
     let (flags, channels, dropout) = (&config.network, channels as i64, config.train.dropout);
-    let Some(saved) = saved else { return flags.config(rank, channels, dropout) };
-    let file = config.weights.display();
-    let found = EncoderConfig::of(saved, ENCODER).with_context(|| format!("{file}: another architecture; no encoder in it"))?;
-    let flags = flags.of_weights(&found, rank, &config.weights).with_context(|| config.train.data_name())?;
+    let Some(given) = given else { return flags.config(rank, channels, dropout) };
+    let flags = flags.of_weights(&given.config, rank, &given.file).with_context(|| config.train.data_name())?;
     flags.config(rank, channels, dropout)
 }

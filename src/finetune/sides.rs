@@ -4,7 +4,7 @@ use super::config::{DownstreamKind, FinetuneConfig};
 use crate::data::Scans;
 use crate::data::split::{Split, subject};
 use crate::data::store::{Store, Subset};
-use crate::train::pretrain::scans_of;
+use crate::run::split::scans_of;
 use anyhow::{Result, bail, ensure};
 use std::collections::HashSet;
 use std::sync::Arc;

@@ -19,9 +19,8 @@ use crate::report::cases::{Case, write_cases};
 use crate::report::progress::Counter;
 use crate::report::scores::{table, write_scores};
 use crate::report::study::read::{self as study, CellResult};
-use crate::run::folder::{Progress, Run};
+use crate::run::folder::{Checkpoint, Run};
 use crate::run::history::History;
-use crate::run::tensors;
 use crate::tasks::segmentation::Predicted;
 use crate::train::session::Ended;
 use crate::train::stop::Stop;
@@ -155,8 +154,7 @@ fn record(
     tested: Tested,
 ) -> Result<CellResult> {
     let rows = History::read(&run.dir)?;
-    let (_, metadata) = tensors::load_safetensors(&run.checkpoint("best"))?;
-    let best: Progress = serde_json::from_str(metadata.get("progress").context("not a run's checkpoint")?)?;
+    let best = Checkpoint::read(&run.checkpoint("best"))?.progress;
     let description = run.description()?;
     let pretrained = description.get("pretrained").cloned().unwrap_or_default();
     let text = |key: &str| pretrained.get(key).and_then(Value::as_str).map(str::to_owned);

@@ -7,11 +7,11 @@ use crate::dim::Rank;
 use crate::nn::EncoderConfig;
 use crate::nn::script::ScriptModule;
 use crate::predict::model::Model;
-use crate::run::folder::{self, Progress, Run};
+use crate::run::folder::{self, Checkpoint, Run};
 use crate::run::history::History;
 use crate::run::input::Input;
-use crate::run::tensors::{self, Tensors, split_checkpoint};
-use crate::run::weights::{self, ENCODER};
+use crate::run::tensors::{self, ENCODER, EXPORT_VERSION, Tensors};
+use crate::run::weights;
 use crate::{ffi, fs};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
@@ -22,8 +22,6 @@ use tch::{Device, nn::VarStore};
 const ENCODER_FORMAT: &str = "pretext3d-encoder";
 /// Of a fine-tuned network.
 const NETWORK_FORMAT: &str = "pretext3d-network";
-/// Layout of an export; a reader refuses newer ones.
-pub const VERSION: u64 = 1;
 /// TorchScript compiled from C++ knows data types by number only: this is `torch.float32`.
 const FLOAT32: u8 = 6;
 
@@ -33,7 +31,7 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
     let file = run.checkpoint(which);
     let description = run.description()?;
     ensure!(file.exists(), "{}: no checkpoint `{which}` yet", run.dir.display());
-    let (tensors, metadata) = tensors::load_safetensors(&file)?;
+    let Checkpoint { model: saved, progress, .. } = Checkpoint::read(&file)?;
     let part =
         |key: &str| description.get(key).cloned().with_context(|| format!("{}: no `{key}`", run.config_file().display()));
     let config: EncoderConfig = serde_json::from_value(part("network")?)?;
@@ -46,7 +44,7 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
     let downstream = description.get("downstream");
     let (script, state): (ScriptModule, Tensors) = match downstream {
         None => {
-            weights::load_encoder(&vs.variables(), &split_checkpoint(tensors).0, &file)?;
+            weights::load_encoder(&vs.variables(), &saved, &file)?;
             let source = "def forward(self, x: Tensor) -> List[Tensor]:\n    return self.encoder.forward(x)\n";
             let script = ScriptModule::new(format!("{source}{preprocess}")).child("encoder", encoder.script());
             (script, vs.variables().into_iter().collect())
@@ -57,7 +55,6 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
         }
     };
 
-    let progress: Progress = serde_json::from_str(metadata.get("progress").context("not a run's checkpoint")?)?;
     // A checkpoint is written after its epoch is counted.
     let rows = History::read(&run.dir)?;
     let row = rows.iter().find(|row| row.epoch as u64 == progress.epoch);
@@ -66,7 +63,7 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
     let settings = run.settings()?;
     let mut about = json!({
         "format": if downstream.is_some() { NETWORK_FORMAT } else { ENCODER_FORMAT },
-        "version": VERSION,
+        "version": EXPORT_VERSION,
         "task": settings.get("task"),
         "architecture": encoder.name(),
         "network": config,
@@ -94,7 +91,7 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
         prefix.file_name().with_context(|| format!("{}: names no file", prefix.display()))?.to_string_lossy().into_owned();
     let path = |extension: &str| prefix.with_file_name(format!("{name}.{extension}"));
     fs::write_atomic_path(&path("pt"), |temporary| ffi::save_script(&script, temporary, &text))?;
-    let metadata = [("format", "pt".to_owned()), ("version", VERSION.to_string())];
+    let metadata = [("format", "pt".to_owned()), ("version", EXPORT_VERSION.to_string())];
     let metadata = HashMap::from(metadata.map(|(key, value)| (key.to_owned(), value)));
     tensors::save_safetensors(&path("safetensors"), &state, metadata)?;
     fs::write_atomic(&path("json"), |file| Ok(std::io::Write::write_all(file, text.as_bytes())?))?;

@@ -9,16 +9,15 @@ use crate::ffi;
 use crate::nn::script::ScriptModule;
 use crate::nn::{Encoder, EncoderConfig};
 use crate::predict::window::mirrorings;
-use crate::run::folder::Run;
+use crate::run::folder::locate;
 use crate::run::input::Input;
-use crate::run::tensors::{self, split_checkpoint};
-use crate::run::weights::ENCODER;
+use crate::run::tensors::{self, ENCODER, split_checkpoint};
 use crate::tasks::Head;
 use crate::tasks::classification::{self, ClassificationConfig, ClassificationHead, Outputs};
 use crate::tasks::segmentation::{SegmentationConfig, SegmentationHead};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tch::nn::{self, VarStore};
 use tch::{Device, Kind, Tensor};
 
@@ -174,16 +173,4 @@ impl Model {
         let name = |name: String| name.strip_prefix(task).map_or(name.clone(), str::to_owned);
         self.vs.variables().into_iter().map(|(n, t)| (name(n), t)).collect()
     }
-}
-
-/// The run and checkpoint that a path means.
-fn locate(path: &Path) -> Result<(Run, String)> {
-    if path.is_dir() {
-        return Ok((Run { dir: path.to_owned() }, "best".to_owned()));
-    }
-    let file =
-        if path.extension().is_some_and(|e| e == "safetensors") { path.to_owned() } else { path.with_extension("safetensors") };
-    let (dir, which) = (file.parent().map(PathBuf::from), file.file_stem().map(|s| s.to_string_lossy().into_owned()));
-    let run = dir.filter(|dir| dir.join("config.json").is_file()).map(|dir| Run { dir });
-    run.zip(which).with_context(|| format!("{}: not a run's folder and not a checkpoint in one", path.display()))
 }

@@ -5,20 +5,14 @@ use crate::nn::EncoderConfig;
 use crate::run::history::History;
 use crate::run::input::Input;
 use crate::run::means::Means;
-use crate::run::tensors::{self, MODEL, OPTIMIZER, Tensors, split_checkpoint};
+use crate::run::tensors::{self, Tensors, VERSION, split_checkpoint};
 use crate::settings;
-use crate::train::config::RESUMABLE;
-use crate::train::network::Network;
-use crate::train::optim::Optimizer;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
-
-/// Layout of checkpoints and of `config.json`; a reader refuses newer ones.
-pub const VERSION: u64 = 1;
 
 const CONFIG: &str = "config.json";
 
@@ -92,8 +86,7 @@ impl Run {
         crate::fs::write_atomic(&self.dir.join(name), |file| Ok(serde_json::to_writer_pretty(file, content)?))
     }
 
-    /// Opens an earlier run to continue it with the settings `now`; those that change results must be the run's. `resumable`
-    /// names settings that may change beside [`RESUMABLE`].
+    /// Opens an earlier run to continue it with the settings `now`. Only the `resumable` ones may differ from the run's.
     pub fn reopen(dir: &Path, now: Map<String, Value>, resumable: &[&str], input: &Input) -> Result<Run> {
         let run = Run { dir: dir.to_owned() };
         let before = run.settings()?;
@@ -101,7 +94,7 @@ impl Run {
         for key in before.keys().chain(now.keys()) {
             // A run from before there was this setting has its default, unless the user asks for something else.
             let newer = !before.contains_key(key) && !settings::is_given(&arguments, key);
-            let may_change = newer || RESUMABLE.iter().chain(resumable).any(|k| k == key);
+            let may_change = newer || resumable.contains(&key.as_str());
             if before.get(key) != now.get(key) && !may_change {
                 bail!(
                     "--resume {}: --{key} was {} and cannot change to {}",
@@ -169,33 +162,53 @@ impl Run {
     }
 
     /// Writes `<which>.safetensors`, atomically: weights, optimizer state and progress.
-    pub fn save(&self, which: &str, network: &Network, optimizer: &Optimizer, progress: &Progress) -> Result<()> {
-        network.mix_statistics();
-        let mut tensors = Tensors::new();
-        tensors.extend(network.vs.variables().into_iter().map(|(n, t)| (format!("{MODEL}{n}"), t)));
-        tensors.extend(optimizer.state().into_iter().map(|(n, t)| (format!("{OPTIMIZER}{n}"), t)));
+    pub fn save(&self, which: &str, model: &Tensors, optimizer: &Tensors, progress: &Progress) -> Result<()> {
         let metadata = HashMap::from([
             ("version".to_owned(), VERSION.to_string()),
             ("progress".to_owned(), serde_json::to_string(progress)?),
         ]);
-        tensors::save_safetensors(&self.checkpoint(which), &tensors, metadata)
+        tensors::save_safetensors(&self.checkpoint(which), &tensors::join_checkpoint(model, optimizer), metadata)
     }
 
-    /// Restores weights, optimizer and progress from `last.safetensors`; a run that was stopped before its first checkpoint
-    /// starts anew.
-    pub fn restore(&self, network: &Network, optimizer: &mut Optimizer) -> Result<Progress> {
+    /// The last checkpoint. `None`: the run was stopped before its first one and starts anew.
+    pub fn last(&self) -> Result<Option<Checkpoint>> {
         let path = self.checkpoint("last");
-        if !path.exists() {
-            // Killed before its first checkpoint, a run has at most the row that stands before it.
-            ensure!(History::read(&self.dir)?.len() < 2, "{}: missing, so that the run cannot be continued", path.display());
-            return Ok(Progress::default());
+        if path.exists() {
+            return Checkpoint::read(&path).map(Some);
         }
-        let (tensors, metadata) = tensors::load_safetensors(&path)?;
+        // Killed before its first checkpoint, a run has at most the row that stands before it.
+        ensure!(History::read(&self.dir)?.len() < 2, "{}: missing, so that the run cannot be continued", path.display());
+        Ok(None)
+    }
+}
+
+/// The run and checkpoint that a path means.
+pub fn locate(path: &Path) -> Result<(Run, String)> {
+    if path.is_dir() {
+        return Ok((Run { dir: path.to_owned() }, "best".to_owned()));
+    }
+    let file =
+        if path.extension().is_some_and(|e| e == "safetensors") { path.to_owned() } else { path.with_extension("safetensors") };
+    let (dir, which) = (file.parent().map(PathBuf::from), file.file_stem().map(|s| s.to_string_lossy().into_owned()));
+    let run = dir.filter(|dir| dir.join("config.json").is_file()).map(|dir| Run { dir });
+    run.zip(which).with_context(|| format!("{}: not a run's folder and not a checkpoint in one", path.display()))
+}
+
+/// What a checkpoint holds.
+pub struct Checkpoint {
+    pub model: Tensors,
+    pub optimizer: Tensors,
+    pub progress: Progress,
+}
+
+impl Checkpoint {
+    /// Errors if the file is damaged, or not a run's checkpoint.
+    pub fn read(path: &Path) -> Result<Checkpoint> {
+        let (tensors, metadata) = tensors::load_safetensors(path)?;
         let progress = metadata.get("progress").with_context(|| format!("{}: not a run's checkpoint", path.display()))?;
-        let mut split = split_checkpoint(tensors);
-        tensors::restore(&network.vs.variables(), &split.0).with_context(|| path.display().to_string())?;
-        optimizer.restore(std::mem::take(&mut split.1)).with_context(|| path.display().to_string())?;
-        serde_json::from_str(progress).with_context(|| path.display().to_string())
+        let progress = serde_json::from_str(progress).with_context(|| path.display().to_string())?;
+        let (model, optimizer) = split_checkpoint(tensors);
+        Ok(Checkpoint { model, optimizer, progress })
     }
 }
 

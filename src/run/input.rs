@@ -3,7 +3,9 @@
 use crate::data::preprocess::Settings;
 use crate::data::slices::Slices;
 use crate::data::store::Store;
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// What an encoder expects of its input: how the scans it was trained on were prepared.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -31,5 +33,18 @@ impl Input {
             fingerprint: index.fingerprint.clone(),
             slices: store.slices(),
         }
+    }
+
+    /// What the description of a run (`input` as it is kept) or of an export says of the input; `None`: nothing.
+    pub fn described(description: &Value) -> Result<Option<Input>> {
+        let Some(input) = description.get("input") else { return Ok(None) };
+        let mut input = input.clone();
+        let map = input.as_object_mut().context("not a table")?;
+        // An export's has the unit in the name, and the store's fingerprint stands beside it.
+        if let Some(spacing) = map.remove("mean_spacing_mm") {
+            map.insert("mean_spacing".into(), spacing);
+            map.insert("fingerprint".into(), description.get("data_fingerprint").cloned().unwrap_or_default());
+        }
+        Ok(Some(serde_json::from_value(input)?))
     }
 }

@@ -2,10 +2,9 @@
 
 use crate::data::split::{Candidate, Fold, Split, subject, subject_classes, thin_classes};
 use crate::data::store::{Entry, Store};
-use crate::run::folder::Run;
-use crate::train::config::TrainConfig;
 use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::path::Path;
 
 /// Which scans of a store a run is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,16 +57,22 @@ impl TestSide {
     }
 }
 
-/// The run's own split, the one named, or a new one of the usable scans.
-pub fn choose_split(config: &TrainConfig, test: TestSide, usable: Usable, store: &Store, run: Option<&Run>) -> Result<Split> {
-    let own = run.map(Run::split_file);
-    let split = match own.as_ref().or(config.split.as_ref()) {
+/// The split in this file (the run's own, or one that the user names), or a new one of the usable scans.
+pub fn choose_split(
+    file: Option<&Path>,
+    store: &Store,
+    usable: Usable,
+    val_fraction: f64,
+    test: TestSide,
+    seed: u64,
+) -> Result<Split> {
+    let split = match file {
         Some(file) => Split::load(file)?,
         None => {
             if let TestSide::Fold(fold) = test {
                 warn_of_thin_classes(store, usable, fold.of);
             }
-            draw_split(store, usable, config.val_fraction, test, config.seed)?
+            draw_split(store, usable, val_fraction, test, seed)?
         }
     };
     let unused = split.check(store.ids())?;
@@ -118,4 +123,10 @@ pub fn warn_of_thin_classes(store: &Store, usable: Usable, folds: u64) {
         let name = name.map_or_else(|| class.to_string(), |name| format!("{class} ({name})"));
         eprintln!("warning: class {name} has {n} subjects, fewer than the {folds} folds: some folds test none of it");
     }
+}
+
+/// The stored scans of these subjects.
+pub fn scans_of(store: &Store, subjects: &[String]) -> Vec<String> {
+    let wanted: HashSet<&str> = subjects.iter().map(String::as_str).collect();
+    store.ids().iter().filter(|id| wanted.contains(subject(id))).cloned().collect()
 }

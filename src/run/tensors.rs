@@ -1,4 +1,4 @@
-//! What a run is on disk: one safetensors file with every tensor, and the rest as JSON in its metadata.
+//! Tensors on disk, as safetensors: a checkpoint holds the model and the optimizer, an export the model alone.
 
 use crate::fs::write_atomic;
 use anyhow::{Context, Result, bail, ensure};
@@ -11,9 +11,16 @@ use tch::{Kind, Tensor};
 /// Tensors on the CPU, by name.
 pub type Tensors = BTreeMap<String, Tensor>;
 
+/// Layout of checkpoints and of `config.json`; a reader refuses newer ones.
+pub const VERSION: u64 = 1;
+/// Layout of an export.
+pub const EXPORT_VERSION: u64 = 1;
+
 /// Prefixes of a checkpoint's tensors.
 pub const MODEL: &str = "model.";
 pub const OPTIMIZER: &str = "optimizer.";
+/// Prefix of every encoder parameter, in checkpoints (after [`MODEL`]), exports and the variable store.
+pub const ENCODER: &str = "encoder.";
 
 const DTYPES: [(Kind, Dtype); 6] = [
     (Kind::Float, Dtype::F32),
@@ -92,6 +99,14 @@ pub fn restore(target: &HashMap<String, Tensor>, saved: &Tensors) -> Result<()> 
         tch::no_grad(|| tensor.copy_(value));
     }
     Ok(())
+}
+
+/// A checkpoint's tensors, with their prefixes.
+pub fn join_checkpoint(model: &Tensors, optimizer: &Tensors) -> Tensors {
+    let named = |prefix: &'static str, tensors: &Tensors| -> Vec<(String, Tensor)> {
+        tensors.iter().map(|(name, tensor)| (format!("{prefix}{name}"), tensor.shallow_clone())).collect()
+    };
+    named(MODEL, model).into_iter().chain(named(OPTIMIZER, optimizer)).collect()
 }
 
 /// A checkpoint's tensors as (model, optimizer state), without their prefixes.

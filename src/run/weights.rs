@@ -1,54 +1,122 @@
-//! Loading pretrained encoders, strictly: a report says what was loaded, adapted and left out, and nothing falls back to
-//! random weights.
+//! Pretrained encoders: what a file of weights holds and says of itself, and loading it, strictly: a report says what was loaded,
+//! adapted and left out, and nothing falls back to random weights.
 
 use crate::data::store::hex;
 use crate::ffi;
-use crate::predict::export;
-use crate::run::folder;
-use crate::run::tensors::{self, MODEL, Tensors, load_safetensors, split_checkpoint};
+use crate::nn::EncoderConfig;
+use crate::run::folder::locate;
+use crate::run::input::Input;
+use crate::run::tensors::{self, ENCODER, EXPORT_VERSION, MODEL, Tensors, VERSION, load_safetensors, split_checkpoint};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fmt;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 
-/// Prefix of every encoder parameter, in checkpoints, exports and the variable store.
-pub const ENCODER: &str = "encoder.";
-
-/// What [`load_encoder`] did.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct LoadReport {
-    pub loaded: Vec<String>,
-    /// Tensors that were changed to fit, each with how.
-    pub adapted: Vec<(String, String)>,
-    /// Tensors of the file that are not part of an encoder (heads, optimizer state).
-    pub left_out: Vec<String>,
+/// Weights as a file gives them, with what it says of itself.
+pub struct Pretrained {
+    /// As the user names it.
+    pub file: PathBuf,
+    pub about: About,
+    /// The encoder in it.
+    pub config: EncoderConfig,
+    /// What the encoder expects of its scans; `None`: the file does not say.
+    pub input: Option<Input>,
+    /// Without the optimizer's.
+    pub tensors: Tensors,
 }
 
-impl fmt::Display for LoadReport {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        writeln!(f, "{} tensors loaded, {} adapted, {} left out", self.loaded.len(), self.adapted.len(), self.left_out.len())?;
-        self.adapted.iter().try_for_each(|(name, how)| writeln!(f, "  adapted  {name}: {how}"))?;
-        self.left_out.iter().try_for_each(|name| writeln!(f, "  left out {name}"))
+/// Where weights come from, as far as they say.
+#[derive(Clone, Debug, PartialEq)]
+pub struct About {
+    /// Names of the tasks that they were pretrained with, joined by `-`; weights of others go by their file's name.
+    pub pretext: String,
+    /// Share of the pretraining's training subjects that was used.
+    pub fraction: f64,
+    /// The split that the pretraining was given; `None`: it drew one of its own.
+    pub split: Option<PathBuf>,
+}
+
+impl Pretrained {
+    /// Opens a run's folder (its best checkpoint), a checkpoint in one, an exported `.pt` or `.safetensors`, or a torchvision state
+    /// dict saved as `.safetensors`. Errors if there is no encoder in it that is known here.
+    pub fn open(path: &Path) -> Result<Pretrained> {
+        let file = if path.is_dir() { locate(path).map(|(run, which)| run.checkpoint(&which))? } else { path.to_owned() };
+        let description = description(&file)?;
+        let tensors = read(&file, &description)?;
+        let guessed = || EncoderConfig::of(&tensors, ENCODER).context("another architecture; no encoder in it");
+        let config = match description.get("network") {
+            Some(network) => serde_json::from_value(network.clone()).context("`network` in its description"),
+            None => guessed(),
+        };
+        let config = config.with_context(|| path.display().to_string())?;
+        let input =
+            Input::described(&description).with_context(|| format!("{}: `input` in its description", path.display()))?;
+        Ok(Pretrained { file: path.to_owned(), about: About::of(&description, &file), config, input, tensors })
+    }
+
+    /// Copies the encoder into `target`, as [`load_encoder`] does.
+    pub fn load_into(&self, target: &HashMap<String, Tensor>) -> Result<LoadReport> {
+        load_encoder(target, &self.tensors, &self.file)
+    }
+
+    /// SHA-256 over the encoder's tensors, with their names and shapes.
+    pub fn fingerprint(&self) -> String {
+        let mut hash = Sha256::new();
+        for (name, tensor) in self.tensors.iter().filter(|(name, _)| name.starts_with(ENCODER)) {
+            hash.update(format!("\n{name} {:?}\n", tensor.size()));
+            hash.update(tensors::bytes(tensor));
+        }
+        hex(&hash.finalize())
     }
 }
 
-/// Reads weights from a checkpoint, an exported `.safetensors` or `.pt`, or a torchvision state dict saved as `.safetensors`.
-pub fn read(path: &Path) -> Result<Tensors> {
+impl About {
+    fn of(description: &Value, file: &Path) -> About {
+        let setting = |key: &str| description.get("settings").and_then(|settings| settings.get(key));
+        let tasks = setting("task").and_then(Value::as_array);
+        let names: Vec<&str> = tasks.into_iter().flatten().filter_map(Value::as_str).collect();
+        let stem = file.file_stem().unwrap_or_default().to_string_lossy();
+        About {
+            pretext: if names.is_empty() { stem.into_owned() } else { names.join("-") },
+            fraction: setting("fraction").and_then(Value::as_f64).unwrap_or(1.),
+            split: setting("split").and_then(Value::as_str).map(PathBuf::from),
+        }
+    }
+}
+
+/// What an export (`.pt`, or the `.json` beside a `.safetensors`) or a checkpoint's run says of itself; `null` if there is none.
+fn description(file: &Path) -> Result<Value> {
+    if file.extension().is_some_and(|e| e == "pt") {
+        return ffi::description(file);
+    }
+    for beside in [file.with_extension("json"), file.with_file_name("config.json")] {
+        match std::fs::read(&beside) {
+            Ok(text) => return serde_json::from_slice(&text).with_context(|| beside.display().to_string()),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => return Err(error).with_context(|| beside.display().to_string()),
+        }
+    }
+    Ok(Value::Null)
+}
+
+/// The tensors of an export, of a checkpoint without its optimizer, or of a torchvision state dict, by our names.
+fn read(file: &Path, description: &Value) -> Result<Tensors> {
     ensure!(
-        path.extension().is_none_or(|e| e != "pth"),
+        file.extension().is_none_or(|e| e != "pth"),
         "{}: weights are read from .safetensors and from TorchScript; convert a state dict in Python: \
          safetensors.torch.save_file(torch.load(PATH), \"weights.safetensors\")",
-        path.display()
+        file.display()
     );
-    if path.extension().is_some_and(|e| e == "pt") {
-        check_version(ffi::description(path)?.get("version").and_then(Value::as_u64), path)?;
-        return Ok(ffi::read_state(path)?.into_iter().collect());
+    if file.extension().is_some_and(|e| e == "pt") {
+        check_version(description.get("version").and_then(Value::as_u64), file)?;
+        return Ok(ffi::read_state(file)?.into_iter().collect());
     }
-    let (tensors, metadata) = load_safetensors(path)?;
-    check_version(metadata.get("version").and_then(|v| v.parse().ok()), path)?;
+    let (tensors, metadata) = load_safetensors(file)?;
+    check_version(metadata.get("version").and_then(|v| v.parse().ok()), file)?;
     let is_checkpoint = tensors.keys().any(|name| name.starts_with(MODEL));
     let tensors = if is_checkpoint { split_checkpoint(tensors).0 } else { tensors };
     // How many batches a normalisation has seen is not kept here.
@@ -70,63 +138,28 @@ fn renamed(name: String) -> String {
 
 /// Errors if a file says that it is of a newer version than this program knows.
 fn check_version(found: Option<u64>, path: &Path) -> Result<()> {
-    let known = export::VERSION.max(folder::VERSION);
+    let known = EXPORT_VERSION.max(VERSION);
     let found = found.unwrap_or(0);
     ensure!(found <= known, "{}: written by a newer version ({found}, this one knows {known})", path.display());
     Ok(())
 }
 
-/// Where weights come from, as far as they say.
-#[derive(Clone, Debug, PartialEq)]
-pub struct About {
-    /// Names of the tasks that they were pretrained with, joined by `-`; weights of others go by their file's name.
-    pub pretext: String,
-    /// Share of the pretraining's training subjects that was used.
-    pub fraction: f64,
-    /// Fingerprint of the store that was pretrained on.
-    pub data: Option<String>,
-    /// The split that the pretraining was given; `None`: it drew one of its own.
-    pub split: Option<PathBuf>,
+/// What [`load_encoder`] did.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct LoadReport {
+    pub loaded: Vec<String>,
+    /// Tensors that were changed to fit, each with how.
+    pub adapted: Vec<(String, String)>,
+    /// Tensors of the file that are not part of an encoder (heads, optimizer state).
+    pub left_out: Vec<String>,
 }
 
-/// Reads what an export (`.pt`, or the `.json` beside a `.safetensors`) or a checkpoint's run says of itself.
-pub fn describe(path: &Path) -> Result<About> {
-    let json = |file: PathBuf| -> Result<Value> {
-        match std::fs::read(&file) {
-            Ok(text) => serde_json::from_slice(&text).with_context(|| file.display().to_string()),
-            Err(_) => Ok(Value::Null),
-        }
-    };
-    let description = match path.extension().is_some_and(|e| e == "pt") {
-        true => ffi::description(path)?,
-        false => match json(path.with_extension("json"))? {
-            Value::Null => json(path.with_file_name("config.json"))?,
-            found => found,
-        },
-    };
-    let settings = description.get("settings");
-    let tasks = settings.and_then(|s| s.get("task")).and_then(Value::as_array);
-    let names: Vec<&str> = tasks.into_iter().flatten().filter_map(Value::as_str).collect();
-    let stem = path.file_stem().unwrap_or_default().to_string_lossy();
-    let pretext = if names.is_empty() { stem.into_owned() } else { names.join("-") };
-    let setting = |key: &str| settings.and_then(|s| s.get(key));
-    let data = description.get("data_fingerprint").or(description.pointer("/input/fingerprint"));
-    Ok(About {
-        pretext,
-        fraction: setting("fraction").and_then(Value::as_f64).unwrap_or(1.),
-        data: data.and_then(Value::as_str).map(str::to_owned),
-        split: setting("split").and_then(Value::as_str).map(PathBuf::from),
-    })
-}
-
-/// SHA-256 over the encoder's tensors, with their names and shapes.
-pub fn fingerprint(saved: &Tensors) -> String {
-    let mut hash = Sha256::new();
-    for (name, tensor) in saved.iter().filter(|(name, _)| name.starts_with(ENCODER)) {
-        hash.update(format!("\n{name} {:?}\n", tensor.size()));
-        hash.update(tensors::bytes(tensor));
+impl fmt::Display for LoadReport {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        writeln!(f, "{} tensors loaded, {} adapted, {} left out", self.loaded.len(), self.adapted.len(), self.left_out.len())?;
+        self.adapted.iter().try_for_each(|(name, how)| writeln!(f, "  adapted  {name}: {how}"))?;
+        self.left_out.iter().try_for_each(|name| writeln!(f, "  left out {name}"))
     }
-    hex(&hash.finalize())
 }
 
 /// Copies the encoder in `saved` into `target`, the variables of a network whose encoder lies under [`ENCODER`].
@@ -198,7 +231,7 @@ mod tests {
         assert_eq!(report.loaded.len() + 1, to.variables().len());
         // The same image in every channel gives the response of the one channel.
         let x = Tensor::randn([1, 1, 8, 8, 8], (Kind::Float, Device::Cpu));
-        let [a, b] = [one.forward(&x, false), four.forward(&x.repeat([1, 4, 1, 1, 1]), false)].map(|mut p| p.pop().unwrap());
+        let [a, b] = [one.features(&x, false), four.features(&x.repeat([1, 4, 1, 1, 1]), false)].map(|mut p| p.pop().unwrap());
         assert!(f64::try_from((a - b).abs().max()).unwrap() < 1e-5);
     }
 

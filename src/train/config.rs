@@ -5,7 +5,6 @@ use crate::device::{DeviceChoice, Precision};
 use crate::train::optim::{OptimizerKind, ScheduleKind};
 use anyhow::{Result, ensure};
 use serde::Serialize;
-use serde_json::{Map, Value};
 use std::path::PathBuf;
 
 /// What every training has, pretraining and fine-tuning alike.
@@ -137,15 +136,4 @@ pub fn share(name: &str, value: f64, one: bool) -> Result<()> {
         if one { "at most" } else { "below" }
     );
     Ok(())
-}
-
-/// Settings as a flat map of flag names; absent ones left out.
-pub fn settings(config: &impl Serialize) -> Map<String, Value> {
-    let Value::Object(nested) = serde_json::to_value(config).expect("settings are plain values") else {
-        unreachable!("a structure serialises to a map")
-    };
-    let mut flat = Map::new();
-    crate::settings::flatten("", nested, &mut flat);
-    flat.retain(|_, v| !v.is_null() && v.as_array().is_none_or(|a| !a.is_empty()));
-    flat
 }

@@ -1,6 +1,7 @@
 //! Optimizers on libtorch's fused kernels, with state that is ours to save; learning-rate schedules.
 
 use crate::ffi::{self, Rule, StepSizes};
+use crate::run::tensors::Tensors;
 use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -139,8 +140,8 @@ impl Optimizer {
     }
 
     /// Everything that a checkpoint must hold, by name.
-    pub fn state(&self) -> Vec<(String, Tensor)> {
-        let mut state = Vec::new();
+    pub fn state(&self) -> Tensors {
+        let mut state = Tensors::new();
         for group in &self.groups {
             for (what, tensors) in [("first", &group.first), ("second", &group.second), ("steps", &group.steps)] {
                 state.extend(group.names.iter().zip(tensors).map(|(n, t)| (format!("{what}.{n}"), t.shallow_clone())));
@@ -150,7 +151,7 @@ impl Optimizer {
     }
 
     /// Restores what [`Optimizer::state`] gave; errors on a missing, superfluous or misshapen tensor.
-    pub fn restore(&mut self, mut saved: BTreeMap<String, Tensor>) -> Result<()> {
+    pub fn restore(&mut self, mut saved: Tensors) -> Result<()> {
         for (name, mut tensor) in self.state() {
             let Some(value) = saved.remove(&name) else { bail!("optimizer state {name} is missing") };
             ensure!(

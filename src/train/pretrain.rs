@@ -1,27 +1,26 @@
 //! Pretraining: one or several pretext tasks on unlabelled scans, then the export of the encoder.
 
-use super::config::{self, TrainConfig};
+use super::config::{RESUMABLE, TrainConfig};
 use super::session::{Ended, Session};
 use super::stop::Stop;
 use super::trainer::{Setup, Trainer};
 use crate::data::Scans;
-use crate::data::split::subject;
 use crate::data::store::Store;
 use crate::dim::Rank;
-use crate::nn::{EncoderConfig, EncoderFlags};
+use crate::nn::EncoderFlags;
 use crate::predict::export;
 use crate::report::study::read::{self as study, PretrainResult};
 use crate::run::folder::{Run, object};
 use crate::run::input::Input;
-use crate::run::split::{TestSide, Usable, choose_split};
-use crate::run::weights::{self, ENCODER};
+use crate::run::split::{TestSide, Usable, choose_split, scans_of};
+use crate::run::weights::Pretrained;
 use crate::sample::mirror_zoom::ChangeConfig;
 use crate::sample::patch::default_window;
+use crate::settings;
 use crate::tasks::{self, Task, TaskConfigs, TaskKind, joined_names};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::json;
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tch::Device;
@@ -127,34 +126,29 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     config.check()?;
     let stop = Stop::on_signals()?;
     let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
-    ensure!(
-        store.index().complete,
-        "{}: preprocessing did not finish; run the same preprocess command again",
-        config.train.data.display()
-    );
     let device = config.train.device.resolve()?;
 
     let input = Input::of(&store);
-    let settings = config::settings(config);
-    let run = resume.map(|dir| Run::reopen(dir, settings, &["weights"], &input)).transpose()?;
-    let split = choose_split(&config.train, TestSide::Share(0.), Usable::All, &store, run.as_ref())?;
+    let resumable: Vec<&str> = RESUMABLE.into_iter().chain(["weights"]).collect();
+    let run = resume.map(|dir| Run::reopen(dir, settings::resolved(config), &resumable, &input)).transpose()?;
+    let own = run.as_ref().map(Run::split_file);
+    let file = own.as_deref().or(config.train.split.as_deref());
+    let split = choose_split(file, &store, Usable::All, config.train.val_fraction, TestSide::Share(0.), config.train.seed)?;
     let train = Arc::new(store.subset(&scans_of(&store, &split.fraction(config.train.fraction)?))?);
     let valid = Arc::new(store.subset(&scans_of(&store, &split.val))?);
     let (rank, window) = geometry(config, &store)?;
     let (scans, held_out) = (train.len(), valid.len());
     // A run that goes on has its weights in its checkpoint, unless it was killed before the first.
     let init = config.init.as_ref().filter(|_| !run.as_ref().is_some_and(Run::has_checkpoint));
-    let init = init.map(|file| anyhow::Ok((file, weights::read(file)?))).transpose()?;
+    let init = init.map(|file| Pretrained::open(file)).transpose()?;
     let mut config = config.clone();
-    if let Some((file, saved)) = &init
-        && let Some(found) = EncoderConfig::of(saved, ENCODER)
-    {
-        config.network = config.network.of_weights(&found, rank, file).with_context(|| config.train.data_name())?;
+    if let Some(init) = &init {
+        config.network = config.network.of_weights(&init.config, rank, &init.file).with_context(|| config.train.data_name())?;
     }
     let trainer = config.trainer(device, rank, window, train, valid)?;
     let mut report = String::new();
-    if let Some((file, saved)) = &init {
-        report = format!("{}: {}", file.display(), weights::load_encoder(&trainer.network.vs.variables(), saved, file)?);
+    if let Some(init) = &init {
+        report = format!("{}: {}", init.file.display(), init.load_into(&trainer.network.vs.variables())?);
         eprint!("{report}");
     }
     let run = match run {
@@ -168,7 +162,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
             Run::create(
                 config.train.out.as_deref(),
                 &config.name(),
-                config::settings(&resolved),
+                settings::resolved(&resolved),
                 &split,
                 object(json!({ "network": trainer.network.config, "input": input })),
             )?
@@ -210,12 +204,6 @@ fn record(config: &PretrainConfig, session: &Session, rank: Rank) -> PretrainRes
         seconds: session.rows().iter().filter_map(|r| r.get("seconds")).sum(),
         epochs: session.rows().len(),
     }
-}
-
-/// The stored scans of these subjects.
-pub fn scans_of(store: &Store, subjects: &[String]) -> Vec<String> {
-    let wanted: HashSet<&str> = subjects.iter().map(String::as_str).collect();
-    store.ids().iter().filter(|id| wanted.contains(subject(id))).cloned().collect()
 }
 
 /// Rank and window side for these scans.

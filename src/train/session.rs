@@ -8,8 +8,9 @@ use crate::report::tensorboard::{EventWriter, wall_time};
 use crate::run::folder::{Progress, Run};
 use crate::run::history::{History, Row};
 use crate::run::means::Means;
+use crate::run::tensors;
 use crate::sample::loader::Loader;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::time::{Duration, Instant};
 
 /// How a run ended.
@@ -44,7 +45,7 @@ impl Session {
         save_minutes: f64,
         stop: Stop,
     ) -> Result<Session> {
-        let progress = run.restore(&trainer.network, &mut trainer.optimizer)?;
+        let progress = restore(&run, &mut trainer)?;
         let history = History::open(&run.dir, Some(progress.epoch as usize))?;
         let events = EventWriter::create(&run.dir, progress.epoch + u64::from(progress.epoch > 0))?;
         Ok(Session { run, trainer, progress, history, events, stop, name, val_draws, save_minutes })
@@ -75,7 +76,7 @@ impl Session {
             let Some(wait) = self.train_epoch(&mut bar)? else { return Ok(Ended::Stopped) };
             let seconds = started.elapsed().as_secs_f64();
             let Some(validation) = self.trainer.validate(self.val_draws, &self.stop)? else {
-                self.run.save("last", &self.trainer.network, &self.trainer.optimizer, &self.progress)?;
+                self.save("last")?;
                 bar.finish();
                 return Ok(Ended::Stopped);
             };
@@ -119,7 +120,7 @@ impl Session {
             let stop = self.stop.asked();
             if stop || saved.elapsed().as_secs_f64() > 60. * self.save_minutes {
                 self.trainer.flush(&mut self.progress.means)?;
-                self.run.save("last", &self.trainer.network, &self.trainer.optimizer, &self.progress)?;
+                self.save("last")?;
                 saved = Instant::now();
             }
             if stop {
@@ -157,8 +158,23 @@ impl Session {
             .collect();
         write_curves(&self.run.dir.join("curves.png"), &self.name, self.history.rows(), &metrics)?;
         if better {
-            self.run.save("best", &self.trainer.network, &self.trainer.optimizer, &self.progress)?;
+            self.save("best")?;
         }
-        self.run.save("last", &self.trainer.network, &self.trainer.optimizer, &self.progress)
+        self.save("last")
     }
+    /// Writes a checkpoint. The encoder's statistics in it are those of all tasks' inputs.
+    fn save(&self, which: &str) -> Result<()> {
+        let Trainer { network, optimizer, .. } = &self.trainer;
+        network.mix_statistics();
+        self.run.save(which, &network.state(), &optimizer.state(), &self.progress)
+    }
+}
+
+/// Takes weights and optimizer from the run's last checkpoint, if it has one.
+fn restore(run: &Run, trainer: &mut Trainer) -> Result<Progress> {
+    let Some(saved) = run.last()? else { return Ok(Progress::default()) };
+    let file = || run.checkpoint("last").display().to_string();
+    tensors::restore(&trainer.network.vs.variables(), &saved.model).with_context(file)?;
+    trainer.optimizer.restore(saved.optimizer).with_context(file)?;
+    Ok(saved.progress)
 }
