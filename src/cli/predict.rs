@@ -5,7 +5,7 @@ use crate::data::nifti::{write_classes, write_floats};
 use crate::device::{DeviceChoice, Precision};
 use crate::dim::Shape;
 use crate::predict::inputs::Inputs;
-use crate::predict::model::{Downstream, Model};
+use crate::predict::model::{DownstreamConfig, Model};
 use crate::predict::window::{Window, default_batch};
 use crate::report::classes::Predictions;
 use crate::report::progress::Counter;
@@ -79,7 +79,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let inputs = Inputs::open(&args.input, args.layout, &model.channels, &model.settings)?;
     let stop = Stop::on_signals()?;
     match &model.downstream {
-        Downstream::Segmentation { labels, patch, .. } => {
+        DownstreamConfig::Segmentation { labels, patch, .. } => {
             claim(&args, &inputs)?;
             let window = Window {
                 rank: model.rank,
@@ -94,7 +94,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             let each = |scan: usize, id: &str, counter: &Counter| segmenter.predict(&inputs, scan, id, counter);
             each_scan(&args, &inputs, &model, each)?.finish(&args.output.display().to_string())
         }
-        Downstream::Classification { classes, shape, classification } => {
+        DownstreamConfig::Classification { classes, shape, classification } => {
             ensure!(
                 args.overlap.is_none() && args.batch_size.is_none() && !args.probabilities,
                 "{}: classifies whole scans and always writes probabilities; --overlap, --batch-size and --probabilities are for \

@@ -5,7 +5,7 @@ use crate::data::Scans;
 use crate::data::store::{Index, Store, Subset};
 use crate::dim::Rank;
 use crate::nn::EncoderConfig;
-use crate::predict::model::Downstream;
+use crate::predict::model::DownstreamConfig;
 use crate::sample::foreground::Foreground;
 use crate::tasks::Task;
 use crate::tasks::class_weights::ClassWeights;
@@ -44,7 +44,7 @@ pub fn build(
     store: &Store,
     train: &Arc<Subset>,
     encoder: &EncoderConfig,
-) -> Result<(Arc<dyn Task>, Downstream)> {
+) -> Result<(Arc<dyn Task>, DownstreamConfig)> {
     let (rank, index) = (encoder.rank(), store.index());
     let weights = |counts: &[u64]| ClassWeights::resolve(config.class_weights.as_ref(), counts);
     Ok(match config.task {
@@ -55,7 +55,7 @@ pub fn build(
             let weights = weights(&foreground.per_class_counts())?;
             let segmentation = config.segmentation.clone();
             let task = Segmentation::new(&segmentation, &config.aug, rank, patch, labels.clone(), weights, foreground)?;
-            (Arc::new(task), Downstream::Segmentation { labels, patch, segmentation })
+            (Arc::new(task), DownstreamConfig::Segmentation { labels, patch, segmentation })
         }
         DownstreamKind::Classification => {
             let classes = index.classes.clone().unwrap_or_default();
@@ -65,7 +65,7 @@ pub fn build(
             (0..train.len()).filter_map(|scan| train.class(scan)).for_each(|class| counts[usize::from(class)] += 1);
             let classification = config.classification.clone();
             let task = Classification::new(&classification, &config.aug, rank, shape, classes.clone(), weights(&counts)?);
-            (Arc::new(task), Downstream::Classification { classes, shape, classification })
+            (Arc::new(task), DownstreamConfig::Classification { classes, shape, classification })
         }
     })
 }

@@ -13,7 +13,7 @@ use crate::dim::{Shape, voxels};
 use crate::machine;
 use crate::metrics::case::{Group, Scores, score_case};
 use crate::metrics::summary::{best_median_worst, mean_dice};
-use crate::predict::model::{Downstream, Model};
+use crate::predict::model::{DownstreamConfig, Model};
 use crate::predict::window::{Window, default_batch};
 use crate::report::cases::{Case, write_cases};
 use crate::report::progress::Counter;
@@ -47,8 +47,10 @@ pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, me
     let model = Model::load(&run.dir.join("best"), config.train.device, config.train.precision)?;
     let folder = run.dir.join("test");
     let tested = match &model.downstream {
-        Downstream::Segmentation { labels, patch, .. } => segmentation(config, &model, labels, *patch, sides, &folder, stop)?,
-        Downstream::Classification { classes, classification, .. } => {
+        DownstreamConfig::Segmentation { labels, patch, .. } => {
+            segmentation(config, &model, labels, *patch, sides, &folder, stop)?
+        }
+        DownstreamConfig::Classification { classes, classification, .. } => {
             classification::test(&model, classes, classification.outputs, &sides.test, &folder, stop)?
         }
     };

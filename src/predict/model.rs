@@ -12,7 +12,7 @@ use crate::predict::window::mirrorings;
 use crate::run::folder::locate;
 use crate::run::input::Input;
 use crate::run::tensors::{self, ENCODER, split_checkpoint};
-use crate::tasks::Head;
+use crate::tasks::Downstream;
 use crate::tasks::classification::{self, ClassificationConfig, ClassificationHead, Outputs};
 use crate::tasks::segmentation::{SegmentationConfig, SegmentationHead};
 use anyhow::{Context, Result, ensure};
@@ -24,7 +24,7 @@ use tch::{Device, Kind, Tensor};
 /// What a fine-tuned run predicts: `downstream` in its `config.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(tag = "task", rename_all = "lowercase", deny_unknown_fields)]
-pub enum Downstream {
+pub enum DownstreamConfig {
     Segmentation {
         /// Class `k` is `labels[k]`, background first.
         labels: Vec<LabelValue>,
@@ -41,31 +41,43 @@ pub enum Downstream {
     },
 }
 
-/// The network above an encoder.
-enum Above {
+/// Decoder or classifier of a fine-tuned run.
+enum DownstreamHead {
     Segmentation(SegmentationHead),
     Classification(ClassificationHead),
 }
 
-impl Above {
+impl DownstreamHead {
     /// With new weights; its variables lie under the task's name.
-    fn new(root: &nn::Path, encoder: &dyn Encoder, downstream: &Downstream) -> Above {
+    fn new(root: &nn::Path, encoder: &dyn Encoder, downstream: &DownstreamConfig) -> DownstreamHead {
         match downstream {
-            Downstream::Segmentation { labels, patch, segmentation } => {
+            DownstreamConfig::Segmentation { labels, patch, segmentation } => {
                 let weights = vec![1.; labels.len()];
-                Above::Segmentation(SegmentationHead::new(&(root / "segmentation"), encoder, segmentation, *patch, &weights))
+                DownstreamHead::Segmentation(SegmentationHead::new(
+                    &(root / "segmentation"),
+                    encoder,
+                    segmentation,
+                    *patch,
+                    labels,
+                    &weights,
+                ))
             }
-            Downstream::Classification { classes, classification, .. } => {
+            DownstreamConfig::Classification { classes, classification, .. } => {
                 let weights = vec![1.; classes.len()];
-                Above::Classification(ClassificationHead::new(&(root / "classification"), encoder, classification, &weights))
+                DownstreamHead::Classification(ClassificationHead::new(
+                    &(root / "classification"),
+                    encoder,
+                    classification,
+                    &weights,
+                ))
             }
         }
     }
 
-    fn head(&self) -> &dyn Head {
+    fn head(&self) -> &dyn Downstream {
         match self {
-            Above::Segmentation(head) => head,
-            Above::Classification(head) => head,
+            DownstreamHead::Segmentation(head) => head,
+            DownstreamHead::Classification(head) => head,
         }
     }
 }
@@ -79,12 +91,12 @@ pub struct Model {
     pub settings: Settings,
     /// How volumes are sliced for it.
     pub slices: Option<Slices>,
-    pub downstream: Downstream,
+    pub downstream: DownstreamConfig,
     pub device: Device,
     bf16: bool,
     vs: VarStore,
     encoder: Box<dyn Encoder>,
-    above: Above,
+    above: DownstreamHead,
 }
 
 impl Model {
@@ -99,7 +111,7 @@ impl Model {
         let downstream = part("downstream").with_context(|| {
             format!("{}: a pretrained encoder cannot predict; give a run of `pretext3d finetune`", run.dir.display())
         })?;
-        let downstream: Downstream = serde_json::from_value(downstream).with_context(|| config.display().to_string())?;
+        let downstream: DownstreamConfig = serde_json::from_value(downstream).with_context(|| config.display().to_string())?;
         let network: EncoderConfig = serde_json::from_value(part("network")?)?;
         let input: Input = serde_json::from_value(part("input")?)?;
         ensure!(file.exists(), "{}: no checkpoint `{which}` yet", run.dir.display());
@@ -107,7 +119,7 @@ impl Model {
 
         let mut vs = VarStore::new(Device::Cpu);
         let encoder = network.build(&vs.root() / ENCODER.trim_end_matches('.'));
-        let above = Above::new(&vs.root(), encoder.as_ref(), &downstream);
+        let above = DownstreamHead::new(&vs.root(), encoder.as_ref(), &downstream);
         tensors::restore(&vs.variables(), &split_checkpoint(tensors).0).with_context(|| file.display().to_string())?;
         let bf16 = precision.is_bf16(device);
         if device == Device::Cpu {
@@ -154,8 +166,8 @@ impl Model {
     /// methods.
     pub fn script(&self, source: &str) -> ScriptModule {
         let (name, above, methods) = match &self.above {
-            Above::Segmentation(head) => ("decoder", head.script(), ""),
-            Above::Classification(head) => ("head", head.script(), head.probabilities_source()),
+            DownstreamHead::Segmentation(head) => ("decoder", head.script(), ""),
+            DownstreamHead::Classification(head) => ("head", head.script(), head.probabilities_source()),
         };
         ScriptModule::new(format!(
             "def forward(self, x: Tensor) -> Tensor:\n    return self.{name}.forward(self.encoder.forward(x))\n{methods}{source}"
@@ -167,8 +179,8 @@ impl Model {
     /// Every tensor by the name it has in [`Model::script`], which names no task.
     pub fn state(&self) -> tensors::Tensors {
         let task = match &self.above {
-            Above::Segmentation(_) => "segmentation.",
-            Above::Classification(_) => "classification.",
+            DownstreamHead::Segmentation(_) => "segmentation.",
+            DownstreamHead::Classification(_) => "classification.",
         };
         let name = |name: String| name.strip_prefix(task).map_or(name.clone(), str::to_owned);
         self.vs.variables().into_iter().map(|(n, t)| (name(n), t)).collect()

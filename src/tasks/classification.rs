@@ -3,7 +3,7 @@
 //! The network is the encoder, the average of its deepest map, and one hidden layer. Classes are ordered unless the user says
 //! otherwise: output `k` says whether the class is at least `k`. Validation is judged by quadratic weighted kappa.
 
-use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
+use super::{Amounts, Batch, Downstream, Drawn, Head, MetricInfo, Outcome, Task, each_scan};
 use crate::data::Scans;
 use crate::dim::{Rank, Region, Shape, voxels};
 use crate::metrics::agreement::Confusion;
@@ -149,22 +149,8 @@ impl Task for Classification {
         vec![MetricInfo { name: "accuracy", chance: None }]
     }
 
-    fn judges_scans(&self) -> bool {
-        true
-    }
-
     fn selects(&self) -> &'static str {
         KAPPA
-    }
-
-    /// Quadratic weighted kappa, accuracy and the mean loss, weighted as in training. Kappa is undefined where all scans are, and are said to be, of one class.
-    fn summarise(&self, judged: &[Vec<f64>]) -> Vec<(String, f64)> {
-        let column = |i: usize| judged.iter().map(|j| j[i] as u8).collect::<Vec<_>>();
-        let confusion = Confusion::of(&column(0), &column(1), self.classes.len());
-        let weight = |j: &Vec<f64>| self.weights[j[0] as usize];
-        let loss = judged.iter().map(|j| weight(j) * j[2]).sum::<f64>() / judged.iter().map(weight).sum::<f64>();
-        let metrics = [(KAPPA, confusion.weighted_kappa()), ("accuracy", confusion.accuracy()), ("loss", Some(loss))];
-        metrics.map(|(name, value)| (name.to_owned(), value.unwrap_or(f64::NAN))).into()
     }
 }
 
@@ -259,30 +245,57 @@ impl Head for ClassificationHead {
         Outcome { loss: self.loss(&logits, &truth), metrics: vec![right] }
     }
 
-    /// True class, predicted class, and loss.
-    fn judge(
-        &self,
-        encoder: &dyn Encoder,
-        scans: &dyn Scans,
-        scan: usize,
-        device: Device,
-        place: &dyn Fn(&Tensor) -> Result<()>,
-    ) -> Result<Vec<f64>> {
-        let truth = class_of(scans, scan)?;
-        let shape = scans.shape(scan);
-        let mut dims = vec![1, scans.channels() as i64];
-        dims.extend(encoder.rank().axes().map(|a| shape[a] as i64));
-        let x = Tensor::from_slice(&scans.whole(scan)?).reshape(dims).to_device(device);
-        place(&x)?;
-        let logits = self.logits(encoder, &x);
-        let loss = self.losses(&logits, &Tensor::from_slice(&[i64::from(truth)]).to_device(device));
-        Ok(vec![truth.into(), classes(self.outputs, &logits).double_value(&[0]), loss.double_value(&[0])])
+    fn downstream(&self) -> Option<&dyn Downstream> {
+        Some(self)
     }
+}
 
+impl Downstream for ClassificationHead {
     fn logits(&self, encoder: &dyn Encoder, x: &Tensor) -> Tensor {
         let map = encoder.forward(x, Mode::Eval).pop().expect("an encoder has at least one level");
         self.mlp.forward(&global_average(&map), Mode::Eval).to_kind(Kind::Float)
     }
+
+    fn judge(
+        &self,
+        encoder: &dyn Encoder,
+        scans: &dyn Scans,
+        device: Device,
+        place: &dyn Fn(&Tensor) -> Result<()>,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<(String, f64)>>> {
+        let judged = each_scan(scans, stop, |scan| {
+            let truth = class_of(scans, scan)?;
+            let shape = scans.shape(scan);
+            let mut dims = vec![1, scans.channels() as i64];
+            dims.extend(encoder.rank().axes().map(|a| shape[a] as i64));
+            let x = Tensor::from_slice(&scans.whole(scan)?).reshape(dims).to_device(device);
+            place(&x)?;
+            let logits = self.logits(encoder, &x);
+            let loss = self.losses(&logits, &Tensor::from_slice(&[i64::from(truth)]).to_device(device)).double_value(&[0]);
+            Ok(Judged { truth, predicted: u8::try_from(classes(self.outputs, &logits).int64_value(&[0]))?, loss })
+        })?;
+        Ok(judged.map(|judged| summarise(&self.weights, &judged)))
+    }
+}
+
+/// One scan's class, the predicted one, and the loss of it.
+struct Judged {
+    truth: u8,
+    predicted: u8,
+    loss: f64,
+}
+
+/// Quadratic weighted kappa, accuracy and the mean loss, weighted as in training by `weights`, one a class. Kappa is undefined where truth
+/// and prediction hold one and the same class only.
+fn summarise(weights: &[f64], judged: &[Judged]) -> Vec<(String, f64)> {
+    let [truth, predicted]: [Vec<u8>; 2] =
+        [|j: &Judged| j.truth, |j: &Judged| j.predicted].map(|of| judged.iter().map(of).collect());
+    let confusion = Confusion::of(&truth, &predicted, weights.len());
+    let weight = |j: &Judged| weights[usize::from(j.truth)];
+    let loss = judged.iter().map(|j| weight(j) * j.loss).sum::<f64>() / judged.iter().map(weight).sum::<f64>();
+    let metrics = [(KAPPA, confusion.weighted_kappa()), ("accuracy", confusion.accuracy()), ("loss", Some(loss))];
+    metrics.map(|(name, value)| (name.to_owned(), value.unwrap_or(f64::NAN))).into()
 }
 
 #[cfg(test)]

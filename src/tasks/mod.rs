@@ -1,5 +1,5 @@
 //! Pretext and downstream tasks: what a sample is, and what the network must predict from it. A task knows no files and no training loop;
-//! the training loop knows only [`Task`] and [`Head`].
+//! the training loop knows only [`Task`], [`Head`] and [`Downstream`].
 
 pub mod class_weights;
 pub mod classification;
@@ -14,7 +14,7 @@ use crate::data::Scans;
 use crate::dim::{Rank, Shape};
 use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use tch::{Device, Kind, Tensor, nn};
 
@@ -146,17 +146,9 @@ pub trait Task: Send + Sync {
     fn min_batch(&self) -> u64 {
         2
     }
-    /// Whether validation judges whole scans ([`Head::judge`]) instead of drawn samples.
-    fn judges_scans(&self) -> bool {
-        false
-    }
     /// Metric that selects the best checkpoint (higher is better).
     fn selects(&self) -> &'static str {
         self.metrics()[0].name
-    }
-    /// Metrics, by name, over what [`Head::judge`] gave for each scan; the first is [`Task::selects`].
-    fn summarise(&self, _judged: &[Vec<f64>]) -> Vec<(String, f64)> {
-        vec![]
     }
     /// Scans that sampling needs, on either side of the split.
     fn min_scans(&self) -> usize {
@@ -187,22 +179,38 @@ pub struct Outcome {
 /// A task's network above the encoder, with its loss.
 pub trait Head {
     fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome;
-    /// What validation needs to know of one whole scan, for tasks that judge scans. `place` lays out an input of the network,
-    /// `[B, C, ...]` on `device`, as it computes fastest.
+    /// The head of a downstream task, which validation judges on whole scans instead of drawn samples.
+    fn downstream(&self) -> Option<&dyn Downstream> {
+        None
+    }
+}
+
+/// A head that is trained for its predictions.
+pub trait Downstream: Head {
+    /// Logits (float32) of inputs `[B, C, ...]`, in evaluation.
+    fn logits(&self, encoder: &dyn Encoder, x: &Tensor) -> Tensor;
+    /// Metrics over whole scans, by name, the first being [`Task::selects`]; NaN where one is undefined. `None` if `stop` said so.
+    /// `place` lays out an input of the network, `[B, C, ...]` on `device`, as it computes fastest.
     fn judge(
         &self,
-        _encoder: &dyn Encoder,
-        _scans: &dyn Scans,
-        _scan: usize,
-        _device: Device,
-        _place: &dyn Fn(&Tensor) -> Result<()>,
-    ) -> Result<Vec<f64>> {
-        bail!("this task is validated on samples")
+        encoder: &dyn Encoder,
+        scans: &dyn Scans,
+        device: Device,
+        place: &dyn Fn(&Tensor) -> Result<()>,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<(String, f64)>>>;
+}
+
+/// What `judge` gives for each scan; `None` if `stop` said so.
+fn each_scan<T>(scans: &dyn Scans, stop: &dyn Fn() -> bool, judge: impl Fn(usize) -> Result<T>) -> Result<Option<Vec<T>>> {
+    let mut judged = Vec::with_capacity(scans.len());
+    for scan in 0..scans.len() {
+        if stop() {
+            return Ok(None);
+        }
+        judged.push(judge(scan).with_context(|| format!("validating on {}", scans.id(scan)))?);
     }
-    /// Predictions for inputs `[B, C, ...]` in evaluation mode; tasks that only train an encoder have none.
-    fn logits(&self, _encoder: &dyn Encoder, _x: &Tensor) -> Tensor {
-        unreachable!("only downstream tasks predict")
-    }
+    Ok(Some(judged))
 }
 
 /// The check that a grid task does not live on matching edges turns the gap off; nobody should by accident.

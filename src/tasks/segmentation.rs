@@ -4,7 +4,7 @@
 //! share of the patches contains foreground. Validation judges whole scans by hard Dice, case by case, the background left out
 //! (the reference averages the background in and pools voxels over cases).
 
-use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
+use super::{Amounts, Batch, Downstream, Drawn, Head, MetricInfo, Outcome, Task, each_scan};
 use crate::data::Scans;
 use crate::data::layouts::LabelValue;
 use crate::dim::{Rank, Shape, voxels};
@@ -178,7 +178,7 @@ impl Task for Segmentation {
             "a patch of {:?} voxels: each side must be a multiple of {reduction}, by which the encoder pools",
             self.patch
         );
-        Ok(Box::new(SegmentationHead::new(vs, encoder, &self.config, self.patch, &self.weights)))
+        Ok(Box::new(SegmentationHead::new(vs, encoder, &self.config, self.patch, &self.labels, &self.weights)))
     }
 
     fn amounts(&self) -> Amounts {
@@ -189,35 +189,21 @@ impl Task for Segmentation {
     fn metrics(&self) -> Vec<MetricInfo> {
         vec![MetricInfo { name: DICE, chance: None }]
     }
-
-    fn judges_scans(&self) -> bool {
-        true
-    }
-
-    /// Dice: the mean over cases of each case's mean over the classes that its label or prediction has; then each class's.
-    fn summarise(&self, judged: &[Vec<f64>]) -> Vec<(String, f64)> {
-        let dice: Vec<Vec<Option<f64>>> = judged.iter().map(|counts| counts.chunks_exact(3).map(dice).collect()).collect();
-        let cases: Vec<f64> = dice.iter().filter_map(|classes| mean(&defined(classes))).collect();
-        let mut out = vec![(DICE.to_owned(), mean(&cases).unwrap_or(f64::NAN))];
-        for (k, label) in self.labels.iter().enumerate().skip(1) {
-            let class: Vec<Option<f64>> = dice.iter().map(|classes| classes[k - 1]).collect();
-            let class = mean(&defined(&class));
-            out.push((format!("{DICE}.{}", label.name), class.unwrap_or(f64::NAN)));
-        }
-        out
-    }
 }
 
 const DICE: &str = "dice";
 
-fn defined(values: &[Option<f64>]) -> Vec<f64> {
-    values.iter().flatten().copied().collect()
-}
-
-/// Of one class's numbers in what [`Head::judge`] gives: its voxels in both, in the prediction and in the label.
-fn dice(numbers: &[f64]) -> Option<f64> {
-    let [both, prediction, truth] = [0, 1, 2].map(|i| numbers[i] as u64);
-    Counts { truth, prediction, both }.dice()
+/// Dice: the mean over cases of each case's mean over the classes that its label or prediction has; then each class's. `counts`: of each
+/// case, for each class of `labels` but the background.
+fn summarise(labels: &[LabelValue], counts: &[Vec<Counts>]) -> Vec<(String, f64)> {
+    let over = |values: &mut dyn Iterator<Item = Option<f64>>| mean(&values.flatten().collect::<Vec<_>>());
+    let cases = &mut counts.iter().map(|case| over(&mut case.iter().map(|class| class.dice())));
+    let mut out = vec![(DICE.to_owned(), over(cases).unwrap_or(f64::NAN))];
+    for (k, label) in labels.iter().skip(1).enumerate() {
+        let class = over(&mut counts.iter().map(|case| case[k].dice()));
+        out.push((format!("{DICE}.{}", label.name), class.unwrap_or(f64::NAN)));
+    }
+    out
 }
 
 /// A scan with its label and what a network makes of it, on the stored grid.
@@ -244,6 +230,8 @@ impl Predicted {
 pub struct SegmentationHead {
     decoder: Decoder,
     config: SegmentationConfig,
+    /// Class `k` is `labels[k]`, background first.
+    labels: Vec<LabelValue>,
     /// Of each class in the loss.
     weights: Vec<f64>,
     rank: Rank,
@@ -251,15 +239,48 @@ pub struct SegmentationHead {
 }
 
 impl SegmentationHead {
-    /// The network above the encoder, for whole scans in windows of `patch` voxels; `weights`: of each class in the loss.
-    pub fn new(vs: &nn::Path, encoder: &dyn Encoder, config: &SegmentationConfig, patch: Shape, weights: &[f64]) -> Self {
-        let decoder = Decoder::new(vs / "decoder", encoder, weights.len() as i64, config.deep_supervision);
-        SegmentationHead { decoder, config: config.clone(), weights: weights.to_vec(), rank: encoder.rank(), patch }
+    /// The network above the encoder, for whole scans in windows of `patch` voxels; `weights`: of each of `labels` in the loss.
+    pub fn new(
+        vs: &nn::Path,
+        encoder: &dyn Encoder,
+        config: &SegmentationConfig,
+        patch: Shape,
+        labels: &[LabelValue],
+        weights: &[f64],
+    ) -> Self {
+        let decoder = Decoder::new(vs / "decoder", encoder, labels.len() as i64, config.deep_supervision);
+        let (labels, weights, rank) = (labels.to_vec(), weights.to_vec(), encoder.rank());
+        SegmentationHead { decoder, config: config.clone(), labels, weights, rank, patch }
     }
 
     /// The decoder as TorchScript.
     pub fn script(&self) -> ScriptModule {
         self.decoder.script()
+    }
+
+    /// Voxels of each class but the background in a whole scan's label and in its prediction.
+    fn counts(
+        &self,
+        encoder: &dyn Encoder,
+        scans: &dyn Scans,
+        scan: usize,
+        device: Device,
+        place: &dyn Fn(&Tensor) -> Result<()>,
+    ) -> Result<Vec<Counts>> {
+        let (rank, patch, overlap) = (self.rank, self.patch, self.config.overlap);
+        let window = Window { rank, patch, overlap, batch_size: default_batch(rank), flips: false, device };
+        let predicted = Predicted::of(scans, scan, &window, &|x| {
+            place(x)?;
+            Ok(self.logits(encoder, x))
+        })?;
+        let mut counts = vec![Counts::default(); self.labels.len()];
+        for (&p, &t) in predicted.classes.iter().zip(&predicted.truth) {
+            counts[p as usize].prediction += 1;
+            counts[t as usize].truth += 1;
+            counts[p as usize].both += u64::from(p == t);
+        }
+        counts.remove(0);
+        Ok(counts)
     }
 
     /// Loss of logits `[B, K, ...]` against classes `[B, ...]` of the same extent.
@@ -314,33 +335,26 @@ impl Head for SegmentationHead {
         Outcome { loss: loss / total, metrics }
     }
 
+    fn downstream(&self) -> Option<&dyn Downstream> {
+        Some(self)
+    }
+}
+
+impl Downstream for SegmentationHead {
+    fn logits(&self, encoder: &dyn Encoder, x: &Tensor) -> Tensor {
+        self.decoder.forward(encoder.forward(x, Mode::Eval), Mode::Eval).remove(0).to_kind(Kind::Float)
+    }
+
     fn judge(
         &self,
         encoder: &dyn Encoder,
         scans: &dyn Scans,
-        scan: usize,
         device: Device,
         place: &dyn Fn(&Tensor) -> Result<()>,
-    ) -> Result<Vec<f64>> {
-        let (rank, patch, overlap) = (self.rank, self.patch, self.config.overlap);
-        let window = Window { rank, patch, overlap, batch_size: default_batch(rank), flips: false, device };
-        let predicted = Predicted::of(scans, scan, &window, &|x| {
-            place(x)?;
-            Ok(self.logits(encoder, x))
-        })?;
-        let mut counts = vec![[0f64; 3]; self.weights.len()];
-        for (&p, &t) in predicted.classes.iter().zip(&predicted.truth) {
-            counts[p as usize][1] += 1.;
-            counts[t as usize][2] += 1.;
-            if p == t {
-                counts[p as usize][0] += 1.;
-            }
-        }
-        Ok(counts[1..].concat())
-    }
-
-    fn logits(&self, encoder: &dyn Encoder, x: &Tensor) -> Tensor {
-        self.decoder.forward(encoder.forward(x, Mode::Eval), Mode::Eval).remove(0).to_kind(Kind::Float)
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<(String, f64)>>> {
+        let counts = each_scan(scans, stop, |scan| self.counts(encoder, scans, scan, device, place))?;
+        Ok(counts.map(|counts| summarise(&self.labels, &counts)))
     }
 }
 

@@ -11,9 +11,9 @@ use crate::run::means::Means;
 use crate::sample::loader::Loader;
 use crate::sample::mirror_zoom::ChangeConfig;
 use crate::sample::sampler::{LoadedBatch, Sampler};
-use crate::tasks::{Batch, Outcome, Task};
+use crate::tasks::{Batch, Downstream, Outcome, Task};
 use crate::train::optim::{Optimizer, Schedule};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use std::ops::Range;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -283,8 +283,8 @@ impl Trainer {
         let mut means = Means::default();
         let mut total = 0.;
         for (index, run) in self.tasks.iter().enumerate() {
-            if run.task.judges_scans() {
-                if !self.judge(index, &mut means, stop)? {
+            if let Some(head) = self.network.heads[index].downstream() {
+                if !self.judge(run, head, &mut means, stop)? {
                     return Ok(None);
                 }
                 continue;
@@ -319,32 +319,25 @@ impl Trainer {
             }
         }
         ensure!(total.is_finite(), "the validation loss is {total}");
-        if self.tasks.iter().any(|run| !run.task.judges_scans()) {
+        if self.network.heads.iter().any(|head| head.downstream().is_none()) {
             means.add("loss", total, 1.);
         }
         Ok(Some(means))
     }
 
     /// Metrics of a task over whole validation scans; undefined ones (of a class that no scan has) are left out. False if a signal came.
-    fn judge(&self, index: usize, means: &mut Means, stop: &Stop) -> Result<bool> {
-        let run = &self.tasks[index];
-        let (head, scans) = (&self.network.heads[index], run.valid.scans.as_ref());
+    fn judge(&self, run: &TaskRun, head: &dyn Downstream, means: &mut Means, stop: &Stop) -> Result<bool> {
+        let scans = run.valid.scans.as_ref();
         let place = |x: &Tensor| ffi::set_memory_format(x, memory_format(self.device, self.bf16));
-        let judge = |scan| {
-            let judged = ffi::with_autocast(self.device, self.bf16, || {
-                no_grad(|| head.judge(self.network.encoder.as_ref(), scans, scan, self.device, &place))
-            });
-            judged.with_context(|| format!("validating on {}", scans.id(scan)))
-        };
-        let judged = (0..scans.len()).take_while(|_| !stop.asked()).map(judge).collect::<Result<Vec<_>>>()?;
-        if judged.len() < scans.len() {
-            return Ok(false);
-        }
-        let metrics = run.task.summarise(&judged);
+        let judged = ffi::with_autocast(self.device, self.bf16, || {
+            no_grad(|| head.judge(self.network.encoder.as_ref(), scans, self.device, &place, &|| stop.asked()))
+        })?;
+        let Some(metrics) = judged else { return Ok(false) };
         ensure!(
             metrics.first().is_some_and(|(_, value)| value.is_finite()),
-            "validation: {} is undefined: no scan has foreground in its label or its prediction",
-            run.task.selects()
+            "validation: {} is undefined on these {} scans",
+            run.task.selects(),
+            scans.len()
         );
         for (name, value) in metrics.into_iter().filter(|(_, value)| value.is_finite()) {
             means.add(&format!("{}.{name}", run.task.name()), value, 1.);

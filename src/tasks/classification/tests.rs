@@ -94,17 +94,16 @@ fn heads_run_in_both_ranks_and_reach_every_parameter() {
 
 #[test]
 fn validation_is_summarised_over_all_scans() {
-    let names = ["a", "b", "c"].map(String::from).to_vec();
-    let config = ClassificationConfig::default();
-    let task = Classification::new(&config, &AugmentConfig::default(), Rank::Two, [1, 8, 8], names, vec![1.; 3]);
-    // True class, predicted class, loss.
-    let judged = [vec![0., 0., 1.], vec![1., 2., 2.], vec![2., 2., 3.], vec![1., 0., 2.]];
-    let summary: std::collections::BTreeMap<String, f64> = task.summarise(&judged).into_iter().collect();
+    let judged = |rows: &[(u8, u8, f64)]| -> Vec<Judged> {
+        rows.iter().map(|&(truth, predicted, loss)| Judged { truth, predicted, loss }).collect()
+    };
+    let cases = judged(&[(0, 0, 1.), (1, 2, 2.), (2, 2, 3.), (1, 0, 2.)]);
+    let summary: std::collections::BTreeMap<String, f64> = summarise(&[1.; 3], &cases).into_iter().collect();
     assert_eq!(summary["accuracy"], 0.5);
     assert_eq!(summary["loss"], 2.);
     // Mean squared distances: 2 of 4 observed, and that of chance from how often each class is the true and the predicted one.
     let (n, m) = ([1., 2., 1.], [2., 0., 2.]);
     let chance: f64 = (0..9).map(|i| n[i / 3] * m[i % 3] * ((i / 3) as f64 - (i % 3) as f64).powi(2)).sum::<f64>() / 16.;
     assert!((summary["kappa"] - (1. - 0.5 / chance)).abs() < 1e-12);
-    assert!(task.summarise(&[vec![1., 1., 0.]])[0].1.is_nan());
+    assert!(summarise(&[1.; 3], &judged(&[(1, 1, 0.)]))[0].1.is_nan());
 }

@@ -22,7 +22,7 @@ fn head(
     patch: Shape,
     weights: &[f64],
 ) -> SegmentationHead {
-    SegmentationHead::new(&(vs.root() / "segmentation"), encoder, config, patch, weights)
+    SegmentationHead::new(&(vs.root() / "segmentation"), encoder, config, patch, &labels(), weights)
 }
 
 fn labels() -> Vec<LabelValue> {
@@ -126,23 +126,18 @@ fn deep_supervision_halves_each_coarser_loss() {
 
 #[test]
 fn cases_are_averaged_before_they_are_compared() {
-    let folder = tempfile::tempdir().unwrap();
-    let store = store(folder.path(), &[Some(Array3::ones((4, 4, 4)))]);
-    let foreground = Arc::new(Foreground::of(&all(&store), CLASSES).unwrap());
-    let config = config(Loss::Dice, false);
-    let task =
-        Segmentation::new(&config, &AugmentConfig::default(), Rank::Three, [4; 3], labels(), EQUAL.into(), foreground).unwrap();
+    let case = |numbers: [[u64; 3]; 3]| numbers.map(|[both, prediction, truth]| Counts { truth, prediction, both }).to_vec();
     // Per class voxels in both, in the prediction, in the label. Dice: a 2 * 3 / 10 = 0.6, b missed, c in neither.
-    let first = vec![3., 4., 6., 0., 0., 5., 0., 0., 0.];
+    let first = case([[3, 4, 6], [0, 0, 5], [0, 0, 0]]);
     // a in neither, b 1, c 2 * 1 / 8 = 0.25.
-    let second = vec![0., 0., 0., 7., 7., 7., 1., 2., 6.];
-    let empty = vec![0.; 9];
-    let found: Vec<(String, f64)> = task.summarise(&[first, second, empty.clone()]);
+    let second = case([[0, 0, 0], [7, 7, 7], [1, 2, 6]]);
+    let empty = case([[0; 3]; 3]);
+    let found: Vec<(String, f64)> = summarise(&labels(), &[first, second, empty.clone()]);
     let expected = [("dice", (0.3 + 0.625) / 2.), ("dice.a", 0.6), ("dice.b", 0.5), ("dice.c", 0.25)];
     for ((name, value), (wanted, expected)) in found.iter().zip(expected) {
         assert!(name == wanted && (value - expected).abs() < 1e-12, "{found:?}");
     }
-    assert!(task.summarise(&[empty]).iter().all(|(_, value)| value.is_nan()));
+    assert!(summarise(&labels(), &[empty]).iter().all(|(_, value)| value.is_nan()));
 }
 
 #[test]
@@ -157,7 +152,7 @@ fn slices_are_judged_as_the_volume_that_they_are_put_back_to() {
     let head = head(&vs, &encoder, &config(Loss::DiceCe, false), patch, &EQUAL);
     for (slices, axis) in [(Slices::Sagittal, 0), (Slices::Coronal, 1), (Slices::Axial, 2)] {
         let scans = volumes.clone().sliced(Some(slices)).unwrap();
-        let found = head.judge(&encoder, &scans, 0, Device::Cpu, &|_| Ok(())).unwrap();
+        let found = head.counts(&encoder, &scans, 0, Device::Cpu, &|_| Ok(())).unwrap();
         // Slice by slice, put into a volume.
         let window = Window { rank: Rank::Two, patch, overlap: 0.5, batch_size: 1, flips: false, device: Device::Cpu };
         let mut predicted = Array3::zeros(label.dim());
@@ -168,12 +163,18 @@ fn slices_are_judged_as_the_volume_that_they_are_put_back_to() {
                 window.classes(&Tensor::from_slice(&values).reshape(dims), &|x| Ok(head.logits(&encoder, x))).unwrap();
             out.assign(&ArrayView2::from_shape(truth.dim(), &classes).unwrap());
         }
-        let count = |of: &dyn Fn(u8, u8) -> bool| predicted.iter().zip(&label).filter(|&(&p, &t)| of(p, t)).count() as f64;
-        let expected: Vec<f64> = (1..CLASSES as u8)
-            .flat_map(|k| [count(&|p, t| p == k && t == k), count(&|p, _| p == k), count(&|_, t| t == k)])
-            .collect();
+        let count = |of: &dyn Fn(u8, u8) -> bool| predicted.iter().zip(&label).filter(|&(&p, &t)| of(p, t)).count() as u64;
+        let of_class = |k| Counts {
+            both: count(&|p, t| p == k && t == k),
+            prediction: count(&|p, _| p == k),
+            truth: count(&|_, t| t == k),
+        };
+        let expected: Vec<Counts> = (1..CLASSES as u8).map(of_class).collect();
         assert_eq!(found, expected, "{slices:?}");
-        assert!(expected.chunks_exact(3).any(|n| n[1] > 0.), "a prediction without foreground shows nothing: {expected:?}");
+        assert!(
+            expected.iter().any(|class| class.prediction > 0),
+            "a prediction without foreground shows nothing: {expected:?}"
+        );
     }
 }
 
