@@ -5,7 +5,7 @@ use std::path::Path;
 
 /// Print what a bug report needs: versions, devices, memory, disk
 ///
-/// Exit code 1 if something is broken, which is then said last.
+/// Exit code 1 if something is broken; the last line then says what.
 #[derive(clap::Args)]
 pub struct Args {
     /// Print JSON: bytes for sizes, null for what is unknown

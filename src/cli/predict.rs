@@ -20,7 +20,7 @@ use std::time::{Duration, Instant};
 
 /// Segment or classify scans with a fine-tuned network
 ///
-/// Every scan is preprocessed as those of the training. Segmentations are predicted window by window and brought back: OUTPUT/ID.nii.gz lies
+/// Every scan is preprocessed as the training's scans were. Segmentations are predicted window by window and brought back: OUTPUT/ID.nii.gz lies
 /// on the scan voxel by voxel, with the shape, affine and header of the input file and the label values of the training data.
 /// Classifications are one table, OUTPUT/predictions.csv: a row a scan with its class and the probability of each.
 #[derive(clap::Args)]

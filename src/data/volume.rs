@@ -213,8 +213,8 @@ impl Strides {
     }
 }
 
-/// `out[x] = f(src[x])` for the voxels of a grid, `out` row-major and `src` by `strides`, of which one step is 1 or -1.
-/// When that axis is not the last, the copy goes through small tiles so that both sides are read and written in runs.
+/// `out[x] = f(src[x])` for the voxels of a grid, `out` row-major and `src` by `strides`. One step of `strides` is
+/// 1 or -1; when its axis is not the last, the copy goes through small tiles so that both sides are read and written in runs.
 pub(super) fn gather<T: Copy, U: Copy>(src: &[T], strides: Strides, shape: Shape, out: &mut [U], f: &impl Fn(T) -> U) {
     /// Extents of a tile along the axis where `src` is contiguous, and along the last.
     const TILE: [usize; 2] = [64, 16];

@@ -18,7 +18,7 @@ const STEM: i64 = 64;
 /// Dense layers of each block.
 const BLOCKS: [usize; 4] = [6, 12, 24, 16];
 
-/// What a DenseNet-121 leaves open.
+/// Settings of the DenseNet-121 encoder.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct DenseNetConfig {

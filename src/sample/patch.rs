@@ -15,8 +15,8 @@ const CONTENT: f64 = 0.1;
 /// Draws a window of `side` voxels along every axis in use, uniformly over the positions inside the scan; along an axis not
 /// in use it is one voxel thick. Errors if the scan is smaller.
 ///
-/// A slice of a volume may hold next to nothing, and teach nothing: a window of which, in every channel, less than a tenth of the voxels
-/// differs from the lowest one is drawn again, up to eight times. Where the background is noise, no window looks empty.
+/// A slice of a volume may hold next to nothing, and teach nothing. A window is drawn again, up to eight times, if in every
+/// channel less than a tenth of its voxels differs from the lowest one. Where the background is noise, no window looks empty.
 pub fn draw_window(scans: &dyn Scans, scan: usize, rank: Rank, side: usize, rng: &mut Rng) -> Result<Region> {
     let (shape, size) = (scans.shape(scan), rank.cube(side));
     ensure!(
@@ -110,7 +110,7 @@ impl Grid {
     }
 }
 
-/// Cells side by side, of which patches are random sub-crops that never touch: a patch is `jitter` voxels smaller than its
+/// Cells side by side. Their patches are random sub-crops that never touch: a patch is `jitter` voxels smaller than its
 /// cell along every axis and lies 0 to `jitter - 1` voxels from its first corner, so at least one voxel separates neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JitteredGrid {

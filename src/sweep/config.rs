@@ -102,7 +102,7 @@ pub struct Finetuning {
 }
 
 impl SweepConfig {
-    /// Reads and checks a file; `smoke` applies its `[smoke]` table, which holds any of the other keys; those of a table change
+    /// Reads and checks a file; `smoke` applies its `[smoke]` table, which holds any of the other keys; the keys of a table change
     /// one by one. Errors name the file and the key.
     pub fn read(path: &Path, smoke: bool) -> Result<SweepConfig> {
         let text = std::fs::read_to_string(path).with_context(|| format!("reading {}", path.display()))?;
@@ -249,7 +249,7 @@ impl SweepConfig {
         out
     }
 
-    /// Settings of one pretraining, those of its task over those of all.
+    /// Settings of one pretraining: its task's table over the table of all tasks.
     fn pretrain_settings(&self, pretraining: &Pretraining) -> Result<Map<String, Value>> {
         let mut settings: Map<String, Value> = self.pretrain.clone();
         settings.retain(|_, value| !value.is_object());

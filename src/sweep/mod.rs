@@ -65,7 +65,7 @@ pub struct Runner {
     finetunings: Vec<Finetuning>,
     /// Content of `sweep.json`.
     sweep: Sweep,
-    /// That of all cells, or one for each fold.
+    /// One split for all cells, or one for each fold.
     splits: Vec<Split>,
 }
 
@@ -346,7 +346,7 @@ fn split_file(folder: &Path, fold: Option<u64>) -> PathBuf {
     folder.join(format!("split{}.json", fold_suffix(fold)))
 }
 
-/// The split of all cells, or of every fold, run or not; those of an earlier start, if this is not the first.
+/// The split of all cells, or one for each fold, also for folds that are not run. Splits of an earlier start are read again.
 fn splits(config: &SweepConfig, folder: &Path, store: &Store, again: bool) -> Result<Vec<Split>> {
     let usable = config.downstream()?.usable();
     let sides = match (config.folds, config.test_fraction) {

@@ -40,8 +40,8 @@ impl From<ClassWeights> for String {
 }
 
 impl ClassWeights {
-    /// One weight for each class, of which the training side holds `counts`; a class that it lacks gets 1 when balanced. Errors if as
-    /// many were not given.
+    /// One weight for each class; a class that is not on the training side gets 1 when balanced. `counts`: scans or voxels of
+    /// each class there. Errors if the number of given weights is not the number of classes.
     pub fn resolve(weights: Option<&Self>, counts: &[u64]) -> Result<Vec<f64>> {
         let classes = counts.len();
         Ok(match weights {

@@ -221,8 +221,8 @@ pub fn classes(outputs: Outputs, logits: &Tensor) -> Tensor {
     }
 }
 
-/// Probabilities `[B, K]` of logits `[B, K]`, summing to 1. Of ordered outputs the differences of "at least k", each taken as
-/// no larger than the one before it, and the first as certain.
+/// Probabilities `[B, K]` of logits `[B, K]`, summing to 1. For ordered outputs they are the differences of "at least k": the
+/// first output counts as certain, and each one is lowered to the one before it.
 pub fn probabilities(outputs: Outputs, logits: &Tensor) -> Tensor {
     match outputs {
         Outputs::Softmax => logits.softmax(1, Kind::Float),

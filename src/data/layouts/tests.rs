@@ -323,7 +323,7 @@ fn uk_biobank() {
     let gone = format!("{:#}", Source::Zip { archive: both, member: "T3".into() }.read().unwrap_err());
     says(&gone, &["b.zip:T3"]);
 
-    // One subject without FLAIR: T1 alone for all, and it is said.
+    // One subject without FLAIR: T1 alone for all, with a note.
     archive(&folder, "c.zip", &[t1]);
     archive(&folder, "d.zip", &[flair]);
     let data = opened(&folder);

@@ -110,10 +110,10 @@ fn strata(scans: &[Candidate]) -> BTreeMap<Option<u8>, Vec<&str>> {
     strata
 }
 
-/// One order of all, of which every beginning holds of each class its share, give or take less than one; within a class the order
-/// stays.
+/// One order of all subjects in which every beginning holds each class by its share, less than one subject off. Within a class
+/// the order stays.
 ///
-/// Each place goes to the class that must have its next one soonest, of those that are not ahead of their share.
+/// Each place goes to the class that must have its next subject soonest, among the classes that are not ahead of their share.
 fn interleaved(strata: BTreeMap<Option<u8>, Vec<&str>>) -> Vec<&str> {
     let total: usize = strata.values().map(Vec::len).sum();
     let mut taken = vec![0; strata.len()];
