@@ -110,8 +110,11 @@ brats() {
     preprocess "$DATA" "$store" --size $size
 }
 
+# other_scans ARGUMENTS...: makes `other_store`. Sets `others`, the arguments of a sweep that pretrains on it.
 other_scans() {
-    preprocess "$UNLABELLED" "$other_store" --size $size --no-labels
+    preprocess "$UNLABELLED" "$other_store" --size $size "$@"
+    # Phantoms of another seed are other people with the same ids.
+    others=(--unlabelled "$other_store" ${SMOKE:+--other-people})
 }
 
 # brats_sweeps NAME: experiments/NAME.toml on BraTS, pretrained on the training side alone, without any other scan; then, if there are
@@ -119,8 +122,8 @@ other_scans() {
 brats_sweeps() {
     sweep "$1$suffix" "$1" --data "$store"
     if [ -n "$other_store" ]; then
-        other_scans
-        sweep "$1$suffix-other" "$1" --data "$store" --unlabelled "$other_store"
+        other_scans --no-labels
+        sweep "$1$suffix-other" "$1" --data "$store" "${others[@]}"
     fi
 }
 

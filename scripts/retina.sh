@@ -25,6 +25,7 @@ sweep "retina$suffix" retina --data "$store"
 
 # Pretrained on other photographs.
 if [ -n "$UNLABELLED" ]; then
-    preprocess "$UNLABELLED" "$store-other" --size $size --skip-bad
-    sweep "retina$suffix-other" retina --data "$store" --unlabelled "$store-other"
+    other_store=$store-other
+    other_scans --skip-bad
+    sweep "retina$suffix-other" retina --data "$store" "${others[@]}"
 fi

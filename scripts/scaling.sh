@@ -6,8 +6,8 @@
 # The stores are those of brats.sh.
 brats
 if [ -n "$other_store" ]; then
-    other_scans
-    sweep "scaling$suffix-other" scaling --data "$store" --unlabelled "$other_store"
+    other_scans --no-labels
+    sweep "scaling$suffix-other" scaling --data "$store" "${others[@]}"
 else
     sweep "scaling$suffix" scaling --data "$store"
 fi

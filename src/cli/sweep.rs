@@ -22,6 +22,9 @@ pub struct Args {
     /// Store to pretrain on, instead of the file's; without either the training side of the store with labels
     #[arg(long, value_name = "STORE")]
     unlabelled: Option<PathBuf>,
+    /// The subjects of the store to pretrain on are other people, also where their ids are those of the store with labels
+    #[arg(long)]
+    other_people: bool,
     /// The sweep's folder [default: runs/sweep-<name>]
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
@@ -37,6 +40,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let mut config = SweepConfig::read(&args.config, args.smoke)?;
     config.data = args.data.unwrap_or(config.data);
     config.unlabelled = args.unlabelled.or(config.unlabelled);
+    config.other_people |= args.other_people;
     let folder = args.out.unwrap_or_else(|| Path::new("runs").join(format!("sweep-{}", config.name)));
     let runner = Runner::plan(config, folder, args.shard)?;
     if args.dry_run {

@@ -25,6 +25,9 @@ pub struct SweepConfig {
     /// Store that is pretrained on; without it the training side of `data` alone, its labels unused.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unlabelled: Option<PathBuf>,
+    /// The subjects of `unlabelled` are other people than those of `data`, also where their ids are the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub other_people: bool,
     /// Pretext tasks; several joined by `,` are trained jointly.
     pub tasks: Vec<String>,
     /// Arms of method 6: `scratch`, `warmup`, `full`, `frozen`, and `random`, a frozen encoder with random weights.

@@ -2,10 +2,11 @@
 //! shared between machines.
 
 pub mod config;
+mod leak;
 mod process;
 
-use crate::data::split::{Fold, Split, subject};
-use crate::data::store::{Entry, Store};
+use crate::data::split::{Fold, Split};
+use crate::data::store::Store;
 use crate::fs::write_atomic;
 use crate::report::study::read::{self as study, Cell, CellResult, Sweep};
 use crate::report::study::write_report;
@@ -15,7 +16,6 @@ use anyhow::{Context, Result, bail, ensure};
 use config::{Finetuning, Pretraining, SweepConfig, fold_suffix};
 use process::{Outcome, run_logged};
 use serde_json::{Value, json};
-use std::collections::HashSet;
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -93,7 +93,8 @@ impl Runner {
         }
         let splits = splits(&config, &folder, &store, record.exists())?;
         let runner = Runner { config, folder, shard, pretrainings, finetunings, sweep, splits };
-        runner.check_split(&store)?;
+        runner.check_fractions()?;
+        leak::check(&runner.config, &store, &runner.splits)?;
         // A misspelt flag shows now, not hours later.
         for work in runner.work() {
             crate::cli::check_arguments(&runner.arguments(work)?).with_context(|| runner.name(work))?;
@@ -113,28 +114,13 @@ impl Runner {
         self.left().into_iter().map(|work| Ok(shell_line(&self.arguments(work)?))).collect()
     }
 
-    /// Every label fraction leaves a subject, and nothing that is tested on is pretrained on.
-    fn check_split(&self, store: &Store) -> Result<()> {
+    /// Every label fraction leaves a subject.
+    fn check_fractions(&self) -> Result<()> {
         for split in &self.splits {
             let n = split.train.len();
             if let Some(few) = self.config.fractions.iter().find(|&&f| (f * n as f64).round() < 1.) {
                 bail!("`fractions`: {few} leaves no subject of the {n} on the training side");
             }
-        }
-        let Some(unlabelled) = &self.config.unlabelled else { return Ok(()) };
-        let seen = Store::open(unlabelled)?;
-        let seen: HashSet<&str> = seen.index().subjects.iter().map(|s| s.fingerprint.as_str()).collect();
-        let run = self.config.folds();
-        let tests = self.splits.iter().filter(|split| run.contains(&split.fold.map(|fold| fold.number)));
-        let tested: HashSet<&str> = tests.flat_map(|split| &split.test).map(String::as_str).collect();
-        let both = |s: &&Entry| seen.contains(s.fingerprint.as_str()) && tested.contains(subject(&s.id));
-        if let Some(both) = store.index().subjects.iter().find(both) {
-            bail!(
-                "`unlabelled`: {} holds {}, which is tested on; without `unlabelled` the training side of {} is pretrained on",
-                unlabelled.display(),
-                both.id,
-                self.config.data.display()
-            );
         }
         Ok(())
     }
@@ -383,7 +369,7 @@ fn shell_line(arguments: &[String]) -> String {
 fn same_settings(before: &Value, now: &Value) -> Result<()> {
     const MAY_GROW: [&str; 6] = ["tasks", "arms", "fractions", "seeds", "unlabelled_fractions", "run_folds"];
     let (Some(before), Some(now)) = (before.as_object(), now.as_object()) else { bail!("settings are not a table") };
-    for key in before.keys().chain(now.keys()).filter(|key| *key != "published") {
+    for key in before.keys().chain(now.keys()).filter(|key| !["published", "other_people"].contains(&key.as_str())) {
         let (was, is) = (before.get(key).unwrap_or(&json!(null)).clone(), now.get(key).unwrap_or(&json!(null)).clone());
         let grown = match (&was, &is) {
             (Value::Array(was), Value::Array(is)) if MAY_GROW.contains(&key.as_str()) => {

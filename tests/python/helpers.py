@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -32,6 +33,16 @@ def refused(*args, says=(), code=1, cwd=None, **kwargs):
     for part in says:
         assert str(part) in done.stderr, f"{part!r} is not in: {done.stderr}"
     return done.stderr
+
+
+def renamed(brats, folder, name, only=None):
+    """Copies a folder of brain phantoms, or those of the ids in `only`, under other ids that begin with `name`."""
+    for path in sorted(brats.glob("brain_*/*")):
+        if only is None or path.parent.name in only:
+            subject = path.parent.name.replace("brain", name)
+            (folder / subject).mkdir(parents=True, exist_ok=True)
+            shutil.copy(path, folder / subject / path.name.replace("brain", name))
+    return folder
 
 
 def tensors(path):

@@ -9,7 +9,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from helpers import ROOT, command, pretext3d, refused
+from helpers import BINARY, ROOT, command, pretext3d, refused, renamed
 
 EXPERIMENTS = ["brats", "brats2d", "pancreas", "pancreas2d", "retina", "scaling", "phantom", "phantom2d", "fundus"]
 # Small studies whose results are committed: nothing to name, and no smoke run.
@@ -62,7 +62,7 @@ def test_configurations_are_accepted_and_complete(name, smoke, stores, store, tm
         return
     config = settings(name, smoke)
     if "unlabelled" in config:
-        args += ["--unlabelled", store]
+        args += ["--unlabelled", store, "--other-people"]
     runs = planned(*args)
     assert not out.exists()
     shares = config.get("unlabelled_fractions", [1.0])
@@ -86,7 +86,7 @@ def test_configurations_are_accepted_and_complete(name, smoke, stores, store, tm
     # Pretraining on the labelled store must keep away from its test side.
     splits = {flags.get("split") for kind, flags in runs if kind == "pretrain"}
     assert splits == ({None} if "unlabelled" in config else {c["split"] for c in cells})
-    again = [flags for kind, flags in planned(*args, "--unlabelled", store) if kind == "pretrain"]
+    again = [flags for kind, flags in planned(*args, "--unlabelled", store, "--other-people") if kind == "pretrain"]
     assert all(flags["data"] == str(store) and "split" not in flags for flags in again)
 
 
@@ -281,6 +281,18 @@ def test_paths_with_spaces_from_any_folder(stub, tmp_path):
     assert "--no-labels" not in lines[0] and "--no-labels" in lines[3] and "--smoke" not in lines[1]
     assert lines[1][-4:] == ["--config", "my.toml", "--shard", "1/1"]
     assert lines[2][1] == str(here / "my results/sweep-brats") != lines[5][1]
+
+
+def test_scripts_do_not_pretrain_on_what_is_tested_on(labelled, tmp_path):
+    """With the real binary in small: the scans of UNLABELLED, prepared as the script does it, are those of DATA by other names."""
+    program = tmp_path / "small"
+    program.write_text(f'#!/bin/bash\ncd {shlex.quote(str(tmp_path))}\nexec {shlex.quote(str(BINARY))} "${{@/#128/16}}"\n')
+    program.chmod(0o755)
+    (tmp_path / "experiments").symlink_to(ROOT / "experiments")
+    brains = labelled.parent / "brain"
+    env = environment(PRETEXT3D=program, DATA=brains, UNLABELLED=renamed(brains, tmp_path / "other", "twin"), JOBS=1, ARGS="--dry-run")
+    done = subprocess.run([ROOT / "scripts/scaling.sh"], env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1 and "--no-labels" in done.stderr and "holds 8 scans that are held out" in done.stderr, done.stderr
 
 
 def test_a_failure_stops_the_script(stub, tmp_path):

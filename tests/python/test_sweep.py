@@ -1,4 +1,5 @@
 """Sweeps end to end: every cell once, killed and taken up again, sharded, grown, with failures, and bad configurations."""
+import json
 import re
 import signal
 import subprocess
@@ -6,7 +7,7 @@ import time
 from itertools import product
 
 import pytest
-from helpers import command, pretext3d, read_json, refused, rows
+from helpers import command, pretext3d, read_json, refused, renamed, rows
 
 CONFIG = """
 name = "tiny"
@@ -101,7 +102,9 @@ def test_every_cell_once_and_a_report(finished):
     split = read_json(out / "split.json")
     table = rows(out / "report/results.csv")
     assert len(table) == 8 and (out / "report/report.html").is_file()
-    assert (out / "report/report.md").read_text() in done.stdout or "scratch" in done.stdout
+    # The table that `report` prints follows the cells.
+    printed = pretext3d("report", out).stdout.removesuffix(f"{out / 'report/report.html'}\n")
+    assert "\nrot warmup " in printed and done.stdout.endswith(printed)
     for cell in read_json(out / "sweep.json")["cells"]:
         folder = out / "cells" / cell["id"]
         result, settings = read_json(folder / "result.json"), read_json(folder / "config.json")["settings"]
@@ -266,13 +269,45 @@ def test_every_fold_has_its_own_test_side_and_pretraining(data, tmp_path):
     pretext3d(*sweep(config, out))
     assert set(results(out)) - set(before) == {"pretrain/rot-k1", *(cell.replace("k0", "k1") for cell in cells if "k0" in cell)}
     refused(*sweep(written(config, data, test="folds = 4", **changes), out), says=["`folds` was 3 and is now 4"])
-    # Other scans are pretrained on once, for all folds; those that are tested on in any fold may not be among them.
-    more = ["sweep", "--config", written(config, data, test="folds = 3", **changes), "--dry-run"]
-    refused(*more, "--out", tmp_path / "same", "--unlabelled", data, says=[data, "tested on"])
-    pretext3d("phantom", "--kind", "brain", "--subjects", 4, "--size", 32, "--seed", 9, "--out", tmp_path / "others")
-    pretext3d("preprocess", "--data", tmp_path / "others", "--out", tmp_path / "other", "--size", 16, "--no-labels")
-    planned = pretext3d(*more, "--out", tmp_path / "other-out", "--unlabelled", tmp_path / "other").stdout.splitlines()
+
+
+def stored(folder, *flags, data):
+    pretext3d("preprocess", "--data", data, "--out", folder, *flags)
+    return folder
+
+
+def test_scans_that_are_held_out_are_not_pretrained_on(data, finished, tmp_path):
+    brats, split = data.parent / "brats", read_json(finished[0] / "split.json")
+    plan = sweep(written(tmp_path / "tiny.toml", data), tmp_path / "out", "--dry-run", "--unlabelled")
+    twin = renamed(brats, tmp_path / "twin", "twin")
+    # Whatever was done to them: without labels as scripts/experiment.sh has it, and under another name too.
+    kinds = [(brats, ["--size", 16, "--no-labels"]), (twin, ["--size", 12, "--channels", "flair,t1", "--dtype", "f32"]),
+             (twin, ["--protocol", "modern", "--spacing", 4, "--no-labels"])]
+    for n, (scans, flags) in enumerate(kinds):
+        store = stored(tmp_path / f"store{n}", *flags, data=scans)
+        refused(*plan, store, "--other-people", says=[store, "holds 4 scans that are held out", data, "is tested on", "leave them out"])
+    # The side that chooses the epoch counts like the one that is tested on; the training side may be pretrained on.
+    sides = {side: stored(tmp_path / side, "--size", 16, data=renamed(brats, tmp_path / f"of-{side}", "twin", split[side]))
+             for side in ("train", "val")}
+    refused(*plan, sides["val"], says=["holds 2 scans", "chooses the best epoch", split["val"][0]])
+    assert len(pretext3d(*plan, sides["train"]).stdout.splitlines()) == 9
+
+    # Other scans with the same ids are refused unless they are said to be other people's, pretrained on once for all folds.
+    pretext3d("phantom", "--kind", "brain", "--subjects", 11, "--size", 32, "--seed", 9, "--out", tmp_path / "others")
+    other = stored(tmp_path / "other", "--size", 16, "--no-labels", data=tmp_path / "others")
+    refused(*plan, other, says=["holds 4 subjects with the ids", "brain_0", "--other-people"])
+    config = written(tmp_path / "folds.toml", data, test="folds = 3\nother_people = true", fractions=[1.0], seeds=[0])
+    folds = sweep(config, tmp_path / "out", "--dry-run", "--unlabelled")
+    planned = pretext3d(*folds, other).stdout.splitlines()
     assert len(planned) == 7 and sum(" pretrain " in line for line in planned) == 1 and "split" not in planned[0]
+    # Of a cross-validation everybody is tested on once.
+    refused(*folds, sides["train"], says=["holds 7 scans", "is tested on"])
+    # Of a store of an earlier version only the ids and the voxels as stored are known.
+    index = read_json(other / "index.json")
+    for subject in index["subjects"]:
+        del subject["images"]
+    (other / "index.json").write_text(json.dumps(index))
+    assert "11 of its scans" in pretext3d(*folds, other).stderr
 
 
 def test_2d_on_slices_has_the_subjects_of_3d_and_stands_beside_it(data, tmp_path):
@@ -331,7 +366,7 @@ def test_what_the_stores_rule_out(data, tmp_path):
     config = written(tmp_path / "tiny.toml", data)
     out = tmp_path / "out"
     refused(*sweep(config, out, "--data", tmp_path / "nowhere"), says=[tmp_path / "nowhere"])
-    refused(*sweep(config, out, "--unlabelled", data), says=[data, "tested on"])
+    refused(*sweep(config, out, "--unlabelled", data), says=[data, "is tested on"])
     refused(*sweep(config, out, "--shard", "3/2"), says=["3/2"], code=2)
     refused(*sweep(config, out, "--smoke"), says=[config, "[smoke]"])
     pretext3d("preprocess", "--data", data.parent / "brats", "--out", tmp_path / "bare", "--size", 16, "--no-labels")

@@ -1,0 +1,62 @@
+//! Nothing that a sweep tests on, or chooses epochs by, is pretrained on.
+
+use super::config::SweepConfig;
+use crate::data::split::{Split, subject};
+use crate::data::store::{Entry, Store};
+use anyhow::{Result, bail};
+use std::collections::{HashMap, HashSet};
+
+/// Errors if the store `unlabelled` holds a scan or a person that any split that is run holds out. Scans are known by their images,
+/// whatever was done to them since; people, independently, by their ids, unless the user says that those are of others.
+pub fn check(config: &SweepConfig, store: &Store, splits: &[Split]) -> Result<()> {
+    let Some(folder) = &config.unlabelled else { return Ok(()) };
+    let unlabelled = Store::open(folder)?;
+    let (seen, scans) = (&unlabelled.index().subjects, &store.index().subjects);
+    let run = config.folds();
+    let mut held_out: HashMap<&str, &str> = HashMap::new();
+    for split in splits.iter().filter(|split| run.contains(&split.fold.map(|fold| fold.number))) {
+        split.val.iter().for_each(|id| _ = held_out.entry(id).or_insert("chooses the best epoch"));
+        split.test.iter().for_each(|id| _ = held_out.insert(id, "is tested on"));
+    }
+    let role = |scan: &Entry| held_out.get(subject(&scan.id)).copied();
+    let held_out_scans = || scans.iter().filter_map(|scan| Some((scan, role(scan)?)));
+
+    let marks: HashMap<&str, &Entry> = seen.iter().flat_map(|scan| scan.marks().map(move |mark| (mark, scan))).collect();
+    let copies: Vec<_> =
+        held_out_scans().filter_map(|(scan, role)| Some((scan, role, scan.marks().find_map(|m| marks.get(m))?))).collect();
+    if let Some((scan, role, copy)) = copies.first() {
+        bail!(
+            "`unlabelled`: {} holds {} scans that are held out, the first as `{}`: it is `{}` of {}, which {role}; leave them out, or \
+             without `unlabelled` the training side of {} alone is pretrained on",
+            folder.display(),
+            copies.len(),
+            copy.id,
+            scan.id,
+            config.data.display(),
+            config.data.display()
+        );
+    }
+
+    let people: HashSet<&str> = seen.iter().map(|scan| subject(&scan.id)).collect();
+    if let Some((scan, role)) = held_out_scans().find(|(scan, _)| people.contains(subject(&scan.id)) && !config.other_people) {
+        let n = held_out.keys().filter(|id| people.contains(*id)).count();
+        bail!(
+            "`unlabelled`: {} holds {n} subjects with the ids of held-out ones, e.g. `{}`, which {role} in {}: leave them out, or if \
+             they are other people, say so with --other-people (`other_people = true`)",
+            folder.display(),
+            subject(&scan.id),
+            config.data.display()
+        );
+    }
+    for (folder, scans) in [(folder, seen), (&config.data, scans)] {
+        let unknown = scans.iter().filter(|scan| scan.images.is_empty()).count();
+        if unknown > 0 {
+            eprintln!(
+                "warning: {}: whether {unknown} of its scans are held out and pretrained on is not known, as an earlier version made \
+                 the store: run the same `pretext3d preprocess` again",
+                folder.display()
+            );
+        }
+    }
+    Ok(())
+}
