@@ -2,6 +2,7 @@
 
 use crate::ffi::{self, MemoryFormat};
 use crate::machine;
+use crate::print::note;
 use anyhow::{Result, bail};
 use serde::Serialize;
 use std::str::FromStr;
@@ -67,10 +68,10 @@ impl DeviceChoice {
                 match ffi::load_cuda() {
                     Ok(()) if Cuda::is_available() => return Ok(Device::Cuda(0)),
                     Ok(()) => {
-                        eprintln!("warning: this machine has a GPU that libtorch cannot use (see doctor); training on the CPU")
+                        note!("warning: this machine has a GPU that libtorch cannot use (see doctor); training on the CPU")
                     }
                     Err(reason) => {
-                        eprintln!("warning: this machine has a GPU, but libtorch no CUDA half ({reason}); training on the CPU")
+                        note!("warning: this machine has a GPU, but libtorch no CUDA half ({reason}); training on the CPU")
                     }
                 }
                 Ok(Device::Cpu)

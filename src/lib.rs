@@ -3,6 +3,8 @@
 //! Arrays are `[C, D, H, W]`, row-major. The three spatial axes are the RAS+ axes in nibabel's order: `D` runs from left to
 //! right, `H` from posterior to anterior, `W` from inferior to superior. A 2D image is a volume with `D = 1`.
 
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod cli;
 pub mod data;
 pub mod device;
@@ -14,6 +16,7 @@ pub mod machine;
 pub mod metrics;
 pub mod nn;
 pub mod predict;
+pub mod print;
 pub mod report;
 pub mod rng;
 pub mod run;

@@ -3,6 +3,7 @@
 use crate::data::store::Store;
 use crate::data::{Arrays, Scans};
 use crate::dim::{Rank, voxels};
+use crate::print::say;
 use crate::rng::{Stream, rng};
 use crate::run::means::Means;
 use crate::sample::patch::draw_window;
@@ -84,13 +85,10 @@ pub fn step(args: StepArgs) -> Result<()> {
         trainer.step(0, step, &mut batches, &mut means)?;
         // Fetching the loss waits for the device.
         trainer.flush(&mut means)?;
-        println!("{}", json!({ "seconds": step_started.elapsed().as_secs_f64() }));
+        say!("{}", json!({ "seconds": step_started.elapsed().as_secs_f64() }));
     }
     let wait = batches.wait().as_secs_f64() / started.elapsed().as_secs_f64();
-    println!(
-        "{}",
-        json!({ "device": format!("{device:?}"), "bf16": trainer.bf16, "wait_share": wait, "loss": means.get("loss") })
-    );
+    say!("{}", json!({ "device": format!("{device:?}"), "bf16": trainer.bf16, "wait_share": wait, "loss": means.get("loss") }));
     Ok(())
 }
 
@@ -139,6 +137,6 @@ pub fn sampling(args: SamplingArgs) -> Result<()> {
         "samples": samples,
         "samples_per_second": samples as f64 / args.seconds,
     });
-    println!("{line}");
+    say!("{line}");
     Ok(())
 }

@@ -1,3 +1,4 @@
+use crate::print::say;
 use crate::{ffi, machine};
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
@@ -19,9 +20,9 @@ pub fn run(args: Args) -> Result<()> {
     if args.json {
         let mut json = report.json();
         json["broken"] = json!(broken);
-        println!("{json:#}");
+        say!("{json:#}");
     } else {
-        print!("{}", report.text());
+        say!("{}", report.text().trim_end());
     }
     match broken.len() {
         0 => Ok(()),

@@ -6,6 +6,7 @@ use crate::data::volume::{Affine, Volume, same_grid, spacing};
 use crate::dim::Shape;
 use crate::metrics::case::{BRATS_REGIONS, Empty, Group, Scores, score_case};
 use crate::metrics::summary::{best_median_worst, mean_dice};
+use crate::print::{note, say};
 use crate::report::cases::{Case, write_cases};
 use crate::report::progress::Counter;
 use crate::report::scores::{table, write_scores};
@@ -201,7 +202,7 @@ pub fn run(args: Args) -> Result<()> {
     let predictions = below(&args.predictions)?;
     let Truths { files: truths, labels, problems } = truths(&args.labels)?;
     for problem in problems {
-        eprintln!("left out: {problem}");
+        note!("left out: {problem}");
     }
     let plan = Plan::new(&args, labels)?;
     let pairs = pair(&truths, &predictions)?;
@@ -248,9 +249,9 @@ pub fn run(args: Args) -> Result<()> {
         "without_prediction": pairs.without_prediction.iter().map(|&t| &truths[t].id).collect::<Vec<_>>(),
     });
     let summary = write_scores(out, &names, &cases, &settings)?;
-    println!("{}", table(&summary));
+    say!("{}", table(&summary));
     if n > 0 {
-        println!("{n} labels without a prediction left out, the first: {}", missing[0]);
+        say!("{n} labels without a prediction left out, the first: {}", missing[0]);
     }
     let mut written = "scores.csv, scores.json".to_string();
     if args.images.is_some() {
@@ -258,10 +259,10 @@ pub fn run(args: Args) -> Result<()> {
         if draw(&args, &plan, &files, &cases)? {
             written += ", cases.png";
         } else {
-            println!("no figure: Dice is defined in no case");
+            say!("no figure: Dice is defined in no case");
         }
     }
-    println!("{}: {written}", out.display());
+    say!("{}: {written}", out.display());
     Ok(())
 }
 

@@ -1,4 +1,5 @@
 use crate::predict::export::export_run;
+use crate::print::say;
 use crate::run::folder::Run;
 use anyhow::Result;
 use std::path::PathBuf;
@@ -19,7 +20,7 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<()> {
     for path in export_run(&Run { dir: args.run }, &args.checkpoint, &args.out)? {
-        println!("{path}");
+        say!("{path}");
     }
     Ok(())
 }

@@ -3,6 +3,7 @@ use crate::data::slices::Slices;
 use crate::data::store::Store;
 use crate::dim::voxels;
 use crate::fs::write_atomic_path;
+use crate::print::say;
 use crate::report::sheet::{Panel, write_sheet};
 use crate::rng::{Stream, rng};
 use crate::sample::patch::default_window;
@@ -90,7 +91,7 @@ pub fn run(args: Args) -> Result<()> {
     write_batch(&batch, &*task, store.channels(), &views, &samples, description.to_string())?;
     let sheet = args.out.join(format!("{}.png", task.name()));
     draw(&sheet, &*task, &store, &views, &samples)?;
-    println!("{} samples of {}: {} and {}", args.n, task.name(), batch.display(), sheet.display());
+    say!("{} samples of {}: {} and {}", args.n, task.name(), batch.display(), sheet.display());
     Ok(())
 }
 

@@ -13,6 +13,7 @@ pub mod pretrain;
 pub mod report;
 pub mod sweep;
 
+use crate::print::{self, note};
 use crate::settings;
 use anyhow::{Result, anyhow};
 use clap::{CommandFactory, Parser, Subcommand};
@@ -50,9 +51,26 @@ enum Command {
 const STOPPED: u8 = 130;
 
 /// Runs the command of the process's arguments. Exit code 0: done; 1: failed, with the reason on standard error; 2: usage;
-/// 130: stopped by a signal, to be continued.
+/// 130: stopped by a signal, to be continued. A closed pipe at standard output changes nothing; where it cannot be written
+/// otherwise (a full disk), a command that is done exits with 1.
 pub fn main() -> ExitCode {
-    let done = arguments().and_then(|arguments| match Cli::parse_from(arguments).command {
+    let done = arguments().and_then(|arguments| match Cli::try_parse_from(arguments) {
+        Ok(cli) => run(cli.command),
+        Err(message) => {
+            print::usage(&message);
+            Ok(ExitCode::from(message.exit_code() as u8))
+        }
+    });
+    // What a command could not print is an error where it says of itself that all went well.
+    let done = done.and_then(|code| if code == ExitCode::SUCCESS { print::finish().map(|()| code) } else { Ok(code) });
+    done.unwrap_or_else(|error| {
+        note!("error: {error:#}");
+        ExitCode::FAILURE
+    })
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
         Command::Phantom(args) => phantom::run(args).map(|()| ExitCode::SUCCESS),
         Command::Preprocess(args) => preprocess::run(args).map(|()| ExitCode::SUCCESS),
         Command::Pretrain(args) => pretrain::run(*args),
@@ -66,11 +84,7 @@ pub fn main() -> ExitCode {
         Command::Doctor(args) => doctor::run(args).map(|()| ExitCode::SUCCESS),
         Command::BenchStep(args) => bench::step(args).map(|()| ExitCode::SUCCESS),
         Command::BenchSampling(args) => bench::sampling(args).map(|()| ExitCode::SUCCESS),
-    });
-    done.unwrap_or_else(|error| {
-        eprintln!("error: {error:#}");
-        ExitCode::FAILURE
-    })
+    }
 }
 
 /// Errors if `arguments`, from the subcommand on, would be refused before any data is read.

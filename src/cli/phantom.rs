@@ -1,5 +1,6 @@
 use crate::data::nifti;
 use crate::data::phantom::{LabelMap, Model, generate};
+use crate::print::say;
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
 use std::path::PathBuf;
@@ -70,7 +71,7 @@ pub fn run(args: Args) -> Result<()> {
     let made = generate(&model, args.subjects, args.seed, &args.out, args.threads, || bar.inc(1));
     bar.finish_and_clear();
     let made = made?;
-    println!(
+    say!(
         "{}: {} subjects written in {:.1} s, {} there already",
         args.out.display(),
         made.new,

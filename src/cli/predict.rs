@@ -7,6 +7,7 @@ use crate::dim::Shape;
 use crate::predict::inputs::Inputs;
 use crate::predict::model::{DownstreamConfig, Model};
 use crate::predict::window::{Window, default_batch};
+use crate::print::{note, say};
 use crate::report::classes::Predictions;
 use crate::report::progress::Counter;
 use crate::tasks::classification::Outputs;
@@ -120,7 +121,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             match predictions.confusion() {
                 Some(confusion) => {
                     predictions.write_scores(&scores, &confusion)?;
-                    println!("{}: {confusion}", scores.display());
+                    say!("{}: {confusion}", scores.display());
                 }
                 // Scores of an earlier prediction would be taken for this one's.
                 None if scores.exists() => fs::remove_file(&scores).with_context(|| scores.display().to_string())?,
@@ -145,11 +146,11 @@ impl Tally {
     fn finish(self, output: &str) -> Result<ExitCode> {
         let Tally { scans, predicted, bad, stopped, took } = self;
         if stopped {
-            eprintln!("interrupted: {predicted} of {scans} predictions are in {output}");
+            note!("interrupted: {predicted} of {scans} predictions are in {output}");
             return Ok(ExitCode::from(super::STOPPED));
         }
         ensure!(bad == 0, "{bad} scans cannot be used; {predicted} predictions are in {output}");
-        println!("{output}: {predicted} predictions in {:.1} s", took.as_secs_f64());
+        say!("{output}: {predicted} predictions in {:.1} s", took.as_secs_f64());
         Ok(ExitCode::SUCCESS)
     }
 }
@@ -163,9 +164,9 @@ fn each_scan(
 ) -> Result<Tally> {
     let started = Instant::now();
     let ids = inputs.ids();
-    eprintln!("{}: {} scans, on {:?}", args.input, ids.len(), model.device);
+    note!("{}: {} scans, on {:?}", args.input, ids.len(), model.device);
     for problem in inputs.problems() {
-        eprintln!("bad: {problem}");
+        note!("bad: {problem}");
     }
     let counter = Counter::new("predict", ids.len(), console::user_attended_stderr());
     let bad = inputs.problems().len();

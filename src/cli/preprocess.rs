@@ -4,6 +4,7 @@ use crate::data::layouts::{self, Dataset, LabelValue, Layout};
 use crate::data::preprocess::{Dtype, Foreground, Grid, Intensity, Plan, Settings};
 use crate::data::store::build::{Filled, Options, fill};
 use crate::data::store::{Index, LeftOut};
+use crate::print::{note, say};
 use crate::report::progress::Counter;
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
@@ -171,7 +172,7 @@ pub fn run(args: Args) -> Result<()> {
         Some(_) => format!("{} with a class", dataset.subjects.iter().filter(|s| s.class.is_some()).count()),
         None => format!("{} with labels", dataset.subjects.iter().filter(|s| s.label.is_some()).count()),
     };
-    eprintln!(
+    note!(
         "{}: layout {}, {} subjects ({with_label}), channels {}",
         args.data.display(),
         dataset.layout,
@@ -180,18 +181,16 @@ pub fn run(args: Args) -> Result<()> {
     );
     let without: Vec<&str> = dataset.subjects.iter().filter(|s| s.class.is_none()).map(|s| s.id.as_str()).collect();
     if dataset.classes.is_some() && !without.is_empty() {
-        eprintln!("{} without a class: {}", without.len(), some(&without));
+        note!("{} without a class: {}", without.len(), some(&without));
     }
     if dataset.layout == Layout::Images && dataset.classes.is_none() {
-        eprintln!(
-            "no photograph has a grade, which only --task classification needs: from a CSV id_code,diagnosis or image,level"
-        );
+        note!("no photograph has a grade, which only --task classification needs: from a CSV id_code,diagnosis or image,level");
     }
     for ignored in &dataset.ignored {
-        eprintln!("ignored: {ignored}");
+        note!("ignored: {ignored}");
     }
     for problem in &dataset.problems {
-        eprintln!("bad: {problem}");
+        note!("bad: {problem}");
     }
 
     let stop = Stop::on_signals()?;
@@ -222,9 +221,9 @@ fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Res
     }
     let bad = index.left_out.len();
     if bad > 0 {
-        eprintln!("{bad} left out:");
+        note!("{bad} left out:");
         for LeftOut { id, reason } in &index.left_out {
-            eprintln!("  {id}: {reason}");
+            note!("  {id}: {reason}");
         }
     }
     ensure!(stored > 0, "no subject of {} can be used", args.data.display());
@@ -234,14 +233,14 @@ fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Res
          --skip-bad to go on without them"
     );
     for ids in duplicates(&index) {
-        eprintln!("warning: {} subjects hold the same scan: {}", ids.len(), some(&ids));
+        note!("warning: {} subjects hold the same scan: {}", ids.len(), some(&ids));
     }
     let side = |pick: fn(usize, usize) -> usize, a: usize| index.subjects.iter().map(|s| s.shape[a]).reduce(pick).unwrap_or(0);
     let size = [0, 1, 2].map(|a| match (side(usize::min, a), side(usize::max, a)) {
         (low, high) if low == high => low.to_string(),
         (low, high) => format!("{low}-{high}"),
     });
-    println!(
+    say!(
         "{out}: {stored} subjects ({kept} kept{}), channels {}, {} voxels, {}, {:.1} s",
         if bad > 0 { format!(", {bad} left out") } else { String::new() },
         index.channels.join(", "),
@@ -249,7 +248,7 @@ fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Res
         HumanBytes(index.subjects.iter().map(|s| s.bytes).sum()),
         took.as_secs_f64()
     );
-    println!("next: pretext3d pretrain --task rot --data {out}");
+    say!("next: pretext3d pretrain --task rot --data {out}");
     Ok(())
 }
 

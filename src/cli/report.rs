@@ -1,3 +1,4 @@
+use crate::print::say;
 use crate::report::study::write_report;
 use anyhow::{Result, bail};
 use std::path::PathBuf;
@@ -23,7 +24,7 @@ pub fn run(args: Args) -> Result<()> {
         (None, [folder]) => folder.join("report"),
         (None, folders) => bail!("--out DIR is needed: a report of {} sweeps has no folder of its own", folders.len()),
     };
-    print!("{}", write_report(&args.folders, &out)?);
-    println!("{}", out.join("report.html").display());
+    say!("{}", write_report(&args.folders, &out)?.trim_end());
+    say!("{}", out.join("report.html").display());
     Ok(())
 }

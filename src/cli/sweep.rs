@@ -1,3 +1,4 @@
+use crate::print::say;
 use crate::sweep::config::SweepConfig;
 use crate::sweep::{Ended, Runner, Shard};
 use anyhow::Result;
@@ -44,16 +45,16 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let folder = args.out.unwrap_or_else(|| Path::new("runs").join(format!("sweep-{}", config.name)));
     let runner = Runner::plan(config, folder, args.shard)?;
     if args.dry_run {
-        runner.commands()?.iter().for_each(|command| println!("{command}"));
+        runner.commands()?.iter().for_each(|command| say!("{command}"));
         return Ok(ExitCode::SUCCESS);
     }
     if let Ended::Stopped = runner.run()? {
         return Ok(ExitCode::from(super::STOPPED));
     }
     if runner.complete() {
-        print!("{}", runner.report()?);
+        say!("{}", runner.report()?.trim_end());
     } else {
-        println!("this shard is done; the last one to finish writes the report");
+        say!("this shard is done; the last one to finish writes the report");
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -11,6 +11,7 @@ use crate::data::split::Split;
 use crate::data::store::Store;
 use crate::dim::{Rank, voxels};
 use crate::nn::EncoderConfig;
+use crate::print::note;
 use crate::run::folder::{Run, object};
 use crate::run::input::Input;
 use crate::run::split::choose_split;
@@ -93,7 +94,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
             report += "warning: pretrained on scans of this store by another split, so it has probably seen test scans (not their \
                        labels); for a clean test pretrain with --split set to this fine-tuning's split.json\n";
         }
-        eprint!("{report}");
+        note!("{}", report.trim_end());
         pretrained = json!({
             "file": config.weights,
             "fingerprint": given.fingerprint(),
@@ -114,7 +115,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         }
     };
     run.keep_load_report(&report)?;
-    eprintln!(
+    note!(
         "{}: {name} from {}, arm {}, on {device:?} in {}, {} training, {} validation and {} test scans, {} of {view:?} voxels, {} steps an \
          epoch",
         run.dir.display(),
@@ -135,7 +136,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         ended = test::test(config, &run, &split, &sides, &metric, &stop)?;
     }
     if let Ended::Stopped = ended {
-        eprintln!("stopped and saved; continue with: pretext3d finetune --resume {}", run.dir.display());
+        note!("stopped and saved; continue with: pretext3d finetune --resume {}", run.dir.display());
     }
     Ok(ended)
 }

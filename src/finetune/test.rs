@@ -15,6 +15,7 @@ use crate::metrics::case::{Group, Scores, score_case};
 use crate::metrics::summary::{best_median_worst, mean_dice};
 use crate::predict::model::{DownstreamConfig, Model};
 use crate::predict::window::{Window, default_batch};
+use crate::print::say;
 use crate::report::cases::{Case, write_cases};
 use crate::report::progress::Counter;
 use crate::report::scores::{table, write_scores};
@@ -57,7 +58,7 @@ pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, me
     let Some(tested) = tested else { return Ok(Ended::Stopped) };
     let summary = tested.summary.clone();
     run.write("result.json", &record(config, run, split, sides, metric, tested)?)?;
-    println!("{summary}\n{}: scores in {}", run.dir.join("result.json").display(), folder.display());
+    say!("{summary}\n{}: scores in {}", run.dir.join("result.json").display(), folder.display());
     Ok(Ended::Finished)
 }
 

@@ -11,6 +11,7 @@ use crate::data::slices::Slices;
 use crate::data::store::{Store, is_store};
 use crate::data::volume::Affine;
 use crate::predict::window::{Network, Window};
+use crate::print::note;
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
 use ndarray::{Array3, Array4, Axis};
@@ -63,7 +64,7 @@ impl Inputs {
         }
         let mut dataset = layouts::open(path, layout)?;
         if dataset.layout == Layout::Images && dataset.channels.len() == 1 && channels.len() == 3 {
-            eprintln!("grey photographs for a network of colour ones: each is taken for three equal channels");
+            note!("grey photographs for a network of colour ones: each is taken for three equal channels");
             dataset.channels = channels.to_vec();
         }
         let plan = Plan {

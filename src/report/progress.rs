@@ -1,8 +1,8 @@
 //! Progress for people: a bar on a terminal, plain lines elsewhere.
 
+use crate::print::{note, say};
 use crate::run::history::Row;
 use indicatif::{ProgressBar, ProgressStyle};
-use std::io::Write;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -72,8 +72,8 @@ impl Progress {
     /// Writes a line without tearing the bar.
     pub fn note(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| out(line)),
-            None => out(line),
+            Some(bar) => bar.suspend(|| say!("{line}")),
+            None => say!("{line}"),
         }
     }
 
@@ -114,16 +114,15 @@ impl Counter {
             bar.inc(1);
         } else if state.0 == self.total || state.1.elapsed() > Duration::from_secs(10) {
             state.1 = Instant::now();
-            let _ = writeln!(std::io::stderr(), "{} {}/{}", self.what, state.0, self.total);
+            note!("{} {}/{}", self.what, state.0, self.total);
         }
     }
 
     /// Writes a line, e.g. about a broken scan, without tearing the bar.
     pub fn note(&self, line: &str) {
-        let write = || drop(writeln!(std::io::stderr(), "{line}"));
         match &self.bar {
-            Some(bar) => bar.suspend(write),
-            None => write(),
+            Some(bar) => bar.suspend(|| note!("{line}")),
+            None => note!("{line}"),
         }
     }
 }
@@ -139,11 +138,6 @@ impl Drop for Counter {
 fn bar(length: usize, template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).expect("a fixed template").progress_chars("━╸─");
     ProgressBar::new(length as u64).with_style(style)
-}
-
-/// A closed pipe must not end a training.
-fn out(line: &str) {
-    let _ = writeln!(std::io::stdout(), "{line}");
 }
 
 fn step_message(info: &StepInfo, seconds_left: f64) -> String {

@@ -2,6 +2,7 @@
 
 use crate::data::split::{Candidate, Fold, Split, subject, subject_classes, thin_classes};
 use crate::data::store::{Entry, Store};
+use crate::print::note;
 use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
@@ -77,7 +78,7 @@ pub fn choose_split(
     };
     let unused = split.check(store.ids())?;
     if !unused.is_empty() {
-        eprintln!("{} subjects of the store are on no side of the split and are not used", unused.len());
+        note!("{} subjects of the store are on no side of the split and are not used", unused.len());
     }
     Ok(split)
 }
@@ -110,7 +111,7 @@ fn leave_copies_out(split: &mut Split, store: &Store) -> Result<()> {
         *side = kept;
     }
     if !copies.is_empty() {
-        eprintln!("{} subjects are copies of held-out ones and on no side of the split: {}", copies.len(), copies.join(", "));
+        note!("{} subjects are copies of held-out ones and on no side of the split: {}", copies.len(), copies.join(", "));
         ensure!(!split.train.is_empty(), "{}: only copies of held-out scans are left to train on", store.folder().display());
     }
     Ok(())
@@ -121,7 +122,7 @@ pub fn warn_of_thin_classes(store: &Store, usable: Usable, folds: u64) {
     for (class, n) in thin_classes(&usable.candidates(store), folds) {
         let name = store.index().classes.as_ref().and_then(|names| names.get(class as usize));
         let name = name.map_or_else(|| class.to_string(), |name| format!("{class} ({name})"));
-        eprintln!("warning: class {name} has {n} subjects, fewer than the {folds} folds: some folds test none of it");
+        note!("warning: class {name} has {n} subjects, fewer than the {folds} folds: some folds test none of it");
     }
 }
 

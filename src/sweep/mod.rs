@@ -8,6 +8,7 @@ mod process;
 use crate::data::split::{Fold, Split};
 use crate::data::store::Store;
 use crate::fs::write_atomic;
+use crate::print::{note, say};
 use crate::report::study::read::{self as study, Cell, CellResult, Sweep};
 use crate::report::study::write_report;
 use crate::run::split::{TestSide, draw_split, warn_of_thin_classes};
@@ -212,7 +213,7 @@ impl Runner {
         self.prepare()?;
         let mut left = self.left();
         let total = self.own().count();
-        eprintln!(
+        note!(
             "{}: {} pretrainings and {} fine-tunings, {} of {total} in this shard to do",
             self.folder.display(),
             self.pretrainings.len(),
@@ -224,11 +225,11 @@ impl Runner {
             match self.run_one(work, &stop)? {
                 Outcome::Done => done += 1,
                 Outcome::Stopped => {
-                    eprintln!("stopped; run the same command to go on");
+                    note!("stopped; run the same command to go on");
                     return Ok(Ended::Stopped);
                 }
                 Outcome::Failed(why) => {
-                    eprintln!("{}: {why}", self.name(work));
+                    note!("{}: {why}", self.name(work));
                     let before = left.len();
                     if let Work::Pretrain(p) = work {
                         left.retain(|w| self.pretraining(*w) != Some(p));
@@ -240,7 +241,7 @@ impl Runner {
             let each = started.elapsed().as_secs_f64() / done.max(1) as f64;
             let minutes = (each * left.len() as f64 / 60.).ceil();
             let time = if left.is_empty() { String::new() } else { format!(", about {minutes} min") };
-            eprintln!("{} done, {} left{time}", earlier + done, left.len());
+            note!("{} done, {} left{time}", earlier + done, left.len());
         }
         if !failed.is_empty() {
             bail!("{} failed: {}; run the same command to try again", failed.len(), failed.join(", "));
@@ -292,7 +293,7 @@ impl Runner {
         while let Err(error) = lock.try_lock() {
             ensure!(matches!(error, TryLockError::WouldBlock), "locking {}: {error}", dir.display());
             if !told {
-                eprintln!("{}: waiting for another process that is at it", self.name(work));
+                note!("{}: waiting for another process that is at it", self.name(work));
                 told = true;
             }
             std::thread::sleep(WAIT);
@@ -321,7 +322,7 @@ impl Runner {
                 }
                 Work::Pretrain(_) => "pretrained".to_owned(),
             };
-            println!("{}: {score}, {:.0} s", self.name(work), started.elapsed().as_secs_f64());
+            say!("{}: {score}, {:.0} s", self.name(work), started.elapsed().as_secs_f64());
         }
         Ok(outcome)
     }

@@ -13,6 +13,7 @@ pub mod segmentation;
 use crate::data::Scans;
 use crate::dim::{Rank, Shape};
 use crate::nn::{Encoder, Mode};
+use crate::print::note;
 use crate::rng::Rng;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
@@ -216,7 +217,7 @@ fn each_scan<T>(scans: &dyn Scans, stop: &dyn Fn() -> bool, judge: impl Fn(usize
 /// The check that a grid task does not live on matching edges turns the gap off; nobody should by accident.
 fn warn_of_touching_patches(task: &str, jitter: usize) {
     if jitter == 0 {
-        eprintln!("warning: --{task}-jitter 0: neighbouring patches touch, so that matching their edges solves the task");
+        note!("warning: --{task}-jitter 0: neighbouring patches touch, so that matching their edges solves the task");
     }
 }
 

@@ -9,6 +9,7 @@ use crate::data::store::Store;
 use crate::dim::Rank;
 use crate::nn::EncoderFlags;
 use crate::predict::export;
+use crate::print::note;
 use crate::report::study::read::{self as study, PretrainResult};
 use crate::run::folder::{Run, object};
 use crate::run::input::Input;
@@ -149,7 +150,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let mut report = String::new();
     if let Some(init) = &init {
         report = format!("{}: {}", init.file.display(), init.load_into(&trainer.network.vs.variables())?);
-        eprint!("{report}");
+        note!("{}", report.trim_end());
     }
     let run = match run {
         Some(run) => run,
@@ -169,7 +170,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
         }
     };
     run.keep_load_report(&report)?;
-    eprintln!(
+    note!(
         "{}: {} on {device:?} in {}, {scans} training and {held_out} validation scans, window {window}, {} steps an epoch",
         run.dir.display(),
         config.name(),
@@ -178,12 +179,12 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     );
     let mut session = Session::open(run.clone(), trainer, config.name(), config.val_draws, config.train.save_minutes, stop)?;
     if let Ended::Stopped = session.train()? {
-        eprintln!("stopped and saved; continue with: pretext3d pretrain --resume {}", run.dir.display());
+        note!("stopped and saved; continue with: pretext3d pretrain --resume {}", run.dir.display());
         return Ok(Ended::Stopped);
     }
     let prefix = config.weights.clone().unwrap_or_else(|| Path::new("weights").join(config.name()));
     let written = export::export_run(&run, "best", &prefix)?;
-    eprintln!("exported {} from {}", written.join(", "), run.dir.display());
+    note!("exported {} from {}", written.join(", "), run.dir.display());
     run.write("result.json", &record(&config, &session, rank))?;
     Ok(Ended::Finished)
 }

@@ -1,0 +1,62 @@
+//! All that the program prints, in one place: results and the lines of epochs go to standard output ([`say!`]), progress and warnings
+//! to standard error ([`note!`]). Neither ever ends the work, as `println!` does when nobody reads or the disk is full.
+
+// The rest of the crate must not print by itself: see the lints in `lib.rs` and `clippy.toml`.
+#![allow(clippy::disallowed_methods)]
+
+use anyhow::{Context, Result};
+use std::fmt::Arguments;
+use std::io::{self, ErrorKind, Write};
+use std::sync::{Mutex, PoisonError};
+
+/// Why text for standard output was lost, the first time.
+static LOST: Mutex<Option<io::Error>> = Mutex::new(None);
+
+/// Prints a line on standard output. A reader that went away (`| head`) wants no more of it; other failures are kept for
+/// [`finish`].
+macro_rules! say {
+    ($($text:tt)*) => { $crate::print::line(format_args!($($text)*)) };
+}
+
+/// Prints a line on standard error. If that fails, there is nobody to tell.
+macro_rules! note {
+    ($($text:tt)*) => { $crate::print::note_line(format_args!($($text)*)) };
+}
+
+pub(crate) use {note, say};
+
+/// As [`say!`].
+pub fn line(text: Arguments) {
+    let mut out = io::stdout().lock();
+    keep(writeln!(out, "{text}").and_then(|()| out.flush()));
+}
+
+/// As [`note!`].
+pub fn note_line(text: Arguments) {
+    // In one piece, so that lines of several threads and processes do not mix.
+    let _ = io::stderr().lock().write_all(format!("{text}\n").as_bytes());
+}
+
+/// Prints what the command line's parser has to say: help and version on standard output, usage errors on standard error.
+pub fn usage(message: &clap::Error) {
+    let printed = message.print().and_then(|()| io::stdout().flush());
+    if !message.use_stderr() {
+        keep(printed);
+    }
+}
+
+fn keep(printed: io::Result<()>) {
+    if let Err(error) = printed
+        && error.kind() != ErrorKind::BrokenPipe
+    {
+        LOST.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert(error);
+    }
+}
+
+/// To be called last: errors if something for standard output was lost.
+pub fn finish() -> Result<()> {
+    match LOST.lock().unwrap_or_else(PoisonError::into_inner).take() {
+        Some(error) => Err(error).context("standard output could not be written, and lines of it are lost; files are complete"),
+        None => Ok(()),
+    }
+}
