@@ -276,11 +276,6 @@ def test_weights_of_another_network(small_store, tmp_path):
         refused(*deeper, says=[tmp_path / f"w{suffix}", "--levels 4", "has 3"])
 
 
-def test_help_is_there_for_every_command():
-    listing = pretext3d("--help").stdout
-    for name in ("phantom", "preprocess", "pretrain", "export", "inspect", "doctor"):
-        assert name in listing
-        text = pretext3d(name, "--help").stdout
-        assert "Usage: pretext3d" in text and len(text.splitlines()) > 5
+def test_a_command_that_there_is_not():
     assert "Usage: pretext3d" in pretext3d(fails=2).stderr
     refused("pretrian", says=["pretrian", "pretrain"], code=2)
