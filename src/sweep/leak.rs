@@ -3,6 +3,7 @@
 use super::config::SweepConfig;
 use crate::data::split::{Split, subject};
 use crate::data::store::{Entry, Store};
+use crate::print::note;
 use anyhow::{Result, bail};
 use std::collections::{HashMap, HashSet};
 
@@ -51,7 +52,7 @@ pub fn check(config: &SweepConfig, store: &Store, splits: &[Split]) -> Result<()
     for (folder, scans) in [(folder, seen), (&config.data, scans)] {
         let unknown = scans.iter().filter(|scan| scan.images.is_empty()).count();
         if unknown > 0 {
-            eprintln!(
+            note!(
                 "warning: {}: whether {unknown} of its scans are held out and pretrained on is not known, as an earlier version made \
                  the store: run the same `pretext3d preprocess` again",
                 folder.display()
