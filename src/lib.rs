@@ -22,7 +22,7 @@ pub mod rng;
 pub mod run;
 pub mod sample;
 pub mod settings;
-pub mod stats;
+pub mod study;
 pub mod sweep;
 pub mod tasks;
 pub mod train;

@@ -43,7 +43,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     config.unlabelled = args.unlabelled.or(config.unlabelled);
     config.other_people |= args.other_people;
     let folder = args.out.unwrap_or_else(|| Path::new("runs").join(format!("sweep-{}", config.name)));
-    let runner = Runner::plan(config, folder, args.shard)?;
+    let runner = Runner::plan(config, folder, args.shard, &super::check_arguments)?;
     if args.dry_run {
         runner.commands()?.iter().for_each(|command| say!("{command}"));
         return Ok(ExitCode::SUCCESS);

@@ -1,6 +1,6 @@
 //! An RGB picture with text and smooth lines. Positions are pixels from the top left corner.
 
-use super::chart::Surface;
+use super::surface::{Align, Color, Surface};
 use crate::fs::write_atomic;
 use ab_glyph::{Font, FontRef, GlyphId, PxScale, ScaleFont, point};
 use anyhow::Result;
@@ -9,19 +9,9 @@ use image::{ExtendedColorType, ImageEncoder};
 use std::path::Path;
 use std::sync::LazyLock;
 
-pub type Color = [u8; 3];
-
 /// Hack, compiled in: MIT and Bitstream Vera licences, in `FONT-LICENSE.txt`.
 static FONT: LazyLock<FontRef<'static>> =
     LazyLock::new(|| FontRef::try_from_slice(epaint_default_fonts::HACK_REGULAR).expect("the compiled-in font is whole"));
-
-/// Where a text lies relative to its `x` (or, if turned, its `y`).
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Align {
-    Start,
-    Middle,
-    End,
-}
 
 pub struct Canvas {
     width: usize,

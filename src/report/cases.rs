@@ -1,8 +1,8 @@
 //! A figure of single cases: image, true and predicted segmentation.
 
-use super::canvas::{Align, Canvas, Color, text_width, wrap};
-use super::chart::Surface;
+use super::canvas::{Canvas, text_width, wrap};
 use super::sheet::{BACKGROUND, BRIGHT, DIM, FAINT, MARGIN, Panel, TEXT, TITLE, Zoom, grey, upright, window};
+use super::surface::{Align, Color, Surface};
 use anyhow::{Result, ensure};
 use ndarray::{ArrayView2, ArrayView3, Axis};
 use std::path::Path;

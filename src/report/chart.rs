@@ -1,6 +1,7 @@
 //! Line charts: panels with axes, series with error bars, legends; as PNG, or as SVG for a page.
 
-use super::canvas::{Align, Canvas, Color, text_width};
+use super::canvas::{Canvas, text_width};
+use super::surface::{Align, Color, Surface};
 use super::svg::Svg;
 use anyhow::Result;
 use std::path::Path;
@@ -18,16 +19,6 @@ const HEAD: f32 = 48.0;
 const LEGEND_LINE: f32 = 26.0;
 /// Length of a line in a legend, and the gap to its name.
 const SAMPLE: [f32; 2] = [34.0, 8.0];
-
-/// What charts are drawn on; `Canvas` and `Svg`. Positions are pixels from the top left corner, sizes of text pixels a line.
-pub trait Surface {
-    /// A line with round ends and corners; a single point twice is a dot.
-    fn line(&mut self, points: &[(f32, f32)], width: f32, color: Color);
-    /// One line of text whose top is at `y`.
-    fn text(&mut self, x: f32, y: f32, size: f32, color: Color, align: Align, text: &str);
-    /// One line of text that reads upwards; its top is at `x`.
-    fn text_upwards(&mut self, x: f32, y: f32, size: f32, color: Color, align: Align, text: &str);
-}
 
 /// How a series is drawn, so that it is known without its colour too.
 #[derive(Clone, Copy, PartialEq)]

@@ -1,8 +1,8 @@
 //! A figure of a classification: true against predicted classes.
 
-use super::canvas::{Align, Canvas, Color, text_width, wrap};
-use super::chart::Surface;
+use super::canvas::{Canvas, text_width, wrap};
 use super::sheet::{BACKGROUND, BRIGHT, DIM, MARGIN, TEXT, TITLE};
+use super::surface::{Align, Color, Surface};
 use crate::metrics::agreement::Confusion;
 use anyhow::{Result, ensure};
 use std::path::Path;

@@ -1,7 +1,7 @@
 //! Learning curves: loss and task metrics against the epoch.
 
-use super::canvas::Color;
 use super::chart::{Across, Figure, Panel, Point, Series, Style};
+use super::surface::Color;
 use crate::run::history::Row;
 use anyhow::Result;
 use std::path::Path;

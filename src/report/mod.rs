@@ -10,5 +10,6 @@ pub mod progress;
 pub mod scores;
 pub mod sheet;
 pub mod study;
+mod surface;
 mod svg;
 pub mod tensorboard;

@@ -1,7 +1,7 @@
 //! A sheet of small pictures: what the network sees.
 
-use super::canvas::{Align, Canvas, Color, text_width, wrap};
-use super::chart::Surface;
+use super::canvas::{Canvas, text_width, wrap};
+use super::surface::{Align, Color, Surface};
 use anyhow::{Result, ensure};
 use ndarray::{ArrayView2, ArrayView3, Axis, s};
 use std::path::Path;

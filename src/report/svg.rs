@@ -1,7 +1,6 @@
 //! A vector picture for a page, drawn like a [`super::canvas::Canvas`].
 
-use super::canvas::{Align, Color};
-use super::chart::Surface;
+use super::surface::{Align, Color, Surface};
 use std::fmt::Write;
 
 /// Height of a font's letters (`font-size`) in a line of height 1.

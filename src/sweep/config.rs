@@ -2,8 +2,8 @@
 
 use crate::data::slices::Slices;
 use crate::finetune::config::{Arm, DownstreamKind};
-use crate::report::study::read::{Cell, Published, RANDOM, SCRATCH};
 use crate::settings::to_flag;
+use crate::study::read::{Cell, Published, RANDOM, SCRATCH};
 use crate::tasks::{TaskKind, joined_names};
 use crate::train::config::share;
 use anyhow::{Context, Result, bail, ensure};

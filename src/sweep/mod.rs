@@ -9,9 +9,9 @@ use crate::data::split::{Fold, Split};
 use crate::data::store::Store;
 use crate::fs::write_atomic;
 use crate::print::{note, say};
-use crate::report::study::read::{self as study, Cell, CellResult, Sweep};
 use crate::report::study::write_report;
 use crate::run::split::{TestSide, draw_split, warn_of_thin_classes};
+use crate::study::read::{self as study, Cell, CellResult, Sweep};
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
 use config::{Finetuning, Pretraining, SweepConfig, fold_suffix};
@@ -72,8 +72,8 @@ pub struct Runner {
 
 impl Runner {
     /// Reads and checks all that can be known before anything runs; writes nothing. The lists of an earlier start in this folder
-    /// may grow; what else was set must stay.
-    pub fn plan(config: SweepConfig, folder: PathBuf, shard: Shard) -> Result<Runner> {
+    /// may grow; what else was set must stay. `check` errors on a command line that its command would refuse.
+    pub fn plan(config: SweepConfig, folder: PathBuf, shard: Shard, check: &dyn Fn(&[String]) -> Result<()>) -> Result<Runner> {
         let store = Store::open(&config.data)?.sliced(config.slices()?)?;
         let finetunings = config.finetunings(store.rank()?.n());
         let pretrainings = config.pretrainings();
@@ -98,7 +98,7 @@ impl Runner {
         leak::check(&runner.config, &store, &runner.splits)?;
         // A misspelt flag shows now, not hours later.
         for work in runner.work() {
-            crate::cli::check_arguments(&runner.arguments(work)?).with_context(|| runner.name(work))?;
+            check(&runner.arguments(work)?).with_context(|| runner.name(work))?;
         }
         Ok(runner)
     }

@@ -1,24 +1,20 @@
 //! What a report says, in its order.
 
-use super::Convergence;
-use super::compare::{Arm, Comparison, Table};
 use super::document::{Block, Field, Table as Grid};
 use super::figures::{self, Styles};
-use super::read::Records;
 use super::words::{finding, mean, number, overall, p_value, percent, reaching, section};
 use crate::report::progress::duration;
-use crate::stats::Estimate;
+use crate::study::compare::{Arm, Comparison, Table};
+use crate::study::read::Records;
+use crate::study::stats::Estimate;
+use crate::study::{Convergence, compared};
 
 /// Missing cells that are named.
 const NAMED: usize = 12;
 
-pub fn title(records: &Records) -> String {
-    records.sweep.title.clone().unwrap_or_else(|| format!("Sweep {}", records.sweep.name))
-}
-
 /// State of the sweep, tables and sentences: what a terminal shows as well.
 pub fn summary(records: &Records, tables: &[Table]) -> Vec<Block> {
-    let mut blocks = vec![Block::Heading(1, title(records))];
+    let mut blocks = vec![Block::Heading(1, records.title())];
     blocks.extend(warnings(records).into_iter().map(Block::Warning));
     let (ranks, folds, metric) = (records.ranks(), records.has_folds(), records.metric());
     for table in tables {
@@ -211,7 +207,7 @@ fn scaling(records: &Records, tables: &[Table]) -> Vec<Block> {
     let mut head = vec!["arm".to_string(), "labels".to_string()];
     head.extend(tables.iter().map(|t| format!("{} unlabelled", percent(t.unlabelled))));
     let mut rows = Vec::new();
-    for arm in super::compared(tables) {
+    for arm in compared(tables) {
         for fraction in records.fractions() {
             let find = |t: &Table| t.scratch.iter().find(|c| c.arm == arm && c.fraction == fraction).and_then(|c| c.paired);
             let fields = tables.iter().map(|t| find(t).map_or("-".into(), |p| mean(&p.difference).into()));

@@ -1,13 +1,13 @@
 //! A study's figures.
 
-use super::Convergence;
-use super::compare::{Arm, Comparison, Table};
-use super::converge::Curve;
-use super::read::{RANDOM, Records};
 use super::words::percent;
-use crate::report::canvas::Color;
 use crate::report::chart::{Across, Figure, GREY, INK, Panel, Point, Series, Style};
-use crate::stats::Estimate;
+use crate::report::surface::Color;
+use crate::study::compare::{Arm, Comparison, Table};
+use crate::study::converge::Curve;
+use crate::study::read::{RANDOM, Records};
+use crate::study::stats::Estimate;
+use crate::study::{Convergence, compared};
 
 /// The Okabe-Ito palette without its yellow, which is too pale for lines, and a brown; told apart by colour-blind readers too.
 const COLORS: [Color; 7] =
@@ -141,7 +141,7 @@ pub fn scaling(records: &Records, styles: &Styles, tables: &[Table]) -> Figure {
     let mut panels = Vec::new();
     for fraction in records.fractions() {
         for (rank, name) in panels_by_rank(records) {
-            let arms = super::compared(tables).into_iter().filter(|arm| arm.rank == rank);
+            let arms = compared(tables).into_iter().filter(|arm| arm.rank == rank);
             let here = |c: &&Comparison, arm: &Arm| c.arm == *arm && c.fraction == fraction;
             let estimate = |table: &Table, arm: &Arm| Some(table.scratch.iter().find(|c| here(c, arm))?.paired?.difference);
             let series = arms.map(|arm| (tables.iter().map(|t| estimate(t, &arm)).collect(), arm)).map(|(e, arm)| (arm, e));

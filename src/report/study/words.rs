@@ -1,11 +1,11 @@
 //! Numbers and findings in words. What is said follows the interval, never the mean alone.
 
-use super::compare::{Arm, Comparison, Table, Verdict};
-use super::converge::Reach;
-use crate::stats::Estimate;
+use crate::study::compare::{Arm, Comparison, Table, Verdict};
+use crate::study::converge::Reach;
+use crate::study::stats::Estimate;
 
 /// p-values below this count as shown after the adjustment for several comparisons: the intervals' own level.
-const ALPHA: f64 = 1.0 - crate::stats::LEVEL;
+const ALPHA: f64 = 1.0 - crate::study::stats::LEVEL;
 
 /// `10 %` of 0.1.
 pub fn percent(share: f64) -> String {
@@ -115,7 +115,7 @@ pub fn section(table: &Table, metric: &str, several: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::stats::paired;
+    use crate::study::stats::paired;
 
     fn comparison(own: &[f64], other: &[f64], planned: usize) -> Comparison {
         let arm = Arm { rank: 3, pretext: "rot".into(), arm: "warmup".into() };

@@ -1,7 +1,7 @@
 //! What a sweep's cells say: means of arms, and differences of pairs that share rank, fraction, seed and fold.
 
 use super::read::{Cell, Finished, RANDOM, Records, SCRATCH};
-use crate::stats::{Estimate, Paired, SignedRank, estimate, holm, paired, signed_rank};
+use crate::study::stats::{Estimate, Paired, SignedRank, estimate, holm, paired, signed_rank};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Rows of a table: what was trained and how.

@@ -1,6 +1,5 @@
 //! Several sweeps in one report.
 
-use super::content::title;
 use super::read::{Records, Sweep, check_places};
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
@@ -15,7 +14,7 @@ impl Records {
     pub fn read_all(folders: &[PathBuf]) -> Result<Records> {
         let parts = folders.iter().map(|folder| Records::read(folder)).collect::<Result<Vec<_>>>()?;
         let names: Vec<String> = parts.iter().map(|part| part.sweep.name.clone()).collect();
-        let titles: Vec<String> = parts.iter().map(title).collect();
+        let titles: Vec<String> = parts.iter().map(Records::title).collect();
         let mut parts = parts.into_iter().zip(folders).enumerate();
         let (_, (mut all, first)) = parts.next().context("no sweep's folder given")?;
         if folders.len() == 1 {

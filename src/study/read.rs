@@ -160,6 +160,10 @@ impl Records {
         Ok(Records { sweep, finished, pretraining, notes: vec![] })
     }
 
+    pub fn title(&self) -> String {
+        self.sweep.title.clone().unwrap_or_else(|| format!("Sweep {}", self.sweep.name))
+    }
+
     /// Cells with their results, the finished ones only.
     pub fn done(&self) -> impl Iterator<Item = (&Cell, &Finished)> {
         self.sweep.cells.iter().zip(&self.finished).filter_map(|(cell, f)| Some((cell, f.as_ref()?)))

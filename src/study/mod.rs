@@ -1,0 +1,47 @@
+//! What the records of one or several sweeps say: statistics and curves, from their folders alone. Knows no report.
+
+pub mod compare;
+pub mod converge;
+pub mod read;
+pub mod results;
+pub mod stats;
+mod unite;
+
+use compare::{Arm, Table};
+use converge::{Curve, Reach, curves, reach};
+use read::Records;
+
+/// Convergence of one share of labels and of unlabelled scans (none if there is only one).
+pub struct Convergence {
+    pub unlabelled: Option<f64>,
+    pub fraction: f64,
+    pub curves: Vec<Curve>,
+    pub reach: Vec<Reach>,
+}
+
+/// Curves of every share of labels and of unlabelled scans; those without one are left out.
+pub fn convergence(records: &Records) -> Vec<Convergence> {
+    let shares = records.unlabelled();
+    let several = shares.len() > 1;
+    let mut parts = Vec::new();
+    for fraction in records.fractions() {
+        for &share in &shares {
+            let curves = curves(records, fraction, share);
+            let reach = reach(&curves, fraction);
+            parts.push(Convergence { unlabelled: several.then_some(share), fraction, curves, reach });
+        }
+    }
+    parts.retain(|p| !p.curves.is_empty());
+    parts
+}
+
+/// Arms that any table compares with scratch.
+pub fn compared(tables: &[Table]) -> Vec<Arm> {
+    let mut arms: Vec<Arm> = Vec::new();
+    for comparison in tables.iter().flat_map(|t| &t.scratch) {
+        if !arms.contains(&comparison.arm) {
+            arms.push(comparison.arm.clone());
+        }
+    }
+    arms
+}
