@@ -9,6 +9,7 @@ use crate::report::progress::Counter;
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::HumanBytes;
+use regex::Regex;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -29,6 +30,10 @@ pub struct Args {
     /// How the data is arranged [default: recognised by itself]
     #[arg(long, value_enum)]
     layout: Option<Layout>,
+    /// Regular expression whose first group is the person in a scan's path below the folder (in a manifest's `subject`), e.g.
+    /// '^([^/]+)/' for the first folder; all scans of a person are on one side of a split [default: by the names, as it says]
+    #[arg(long, value_name = "REGEX", value_parser = subject_pattern)]
+    subject_pattern: Option<Regex>,
     /// What is done to the scans
     #[arg(long, value_enum, default_value = "paper")]
     protocol: Protocol,
@@ -92,6 +97,14 @@ fn spacing(text: &str) -> Result<[f64; 3], String> {
 
 fn window(text: &str) -> Result<[f32; 2], String> {
     numbers(text)?.try_into().map_err(|_| "expected LO,HI".into())
+}
+
+fn subject_pattern(text: &str) -> Result<Regex, String> {
+    let pattern = Regex::new(text).map_err(|error| error.to_string())?;
+    match pattern.captures_len() {
+        1 => Err("no group in it: the person is what stands in its first parentheses, e.g. '^([^/]+)/'".into()),
+        _ => Ok(pattern),
+    }
 }
 
 fn label(text: &str) -> Result<LabelValue, String> {
@@ -163,7 +176,7 @@ pub fn run(args: Args) -> Result<()> {
     let start = Instant::now();
     // Before the data is looked at, which may take long.
     args.settings(args.layout)?;
-    let mut dataset = layouts::open(&args.data, args.layout)?;
+    let mut dataset = layouts::open_with(&args.data, args.layout, args.subject_pattern.as_ref())?;
     let plan = args.plan(&dataset)?;
     if args.no_labels {
         dataset.subjects.iter_mut().for_each(|s| s.label = None);
@@ -186,6 +199,7 @@ pub fn run(args: Args) -> Result<()> {
     if dataset.layout == Layout::Images && dataset.classes.is_none() {
         note!("no photograph has a grade, which only --task classification needs: from a CSV id_code,diagnosis or image,level");
     }
+    note!("{}", layouts::people::describe(&dataset, &args.data));
     for ignored in &dataset.ignored {
         note!("ignored: {ignored}");
     }

@@ -50,7 +50,8 @@ impl Split {
             let earlier = given.entry(id).or_insert(side.as_deref());
             ensure!(
                 *earlier == side.as_deref(),
-                "subject `{id}`: its scans are on the sides {:?} and {:?}",
+                "subject `{id}`: the dataset puts its scans on the sides {:?} and {:?}; if they are not of one person, preprocess \
+                 with --subject-pattern, or from a manifest",
                 earlier.unwrap_or("none"),
                 side.as_deref().unwrap_or("none")
             );

@@ -374,3 +374,27 @@ def test_a_scan_is_known_again_whatever_the_preprocessing(tmp_path):
     save(scans["q", "t1"] + 1, affine, tmp_path / "data/copy_t1.nii.gz")
     text = preprocess(tmp_path / "data", tmp_path / "f", "--size", 16, "--labels", "0,1")
     assert "warning: 2 subjects hold the same scan: copy, p\n" in text
+
+
+def test_a_person_is_on_one_side(tmp_path):
+    rng = numpy.random.default_rng(5)
+    data, store, run = tmp_path / "data", tmp_path / "s", tmp_path / "r"
+    for person in range(5):
+        for visit in (1, 2):
+            save(blob(rng, (16, 16, 16))[0], numpy.eye(4), data / f"patient{person:02}" / f"visit{visit}_t1.nii.gz")
+    text = preprocess(data, store, "--size", 8)
+    assert "people: 10 scans of 5, e.g. `patient00` of patient00/visit1_t1.nii.gz and patient00/visit2_t1.nii.gz; if" in text
+    small = ["--epochs", "1", "--steps", "1", "--batch-size", "2", "--levels", "2", "--filters", "2", "--device", "cpu"]
+    command = [BINARY, "pretrain", "--data", store, "--task", "rot", *small, "--out", run]
+    subprocess.run(list(map(str, command)), check=True, capture_output=True)
+    split = json.loads((run / "split.json").read_text())
+    assert sorted(split["train"] + split["val"] + split["test"]) == [f"patient{n:02}" for n in range(5)] and split["val"]
+
+    # The user may say it in another way; a pattern that says nothing is refused.
+    text = preprocess(data, tmp_path / "v", "--size", 8, "--subject-pattern", "(visit[0-9])_")
+    assert "people: 10 scans of 2, e.g. `visit1` of patient00/visit1_t1.nii.gz" in text
+    assert {entry["id"].split("/")[0] for entry in index(tmp_path / "v")["subjects"]} == {"visit1", "visit2"}
+    text = preprocess(data, tmp_path / "x", "--subject-pattern", "(visit1)", code=1)
+    assert "finds no person in 5 of 10 names, the first patient00/visit2_t1.nii.gz" in text
+    assert "no group in it" in preprocess(data, tmp_path / "x", "--subject-pattern", "patient..", code=2)
+    assert "unclosed" in preprocess(data, tmp_path / "x", "--subject-pattern", "(", code=2)

@@ -36,17 +36,6 @@ pub fn recognise(files: &Files) -> bool {
     })
 }
 
-/// `BraTS-GLI-00012-001` is the second time point of one patient: `BraTS-GLI-00012/001`.
-fn id(subject: &str) -> String {
-    let digits = |part: &str, n: usize| part.len() == n && part.bytes().all(|b| b.is_ascii_digit());
-    match subject.split('-').collect::<Vec<_>>()[..] {
-        ["BraTS", _, patient, time] if digits(patient, 5) && digits(time, 3) => {
-            format!("{}/{time}", &subject[..subject.len() - 4])
-        }
-        _ => subject.into(),
-    }
-}
-
 /// Subjects without `seg` are unlabelled (the challenge's validation set).
 pub fn open(files: Files) -> Result<Dataset> {
     let mut problems = files.problems.clone();
@@ -77,10 +66,8 @@ pub fn open(files: Files) -> Result<Dataset> {
     };
 
     let name = |c: usize| NAMES[year].channels[c].to_string();
-    let complete: Vec<Subject> = subjects
-        .iter()
-        .filter_map(|((_, subject), found)| Some(Subject { id: id(subject), ..found.subject(subject, name, &mut problems)? }))
-        .collect();
+    let complete: Vec<Subject> =
+        subjects.iter().filter_map(|((_, subject), found)| found.subject(subject, name, &mut problems)).collect();
     let labels = [(0, "background"), (1, "necrosis"), (2, "oedema"), (NAMES[year].enhancing, "enhancing")];
     let labels = labels.map(|(value, name)| LabelValue { value, name: name.into() }).to_vec();
     Ok(Dataset {

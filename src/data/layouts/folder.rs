@@ -5,8 +5,8 @@
 //!   files of one subject differ only by them, or when every file has the same one; and `_0000`, `_0001`.. when at least two
 //!   subjects count from `_0000` without a gap. Otherwise every file is a scan of its own.
 //! - The channels are the contrasts that at least half of the subjects have.
-//! - *Ids* are the file names without contrast; with the folders before them where names alone are not unique.
-//!   BIDS names with more than `sub-X` become `sub-X/rest`, so that the sessions of a person stay together.
+//! - *Ids* are the file names without contrast; with the folders before them where names alone are not unique. The person in them
+//!   is found by [`super::people`].
 
 use super::files::{Files, Scan};
 use super::{Dataset, Layout, Problem, Subject};
@@ -160,19 +160,12 @@ fn subjects<'a>(scans: &[Name<'a>], problems: &mut Vec<Problem>) -> Result<Group
     group(&scans.iter().map(alone).collect::<Vec<_>>())
 }
 
+/// Folders and name, outermost first, joined by slashes.
 fn id((place, base): &Key, groups: &Groups, files: &Files) -> String {
     let mut parts = if groups.by_place || base.is_empty() { place.clone() } else { vec![] };
     parts.extend((!base.is_empty()).then_some(*base));
     let root = || files.root.file_name().map_or("scan".into(), |n| n.to_string_lossy().into_owned());
-    let id = if parts.is_empty() { root() } else { parts.join("_") };
-    // BIDS: `sub-01_ses-2` and `sub-01/ses-2/...` are scans of the person `sub-01`.
-    match id.split('_').find(|person| person.starts_with("sub-") && *person != id) {
-        Some(person) => {
-            let rest: Vec<&str> = id.split('_').filter(|part| *part != person).collect();
-            format!("{person}/{}", rest.join("_"))
-        }
-        None => id,
-    }
+    if parts.is_empty() { root() } else { parts.join("/") }
 }
 
 /// The subject a label belongs to: the one of the same name (with or without contrast), in the same folder if several have it;

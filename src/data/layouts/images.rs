@@ -26,12 +26,6 @@ pub fn recognise(files: &Files) -> bool {
     files.scans.is_empty() && files.zips.is_empty() && files.others.iter().any(|path| image::stem(path).is_some())
 }
 
-/// `10_left` is the left eye of person 10: `10/left`.
-fn id(name: &str) -> String {
-    let eye = ["_left", "_right"].iter().find_map(|eye| Some((name.strip_suffix(eye)?, &eye[1..])));
-    eye.filter(|(person, _)| !person.is_empty()).map_or(name.into(), |(person, eye)| format!("{person}/{eye}"))
-}
-
 /// What the tables say.
 #[derive(Default)]
 struct Grades {
@@ -122,7 +116,7 @@ pub fn open(files: Files) -> Result<Dataset> {
     let colour = headers.into_par_iter().any(|path| image::channels(path).is_ok_and(|n| n == 3));
     let channels: &[&str] = if colour { &["red", "green", "blue"] } else { &["grey"] };
     let subject = |(name, path): (&String, &PathBuf)| Subject {
-        id: id(name),
+        id: name.clone(),
         channels: vec![Source::File(path.clone())],
         label: None,
         class: known.get(name).map(|(grade, _)| *grade),

@@ -8,6 +8,7 @@ mod folder;
 mod images;
 mod manifest;
 mod nnunet;
+pub mod people;
 pub mod segmentations;
 mod source;
 mod ukb;
@@ -15,6 +16,7 @@ mod ukb;
 use anyhow::{Context, Result, bail, ensure};
 use description::Description;
 use files::Files;
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -131,12 +133,17 @@ impl Problem {
 /// Errors: a path that does not exist, nothing that is a scan, ids that occur twice, a description that cannot be read. What
 /// concerns single subjects is in [`Dataset::problems`] instead, except that every fault of a manifest is an error.
 pub fn open(path: &Path, layout: Option<Layout>) -> Result<Dataset> {
+    open_with(path, layout, None)
+}
+
+/// As [`open`], with a pattern whose first group is the person in each scan's path below the folder, in a manifest's `subject`.
+pub fn open_with(path: &Path, layout: Option<Layout>, person: Option<&Regex>) -> Result<Dataset> {
     let kind = path.metadata().with_context(|| format!("{}: cannot be opened", path.display()))?;
     if kind.is_file() {
         let csv = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv"));
         let manifest = layout == Some(Layout::Manifest) || (layout.is_none() && csv);
         ensure!(manifest, "{}: expected a folder or a CSV manifest, found another file", path.display());
-        return manifest::open(path).and_then(|found| finish(found).with_context(|| path.display().to_string()));
+        return manifest::open(path).and_then(|found| finish(found, path, person).with_context(|| path.display().to_string()));
     }
     ensure!(layout != Some(Layout::Manifest), "{}: expected a CSV manifest, found a folder", path.display());
     let files = Files::below(path)?;
@@ -156,7 +163,8 @@ pub fn open(path: &Path, layout: Option<Layout>) -> Result<Dataset> {
         Layout::Manifest => unreachable!("refused above"),
     };
     let how = if given { "as asked for" } else { "recognised by itself" };
-    dataset.and_then(finish).with_context(|| format!("{}, read in the layout {layout} ({how})", path.display()))
+    let dataset = dataset.and_then(|found| finish(found, path, person));
+    dataset.with_context(|| format!("{}, read in the layout {layout} ({how})", path.display()))
 }
 
 fn recognise(files: &Files) -> Result<Layout> {
@@ -187,7 +195,8 @@ fn recognise(files: &Files) -> Result<Layout> {
 }
 
 /// Sorts, and checks what holds for every layout.
-fn finish(mut dataset: Dataset) -> Result<Dataset> {
+fn finish(mut dataset: Dataset, root: &Path, person: Option<&Regex>) -> Result<Dataset> {
+    people::assign(&mut dataset, root, person)?;
     dataset.problems.sort_by(|a, b| a.path.cmp(&b.path));
     dataset.ignored.sort_by(|a, b| a.path.cmp(&b.path));
     dataset.subjects.sort_by(|a, b| a.id.cmp(&b.id));

@@ -93,12 +93,27 @@ pub fn truths(path: &Path) -> Result<Truths> {
     Ok(Truths { files, labels: dataset.labels, problems: dataset.problems })
 }
 
-/// Brings together what has the same id; then, of the rest, what has the same file name, if only one of both has folders in its
-/// id. Errors if several files have that name.
+/// The only one of each key, by its position.
+fn only<'a>(files: impl Iterator<Item = (usize, &'a Segmentation)>) -> HashMap<String, usize> {
+    let mut found: HashMap<String, Option<usize>> = HashMap::new();
+    let key = |id: &str| id.replace(['/', '-', '.', ' '], "_");
+    for (n, file) in files {
+        found.entry(key(&file.id)).and_modify(|n| *n = None).or_insert(Some(n));
+    }
+    found.into_iter().filter_map(|(key, n)| Some((key, n?))).collect()
+}
+
+/// Brings together what has the same id; then, of the rest, ids that differ in how their parts are joined, as `P01/V1` and
+/// `P01_V1`; then what has the same file name, if only one of both has folders in its id. Errors if several files have that name.
 pub fn pair(truths: &[Segmentation], predictions: &[Segmentation]) -> Result<Pairs> {
     let by_id: HashMap<&str, usize> = predictions.iter().enumerate().map(|(i, p)| (p.id.as_str(), i)).collect();
     let mut of: Vec<Option<usize>> = truths.iter().map(|t| by_id.get(t.id.as_str()).copied()).collect();
     let mut taken = vec![false; predictions.len()];
+    of.iter().flatten().for_each(|&p| taken[p] = true);
+    let left = only(predictions.iter().enumerate().filter(|(p, _)| !taken[*p]));
+    for (key, t) in only(truths.iter().enumerate().filter(|(t, _)| of[*t].is_none())) {
+        of[t] = left.get(&key).copied();
+    }
     of.iter().flatten().for_each(|&p| taken[p] = true);
 
     let rest = (0..truths.len()).filter(|&t| of[t].is_none()).collect::<Vec<_>>();
@@ -157,7 +172,9 @@ mod tests {
 
     #[test]
     fn files_meet_by_id_and_by_name() {
-        let cases: [(&[&str], &[&str], &[&str]); 7] = [
+        let cases: [(&[&str], &[&str], &[&str]); 8] = [
+            // Predictions of people's visits, and flat labels.
+            (&["P01_V1_seg.nii", "P01_V2_seg.nii"], &["P01/V1.nii.gz", "P01/V2.nii.gz"], &["P01_V1=P01/V1", "P01_V2=P01/V2"]),
             (&["X_seg.nii.gz", "Y-seg.nii"], &["X.nii.gz", "Y.nii.gz", "log.txt"], &["X=X", "Y=Y"]),
             (&["X/X_seg.nii.gz", "Y/seg.nii.gz"], &["X.nii.gz", "Y/Y_seg.nii.gz"], &["X=X", "Y=Y"]),
             (&["a/X_seg.nii.gz", "a/Y_seg.nii.gz"], &["X.nii.gz", "b/Y.nii.gz"], &["a/X=X"]),

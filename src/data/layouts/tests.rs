@@ -7,7 +7,7 @@ use std::io::Write;
 use tempfile::TempDir;
 
 /// A folder of empty files, which is enough where names decide.
-fn tree(names: &[&str]) -> TempDir {
+pub(super) fn tree(names: &[&str]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     names.iter().for_each(|name| text(&folder, name, ""));
     folder
@@ -111,7 +111,7 @@ fn folder_of_contrasts() {
 fn folder_ids_and_pairing() {
     let cases: [(&[&str], &[&str]); 9] = [
         // Names that repeat from folder to folder.
-        (&["s1/brain.nii", "s2/brain.nii"], &["s1_brain: s1/brain.nii", "s2_brain: s2/brain.nii"]),
+        (&["s1/brain.nii", "s2/brain.nii"], &["s1/brain: s1/brain.nii", "s2/brain: s2/brain.nii"]),
         // The file name is the contrast, the folder the subject.
         (
             &["s1/T1.nii", "s1/T2_FLAIR.nii", "s1/mask.nii", "s2/T1.nii", "s2/T2_FLAIR.nii"],
@@ -143,7 +143,7 @@ fn folder_ids_and_pairing() {
             &["A_1: A/1_ct.nii | A/1_ct_label.nii", "B_1: B/1_ct.nii | B/1_ct-seg.nii"],
         ),
         // A bare label beside the only scan of the folder.
-        (&["s1/ct7.nii", "s1/label.nii", "s2/ct8.nii"], &["ct7: s1/ct7.nii | s1/label.nii", "ct8: s2/ct8.nii"]),
+        (&["s1/ct7.nii", "s1/label.nii", "s2/ct8.nii"], &["s1/ct7: s1/ct7.nii | s1/label.nii", "s2/ct8: s2/ct8.nii"]),
     ];
     for (names, expected) in cases {
         let folder = tree(names);

@@ -86,7 +86,7 @@ fn drawing_errors() {
         let scans = [("s/1", a), ("s/2", b), ("t", None)].map(|(id, side)| scan(id, side));
         message(Split::draw(&scans, 0.0, 0.0, 0))
     };
-    assert!(sides(Some("train"), None).contains("subject `s`: its scans are on the sides \"train\" and \"none\""));
+    assert!(sides(Some("train"), None).contains("subject `s`: the dataset puts its scans on the sides \"train\" and \"none\""));
     assert!(sides(Some("dev"), Some("dev")).contains("found \"dev\""));
     let split = Split::draw(&subjects(3), 0.0, 0.0, 0).unwrap();
     assert!([0.0, -1.0, 1.1, f64::NAN].iter().all(|f| message(split.fraction(*f)).contains("label fraction")));
