@@ -1,6 +1,7 @@
 //! `preprocess`: a dataset to a store.
 
 use crate::data::layouts::{self, Dataset, LabelValue, Layout};
+use crate::data::names::some;
 use crate::data::preprocess::{Dtype, Foreground, Grid, Intensity, Plan, Settings};
 use crate::data::store::build::{Filled, Options, fill};
 use crate::data::store::{Index, LeftOut};
@@ -264,12 +265,6 @@ fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Res
     );
     say!("next: pretext3d pretrain --task rot --data {out}");
     Ok(())
-}
-
-/// The first ids of many.
-fn some(ids: &[&str]) -> String {
-    const SHOWN: usize = 8;
-    format!("{}{}", ids[..ids.len().min(SHOWN)].join(", "), if ids.len() > SHOWN { ", ..." } else { "" })
 }
 
 /// Subjects that hold the same scan: copies under several names would stand on both sides of a split.

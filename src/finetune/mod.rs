@@ -7,13 +7,13 @@ pub mod sides;
 pub mod test;
 
 use crate::data::Scans;
-use crate::data::split::Split;
 use crate::data::store::Store;
 use crate::dim::{Rank, voxels};
 use crate::nn::EncoderConfig;
 use crate::print::note;
 use crate::run::folder::{Run, object};
 use crate::run::input::Input;
+use crate::run::seen::{self, Seen};
 use crate::run::split::choose_split;
 use crate::run::weights::Pretrained;
 use crate::settings;
@@ -87,31 +87,31 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     );
     let (mut pretrained, mut report) = (Value::Null, String::new());
     if let Some(given) = &given {
-        let loaded = given.load_into(&trainer.network.vs.variables())?;
+        let mut loaded = given.load_into(&trainer.network.vs.variables(), &input)?;
+        loaded.warnings.extend(seen::warnings(given.seen.as_ref(), &store, &split));
         report = format!("{}: {loaded}", config.weights.display());
-        let data = given.input.as_ref().map(|input| &input.fingerprint);
-        if data == Some(&store.index().fingerprint) && has_seen_test(given.about.split.as_deref(), &split) {
-            report += "warning: pretrained on scans of this store by another split, so it has probably seen test scans (not their \
-                       labels); for a clean test pretrain with --split set to this fine-tuning's split.json\n";
-        }
         note!("{}", report.trim_end());
         pretrained = json!({
             "file": config.weights,
             "fingerprint": given.fingerprint(),
             "pretext": given.about.pretext,
             "unlabelled": given.about.fraction,
+            "warnings": loaded.warnings,
         });
     }
     let run = match run {
         Some(run) => {
-            let same = given.is_none() || run.description()?.get("pretrained") == Some(&pretrained);
+            let same = given.is_none()
+                || run.description()?.get("pretrained").and_then(|p| p.get("fingerprint")) == pretrained.get("fingerprint");
             ensure!(same, "{}: not the weights that {} was started with", config.weights.display(), run.dir.display());
             run
         }
         None => {
             let parts = json!({ "network": encoder, "input": input, "downstream": downstream, "pretrained": pretrained });
             let out = config.train.out.as_deref();
-            Run::create(out, name, settings::resolved(&resolved), &split, object(parts))?
+            let seen = Seen::of(&sides.train, &sides.valid);
+            let seen = if let Some(given) = given { seen.after(given.seen) } else { seen };
+            Run::create(out, name, settings::resolved(&resolved), &split, &seen, object(parts))?
         }
     };
     run.keep_load_report(&report)?;
@@ -139,15 +139,6 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         note!("stopped and saved; continue with: pretext3d finetune --resume {}", run.dir.display());
     }
     Ok(ended)
-}
-
-/// Whether a pretraining by another split may have seen what is tested on: its training side was learnt from, its validation side chose
-/// the epoch.
-fn has_seen_test(pretraining: Option<&Path>, split: &Split) -> bool {
-    match pretraining.map(Split::load) {
-        Some(Ok(other)) => other.train.iter().chain(&other.val).any(|id| split.test.contains(id)),
-        _ => true,
-    }
 }
 
 /// The encoder: that of the weights, or the one asked for.

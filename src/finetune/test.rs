@@ -179,6 +179,7 @@ fn record(
         peak_memory_mib: machine::peak_memory().map(|bytes| (bytes >> 20) as f64),
         weights: text("file"),
         weights_fingerprint: text("fingerprint"),
+        warnings: pretrained.get("warnings").map(|w| serde_json::from_value(w.clone())).transpose()?.unwrap_or_default(),
         data_fingerprint: sides.test.store().index().fingerprint.clone(),
         split_fingerprint: hex(&Sha256::digest(serde_json::to_vec(split)?)),
         train_subjects: sides.train.len(),

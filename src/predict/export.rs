@@ -44,7 +44,7 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
     let downstream = description.get("downstream");
     let (script, state): (ScriptModule, Tensors) = match downstream {
         None => {
-            weights::load_encoder(&vs.variables(), &saved, &file)?;
+            weights::load_encoder(&vs.variables(), &saved, &file, None)?;
             let source = "def forward(self, x: Tensor) -> List[Tensor]:\n    return self.encoder.forward(x)\n";
             let script = ScriptModule::new(format!("{source}{preprocess}")).child("encoder", encoder.script());
             (script, vs.variables().into_iter().collect())
@@ -77,6 +77,7 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
             "preprocessing": input.preprocessing,
         },
         "data_fingerprint": input.fingerprint,
+        "seen": run.seen()?,
         "epoch": progress.epoch,
         "metrics": metrics,
         "settings": settings,

@@ -5,6 +5,7 @@ use crate::nn::EncoderConfig;
 use crate::run::history::History;
 use crate::run::input::Input;
 use crate::run::means::Means;
+use crate::run::seen::Seen;
 use crate::run::tensors::{self, Tensors, VERSION, split_checkpoint};
 use crate::settings;
 use anyhow::{Context, Result, bail, ensure};
@@ -15,6 +16,7 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 
 const CONFIG: &str = "config.json";
+const SEEN: &str = "seen.json";
 
 /// Where a run stands, beside its tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -44,6 +46,7 @@ impl Run {
         name: &str,
         settings: Map<String, Value>,
         split: &Split,
+        seen: &Seen,
         parts: Map<String, Value>,
     ) -> Result<Run> {
         let dir = match out {
@@ -63,6 +66,7 @@ impl Run {
         let run = Run { dir };
         // Before `config.json`, which makes the folder a run that can be resumed.
         split.save(&run.split_file())?;
+        run.write(SEEN, seen)?;
         let mut description = Map::new();
         description.insert("version".into(), VERSION.into());
         description.insert("settings".into(), Value::Object(settings));
@@ -150,6 +154,18 @@ impl Run {
             Some(Value::Object(settings)) => Ok(settings),
             _ => bail!("{}: no settings in it", self.config_file().display()),
         }
+    }
+
+    /// Whom the run has seen; of one from before this was kept the subjects of its split.
+    pub fn seen(&self) -> Result<Seen> {
+        let file = self.dir.join(SEEN);
+        if file.exists() {
+            return serde_json::from_slice(&std::fs::read(&file)?).with_context(|| file.display().to_string());
+        }
+        let (split, settings) = (Split::load(&self.split_file())?, self.settings()?);
+        let given = ["init", "weights"].iter().filter_map(|key| settings.get(*key)?.as_str());
+        let seen = Seen::of_ids(&split.train, &split.val);
+        Ok(if given.filter(|weights| *weights != "none").count() == 0 { seen } else { seen.after(None) })
     }
 
     pub fn checkpoint(&self, which: &str) -> PathBuf {

@@ -1,6 +1,6 @@
 //! What a network expects of its scans.
 
-use crate::data::preprocess::Settings;
+use crate::data::preprocess::{Foreground, Intensity, Settings};
 use crate::data::slices::Slices;
 use crate::data::store::Store;
 use anyhow::{Context, Result};
@@ -46,5 +46,103 @@ impl Input {
             map.insert("fingerprint".into(), description.get("data_fingerprint").cloned().unwrap_or_default());
         }
         Ok(Some(serde_json::from_value(input)?))
+    }
+
+    /// How a network that was trained on this input takes the scans of another one.
+    pub fn fit(&self, now: &Input) -> Fit {
+        let order = positions(&now.channels, &self.channels).filter(|_| now.channels.len() == self.channels.len());
+        let mut warnings = Vec::new();
+        if order.is_none() {
+            let [trained, found] = [&self.channels, &now.channels].map(|names| names.join(", "));
+            warnings.push(format!("trained on the channels {trained}, these scans have {found}"));
+        }
+        let [trained, found] = [self, now].map(|input| intensities(&input.preprocessing));
+        if trained != found {
+            warnings.push(format!("trained on intensities normalised by {trained}, those of these scans are by {found}"));
+        }
+        Fit { order: order.filter(|order| !order.is_sorted()), warnings }
+    }
+}
+
+/// How weights meet scans, see [`Input::fit`].
+#[derive(Debug, PartialEq)]
+pub struct Fit {
+    /// For each channel of the scans its place among those trained on, if these are the same in another order.
+    pub order: Option<Vec<usize>>,
+    /// What does not fit, each naming both.
+    pub warnings: Vec<String>,
+}
+
+/// The place of each wanted channel among those found, none taken twice: of equal names the first wanted is the first found. `None`: one is
+/// not there.
+pub fn positions(wanted: &[String], found: &[String]) -> Option<Vec<usize>> {
+    let mut taken = vec![false; found.len()];
+    let mut place = |name: &String| {
+        let place = (0..found.len()).find(|&i| !taken[i] && found[i] == *name)?;
+        taken[place] = true;
+        Some(place)
+    };
+    wanted.iter().map(&mut place).collect()
+}
+
+/// How intensities are normalised, in words.
+fn intensities(settings: &Settings) -> String {
+    match (settings.intensity, settings.foreground) {
+        (Intensity::MinMax, _) => "minimum and maximum to 0 and 1".into(),
+        (Intensity::Window { lo, hi }, _) => format!("the window {lo} to {hi} to 0 and 1"),
+        (Intensity::ZScoreForeground, Foreground::Auto) => "mean and standard deviation over the foreground".into(),
+        (Intensity::ZScoreForeground, Foreground::Above { value }) => {
+            format!("mean and standard deviation over the foreground above {value}")
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::preprocess::{Dtype, Grid};
+
+    fn input(channels: &[&str], intensity: Intensity) -> Input {
+        let grid = Grid::Cube { side: 8 };
+        Input {
+            channels: channels.iter().map(|c| c.to_string()).collect(),
+            preprocessing: Settings { grid, foreground: Foreground::Auto, intensity, dtype: Dtype::F32 },
+            mean_spacing: [1.; 3],
+            fingerprint: String::new(),
+            slices: None,
+        }
+    }
+
+    #[test]
+    fn equal_channels_are_put_in_order_and_others_are_named() {
+        let fit = |trained: &[&str], now: &[&str]| input(trained, Intensity::MinMax).fit(&input(now, Intensity::MinMax));
+        assert_eq!(fit(&["t1", "flair"], &["t1", "flair"]), Fit { order: None, warnings: vec![] });
+        assert_eq!(fit(&["t1", "t2", "flair"], &["flair", "t1", "t2"]), Fit { order: Some(vec![2, 0, 1]), warnings: vec![] });
+        // Names that repeat are matched by position.
+        assert_eq!(fit(&["CT", "CT"], &["CT", "CT"]), Fit { order: None, warnings: vec![] });
+        assert_eq!(fit(&["a", "T2", "a"], &["T2", "a", "a"]).order, Some(vec![1, 0, 2]));
+        for (trained, now) in
+            [(&["t1", "flair"][..], &["t1", "t2"][..]), (&["t1"], &["t1", "t2"]), (&["CT", "CT"], &["CT", "PET"])]
+        {
+            let Fit { order, warnings } = fit(trained, now);
+            assert!(order.is_none() && warnings.len() == 1, "{warnings:?}");
+            assert!(warnings[0].contains(&trained.join(", ")) && warnings[0].contains(&now.join(", ")), "{warnings:?}");
+        }
+    }
+
+    #[test]
+    fn another_normalisation_is_named() {
+        let minmax = input(&["CT"], Intensity::MinMax);
+        for other in [Intensity::ZScoreForeground, Intensity::Window { lo: -100., hi: 240. }] {
+            let warnings = minmax.fit(&input(&["CT"], other)).warnings;
+            assert!(warnings.len() == 1 && warnings[0].contains("minimum and maximum"), "{warnings:?}");
+        }
+        let mut above = input(&["CT"], Intensity::ZScoreForeground);
+        above.preprocessing.foreground = Foreground::Above { value: 3. };
+        assert_eq!(above.fit(&input(&["CT"], Intensity::ZScoreForeground)).warnings.len(), 1);
+        // What does not change the intensities is no matter.
+        let mut half = input(&["CT"], Intensity::MinMax);
+        (half.preprocessing.dtype, half.preprocessing.foreground) = (Dtype::F16, Foreground::Above { value: 3. });
+        assert_eq!(minmax.fit(&half).warnings, [""; 0]);
     }
 }

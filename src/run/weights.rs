@@ -4,8 +4,9 @@
 use crate::data::store::hex;
 use crate::ffi;
 use crate::nn::EncoderConfig;
-use crate::run::folder::locate;
-use crate::run::input::Input;
+use crate::run::folder::{Run, locate};
+use crate::run::input::{Fit, Input};
+use crate::run::seen::Seen;
 use crate::run::tensors::{self, ENCODER, EXPORT_VERSION, MODEL, Tensors, VERSION, load_safetensors, split_checkpoint};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -25,6 +26,8 @@ pub struct Pretrained {
     pub config: EncoderConfig,
     /// What the encoder expects of its scans; `None`: the file does not say.
     pub input: Option<Input>,
+    /// Whom it has seen; `None`: the file does not say.
+    pub seen: Option<Seen>,
     /// Without the optimizer's.
     pub tensors: Tensors,
 }
@@ -36,8 +39,6 @@ pub struct About {
     pub pretext: String,
     /// Share of the pretraining's training subjects that was used.
     pub fraction: f64,
-    /// The split that the pretraining was given; `None`: it drew one of its own.
-    pub split: Option<PathBuf>,
 }
 
 impl Pretrained {
@@ -45,7 +46,7 @@ impl Pretrained {
     /// dict saved as `.safetensors`. Errors if there is no encoder in it that is known here.
     pub fn open(path: &Path) -> Result<Pretrained> {
         let file = if path.is_dir() { locate(path).map(|(run, which)| run.checkpoint(&which))? } else { path.to_owned() };
-        let description = description(&file)?;
+        let (description, seen) = description(&file)?;
         let tensors = read(&file, &description)?;
         let guessed = || EncoderConfig::of(&tensors, ENCODER).context("another architecture; no encoder in it");
         let config = match description.get("network") {
@@ -55,12 +56,19 @@ impl Pretrained {
         let config = config.with_context(|| path.display().to_string())?;
         let input =
             Input::described(&description).with_context(|| format!("{}: `input` in its description", path.display()))?;
-        Ok(Pretrained { file: path.to_owned(), about: About::of(&description, &file), config, input, tensors })
+        Ok(Pretrained { file: path.to_owned(), about: About::of(&description, &file), config, input, seen, tensors })
     }
 
-    /// Copies the encoder into `target`, as [`load_encoder`] does.
-    pub fn load_into(&self, target: &HashMap<String, Tensor>) -> Result<LoadReport> {
-        load_encoder(target, &self.tensors, &self.file)
+    /// Copies the encoder into `target`, as [`load_encoder`] does, for scans as `now` says: channels in another order than it was trained on
+    /// are put in order, and where the scans are others in kind the report warns.
+    pub fn load_into(&self, target: &HashMap<String, Tensor>, now: &Input) -> Result<LoadReport> {
+        let fit = match &self.input {
+            Some(trained) => trained.fit(now),
+            None => Fit { order: None, warnings: vec!["it does not say what scans it was trained on".to_owned()] },
+        };
+        let mut report = load_encoder(target, &self.tensors, &self.file, fit.order.as_deref())?;
+        report.warnings = fit.warnings;
+        Ok(report)
     }
 
     /// SHA-256 over the encoder's tensors, with their names and shapes.
@@ -83,24 +91,31 @@ impl About {
         About {
             pretext: if names.is_empty() { stem.into_owned() } else { names.join("-") },
             fraction: setting("fraction").and_then(Value::as_f64).unwrap_or(1.),
-            split: setting("split").and_then(Value::as_str).map(PathBuf::from),
         }
     }
 }
 
-/// What an export (`.pt`, or the `.json` beside a `.safetensors`) or a checkpoint's run says of itself; `null` if there is none.
-fn description(file: &Path) -> Result<Value> {
+/// What an export (`.pt`, or the `.json` beside a `.safetensors`) or a checkpoint's run says of itself, `null` if there is none, and whom
+/// it has seen.
+fn description(file: &Path) -> Result<(Value, Option<Seen>)> {
+    let exported = |description: Value, from: &Path| {
+        let seen = description.get("seen").cloned().map(serde_json::from_value).transpose();
+        Ok((description, seen.with_context(|| format!("{}: `seen`", from.display()))?))
+    };
     if file.extension().is_some_and(|e| e == "pt") {
-        return ffi::description(file);
+        return exported(ffi::description(file)?, file);
     }
-    for beside in [file.with_extension("json"), file.with_file_name("config.json")] {
-        match std::fs::read(&beside) {
-            Ok(text) => return serde_json::from_slice(&text).with_context(|| beside.display().to_string()),
-            Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => return Err(error).with_context(|| beside.display().to_string()),
-        }
+    let beside = file.with_extension("json");
+    match std::fs::read(&beside) {
+        Ok(text) => return exported(serde_json::from_slice(&text).with_context(|| beside.display().to_string())?, &beside),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return Err(error).with_context(|| beside.display().to_string()),
     }
-    Ok(Value::Null)
+    let run = Run { dir: file.parent().unwrap_or(Path::new("")).to_owned() };
+    match run.config_file().exists() {
+        true => Ok((Value::Object(run.description()?), Some(run.seen()?))),
+        false => Ok((Value::Null, None)),
+    }
 }
 
 /// The tensors of an export, of a checkpoint without its optimizer, or of a torchvision state dict, by our names.
@@ -152,21 +167,30 @@ pub struct LoadReport {
     pub adapted: Vec<(String, String)>,
     /// Tensors of the file that are not part of an encoder (heads, optimizer state).
     pub left_out: Vec<String>,
+    /// Where the encoder was trained on another input than it meets now, and what it does not say.
+    pub warnings: Vec<String>,
 }
 
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         writeln!(f, "{} tensors loaded, {} adapted, {} left out", self.loaded.len(), self.adapted.len(), self.left_out.len())?;
         self.adapted.iter().try_for_each(|(name, how)| writeln!(f, "  adapted  {name}: {how}"))?;
-        self.left_out.iter().try_for_each(|name| writeln!(f, "  left out {name}"))
+        self.left_out.iter().try_for_each(|name| writeln!(f, "  left out {name}"))?;
+        self.warnings.iter().try_for_each(|warning| writeln!(f, "warning: {warning}"))
     }
 }
 
 /// Copies the encoder in `saved` into `target`, the variables of a network whose encoder lies under [`ENCODER`].
 ///
 /// Every encoder variable must be there with the right shape. Only the input channels of the first convolution may differ:
-/// it is then averaged over its inputs and spread over the new ones, which keeps the response to equal channels.
-pub fn load_encoder(target: &HashMap<String, Tensor>, saved: &Tensors, from: &Path) -> Result<LoadReport> {
+/// it is then averaged over its inputs and spread over the new ones, which keeps the response to equal channels. `order`: for each channel
+/// now its place among those of `saved`, where these are the same in another order.
+pub fn load_encoder(
+    target: &HashMap<String, Tensor>,
+    saved: &Tensors,
+    from: &Path,
+    order: Option<&[usize]>,
+) -> Result<LoadReport> {
     let mut report = LoadReport::default();
     let mut names: Vec<&String> = target.keys().filter(|n| n.starts_with(ENCODER)).collect();
     names.sort();
@@ -182,7 +206,11 @@ pub fn load_encoder(target: &HashMap<String, Tensor>, saved: &Tensors, from: &Pa
         let mut tensor = target[name].shallow_clone();
         let Some(value) = saved.get(name) else { bail!("{}: {name} is missing", from.display()) };
         let (want, found) = (tensor.size(), value.size());
-        let value = if want == found {
+        let order = order.filter(|order| is_first_convolution(name) && order.len() as i64 == found[1]);
+        let value = if let (true, Some(order)) = (want == found, order) {
+            report.adapted.push((name.clone(), format!("input channels taken in the order {order:?}")));
+            value.index_select(1, &Tensor::from_slice(&order.iter().map(|&i| i as i64).collect::<Vec<_>>()))
+        } else if want == found {
             report.loaded.push(name.clone());
             value.shallow_clone()
         } else if is_first_convolution(name) && want.len() == found.len() && want[0] == found[0] && want[2..] == found[2..] {
@@ -225,7 +253,7 @@ mod tests {
         let (to, four) = network(4, 2);
         let mut saved = tensors(&from);
         saved.insert("rot.output.weight".into(), Tensor::zeros([1], (Kind::Float, Device::Cpu)));
-        let report = load_encoder(&to.variables(), &saved, Path::new("x")).unwrap();
+        let report = load_encoder(&to.variables(), &saved, Path::new("x"), None).unwrap();
         assert_eq!(report.adapted, [("encoder.level0.conv0.weight".to_owned(), "1 input channels to 4".to_owned())]);
         assert_eq!(report.left_out, ["rot.output.weight"]);
         assert_eq!(report.loaded.len() + 1, to.variables().len());
@@ -236,9 +264,22 @@ mod tests {
     }
 
     #[test]
+    fn channels_in_another_order_give_the_same_response() {
+        let ((from, trained), (to, now)) = (network(3, 2), network(3, 2));
+        let order = [2, 0, 1];
+        let report = load_encoder(&to.variables(), &tensors(&from), Path::new("x"), Some(&order)).unwrap();
+        assert!(report.adapted.len() == 1 && report.adapted[0].1.contains("[2, 0, 1]"), "{:?}", report.adapted);
+        let x = Tensor::randn([1, 3, 8, 8, 8], (Kind::Float, Device::Cpu));
+        // Channel `i` now is channel `order[i]` of those trained on.
+        let reordered = x.index_select(1, &Tensor::from_slice(&order.map(|i| i as i64)));
+        let [a, b] = [trained.features(&x, false), now.features(&reordered, false)].map(|mut p| p.pop().unwrap());
+        assert!(f64::try_from((a - b).abs().max()).unwrap() < 1e-5);
+    }
+
+    #[test]
     fn anything_else_that_does_not_fit_is_an_error() {
         let (to, _) = network(1, 2);
-        let refused = |saved: &Tensors| load_encoder(&to.variables(), saved, Path::new("file")).unwrap_err().to_string();
+        let refused = |saved: &Tensors| load_encoder(&to.variables(), saved, Path::new("file"), None).unwrap_err().to_string();
         let (deeper, _) = network(1, 3);
         assert!(refused(&tensors(&deeper)).contains("another architecture"));
         let (shallower, _) = network(1, 1);

@@ -84,6 +84,9 @@ pub struct CellResult {
     pub peak_memory_mib: Option<f64>,
     pub weights: Option<String>,
     pub weights_fingerprint: Option<String>,
+    /// Where the weights were trained on another input, or on the subjects of this split.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     pub data_fingerprint: String,
     pub split_fingerprint: String,
     pub train_subjects: usize,

@@ -12,6 +12,7 @@ use crate::predict::export;
 use crate::print::note;
 use crate::run::folder::{Run, object};
 use crate::run::input::Input;
+use crate::run::seen::Seen;
 use crate::run::split::{TestSide, Usable, choose_split, scans_of};
 use crate::run::weights::Pretrained;
 use crate::sample::mirror_zoom::ChangeConfig;
@@ -139,6 +140,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let valid = Arc::new(store.subset(&scans_of(&store, &split.val))?);
     let (rank, window) = geometry(config, &store)?;
     let (scans, held_out) = (train.len(), valid.len());
+    let seen = Seen::of(&train, &valid);
     // A run that goes on has its weights in its checkpoint, unless it was killed before the first.
     let init = config.init.as_ref().filter(|_| !run.as_ref().is_some_and(Run::has_checkpoint));
     let init = init.map(|file| Pretrained::open(file)).transpose()?;
@@ -149,7 +151,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let trainer = config.trainer(device, rank, window, train, valid)?;
     let mut report = String::new();
     if let Some(init) = &init {
-        report = format!("{}: {}", init.file.display(), init.load_into(&trainer.network.vs.variables())?);
+        report = format!("{}: {}", init.file.display(), init.load_into(&trainer.network.vs.variables(), &input)?);
         note!("{}", report.trim_end());
     }
     let run = match run {
@@ -160,11 +162,13 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
             if let [task] = &trainer.tasks[..] {
                 (resolved.train.batch_size, resolved.train.draws) = (Some(task.batch), Some(task.draws));
             }
+            let seen = if let Some(init) = init { seen.after(init.seen) } else { seen };
             Run::create(
                 config.train.out.as_deref(),
                 &config.name(),
                 settings::resolved(&resolved),
                 &split,
+                &seen,
                 object(json!({ "network": trainer.network.config, "input": input })),
             )?
         }
