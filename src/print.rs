@@ -53,6 +53,18 @@ fn keep(printed: io::Result<()>) {
     }
 }
 
+/// A command line of this program for a shell to copy: under the name by which it was called, and arguments with other than plain
+/// characters in single quotes.
+pub fn command_line(arguments: impl IntoIterator<Item = impl Into<String>>) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./,:+".contains(c);
+    let quoted = |a: String| match !a.is_empty() && a.chars().all(plain) {
+        true => a,
+        false => format!("'{}'", a.replace('\'', r"'\''")),
+    };
+    let program = std::env::args_os().next().map_or("pretext3d".into(), |name| name.to_string_lossy().into_owned());
+    std::iter::once(program).chain(arguments.into_iter().map(Into::into)).map(quoted).collect::<Vec<_>>().join(" ")
+}
+
 /// To be called last: errors if something for standard output was lost.
 pub fn finish() -> Result<()> {
     match LOST.lock().unwrap_or_else(PoisonError::into_inner).take() {

@@ -3,6 +3,7 @@
 //!
 //! A file is turned into flags that stand before the user's own, so there is one parser and one check of names and ranges.
 
+use crate::print;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -77,12 +78,15 @@ pub fn to_flag(key: &str, value: &Value) -> Result<Option<String>> {
 
 /// Replaces `--config FILE` (and `--resume RUN`, which implies the run's own file) by the settings in it.
 ///
-/// `args` are the process's arguments after the subcommand.
-pub fn expand(args: &[OsString], known: &[String]) -> Result<Vec<OsString>> {
+/// `args` are the process's arguments after the subcommand `command`, whose long flags are `known`.
+pub fn expand(command: &str, args: &[OsString], known: &[String]) -> Result<Vec<OsString>> {
     let mut out = Vec::new();
     for (flag, file) in [("--resume", Some("config.json")), ("--config", None)] {
         let Some(value) = find(args, flag)? else { continue };
         let path = file.map_or(value.clone(), |f| value.join(f));
+        if flag == "--resume" {
+            check_run(command, &value, &path)?;
+        }
         let settings = read(&path)?;
         // The parser would append to a list that is given twice.
         let kept: Map<String, Value> = settings.into_iter().filter(|(key, _)| !is_given(args, key)).collect();
@@ -90,6 +94,20 @@ pub fn expand(args: &[OsString], known: &[String]) -> Result<Vec<OsString>> {
     }
     out.extend_from_slice(args);
     Ok(out)
+}
+
+/// Errors if `run` is not a run of `command`, by the description in it.
+fn check_run(command: &str, run: &Path, description: &Path) -> Result<()> {
+    ensure!(description.is_file(), "--resume {}: not a run's folder, it has no config.json", run.display());
+    let text = std::fs::read_to_string(description).with_context(|| format!("reading {}", description.display()))?;
+    // What is no JSON is refused when the settings are read.
+    let found: Value = serde_json::from_str(&text).unwrap_or_default();
+    let Some(made_by) = found["command_line"][1].as_str().filter(|&name| name != command) else { return Ok(()) };
+    bail!(
+        "--resume {}: it is a run of `{made_by}`, not of `{command}`; continue it with: {}",
+        run.display(),
+        print::command_line([made_by, "--resume", &run.to_string_lossy()])
+    )
 }
 
 /// Whether a long flag stands on the command line.

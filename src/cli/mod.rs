@@ -15,7 +15,7 @@ pub mod sweep;
 
 use crate::print::{self, note};
 use crate::settings;
-use anyhow::{Result, anyhow};
+use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -109,7 +109,10 @@ fn arguments() -> Result<Vec<OsString>> {
     let known: Vec<String> = sub.get_arguments().filter_map(|a| a.get_long()).map(str::to_owned).collect();
     // A sweep's --config is a file of its own kind.
     if known.iter().any(|flag| flag == "resume") {
-        let expanded = settings::expand(&arguments[2..], &known)?;
+        if let Some(odd) = arguments.iter().find(|argument| argument.to_str().is_none()) {
+            bail!("{}: expected UTF-8, as a run keeps its settings as text; give the file another name", odd.display());
+        }
+        let expanded = settings::expand(sub.get_name(), &arguments[2..], &known)?;
         arguments.truncate(2);
         arguments.extend(expanded);
     }

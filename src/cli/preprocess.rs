@@ -5,7 +5,7 @@ use crate::data::names::some;
 use crate::data::preprocess::{Dtype, Foreground, Grid, Intensity, Plan, Settings};
 use crate::data::store::build::{Filled, Options, fill};
 use crate::data::store::{Index, LeftOut};
-use crate::print::{note, say};
+use crate::print::{self, note, say};
 use crate::report::progress::Counter;
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
@@ -263,7 +263,7 @@ fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Res
         HumanBytes(index.subjects.iter().map(|s| s.bytes).sum()),
         took.as_secs_f64()
     );
-    say!("next: pretext3d pretrain --task rot --data {out}");
+    say!("next: {}", print::command_line(["pretrain", "--task", "rot", "--data", &args.out.to_string_lossy()]));
     Ok(())
 }
 

@@ -10,7 +10,7 @@ use crate::data::Scans;
 use crate::data::store::Store;
 use crate::dim::{Rank, voxels};
 use crate::nn::EncoderConfig;
-use crate::print::note;
+use crate::print::{self, note};
 use crate::run::folder::{Run, object};
 use crate::run::input::Input;
 use crate::run::seen::{self, Seen};
@@ -136,7 +136,10 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         ended = test::test(config, &run, &split, &sides, &metric, &stop)?;
     }
     if let Ended::Stopped = ended {
-        note!("stopped and saved; continue with: pretext3d finetune --resume {}", run.dir.display());
+        note!(
+            "stopped and saved; continue with: {}",
+            print::command_line(["finetune", "--resume", &run.dir.to_string_lossy()])
+        );
     }
     Ok(ended)
 }

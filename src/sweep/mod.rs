@@ -8,7 +8,7 @@ mod process;
 use crate::data::split::{Fold, Split};
 use crate::data::store::Store;
 use crate::fs::write_atomic;
-use crate::print::{note, say};
+use crate::print::{self, note, say};
 use crate::report::study::write_report;
 use crate::run::split::{TestSide, draw_split, warn_of_thin_classes};
 use crate::study::read::{self as study, Cell, CellResult, Sweep};
@@ -112,7 +112,7 @@ impl Runner {
 
     /// The command lines of what this shard has left to do, as a shell takes them.
     pub fn commands(&self) -> Result<Vec<String>> {
-        self.left().into_iter().map(|work| Ok(shell_line(&self.arguments(work)?))).collect()
+        self.left().into_iter().map(|work| Ok(print::command_line(self.arguments(work)?))).collect()
     }
 
     /// Every label fraction leaves a subject.
@@ -354,16 +354,6 @@ fn splits(config: &SweepConfig, folder: &Path, store: &Store, again: bool) -> Re
         }
     };
     sides.into_iter().map(split).collect()
-}
-
-/// A command line of this program for a shell; arguments with other than plain characters in single quotes.
-fn shell_line(arguments: &[String]) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./,:+".contains(c);
-    let quoted = |a: &String| match a.chars().all(plain) {
-        true => a.clone(),
-        false => format!("'{}'", a.replace('\'', r"'\''")),
-    };
-    std::iter::once("pretext3d".to_owned()).chain(arguments.iter().map(quoted)).collect::<Vec<_>>().join(" ")
 }
 
 /// Errors with the first setting that differs; some lists may grow, but not shrink, which would drop finished cells.

@@ -9,7 +9,7 @@ use crate::data::store::Store;
 use crate::dim::Rank;
 use crate::nn::EncoderFlags;
 use crate::predict::export;
-use crate::print::note;
+use crate::print::{self, note};
 use crate::run::folder::{Run, object};
 use crate::run::input::Input;
 use crate::run::seen::Seen;
@@ -183,7 +183,10 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     );
     let mut session = Session::open(run.clone(), trainer, config.name(), config.val_draws, config.train.save_minutes, stop)?;
     if let Ended::Stopped = session.train()? {
-        note!("stopped and saved; continue with: pretext3d pretrain --resume {}", run.dir.display());
+        note!(
+            "stopped and saved; continue with: {}",
+            print::command_line(["pretrain", "--resume", &run.dir.to_string_lossy()])
+        );
         return Ok(Ended::Stopped);
     }
     let prefix = config.weights.clone().unwrap_or_else(|| Path::new("weights").join(config.name()));

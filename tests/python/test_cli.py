@@ -1,13 +1,16 @@
 """Bad input, end to end: every mistake is refused with a message that names the place, what was expected and what was found."""
 import gzip
 import json
+import os
+import shlex
 import struct
+import subprocess
 
 import nibabel
 import numpy as np
 import pytest
 from conftest import SMALL
-from helpers import pretext3d, read_json, refused
+from helpers import BINARY, pretext3d, read_json, refused
 
 SHAPE = (20, 22, 18)
 
@@ -250,6 +253,28 @@ def test_flags_win_over_the_configuration(small_store, tmp_path):
     assert record["settings"]["lr"] == 0.5 and record["settings"]["rot-head"] == "gap" and record["settings"]["filters"] == 4
     assert record["settings"]["task"] == ["rot"]
     assert "--config" in record["command_line"] and record["versions"]["libtorch"].startswith("2.11.0")
+
+
+def test_the_next_command_can_be_copied_into_a_shell(brains, tmp_path):
+    store = tmp_path / "it's a store"
+    printed = pretext3d("preprocess", "--data", brains, "--out", store, "--size", 16).stdout
+    following = printed.split("next: ")[1].strip()
+    run = [*SMALL, "--epochs", 1, "--out", tmp_path / "run", "--weights", tmp_path / "w"]
+    done = subprocess.run(["sh", "-c", f"{following} {shlex.join(map(str, run))}"], capture_output=True, text=True)
+    assert done.returncode == 0 and read_json(tmp_path / "run/config.json")["settings"]["data"] == str(store), done.stderr
+
+
+def test_resume_wants_a_run_of_its_command(trained, tmp_path):
+    says = [trained.run, "run of `pretrain`", "not of `finetune`", f"{BINARY} pretrain --resume {trained.run}"]
+    refused("finetune", "--resume", trained.run, says=says)
+    refused("pretrain", "--resume", tmp_path, says=[tmp_path, "not a run's folder"])
+
+
+def test_a_path_that_is_not_text_is_refused_before_the_run(small_store, tmp_path):
+    odd = os.fsdecode(bytes(tmp_path) + b"/\xff")
+    os.symlink(small_store, odd)
+    refused(*pretrain(odd, "--out", tmp_path / "run"), says=["expected UTF-8"], errors="replace")
+    assert not (tmp_path / "run").exists()
 
 
 def test_an_existing_run_is_not_overwritten(small_store, tmp_path):

@@ -47,7 +47,7 @@ def planned(*args):
     """What a sweep would run: the arguments of each process as (subcommand, flags)."""
     lines = pretext3d("sweep", *args, "--dry-run", cwd=ROOT).stdout.splitlines()
     parsed = [shlex.split(line) for line in lines]
-    assert all(line[0] == "pretext3d" for line in parsed)
+    assert all(line[0] == str(BINARY) for line in parsed)
     return [(line[1], dict(flag.lstrip("-").split("=", 1) for flag in line[2:] if "=" in flag)) for line in parsed]
 
 

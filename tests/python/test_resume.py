@@ -8,7 +8,7 @@ import time
 
 import pytest
 import torch
-from helpers import command, pretext3d, read_json, rows, tensors
+from helpers import BINARY, command, pretext3d, read_json, rows, tensors
 
 EPOCHS = 6
 # Dropout, so that libtorch's own generator counts; a cosine schedule, so that the position in it counts.
@@ -104,7 +104,7 @@ def test_signal_saves_and_tells_how_to_resume(store, straight, tmp_path, number)
     assert "panicked" not in message
     assert len(rows(tmp_path / "run/metrics.csv")) < EPOCHS, "the run was over before the signal came"
     resume = shlex.split(next(line for line in message.splitlines() if "--resume" in line).split("with:")[1])
-    assert resume[0] == "pretext3d"
+    assert resume[0] == str(BINARY), "the command as it was called, to be copied"
     pretext3d(*resume[1:])
     assert_same(tmp_path / "run", straight[0])
 
