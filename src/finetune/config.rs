@@ -2,8 +2,8 @@
 
 use crate::data::split::Fold;
 use crate::nn::EncoderFlags;
+use crate::run::record::{RANDOM, SCRATCH};
 use crate::run::split::{TestSide, Usable};
-use crate::study::read::{RANDOM, SCRATCH};
 use crate::tasks::class_weights::ClassWeights;
 use crate::tasks::classification::ClassificationConfig;
 use crate::tasks::segmentation::SegmentationConfig;

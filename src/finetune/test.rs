@@ -21,7 +21,7 @@ use crate::report::progress::Counter;
 use crate::report::scores::{table, write_scores};
 use crate::run::folder::{Checkpoint, Run};
 use crate::run::history::History;
-use crate::study::read::{self as study, CellResult};
+use crate::run::record::{self, CellResult};
 use crate::tasks::segmentation::Predicted;
 use crate::train::session::Ended;
 use crate::train::stop::Stop;
@@ -38,7 +38,7 @@ struct Tested {
     score: Option<f64>,
     /// Further means, by name.
     scores: Map<String, Value>,
-    cases: Vec<study::Case>,
+    cases: Vec<record::Case>,
     /// For a terminal.
     summary: String,
 }
@@ -104,7 +104,7 @@ fn segmentation(
             [("dice", &group.dice), ("jaccard", &group.jaccard), ("hd95_mm", &group.hd95_mm), ("asd_mm", &group.asd_mm)];
         scores.extend(metrics.map(|(name, s)| (format!("{name}.{}", group.group), json!(s.mean))));
     }
-    let cases = cases.iter().map(|(id, s)| study::Case { id: id.clone(), score: mean_dice(s) }).collect();
+    let cases = cases.iter().map(|(id, s)| record::Case { id: id.clone(), score: mean_dice(s) }).collect();
     Ok(Some(Tested { metric: "dice", score: summary.mean_dice, scores, cases, summary: table(&summary) }))
 }
 
@@ -163,7 +163,7 @@ fn record(
     let text = |key: &str| pretrained.get(key).and_then(Value::as_str).map(str::to_owned);
     let kebab = |value: Value| value.as_str().unwrap_or_default().to_owned();
     Ok(CellResult {
-        version: study::VERSION,
+        version: record::VERSION,
         task: kebab(json!(config.task)),
         pretext: config.baseline().map_or_else(|| text("pretext").unwrap_or_default(), str::to_owned),
         arm: kebab(json!(config.arm())),

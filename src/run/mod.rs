@@ -4,6 +4,7 @@ pub mod folder;
 pub mod history;
 pub mod input;
 pub mod means;
+pub mod record;
 pub mod seen;
 pub mod split;
 pub mod tensors;

@@ -1,6 +1,7 @@
 //! What a sweep's cells say: means of arms, and differences of pairs that share rank, fraction, seed and fold.
 
-use super::read::{Cell, Finished, RANDOM, Records, SCRATCH};
+use super::read::{Cell, Finished, Records};
+use crate::run::record::{RANDOM, SCRATCH};
 use crate::study::stats::{Estimate, Paired, SignedRank, estimate, holm, paired, signed_rank};
 use std::collections::{BTreeMap, BTreeSet};
 

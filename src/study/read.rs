@@ -1,19 +1,13 @@
 //! A sweep's folder: `sweep.json`, `cells/ID/result.json` and `metrics.jsonl`, `pretrain/RUN/result.json`. Reading is strict.
 
 use crate::run::history::{History, Row};
+use crate::run::record::{CellResult, PretrainResult, RANDOM, SCRATCH, VERSION};
 use anyhow::{Context, Result, bail, ensure};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
+use serde_json::Value;
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
-
-/// Version of the three kinds of file that are read.
-pub const VERSION: u64 = 1;
-
-/// `pretext` of the cells without pretrained weights: all trained from random weights, and `frozen` random ones.
-pub const SCRATCH: &str = "scratch";
-pub const RANDOM: &str = "random";
 
 /// `sweep.json`: what a sweep runs.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -59,72 +53,6 @@ pub struct Published {
     /// How it was measured, in words.
     pub metric: String,
     pub source: String,
-}
-
-/// `result.json` of a finished cell.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct CellResult {
-    pub version: u64,
-    pub task: String,
-    pub pretext: String,
-    pub arm: String,
-    pub fraction: f64,
-    pub seed: u64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fold: Option<u64>,
-    pub unlabelled: f64,
-    pub rank: usize,
-    pub epochs: usize,
-    /// The tested one.
-    pub best_epoch: usize,
-    /// Column `val/...` of the history.
-    pub validation_metric: String,
-    pub seconds: f64,
-    pub peak_memory_mib: Option<f64>,
-    pub weights: Option<String>,
-    pub weights_fingerprint: Option<String>,
-    /// Where the weights were trained on another input, or on the subjects of this split.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub warnings: Vec<String>,
-    pub data_fingerprint: String,
-    pub split_fingerprint: String,
-    pub train_subjects: usize,
-    pub val_subjects: usize,
-    pub test_subjects: usize,
-    /// Name of the score.
-    pub metric: String,
-    /// On the test subjects, higher is better; none where it is undefined.
-    pub score: Option<f64>,
-    /// Further means.
-    pub scores: Map<String, Value>,
-    pub cases: Vec<Case>,
-}
-
-/// The score of one test case.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Case {
-    pub id: String,
-    pub score: Option<f64>,
-}
-
-/// `result.json` of a finished pretraining.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct PretrainResult {
-    pub version: u64,
-    pub pretext: String,
-    pub unlabelled: f64,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub rank: Option<usize>,
-    pub metric: String,
-    /// On held-out scans; none where it is undefined.
-    pub value: Option<f64>,
-    /// Value of a network that knows nothing.
-    pub chance: Option<f64>,
-    pub seconds: f64,
-    pub epochs: usize,
 }
 
 /// A finished cell.

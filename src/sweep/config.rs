@@ -2,8 +2,9 @@
 
 use crate::data::slices::Slices;
 use crate::finetune::config::{Arm, DownstreamKind};
+use crate::run::record::{RANDOM, SCRATCH};
 use crate::settings::to_flag;
-use crate::study::read::{Cell, Published, RANDOM, SCRATCH};
+use crate::study::read::{Cell, Published};
 use crate::tasks::{TaskKind, joined_names};
 use crate::train::config::share;
 use anyhow::{Context, Result, bail, ensure};

@@ -10,8 +10,9 @@ use crate::data::store::Store;
 use crate::fs::write_atomic;
 use crate::print::{self, note, say};
 use crate::report::study::write_report;
+use crate::run::record::{self, CellResult};
 use crate::run::split::{TestSide, draw_split, warn_of_thin_classes};
-use crate::study::read::{self as study, Cell, CellResult, Sweep};
+use crate::study::read::{self as study, Cell, Sweep};
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
 use config::{Finetuning, Pretraining, SweepConfig, fold_suffix};
@@ -78,7 +79,7 @@ impl Runner {
         let finetunings = config.finetunings(store.rank()?.n());
         let pretrainings = config.pretrainings();
         let sweep = Sweep {
-            version: study::VERSION,
+            version: record::VERSION,
             name: config.name.clone(),
             title: config.title.clone(),
             settings: serde_json::to_value(&config)?,

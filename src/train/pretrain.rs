@@ -12,13 +12,13 @@ use crate::predict::export;
 use crate::print::{self, note};
 use crate::run::folder::{Run, object};
 use crate::run::input::Input;
+use crate::run::record::{self, PretrainResult};
 use crate::run::seen::Seen;
 use crate::run::split::{TestSide, Usable, choose_split, scans_of};
 use crate::run::weights::Pretrained;
 use crate::sample::mirror_zoom::ChangeConfig;
 use crate::sample::patch::default_window;
 use crate::settings;
-use crate::study::read::{self as study, PretrainResult};
 use crate::tasks::{self, Task, TaskConfigs, TaskKind, joined_names};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
@@ -202,7 +202,7 @@ fn record(config: &PretrainConfig, session: &Session, rank: Rank) -> PretrainRes
     let names: Vec<String> = firsts.iter().map(|(task, metric)| format!("{task}.{}", metric.name)).collect();
     let chances: Option<Vec<f64>> = firsts.iter().map(|(_, metric)| metric.chance).collect();
     PretrainResult {
-        version: study::VERSION,
+        version: record::VERSION,
         pretext: config.name(),
         unlabelled: config.train.fraction,
         rank: Some(rank.n()),

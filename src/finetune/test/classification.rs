@@ -7,7 +7,7 @@ use crate::predict::model::Model;
 use crate::report::classes::Predictions;
 use crate::report::confusion::write_confusion;
 use crate::report::progress::Counter;
-use crate::study::read::Case;
+use crate::run::record::Case;
 use crate::tasks::classification::Outputs;
 use crate::train::stop::Stop;
 use anyhow::{Context, Result};

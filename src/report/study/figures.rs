@@ -3,9 +3,10 @@
 use super::words::percent;
 use crate::report::chart::{Across, Figure, GREY, INK, Panel, Point, Series, Style};
 use crate::report::surface::Color;
+use crate::run::record::RANDOM;
 use crate::study::compare::{Arm, Comparison, Table};
 use crate::study::converge::Curve;
-use crate::study::read::{RANDOM, Records};
+use crate::study::read::Records;
 use crate::study::stats::Estimate;
 use crate::study::{Convergence, compared};
 

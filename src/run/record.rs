@@ -1,0 +1,77 @@
+//! `result.json` of a finished run: what a study compares.
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+/// Version of results and of `sweep.json`.
+pub const VERSION: u64 = 1;
+
+/// `pretext` of the cells without pretrained weights: all trained from random weights, and `frozen` random ones.
+pub const SCRATCH: &str = "scratch";
+pub const RANDOM: &str = "random";
+
+/// Of a fine-tuning.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CellResult {
+    pub version: u64,
+    pub task: String,
+    pub pretext: String,
+    pub arm: String,
+    pub fraction: f64,
+    pub seed: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub fold: Option<u64>,
+    pub unlabelled: f64,
+    pub rank: usize,
+    pub epochs: usize,
+    /// The tested one.
+    pub best_epoch: usize,
+    /// Column `val/...` of the history.
+    pub validation_metric: String,
+    pub seconds: f64,
+    pub peak_memory_mib: Option<f64>,
+    pub weights: Option<String>,
+    pub weights_fingerprint: Option<String>,
+    /// Where the weights were trained on another input, or on the subjects of this split.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
+    pub data_fingerprint: String,
+    pub split_fingerprint: String,
+    pub train_subjects: usize,
+    pub val_subjects: usize,
+    pub test_subjects: usize,
+    /// Name of the score.
+    pub metric: String,
+    /// On the test subjects, higher is better; none where it is undefined.
+    pub score: Option<f64>,
+    /// Further means.
+    pub scores: Map<String, Value>,
+    pub cases: Vec<Case>,
+}
+
+/// The score of one test case.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Case {
+    pub id: String,
+    pub score: Option<f64>,
+}
+
+/// Of a pretraining.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PretrainResult {
+    pub version: u64,
+    pub pretext: String,
+    pub unlabelled: f64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rank: Option<usize>,
+    pub metric: String,
+    /// On held-out scans; none where it is undefined.
+    pub value: Option<f64>,
+    /// Value of a network that knows nothing.
+    pub chance: Option<f64>,
+    pub seconds: f64,
+    pub epochs: usize,
+}
