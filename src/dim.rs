@@ -74,6 +74,28 @@ impl Region {
         Region { start: [0; 3], size }
     }
 
+    /// The smallest box around what is marked, axis by axis; `None` if nothing is.
+    pub fn around(marked: &[Vec<bool>; 3]) -> Option<Self> {
+        let mut region = Region::whole([0; 3]);
+        for (a, marked) in marked.iter().enumerate() {
+            region.start[a] = marked.iter().position(|&i| i)?;
+            region.size[a] = marked.iter().rposition(|&i| i)? + 1 - region.start[a];
+        }
+        Some(region)
+    }
+
+    /// The smallest box that holds both.
+    pub fn hull(&self, other: Region) -> Self {
+        let start = std::array::from_fn(|a| self.start[a].min(other.start[a]));
+        let end = |a: usize| (self.start[a] + self.size[a]).max(other.start[a] + other.size[a]);
+        Region { start, size: std::array::from_fn(|a| end(a) - start[a]) }
+    }
+
+    /// Along each axis.
+    pub fn ranges(&self) -> [std::ops::Range<usize>; 3] {
+        std::array::from_fn(|a| self.start[a]..self.start[a] + self.size[a])
+    }
+
     /// Whether the box lies inside a volume of this shape.
     pub fn fits(&self, shape: Shape) -> bool {
         (0..3).all(|a| self.start[a] + self.size[a] <= shape[a])

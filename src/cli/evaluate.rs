@@ -64,9 +64,6 @@ enum Regions {
     Brats,
 }
 
-/// Values up to here are whole numbers in the 32-bit floats that files are read as.
-const MAX_VALUE: f32 = 16_777_216.0;
-
 /// What is scored.
 struct Plan {
     /// Values that may occur, background first; `None`: any.
@@ -122,11 +119,9 @@ impl Plan {
         let mut out = Vec::with_capacity(volume.data.len());
         for &value in &volume.data {
             if value != last {
-                ensure!(
-                    value.fract() == 0.0 && value.abs() < MAX_VALUE,
-                    "{file}: value {value}, expected a segmentation of whole numbers"
-                );
-                let whole = value as i64;
+                let whole = layouts::whole_label(value);
+                let whole =
+                    whole.with_context(|| format!("{file}: value {value}, expected a segmentation of whole numbers"))?;
                 if let Some(labels) = &self.labels {
                     let known = || labels.iter().map(|l| l.value.to_string()).collect::<Vec<_>>().join(", ");
                     ensure!(

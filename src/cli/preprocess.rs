@@ -160,15 +160,13 @@ impl Args {
         for (n, c) in channels.iter().enumerate() {
             ensure!(!channels[..n].contains(c), "--channels: `{}` is named twice", dataset.channels[*c]);
         }
-        for (n, label) in self.labels.iter().enumerate() {
-            ensure!(self.labels[..n].iter().all(|l| l.value != label.value), "--labels: {} is named twice", label.value);
-        }
-        ensure!(self.labels.len() <= 256, "--labels: at most 256 values, found {}", self.labels.len());
         let labels = match (self.no_labels, self.labels.is_empty()) {
             (true, _) => None,
             (_, false) => Some(self.labels.clone()),
             (_, true) => dataset.labels.clone(),
         };
+        let given = if self.labels.is_empty() { self.data.display().to_string() } else { "--labels".into() };
+        layouts::check_labels(labels.as_deref().unwrap_or_default()).context(given)?;
         Ok(Plan { settings: self.settings(Some(dataset.layout))?, available: dataset.channels.clone(), channels, labels })
     }
 }
@@ -249,6 +247,17 @@ fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Res
     );
     for ids in duplicates(&index) {
         note!("warning: {} subjects hold the same scan: {}", ids.len(), some(&ids));
+    }
+    let outside: Vec<&str> = index.subjects.iter().filter(|s| s.outside.is_some()).map(|s| s.id.as_str()).collect();
+    if !outside.is_empty() {
+        let voxels: usize = index.subjects.iter().filter_map(|s| s.outside.as_ref()).map(|o| o.voxels).sum();
+        note!(
+            "warning: {voxels} labelled voxels of {} scans lie outside of the foreground's box: {}; the boxes are widened to hold them, \
+             but `predict`, which knows no label, does not reach them, so the test of `finetune` counts them as missed; a lower \
+             --foreground makes the boxes larger",
+            outside.len(),
+            some(&outside)
+        );
     }
     let side = |pick: fn(usize, usize) -> usize, a: usize| index.subjects.iter().map(|s| s.shape[a]).reduce(pick).unwrap_or(0);
     let size = [0, 1, 2].map(|a| match (side(usize::min, a), side(usize::max, a)) {

@@ -38,6 +38,10 @@ pub trait Scans: Send + Sync {
     fn class(&self, _scan: usize) -> Option<u8> {
         None
     }
+    /// Box of a scan that a prediction reaches: the foreground's. A scan with labels may extend beyond it.
+    fn foreground(&self, scan: usize) -> Region {
+        Region::whole(self.shape(scan))
+    }
     /// All voxels of a scan, `[C, D, H, W]`, row-major.
     fn whole(&self, scan: usize) -> Result<Vec<f32>> {
         let shape = self.shape(scan);

@@ -2,6 +2,7 @@
 
 use super::config::{DownstreamKind, FinetuneConfig, Regions};
 use crate::data::Scans;
+use crate::data::layouts::check_labels;
 use crate::data::store::{Index, Store, Subset};
 use crate::dim::Rank;
 use crate::nn::EncoderConfig;
@@ -11,7 +12,7 @@ use crate::tasks::Task;
 use crate::tasks::class_weights::ClassWeights;
 use crate::tasks::classification::{Classification, ClassificationConfig, common_shape};
 use crate::tasks::segmentation::{Segmentation, SegmentationConfig};
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use std::sync::Arc;
 
 /// Errors if the store cannot teach the task, or if settings are given that are another task's.
@@ -50,6 +51,7 @@ pub fn build(
     Ok(match config.task {
         DownstreamKind::Segmentation => {
             let labels = index.labels.clone().unwrap_or_default();
+            check_labels(&labels).with_context(|| store.folder().display().to_string())?;
             let patch = config.segmentation.patch_shape(store, rank, encoder.reduction())?;
             let foreground = Arc::new(Foreground::of(train, labels.len())?);
             let weights = weights(&foreground.per_class_counts())?;

@@ -15,7 +15,7 @@ use crate::metrics::case::{Group, Scores, score_case};
 use crate::metrics::summary::{best_median_worst, mean_dice};
 use crate::predict::model::{DownstreamConfig, Model};
 use crate::predict::window::{Window, default_batch};
-use crate::print::say;
+use crate::print::{note, say};
 use crate::report::cases::{Case, write_cases};
 use crate::report::progress::Counter;
 use crate::report::scores::{table, write_scores};
@@ -78,6 +78,15 @@ fn segmentation(
     let (rank, device, overlap) = (model.rank, model.device, config.segmentation.overlap);
     let window = Window { rank, patch, overlap, batch_size: default_batch(rank), flips: false, device };
     let predict = |scan| Predicted::of(sides.test.as_ref(), scan, &window, &|x| model.forward(x));
+    let entry = |scan| &sides.test.store().index().subjects[sides.test.scan(scan)];
+    let outside: Vec<usize> = (0..sides.test.len()).filter_map(|scan| entry(scan).outside.as_ref().map(|o| o.voxels)).collect();
+    if !outside.is_empty() {
+        note!(
+            "{} labelled voxels of {} test scans lie outside of the foreground's box and count as missed",
+            outside.iter().sum::<usize>(),
+            outside.len()
+        );
+    }
     let counter = Counter::new("test", sides.test.len(), console::user_attended_stderr());
     let mut cases = Vec::new();
     for scan in 0..sides.test.len() {

@@ -159,6 +159,7 @@ pub(crate) mod tests {
                 split: None,
                 fingerprint,
                 images: vec![],
+                outside: None,
             });
         }
         index.complete = true;

@@ -246,6 +246,44 @@ fn finish(mut dataset: Dataset, root: &Path, person: Option<&Regex>) -> Result<D
     Ok(dataset)
 }
 
+/// Labels are read as float32, which tells whole numbers apart up to here.
+const LARGEST_LABEL: i64 = (1 << 24) - 1;
+/// Tools that resample or rescale labels leave values this far from whole numbers.
+const ROUNDING: f32 = 1e-3;
+
+/// The whole number that a label's value is, but for rounding; `None` also of one that float32 does not tell from its neighbours.
+pub fn whole_label(value: f32) -> Option<i64> {
+    let whole = value.round();
+    // NaN and infinite values fail it.
+    let is_whole = (value - whole).abs() <= ROUNDING && whole.abs() <= LARGEST_LABEL as f32;
+    is_whole.then_some(whole as i64)
+}
+
+/// Checks a list of label values. Errors: more than a byte tells apart, a value or a name that is there twice (scores are kept by
+/// name), a value that is too large.
+pub fn check_labels(labels: &[LabelValue]) -> Result<()> {
+    ensure!(labels.len() <= 256, "at most 256 label values, found {}", labels.len());
+    for (n, label) in labels.iter().enumerate() {
+        for other in &labels[..n] {
+            ensure!(other.value != label.value, "label {} is named twice", label.value);
+            ensure!(
+                other.name != label.name,
+                "labels {} and {} are both named `{}`: scores are kept by name; give each its own, e.g. --labels {}",
+                other.value,
+                label.value,
+                label.name,
+                labels.iter().map(|l| format!("{0}=name{0}", l.value)).collect::<Vec<_>>().join(",")
+            );
+        }
+        ensure!(
+            label.value.abs() <= LARGEST_LABEL,
+            "label value {}, expected -{LARGEST_LABEL} to {LARGEST_LABEL}: give the files smaller values",
+            label.value
+        );
+    }
+    Ok(())
+}
+
 /// Class of a label value: its position in [`Dataset::labels`]; `None` for a value that is not listed.
 pub fn class_of(labels: &[LabelValue], value: i64) -> Option<u8> {
     labels.iter().position(|l| l.value == value).and_then(|class| u8::try_from(class).ok())

@@ -480,3 +480,13 @@ fn images_and_grades_that_do_not_fit_are_named() {
     says(&refused(folder.path(), Some(Layout::Ukb)), &["no scans found"]);
     assert_ne!(open(folder.path(), None).map(|d| d.layout).unwrap_or(Layout::Folder), Layout::Images);
 }
+
+#[test]
+fn values_are_whole_but_for_rounding() {
+    for (value, expected) in [(1.0000001, 1), (0.9995, 1), (-0.0, 0), (-3., -3), (2035.0002, 2035)] {
+        assert_eq!(whole_label(value), Some(expected), "{value}");
+    }
+    for value in [0.5, 1.002, f32::NAN, f32::INFINITY, 16_777_216.] {
+        assert_eq!(whole_label(value), None, "{value}");
+    }
+}

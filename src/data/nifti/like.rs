@@ -98,24 +98,26 @@ impl Header {
 }
 
 /// Writes classes `[i, j, k]` of a scan's voxels as label values (class `n` is `values[n]`) in a file with the scan's header
-/// `like`: same shape, affine, units and text; compressed if the name ends in `.gz`. The type is uint8 if every value fits, also
-/// one that does not occur, otherwise int16. The file appears whole or not at all.
+/// `like`: same shape, affine, units and text; compressed if the name ends in `.gz`. The type is the first of uint8, int16 and int32 that
+/// holds every value, also one that does not occur. The file appears whole or not at all.
 ///
-/// Errors: classes of another shape than the header's, a class without a value, a value that int16 does not hold.
+/// Errors: classes of another shape than the header's, a class without a value, a value that int32 does not hold.
 pub fn write_classes(path: &Path, like: &Header, classes: ArrayView3<u8>, values: &[i64]) -> Result<()> {
     let classes = classes.insert_axis(Axis(0));
     let made = same_shape(like, classes).and_then(|()| {
         let highest = classes.iter().max().map_or(0, |&class| class as usize);
         ensure!(highest < values.len(), "class {highest}, but there are {} label values", values.len());
+        let value = |class: u8| values[class as usize];
         Ok(if values.iter().all(|&v| u8::try_from(v).is_ok()) {
-            let voxels = encode(classes, |class| [values[class as usize] as u8]);
-            (like.like(None, 2, 1)?, voxels)
-        } else if let Some(value) = values.iter().find(|&&v| i16::try_from(v).is_err()) {
-            bail!("label value {value}, expected {} to {}", i16::MIN, i16::MAX)
-        } else {
+            (like.like(None, 2, 1)?, encode(classes, |class| [value(class) as u8]))
+        } else if values.iter().all(|&v| i16::try_from(v).is_ok()) {
             let bytes = if like.big_endian { i16::to_be_bytes } else { i16::to_le_bytes };
-            let voxels = encode(classes, |class| bytes(values[class as usize] as i16));
-            (like.like(None, 4, 2)?, voxels)
+            (like.like(None, 4, 2)?, encode(classes, |class| bytes(value(class) as i16)))
+        } else if let Some(value) = values.iter().find(|&&v| i32::try_from(v).is_err()) {
+            bail!("label value {value}, expected {} to {}", i32::MIN, i32::MAX)
+        } else {
+            let bytes = if like.big_endian { i32::to_be_bytes } else { i32::to_le_bytes };
+            (like.like(None, 8, 4)?, encode(classes, |class| bytes(value(class) as i32)))
         })
     });
     let (header, voxels) = made.with_context(|| path.display().to_string())?;

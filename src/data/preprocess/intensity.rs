@@ -73,12 +73,7 @@ pub fn bounding_box(channels: &[(&[f32], f32)], shape: Shape) -> Option<Region> 
         }
         inside[2].iter_mut().zip(columns).for_each(|(inside, highest)| *inside |= highest > threshold);
     }
-    let mut region = Region::whole(shape);
-    for (a, inside) in inside.iter().enumerate() {
-        region.start[a] = inside.iter().position(|&i| i)?;
-        region.size[a] = inside.iter().rposition(|&i| i)? + 1 - region.start[a];
-    }
-    Some(region)
+    Region::around(&inside)
 }
 
 /// Normalises one channel. Errors where that is undefined: a constant channel, or no foreground.

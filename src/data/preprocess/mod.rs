@@ -1,12 +1,14 @@
 //! From scans as their owners distribute them to a store: orientation, grid, intensities.
 
 pub mod intensity;
+pub(crate) mod label;
 pub mod photo;
 pub mod resample;
 mod subject;
 pub mod undo;
 
-pub use subject::{Metadata, Plan, Prepared, label_values, prepare};
+pub use label::Outside;
+pub use subject::{Metadata, Plan, Prepared, prepare};
 
 use crate::data::volume::{Affine, Volume};
 use crate::dim::{Region, Shape, voxels};
@@ -114,14 +116,16 @@ pub struct Placement {
     /// Extent of the scan.
     pub scan: Shape,
     pub axes: [Axis; 3],
+    /// Box of the scan's foreground, which the grid covers, and more where labels lie outside of it.
+    pub foreground: Region,
     /// Affine of the stored grid.
     pub affine: Affine,
 }
 
 impl Placement {
-    /// Finds the foreground's box in a RAS+ scan and lays the grid over it. Errors: voxels that are not finite, a constant
+    /// Finds the foreground's box in a RAS+ scan, widens it to hold the box `labelled`, and lays the grid over it. Errors: voxels that are not finite, a constant
     /// channel, no foreground, a grid too large to be meant.
-    pub fn find(volume: &Volume, settings: &Settings) -> Result<Placement> {
+    pub fn find(volume: &Volume, labelled: Option<Region>, settings: &Settings) -> Result<Placement> {
         let scan = volume.shape();
         let data = volume.data.as_slice().context("voxels are not contiguous")?;
         ensure!(!data.is_empty(), "no voxels: shape is {scan:?}");
@@ -137,9 +141,10 @@ impl Placement {
             ensure!(channel.max > channel.min, "channel {c}: constant: every voxel is {}", channel.min);
             channels.push((values, intensity::threshold(settings.foreground, &channel)));
         }
-        let Some(crop) = intensity::bounding_box(&channels, scan) else {
+        let Some(foreground) = intensity::bounding_box(&channels, scan) else {
             bail!("no foreground: no voxel is above {:?}", channels.iter().map(|c| c.1).collect::<Vec<_>>())
         };
+        let crop = labelled.map_or(foreground, |labelled| foreground.hull(labelled));
         let spacing = volume.spacing();
         let axes = settings.grid.axes(crop, spacing);
         let count: f64 = axes.iter().map(|a| a.out as f64).product();
@@ -156,7 +161,7 @@ impl Placement {
                 row[a] *= axis.step;
             }
         }
-        Ok(Placement { scan, axes, affine })
+        Ok(Placement { scan, axes, foreground, affine })
     }
 
     /// The box of the scan that the grid covers.
@@ -180,6 +185,15 @@ impl Placement {
             intensity::normalise(out, settings.intensity, settings.foreground).with_context(|| format!("channel {c}"))?;
         }
         Ok(image)
+    }
+
+    /// What of a label with these classes (in RAS+ order) lies outside of the foreground's box.
+    pub fn outside(&self, classes: &[u8]) -> Option<Outside> {
+        let foreground = self.foreground;
+        let beyond = label::outside(classes, self.scan, foreground);
+        let within = [0, 1, 2].map(|a| self.axes[a].within(foreground.start[a], foreground.size[a]));
+        let stored = Region { start: within.map(|w| w.0), size: within.map(|w| w.1) };
+        (beyond > 0).then_some(Outside { voxels: beyond, foreground, stored })
     }
 
     /// Classes `[D, H, W]` of the scan's voxels (in RAS+ order) on the stored grid.

@@ -52,6 +52,14 @@ impl Axis {
         (0..self.out).map(move |i| (first + i as f64 * step).clamp(0.0, last))
     }
 
+    /// The new voxels whose centres lie in `n` voxels of the old axis from `start` on: the first of them, and how many.
+    pub fn within(&self, start: usize, n: usize) -> (usize, usize) {
+        let low = start as f64 - self.start as f64 - 0.5;
+        let inside = |i: &usize| (low..low + n as f64).contains(&(self.first() + *i as f64 * self.step));
+        let first = (0..self.out).find(inside).unwrap_or(0);
+        (first, (first..self.out).take_while(inside).count())
+    }
+
     pub(super) fn taps(&self) -> Vec<Tap> {
         let tap = |p: f64| {
             let low = p as usize;

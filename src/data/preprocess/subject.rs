@@ -1,10 +1,11 @@
 //! One subject: its files to the arrays and the metadata of its store file.
 
+use super::label::{self, Outside};
 use super::{Grid, Placement, Settings, intensity, photo};
-use crate::data::layouts::{LabelValue, Source, Subject, class_of};
+use crate::data::layouts::{LabelValue, Source, Subject};
 use crate::data::store;
 use crate::data::volume::{Affine, Volume, permute_affine, same_grid, spacing};
-use crate::dim::{Region, Shape, voxels};
+use crate::dim::{Region, Shape};
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, bail, ensure};
 use ndarray::{Array3, Array4, Axis, concatenate};
@@ -38,6 +39,9 @@ pub struct Metadata {
     /// Box of the RAS+ scan that the stored grid covers.
     pub crop: Region,
     pub settings: Settings,
+    /// Where the box is wider than the foreground's, for labels.
+    #[serde(default)]
+    pub outside: Option<Outside>,
 }
 
 impl Metadata {
@@ -48,7 +52,8 @@ impl Metadata {
             serde_json::from_str::<Value>(text).with_context(|| format!("metadata `{key}`"))
         };
         let keys = ["sources", "original_shape", "original_affine", "orientation", "crop", "settings"];
-        let fields = keys.into_iter().map(|key| Ok((key.to_string(), value(key)?))).collect::<Result<_>>()?;
+        let optional = text.contains_key("outside").then_some("outside");
+        let fields = keys.into_iter().chain(optional).map(|key| Ok((key.to_string(), value(key)?))).collect::<Result<_>>()?;
         serde_json::from_value(Value::Object(fields)).context("metadata")
     }
 }
@@ -61,6 +66,8 @@ pub struct Prepared {
     pub label: Option<Array3<u8>>,
     /// By which the scan is known again, see [`store::images`].
     pub images: Vec<String>,
+    /// Labelled voxels that a prediction does not reach.
+    pub outside: Option<Outside>,
     /// Millimetres along each axis of `image`.
     pub spacing: [f64; 3],
     /// What [`Metadata`] reads, and more for people: JSON by key.
@@ -110,17 +117,19 @@ pub fn prepare(subject: &Subject, plan: &Plan) -> Result<Prepared> {
     if images[0].is_image() {
         return prepare_photograph(subject, plan, &volume, seen).with_context(first);
     }
-    let placement = Placement::find(&volume, &plan.settings).with_context(first)?;
-    let stored = placement.image(&volume, &plan.settings).with_context(first)?;
     let (scan, affine) = (volume.shape(), volume.affine);
+    let classes = label.map(|source| label::read(source, plan, scan, &affine)).transpose()?;
+    let labelled = classes.as_ref().and_then(|classes| label::labelled_box(classes, scan));
+    let placement = Placement::find(&volume, labelled, &plan.settings).with_context(first)?;
+    let stored = placement.image(&volume, &plan.settings).with_context(first)?;
     drop(volume);
-    let label = label.map(|source| read_label(source, plan, scan, &affine).and_then(|classes| placement.label(&classes)));
-    let label = label.transpose()?;
+    let outside = classes.as_ref().and_then(|classes| placement.outside(classes));
+    let label = classes.map(|classes| placement.label(&classes)).transpose()?;
 
     let back = orientation.inverse();
     let original = back.output(scan);
     let affine_there = permute_affine(&affine, scan, back);
-    let origin = Origin { shape: original, affine: affine_there, orientation, crop: placement.crop(), images: seen };
+    let origin = Origin { shape: original, affine: affine_there, orientation, crop: placement.crop(), outside, images: seen };
     Ok(Prepared::new(stored, label, &placement.affine, origin, &images, subject, plan))
 }
 
@@ -133,6 +142,7 @@ struct Origin {
     orientation: Orientation,
     /// The box of the turned scan that is stored.
     crop: Region,
+    outside: Option<Outside>,
     /// [`store::images`] of what was read.
     images: Vec<String>,
 }
@@ -161,8 +171,9 @@ impl Prepared {
             ("settings", json!(plan.settings)),
             ("images", json!(origin.images)),
         ];
-        let text = text.into_iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
-        Prepared { image, label, images: origin.images, spacing: spacing(affine), text }
+        let outside = origin.outside.as_ref().map(|outside| ("outside", json!(outside)));
+        let text = text.into_iter().chain(outside).map(|(key, value)| (key.to_string(), value.to_string())).collect();
+        Prepared { image, label, images: origin.images, outside: origin.outside, spacing: spacing(affine), text }
     }
 }
 
@@ -176,7 +187,14 @@ fn prepare_photograph(subject: &Subject, plan: &Plan, volume: &Volume, images: V
         let values = channel.as_slice_mut().context("just made")?;
         intensity::normalise(values, plan.settings.intensity, plan.settings.foreground).context(name)?;
     }
-    let origin = Origin { shape: volume.shape(), affine: volume.affine, orientation: Orientation::IDENTITY, crop, images };
+    let origin = Origin {
+        shape: volume.shape(),
+        affine: volume.affine,
+        orientation: Orientation::IDENTITY,
+        crop,
+        outside: None,
+        images,
+    };
     let source: Vec<&Source> = subject.channels.iter().collect();
     Ok(Prepared::new(fitted.data, None, &fitted.affine, origin, &source, subject, plan))
 }
@@ -218,51 +236,4 @@ fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume,
         first.data = concatenate(Axis(0), &views)?;
     }
     Ok((first, orientation, seen))
-}
-
-/// Classes of a label file's voxels, in RAS+ order. Errors on a value that is not listed.
-fn read_label(source: &Source, plan: &Plan, shape: Shape, affine: &Affine) -> Result<Vec<u8>> {
-    let labels = plan.labels.as_deref().unwrap_or_default();
-    let (volume, _) = source.read_ras()?;
-    ensure!(volume.channels() == 1, "{}: {} channels, expected a label of one", source.display(), volume.channels());
-    same_grid("the image", shape, affine, &source.display(), &volume)?;
-    let data = volume.data.as_slice().with_context(|| format!("{}: not contiguous", source.display()))?;
-
-    // Owners' values are mostly small whole numbers: one look-up a voxel.
-    let table: Vec<Option<u8>> = (0..256).map(|value| class_of(labels, value)).collect();
-    let mut classes = Vec::with_capacity(voxels(shape));
-    for &value in data {
-        let class = if (0.0..256.0).contains(&value) && value.fract() == 0.0 {
-            table[value as usize]
-        } else if value.fract() == 0.0 {
-            class_of(labels, value as i64)
-        } else {
-            None
-        };
-        let Some(class) = class else {
-            let known: Vec<String> = labels.iter().map(|l| l.value.to_string()).collect();
-            bail!("{}: label value {value}, expected one of {}", source.display(), known.join(", "))
-        };
-        classes.push(class);
-    }
-    Ok(classes)
-}
-
-/// The distinct values of a label file, sorted; for messages.
-pub fn label_values(source: &Source) -> Result<Vec<String>> {
-    let (volume, _) = source.read_ras()?;
-    let mut values: Vec<u32> = vec![];
-    let mut last = None;
-    for value in &volume.data {
-        if last != Some(value.to_bits()) {
-            last = Some(value.to_bits());
-            if !values.contains(&value.to_bits()) {
-                values.push(value.to_bits());
-                ensure!(values.len() <= 256, "{}: more than 256 values, expected a label", source.display());
-            }
-        }
-    }
-    let mut values: Vec<f32> = values.into_iter().map(f32::from_bits).collect();
-    values.sort_by(f32::total_cmp);
-    Ok(values.iter().map(f32::to_string).collect())
 }

@@ -17,6 +17,8 @@ pub struct Origin {
     orientation: Orientation,
     /// From the scan to the stored grid.
     axes: [Axis; 3],
+    /// Box of the scan outside of which all is background: what the grid covers, but for what was added to hold labels.
+    foreground: Region,
 }
 
 impl Origin {
@@ -33,12 +35,18 @@ impl Origin {
         let axes = metadata.settings.grid.axes(metadata.crop, spacing(&affine));
         let expected = resample::shape(&axes);
         ensure!(expected == shape, "stored grid of {shape:?}, expected {expected:?} by its metadata");
-        Ok(Origin { scan, orientation, axes })
+        let foreground = metadata.outside.as_ref().map_or(metadata.crop, |outside| outside.foreground);
+        ensure!(
+            metadata.crop.hull(foreground) == metadata.crop,
+            "foreground {foreground:?} outside of the box {:?}",
+            metadata.crop
+        );
+        Ok(Origin { scan, orientation, axes, foreground })
     }
 }
 
 /// Brings class probabilities back, plane by plane as they come: linear interpolation of each class in the box, the most
-/// probable class a voxel, class 0 outside the box, axes turned to the file's.
+/// probable class a voxel, class 0 outside the foreground, axes turned to the file's.
 pub struct Back {
     origin: Origin,
     inverse: [Axis; 3],
@@ -101,20 +109,28 @@ impl Back {
         let (scan, [axis, rows, columns]) = (self.origin.scan, self.origin.axes);
         let mut plane = vec![0; rows.n * columns.n];
         argmax(&self.mixed, &mut plane);
-        let from = |h: usize| ((axis.start + self.done) * scan[1] + rows.start + h) * scan[2] + columns.start;
-        for (h, row) in plane.chunks_exact(columns.n).enumerate() {
-            self.classes[from(h)..][..columns.n].copy_from_slice(row);
+        let d = axis.start + self.done;
+        let [within, inside_rows, inside] = self.origin.foreground.ranges();
+        let kept = inside.start - columns.start..inside.end - columns.start;
+        // The rows of the box that are foreground, and where they lie in the scan.
+        let lines: Vec<(usize, usize)> = inside_rows
+            .filter(|_| within.contains(&d))
+            .map(|h| (h - rows.start, (d * scan[1] + h) * scan[2] + inside.start))
+            .collect();
+        let row = |h: usize| h * columns.n + kept.start..h * columns.n + kept.end;
+        for &(h, to) in &lines {
+            self.classes[to..][..kept.len()].copy_from_slice(&plane[row(h)]);
         }
         let Some(all) = &mut self.probabilities else { return };
         let volume = voxels(scan);
         if all.is_empty() {
             all.resize(self.mixed.len() / plane.len() * volume, 0.0);
-            // What lies outside the box is background.
+            // What lies outside is background.
             all[..volume].fill(1.0);
         }
         for (k, class) in self.mixed.chunks_exact(plane.len()).enumerate() {
-            for (h, row) in class.chunks_exact(columns.n).enumerate() {
-                all[k * volume + from(h)..][..columns.n].copy_from_slice(row);
+            for &(h, to) in &lines {
+                all[k * volume + to..][..kept.len()].copy_from_slice(&class[row(h)]);
             }
         }
     }
@@ -203,7 +219,12 @@ mod tests {
             let [d, h, w] = resample::shape(&axes);
             let classes = random.random_range(1..5usize);
             let stored = Array4::from_shape_fn((d, classes, h, w), |_| random.random::<f32>());
-            let mut back = Back::new(Origin { scan, orientation, axes }, true);
+            let (mut foreground, all) = (Region::whole([0; 3]), random.random_bool(0.5));
+            for (a, axis) in axes.iter().enumerate() {
+                foreground.size[a] = if all { axis.n } else { random.random_range(1..=axis.n) };
+                foreground.start[a] = axis.start + random.random_range(0..=axis.n - foreground.size[a]);
+            }
+            let mut back = Back::new(Origin { scan, orientation, axes, foreground }, true);
             stored.outer_iter().for_each(|plane| back.plane(plane.as_slice().unwrap()).unwrap());
             assert!(back.plane(stored.as_slice().unwrap()[..classes * h * w].as_ref()).is_err(), "one plane too many");
             let (label, probabilities) = back.finish().unwrap();
@@ -217,7 +238,7 @@ mod tests {
                     let source = orientation.source[a];
                     if orientation.flip[a] { file[source] - 1 - y[source] } else { y[source] }
                 });
-                let inside = (0..3).all(|a| (axes[a].start..axes[a].start + axes[a].n).contains(&x[a]));
+                let inside = (0..3).all(|a| foreground.ranges()[a].contains(&x[a]));
                 let expected: Vec<f64> = (0..classes)
                     .map(|c| match inside {
                         true => naive(|[p, q, r]| stored[[p, c, q, r]], &axes, [0, 1, 2].map(|a| x[a] - axes[a].start)),
@@ -232,7 +253,8 @@ mod tests {
                 assert!(expected[class as usize] > best - 2e-5, "class {class} of {expected:?}");
             }
         }
-        let origin = Origin { scan: [2; 3], orientation: Orientation::IDENTITY, axes: [Axis::resize(0, 2, 2); 3] };
+        let axes = [Axis::resize(0, 2, 2); 3];
+        let origin = Origin { scan: [2; 3], orientation: Orientation::IDENTITY, axes, foreground: Region::whole([2; 3]) };
         assert!(Back::new(origin, false).finish().unwrap_err().to_string().contains("0 planes"));
     }
 

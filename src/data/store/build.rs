@@ -1,7 +1,7 @@
 //! Filling a store from a dataset: in parallel, restartable, one subject at a time in memory for each thread.
 
 use crate::data::layouts::{Dataset, Subject};
-use crate::data::preprocess::{Plan, Prepared, label_values, prepare};
+use crate::data::preprocess::{Plan, Prepared, label, prepare};
 use crate::data::store::file::{self, Mapped};
 use crate::data::store::{Entry, INDEX, Index, LeftOut, file_name};
 use anyhow::{Context, Result, bail, ensure};
@@ -109,7 +109,7 @@ pub fn fill(dataset: &Dataset, plan: &Plan, folder: &Path, options: &Options) ->
 /// Layouts without a description cannot say which values their labels hold.
 fn refuse_unknown_labels(dataset: &Dataset) -> Result<()> {
     let Some(source) = dataset.subjects.iter().find_map(|s| s.label.as_ref()) else { return Ok(()) };
-    let values = label_values(source)?.join(",");
+    let values = label::values(source)?.iter().map(i64::to_string).collect::<Vec<_>>().join(",");
     bail!(
         "the layout {} does not say which label values its files may hold; {} holds {values}: give --labels {values} (all \
          values, background first), or --no-labels",
@@ -223,11 +223,12 @@ fn store_one(subject: &Subject, plan: &Plan, folder: &Path) -> Result<Result<(En
             fingerprint: header.text.get("fingerprint")?.clone(),
             // Files of earlier versions have none, and are made anew.
             images: serde_json::from_str(header.text.get("images")?).ok()?,
+            outside: header.text.get("outside").map(|text| serde_json::from_str(text)).transpose().ok()?,
         })
     }) {
         return Ok(Ok((entry, true)));
     }
-    let Prepared { image, label, images, spacing, mut text } = match prepare(subject, plan) {
+    let Prepared { image, label, images, outside, spacing, mut text } = match prepare(subject, plan) {
         Ok(prepared) => prepared,
         Err(error) => return Ok(Err(bad(error))),
     };
@@ -246,6 +247,7 @@ fn store_one(subject: &Subject, plan: &Plan, folder: &Path) -> Result<Result<(En
         split,
         fingerprint,
         images,
+        outside,
     };
     Ok(Ok((entry, false)))
 }

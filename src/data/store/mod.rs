@@ -9,7 +9,7 @@ pub use identity::images;
 
 use crate::data::Scans;
 use crate::data::layouts::{LabelValue, Layout};
-use crate::data::preprocess::Settings;
+use crate::data::preprocess::{Outside, Settings};
 use crate::data::slices::Slices;
 use crate::dim::{Rank, Region, Shape, voxels};
 use crate::fs::write_atomic;
@@ -75,6 +75,9 @@ pub struct Entry {
     /// Of the scan's images as read, see [`images`]; empty in stores of earlier versions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<String>,
+    /// Labelled voxels that a prediction does not reach.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outside: Option<Outside>,
 }
 
 /// A scan that is not in the store.
@@ -354,6 +357,14 @@ impl Scans for Store {
     fn class(&self, scan: usize) -> Option<u8> {
         self.index().subjects[scan].class
     }
+
+    fn foreground(&self, scan: usize) -> Region {
+        let Some(Outside { stored, .. }) = self.index().subjects[scan].outside else {
+            return Region::whole(self.shape(scan));
+        };
+        let turn = self.slices.map_or(Orientation::IDENTITY, Slices::orientation);
+        Region { start: turn.output(stored.start), size: turn.output(stored.size) }
+    }
 }
 
 /// Some of a store's subjects.
@@ -401,6 +412,10 @@ impl Scans for Subset {
 
     fn class(&self, scan: usize) -> Option<u8> {
         self.store.class(self.scans[scan])
+    }
+
+    fn foreground(&self, scan: usize) -> Region {
+        self.store.foreground(self.scans[scan])
     }
 }
 

@@ -41,6 +41,7 @@ fn store(folder: &Path, dtype: Dtype, shapes: &[[usize; 4]]) -> (Arrays, Vec<Arr
             split: None,
             fingerprint,
             images: vec![],
+            outside: None,
         });
         if dtype == Dtype::F16 {
             image.mapv_inplace(|v| half::f16::from_f32(v).to_f32());
