@@ -91,6 +91,9 @@ pub struct FinetuneConfig {
     /// The fold that is tested on, from 0
     #[arg(long, value_name = "K", requires = "folds", help_heading = "Data")]
     pub fold: Option<u64>,
+    /// Subjects that the weights were pretrained on are other people than those of the store, also where their ids are the same
+    #[arg(long, help_heading = "Data")]
+    pub other_people: bool,
     /// What test scores are of
     #[arg(long, value_enum, default_value = "classes", help_heading = "Data")]
     pub regions: Regions,

@@ -83,8 +83,8 @@ impl Seen {
 }
 
 /// What a person must know who tests on this split after a pretraining that has seen `seen`; `None`: it does not say. The validation side of
-/// a pretraining counts like its training side where it meets a test side.
-pub fn warnings(seen: Option<&Seen>, store: &Store, split: &Split) -> Vec<String> {
+/// a pretraining counts like its training side where it meets a test side. `other_people`: equal ids mean nothing.
+pub fn warnings(seen: Option<&Seen>, store: &Store, split: &Split, other_people: bool) -> Vec<String> {
     let unknown = "it does not say whom it was pretrained on, so it is not known whether test subjects are among them";
     let Some(seen) = seen else { return vec![unknown.to_owned()] };
     let remedy = "for a clean result pretrain with --split set to this fine-tuning's split.json";
@@ -101,11 +101,11 @@ pub fn warnings(seen: Option<&Seen>, store: &Store, split: &Split) -> Vec<String
                 some(&scans)
             ));
         }
-        if !ids.is_empty() {
+        if !ids.is_empty() && !other_people {
             let n = (ids.len(), subjects.len());
             warnings.push(format!(
-                "{} of the {} {side} subjects have the ids of subjects that were pretrained on, though not the same scans ({}); if \
-                 they are the same people, {remedy}",
+                "{} of the {} {side} subjects have the ids of subjects that were pretrained on, though not the same scans ({}): if \
+                 they are other people, say so with --other-people; if not, {remedy}",
                 n.0,
                 n.1,
                 some(&ids)

@@ -10,6 +10,7 @@ use crate::data::store::Store;
 use crate::fs::write_atomic;
 use crate::print::{self, note, say};
 use crate::report::study::write_report;
+use crate::run::input::Input;
 use crate::run::record::{self, CellResult};
 use crate::run::split::{TestSide, draw_split, warn_of_thin_classes};
 use crate::study::read::{self as study, Cell, Sweep};
@@ -97,11 +98,22 @@ impl Runner {
         let runner = Runner { config, folder, shard, pretrainings, finetunings, sweep, splits };
         runner.check_fractions()?;
         leak::check(&runner.config, &store, &runner.splits)?;
+        runner.compare_inputs(&store)?;
         // A misspelt flag shows now, not hours later.
         for work in runner.work() {
             check(&runner.arguments(work)?).with_context(|| runner.name(work))?;
         }
         Ok(runner)
+    }
+
+    /// Says where the scans that are pretrained on are others in kind than those that are fine-tuned on.
+    fn compare_inputs(&self, store: &Store) -> Result<()> {
+        let Some(folder) = &self.config.unlabelled else { return Ok(()) };
+        let unlabelled = Store::open(folder)?.sliced(self.config.slices()?)?;
+        for warning in Input::of(&unlabelled).fit(&Input::of(store)).warnings {
+            note!("warning: `unlabelled`: encoders will be {warning} in {}", self.config.data.display());
+        }
+        Ok(())
     }
 
     /// Makes or takes up the sweep's folder: `sweep.json`, and `split.json` or that of every fold, drawn once.
@@ -192,6 +204,9 @@ impl Runner {
                 arguments.push(format!("--split={}", split(*fold)));
                 arguments.extend([format!("--weights={weights}"), format!("--arm={arm}")]);
                 arguments.extend([format!("--fraction={fraction}"), format!("--seed={seed}")]);
+                if config.other_people && f.pretraining.is_some() {
+                    arguments.push("--other-people".into());
+                }
                 arguments.extend(config.finetune_flags()?);
             }
         }

@@ -287,10 +287,13 @@ def test_scans_that_are_held_out_are_not_pretrained_on(data, finished, tmp_path)
         store = stored(tmp_path / f"store{n}", *flags, data=scans)
         refused(*plan, store, "--other-people", says=[store, "holds 4 scans that are held out", data, "is tested on", "leave them out"])
     # The side that chooses the epoch counts like the one that is tested on; the training side may be pretrained on.
-    sides = {side: stored(tmp_path / side, "--size", 16, data=renamed(brats, tmp_path / f"of-{side}", "twin", split[side]))
-             for side in ("train", "val")}
+    sides = {side: stored(tmp_path / side, "--size", 16, "--window", "0,900",
+                          data=renamed(brats, tmp_path / f"of-{side}", "twin", split[side])) for side in ("train", "val")}
     refused(*plan, sides["val"], says=["holds 2 scans", "chooses the best epoch", split["val"][0]])
-    assert len(pretext3d(*plan, sides["train"]).stdout.splitlines()) == 9
+    planned = pretext3d(*plan, sides["train"])
+    assert len(planned.stdout.splitlines()) == 9
+    # That the scans are others in kind is said before anything runs.
+    assert "the window 0 to 900" in planned.stderr and "minimum and maximum" in planned.stderr
 
     # Other scans with the same ids are refused unless they are said to be other people's, pretrained on once for all folds.
     pretext3d("phantom", "--kind", "brain", "--subjects", 11, "--size", 32, "--seed", 9, "--out", tmp_path / "others")

@@ -88,6 +88,7 @@ def test_scans_are_known_by_other_ids_and_ids_by_other_scans(folder, finetune, t
     preprocess(tmp_path / "strangers", folder / "strangers", "--channels", "t1,flair")
     said = finetune(folder / "pretrained/w.pt", "strangers").said
     assert any("2 of the 2 test subjects have the ids" in line for line in said) and not any("scans of" in line for line in said), said
+    assert finetune(folder / "pretrained/w.pt", "strangers", "--other-people").said == []
 
 
 def test_weights_that_say_nothing_are_said_to(folder, finetune, tmp_path):
