@@ -42,6 +42,8 @@ pub struct Point {
 pub struct Series {
     pub name: String,
     pub style: Style,
+    /// Pixels to the right of where its points belong, so that others at the same place are seen too: a few at most.
+    pub shift: f32,
     pub points: Vec<Point>,
 }
 
@@ -169,6 +171,7 @@ impl Panel {
             stroke(surface, &[(left, y(*value)), (right, y(*value))], 2.0, LEVEL);
         }
         for series in &self.series {
+            let x = |v: f64| x(v) + series.shift;
             for p in &series.points {
                 if let Some(range) = p.range {
                     let [low, high] = range.map(|v| y(v).clamp(top, bottom));

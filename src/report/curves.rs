@@ -39,7 +39,7 @@ fn panel(rows: &[Row], metric: &Metric) -> Panel {
             rows.iter().filter_map(|r| Some(Point { x: r.epoch as f64, y: r.get(&column)?, range: None })).collect();
         // Single epochs stay visible, long runs uncluttered.
         let marker = usize::from(points.len() <= 40);
-        Series { name: name.into(), style: Style { color, dashes: &[], marker }, points }
+        Series { name: name.into(), style: Style { color, dashes: &[], marker }, shift: 0.0, points }
     });
     let epochs = rows.iter().map(|r| r.epoch as f64);
     Panel {

@@ -1,8 +1,9 @@
 //! What a sweep's cells say: means of arms, and differences of pairs that share rank, fraction, seed and fold.
 
 use super::read::{Cell, Finished, Records};
-use crate::run::record::{RANDOM, SCRATCH};
-use crate::study::stats::{Estimate, Paired, SignedRank, estimate, holm, paired, signed_rank};
+use super::repetitions::Repetitions;
+use super::stats::{Estimate, Paired, SignedRank, estimate, holm, paired, signed_rank};
+use crate::run::record::{CellResult, RANDOM, SCRATCH};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Rows of a table: what was trained and how.
@@ -16,6 +17,14 @@ pub struct Arm {
 /// What makes two cells of one fraction a pair: seed and fold.
 type Unit = (u64, Option<u64>);
 
+/// A planned cell of an arm.
+pub struct Run<'a> {
+    /// Runs of one group are averaged before anything is estimated, see [`Repetitions::group`].
+    pub group: Unit,
+    pub finished: Option<&'a Finished>,
+    repetitions: &'a Repetitions,
+}
+
 /// What an interval of differences says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -23,7 +32,7 @@ pub enum Verdict {
     Loss,
     /// The interval holds 0.
     Neither,
-    /// Fewer than two pairs.
+    /// Fewer repetitions than a test needs, or differences that are all the same.
     Unknown,
 }
 
@@ -31,8 +40,10 @@ pub enum Verdict {
 pub struct Comparison {
     pub arm: Arm,
     pub fraction: f64,
-    /// Pairs that the sweep plans.
+    /// Pairs of runs that the sweep plans, and those that are finished.
     pub planned: usize,
+    pub pairs: usize,
+    /// Over repetitions, which with folds are means over the seeds of a fold.
     pub paired: Option<Paired>,
     /// The p-value, adjusted for the table's other comparisons.
     pub holm: Option<f64>,
@@ -46,7 +57,7 @@ pub struct Table {
     pub unlabelled: f64,
     pub arms: Vec<Arm>,
     pub fractions: Vec<f64>,
-    /// Over seeds and folds; `[arm][fraction]`.
+    /// Over repetitions; `[arm][fraction]`.
     pub means: Vec<Vec<Option<Estimate>>>,
     /// Pretrained arms with scratch.
     pub scratch: Vec<Comparison>,
@@ -82,16 +93,12 @@ impl Arm {
 
 impl Comparison {
     pub fn verdict(&self) -> Verdict {
-        match self.paired.and_then(|p| p.difference.interval) {
+        let Some(Paired { difference, p: Some(_) }) = self.paired else { return Verdict::Unknown };
+        match difference.interval {
             Some([low, _]) if low > 0.0 => Verdict::Gain,
             Some([_, high]) if high < 0.0 => Verdict::Loss,
-            Some(_) => Verdict::Neither,
-            None => Verdict::Unknown,
+            _ => Verdict::Neither,
         }
-    }
-
-    pub fn pairs(&self) -> usize {
-        self.paired.map_or(0, |p| p.difference.n)
     }
 }
 
@@ -140,10 +147,17 @@ impl Records {
     }
 
     /// Planned cells of an arm at a fraction, by unit.
-    pub fn cells(&self, arm: &Arm, fraction: f64, unlabelled: f64) -> BTreeMap<Unit, Option<&Finished>> {
-        let planned = self.sweep.cells.iter().zip(&self.finished);
-        let here = |c: &Cell| Arm::of(c) == *arm && c.fraction == fraction && (c.is_baseline() || c.unlabelled == unlabelled);
-        planned.filter(|(c, _)| here(c)).map(|(c, f)| ((c.seed, c.fold), f.as_ref())).collect()
+    pub fn cells(&self, arm: &Arm, fraction: f64, unlabelled: f64) -> BTreeMap<Unit, Run<'_>> {
+        let planned = self.sweep.cells.iter().zip(&self.finished).zip(&self.origins);
+        let mut runs = BTreeMap::new();
+        for ((cell, finished), origin) in planned {
+            if Arm::of(cell) == *arm && cell.fraction == fraction && (cell.is_baseline() || cell.unlabelled == unlabelled) {
+                let repetitions = &self.repetitions[*origin];
+                let group = repetitions.group(cell.seed, cell.fold);
+                runs.insert((cell.seed, cell.fold), Run { group, finished: finished.as_ref(), repetitions });
+            }
+        }
+        runs
     }
 
     pub fn tables(&self) -> Vec<Table> {
@@ -153,8 +167,9 @@ impl Records {
     fn table(&self, unlabelled: f64) -> Table {
         let (arms, fractions) = (self.arms(unlabelled), self.fractions());
         let mean = |arm: &Arm, &fraction: &f64| {
-            let scores = self.cells(arm, fraction, unlabelled).into_values().flatten().filter_map(|f| f.result.score);
-            estimate(&scores.collect::<Vec<_>>())
+            let runs: Vec<Run> = self.cells(arm, fraction, unlabelled).into_values().collect();
+            let scores: Vec<_> = runs.iter().filter_map(|run| Some((run.group, run.finished?.result.score?))).collect();
+            estimate(&averaged(&scores), overlap(&runs))
         };
         let means = arms.iter().map(|arm| fractions.iter().map(|fraction| mean(arm, fraction)).collect()).collect();
         let family = |pairs: Vec<(&Arm, Arm)>| {
@@ -174,20 +189,23 @@ impl Records {
     /// Nothing where the sweep plans no pair.
     fn compare(&self, arm: &Arm, other: &Arm, fraction: f64, unlabelled: f64) -> Option<Comparison> {
         let others = self.cells(other, fraction, unlabelled);
-        let planned: Vec<_> = self
-            .cells(arm, fraction, unlabelled)
-            .into_iter()
-            .filter_map(|(unit, own)| Some((own, *others.get(&unit)?)))
-            .collect();
-        let done: Vec<(&Finished, &Finished)> = planned.iter().filter_map(|&(own, other)| own.zip(other)).collect();
-        let scores = done.iter().filter_map(|(own, other)| own.result.score.zip(other.result.score));
-        let (own, others): (Vec<f64>, Vec<f64>) = scores.unzip();
+        let runs = self.cells(arm, fraction, unlabelled);
+        let planned: Vec<(Run, &Run)> = runs.into_iter().filter_map(|(unit, own)| Some((own, others.get(&unit)?))).collect();
+        let done = planned.iter().filter_map(|(own, other)| Some((own.group, own.finished?, other.finished?)));
+        let done: Vec<(Unit, &Finished, &Finished)> = done.collect();
+        let scored = |(group, own, other): &(Unit, &Finished, &Finished)| {
+            let (own, other) = own.result.score.zip(other.result.score)?;
+            Some(((*group, own), (*group, other)))
+        };
+        let (own, others): (Vec<_>, Vec<_>) = done.iter().filter_map(scored).unzip();
+        let runs: Vec<Run> = planned.into_iter().map(|(own, _)| own).collect();
         let differences = case_differences(&done);
-        (!planned.is_empty()).then(|| Comparison {
+        (!runs.is_empty()).then(|| Comparison {
             arm: arm.clone(),
             fraction,
-            planned: planned.len(),
-            paired: paired(&own, &others),
+            planned: runs.len(),
+            pairs: own.len(),
+            paired: paired(&averaged(&own), &averaged(&others), overlap(&runs)),
             holm: None,
             cases: signed_rank(&differences),
             case_count: differences.len(),
@@ -240,6 +258,30 @@ impl Records {
     }
 }
 
+/// The mean of each group's scores.
+fn averaged(scores: &[(Unit, f64)]) -> Vec<f64> {
+    let mut groups: BTreeMap<Unit, Vec<f64>> = BTreeMap::new();
+    scores.iter().for_each(|(group, score)| groups.entry(*group).or_default().push(*score));
+    groups.into_values().map(|scores| scores.iter().sum::<f64>() / scores.len() as f64).collect()
+}
+
+/// How much the repetitions of an arm depend on one another, see [`estimate`]: tested subjects over the others, where repetitions
+/// test on different sides; 0 where one split makes every interval one about that split.
+fn overlap(runs: &[Run]) -> f64 {
+    let Some(repetitions) = runs.first().map(|run| run.repetitions) else { return 0.0 };
+    match (repetitions.folds, repetitions.splits_vary()) {
+        (Some(folds), _) => 1.0 / (folds - 1) as f64,
+        (None, false) => 0.0,
+        (None, true) => {
+            let tested = runs.iter().filter_map(|run| run.finished).map(|f| &f.result);
+            // The whole training side, of which a fraction was used.
+            let share =
+                |r: &CellResult| r.test_subjects as f64 / (r.train_subjects as f64 / r.fraction + r.val_subjects as f64);
+            tested.map(share).fold(0.0, f64::max)
+        }
+    }
+}
+
 /// Ids of the test cases.
 fn tested(finished: &Finished) -> BTreeSet<&str> {
     finished.result.cases.iter().map(|c| c.id.as_str()).collect()
@@ -252,9 +294,9 @@ fn difference([a, b]: &[&Cell; 2], differs: &[(&str, bool)]) -> Option<String> {
 }
 
 /// Differences of each test case's mean score over the pairs in which both sides define it, by the case's name.
-fn case_differences(pairs: &[(&Finished, &Finished)]) -> Vec<f64> {
+fn case_differences(pairs: &[(Unit, &Finished, &Finished)]) -> Vec<f64> {
     let mut sums: BTreeMap<&str, [f64; 2]> = BTreeMap::new();
-    for (own, other) in pairs {
+    for (_, own, other) in pairs {
         let others: BTreeMap<&str, f64> = other.result.cases.iter().filter_map(|c| Some((c.id.as_str(), c.score?))).collect();
         for case in &own.result.cases {
             if let (Some(a), Some(b)) = (case.score, others.get(case.id.as_str())) {

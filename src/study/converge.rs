@@ -26,7 +26,8 @@ pub struct Reach {
 pub fn curves(records: &Records, fraction: f64, unlabelled: f64) -> Vec<Curve> {
     let arms = records.arms(unlabelled).into_iter();
     let curves = arms.map(|arm| {
-        let done: Vec<&Finished> = records.cells(&arm, fraction, unlabelled).into_values().flatten().collect();
+        let done: Vec<&Finished> =
+            records.cells(&arm, fraction, unlabelled).into_values().filter_map(|run| run.finished).collect();
         Curve { arm, points: mean(&done) }
     });
     curves.filter(|c| !c.points.is_empty()).collect()

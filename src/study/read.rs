@@ -1,5 +1,6 @@
 //! A sweep's folder: `sweep.json`, `cells/ID/result.json` and `metrics.jsonl`, `pretrain/RUN/result.json`. Reading is strict.
 
+use super::repetitions::Repetitions;
 use crate::run::history::{History, Row};
 use crate::run::record::{CellResult, PretrainResult, RANDOM, SCRATCH, VERSION};
 use anyhow::{Context, Result, bail, ensure};
@@ -66,6 +67,9 @@ pub struct Records {
     pub sweep: Sweep,
     /// Beside `sweep.cells`; none where a cell is not finished.
     pub finished: Vec<Option<Finished>>,
+    /// Of each sweep, and beside `sweep.cells` the number of the one that the cell is of.
+    pub repetitions: Vec<Repetitions>,
+    pub origins: Vec<usize>,
     /// With the name of the folder, in its order.
     pub pretraining: Vec<(String, PretrainResult)>,
     /// What a reader must know of several sweeps together.
@@ -88,7 +92,14 @@ impl Records {
             ensure!(found == expected, "{}: metric {found:?}, other cells have {expected:?}", path.display());
         }
         let pretraining = read_pretraining(&folder.join("pretrain"))?;
-        Ok(Records { sweep, finished, pretraining, notes: vec![] })
+        let repetitions = Repetitions::of(&sweep.settings).with_context(|| format!("{}: `settings`", path.display()))?;
+        ensure!(
+            repetitions.folds.is_some_and(|folds| folds > 1) || sweep.cells.iter().all(|c| c.fold.is_none()),
+            "{}: cells of folds, expected `folds`, how many there are, in `settings`",
+            path.display()
+        );
+        let origins = vec![0; sweep.cells.len()];
+        Ok(Records { sweep, finished, repetitions: vec![repetitions], origins, pretraining, notes: vec![] })
     }
 
     pub fn title(&self) -> String {

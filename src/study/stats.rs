@@ -5,6 +5,12 @@ use statrs::distribution::{Continuous, ContinuousCDF, Normal, StudentsT};
 /// Share of intervals that hold the true value.
 pub const LEVEL: f64 = 0.95;
 
+/// Repetitions that a test, and with it a verdict on gain or loss, needs at least.
+pub const MIN_REPETITIONS: usize = 3;
+
+/// Standard deviations up to this share of the largest value are rounding: the values are the same.
+const SAME: f64 = 1e-12;
+
 /// Differences up to which the signed-rank test counts every assignment of signs; counts up to `2^50` are exact as `f64`.
 const EXACT_PAIRS: usize = 50;
 
@@ -13,9 +19,10 @@ const EXACT_PAIRS: usize = 50;
 pub struct Estimate {
     pub n: usize,
     pub mean: f64,
-    /// Standard deviation of a value, over `n - 1`; needs two values, as does the interval.
+    /// Standard deviation of a value, over `n - 1`; needs two values.
     pub sd: Option<f64>,
-    /// 95 % interval of the mean by Student's t distribution.
+    /// 95 % interval of the mean by Student's t distribution; none of values that are all the same, which say nothing of how much
+    /// others would vary.
     pub interval: Option<[f64; 2]>,
 }
 
@@ -23,7 +30,7 @@ pub struct Estimate {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Paired {
     pub difference: Estimate,
-    /// Of the paired t-test; needs two pairs. 1 if all differences are 0.
+    /// Of the paired t-test; needs [`MIN_REPETITIONS`] pairs that do not all differ by the same. 1 if all differences are 0.
     pub p: Option<f64>,
 }
 
@@ -40,27 +47,40 @@ pub struct SignedRank {
 }
 
 /// Mean, standard deviation and interval of finite values; nothing without any.
-pub fn estimate(values: &[f64]) -> Option<Estimate> {
+///
+/// `overlap` is 0 for independent values. Where they come from trainings that share subjects, it is the number of tested
+/// subjects over that of the others, `1 / (K - 1)` for K folds: the variance of the mean is then `sd^2 (1 / n + overlap)`.
+///
+/// Source: Nadeau & Bengio, *Inference for the generalization error*, Machine Learning 52 (2003).
+pub fn estimate(values: &[f64], overlap: f64) -> Option<Estimate> {
     let n = values.len();
     let mean = values.iter().sum::<f64>() / n as f64;
     let sd = (n > 1).then(|| (values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (n - 1) as f64).sqrt());
-    let interval = sd.map(|sd| {
-        let reach = quantile(0.5 + LEVEL / 2.0, n - 1) * sd / (n as f64).sqrt();
+    let largest = values.iter().fold(0f64, |largest, v| largest.max(v.abs()));
+    let interval = sd.filter(|sd| *sd > SAME * largest).map(|sd| {
+        let reach = quantile(0.5 + LEVEL / 2.0, n - 1) * error_of_mean(sd, n, overlap);
         [mean - reach, mean + reach]
     });
     (n > 0).then_some(Estimate { n, mean, sd, interval })
 }
 
-/// Differences `a - b` and the paired t-test; nothing without a pair.
-pub fn paired(a: &[f64], b: &[f64]) -> Option<Paired> {
+/// Differences `a - b` and the paired t-test, with `overlap` as for [`estimate`]; nothing without a pair.
+pub fn paired(a: &[f64], b: &[f64], overlap: f64) -> Option<Paired> {
     assert_eq!(a.len(), b.len(), "pairs have two sides");
     let differences: Vec<f64> = a.iter().zip(b).map(|(a, b)| a - b).collect();
-    let difference = estimate(&differences)?;
-    let p = difference.sd.map(|sd| match difference.mean {
-        0.0 => 1.0,
-        mean => 2.0 * student(difference.n - 1).sf(mean.abs() / (sd / (difference.n as f64).sqrt())),
-    });
-    Some(Paired { difference, p })
+    let difference = estimate(&differences, overlap)?;
+    let Estimate { n, mean, sd, interval } = difference;
+    let test = |sd| 2.0 * student(n - 1).sf(mean.abs() / error_of_mean(sd, n, overlap));
+    let p = match interval {
+        Some(_) => sd.map(test),
+        None => (mean == 0.0).then_some(1.0),
+    };
+    Some(Paired { difference, p: p.filter(|_| n >= MIN_REPETITIONS) })
+}
+
+/// Standard error of the mean of `n` values.
+fn error_of_mean(sd: f64, n: usize, overlap: f64) -> f64 {
+    sd * (1.0 / n as f64 + overlap).sqrt()
 }
 
 /// Tests whether differences lie about 0; nothing if none differs from 0.
@@ -148,22 +168,42 @@ mod tests {
         //   stats.ttest_rel(a, b).confidence_interval(.95)
         //   stats.t.ppf(.975, [1, 2, 30, 300])
         let (a, b) = ([0.71, 0.68, 0.74, 0.70, 0.66], [0.65, 0.66, 0.69, 0.71, 0.60]);
-        let mean = estimate(&a).unwrap();
+        let mean = estimate(&a, 0.0).unwrap();
         close(mean.interval.unwrap()[0], 0.6603384662330314);
         close(mean.interval.unwrap()[1], 0.7356615337669687);
         close(mean.sd.unwrap(), 0.030331501776206176);
-        let pairs = paired(&a, &b).unwrap();
+        let pairs = paired(&a, &b, 0.0).unwrap();
         close(pairs.p.unwrap(), 0.05760157179880444);
         close(pairs.difference.interval.unwrap()[0], -0.0018656628163945047);
         close(pairs.difference.interval.unwrap()[1], 0.07386566281639453);
         let t = [12.706204736174694, 4.302652729749462, 2.0422724563012378, 1.9679030112610865];
         [1, 2, 30, 300].into_iter().zip(t).for_each(|(freedom, t)| close(quantile(0.975, freedom), t));
 
-        let single = paired(&a[..1], &b[..1]).unwrap();
-        assert!((single.difference.n, single.p, single.difference.interval, single.difference.sd) == (1, None, None, None));
-        assert_eq!(paired(&a, &a).unwrap().p, Some(1.0));
-        assert_eq!(paired(&[1.5, 2.5], &[1.0, 2.0]).unwrap().p, Some(0.0));
-        assert!(estimate(&[]).is_none() && paired(&[], &[]).is_none());
+        assert!(estimate(&[], 0.0).is_none() && paired(&[], &[], 0.0).is_none());
+    }
+
+    #[test]
+    fn what_varies_too_little_to_test_has_no_p() {
+        let (a, b) = ([0.71, 0.68, 0.74], [0.65, 0.66, 0.69]);
+        let test = |n: usize| paired(&a[..n], &b[..n], 0.0).unwrap();
+        assert!((test(1).p, test(1).difference.interval, test(1).difference.sd) == (None, None, None));
+        assert!(test(2).p.is_none() && test(2).difference.interval.is_some() && test(3).p.is_some());
+        assert_eq!(paired(&a, &a, 0.0).unwrap().p, Some(1.0));
+        // All differ by 0.1, but for rounding: an interval of width 0 would be certain of what three pairs cannot know.
+        let same = paired(&[0.3, 0.7, 1.2], &[0.2, 0.6, 1.1], 0.0).unwrap();
+        assert!(same.difference.sd.unwrap() > 0.0 && (same.p, same.difference.interval) == (None, None), "{same:?}");
+    }
+
+    #[test]
+    fn folds_that_share_subjects_count_for_less() {
+        // With the differences above, 5 folds, SciPy 1.17.1:
+        //   d = np.subtract(a, b); t = d.mean() / (d.std(ddof=1) * np.sqrt(1 / 5 + 1 / 4)); 2 * stats.t.sf(t, 4)
+        //   d.mean() - stats.t.ppf(.975, 4) * d.std(ddof=1) * np.sqrt(1 / 5 + 1 / 4)
+        let (a, b) = ([0.71, 0.68, 0.74, 0.70, 0.66], [0.65, 0.66, 0.69, 0.71, 0.60]);
+        let folds = paired(&a, &b, 0.25).unwrap();
+        close(folds.p.unwrap(), 0.15325877700281718);
+        close(folds.difference.interval.unwrap()[0], -0.02079849422459177);
+        assert_eq!(folds.difference.mean, paired(&a, &b, 0.0).unwrap().difference.mean);
     }
 
     #[test]

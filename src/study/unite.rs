@@ -1,6 +1,7 @@
 //! Several sweeps in one report.
 
 use super::read::{Records, Sweep, check_places};
+use super::repetitions::Repetitions;
 use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 use std::collections::BTreeSet;
@@ -37,6 +38,17 @@ impl Records {
             part.name_after(&label(i));
             all.sweep.cells.extend(part.sweep.cells);
             all.finished.extend(part.finished);
+            let (old, new) = (&all.repetitions[0], &part.repetitions[0]);
+            ensure!(
+                old.folds == new.folds && old.splits_vary() == new.splits_vary(),
+                "{}: its repetitions have {}, those of {} {}; a common report needs the same",
+                folder.display(),
+                sides(new),
+                first.display(),
+                sides(old)
+            );
+            all.origins.extend(part.origins.iter().map(|_| i));
+            all.repetitions.extend(part.repetitions);
             all.pretraining.extend(part.pretraining);
             for number in part.sweep.published {
                 if !all.sweep.published.contains(&number) {
@@ -54,6 +66,15 @@ impl Records {
     fn name_after(&mut self, sweep: &str) {
         let names = self.sweep.cells.iter_mut().map(|cell| &mut cell.id).chain(self.pretraining.iter_mut().map(|p| &mut p.0));
         names.for_each(|name| *name = format!("{sweep}/{name}"));
+    }
+}
+
+/// Where a repetition's test side comes from.
+fn sides(repetitions: &Repetitions) -> String {
+    match (repetitions.folds, repetitions.splits_vary()) {
+        (Some(folds), _) => format!("{folds} folds"),
+        (None, true) => "splits of their own".into(),
+        (None, false) => "one split".into(),
     }
 }
 

@@ -3,6 +3,7 @@ import json
 import re
 from html.parser import HTMLParser
 from itertools import product
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -36,7 +37,10 @@ class Sweep:
                 "split_fingerprint": "ef" * 32, "train_subjects": 5, "val_subjects": 12, "test_subjects": 15, "metric": "dice",
                 "score": value, "scores": {"dice.oedema": value / 2, "hd95.oedema": None}, "cases": cases,
             }
-        self.sweep = {"version": 1, "name": "synthetic", "settings": {}, "cells": cells, **more}
+        settings = {"seeds": list(seeds), "fractions": list(fractions), "unlabelled": "store"}
+        if folds != (None,):
+            settings["folds"] = len(folds)
+        self.sweep = {"version": 1, "name": "synthetic", "settings": settings, "cells": cells, **more}
         self.write()
 
     def write(self):
@@ -209,7 +213,7 @@ def test_a_loss_is_said(tmp_path):
 
 def test_one_seed_has_no_interval(tmp_path):
     text = Sweep(tmp_path / "sweep", ARMS, scores({"rot": 0.3}), seeds=[0]).report()
-    assert text.count("one seed only: no interval") == 6 and ": gain of" not in text
+    assert text.count("no verdict, which needs 3 seeds: difference 0.") == 6 and ": gain of" not in text
     assert "No statement on gain or loss is possible" in text
 
 
@@ -219,7 +223,7 @@ def test_missing_cells_are_said(tmp_path):
         (sweep.folder / "cells" / name / "result.json").unlink()
     text = sweep.report()
     assert "incomplete: 30 of 32 cells" in text.split("##")[0] and "incomplete: 30 of 32 cells" in sweep.printed
-    assert re.search(r"rot warmup, 10 % of the labels: .*2 seeds; 2 of 4 pairs missing", text)
+    assert re.search(r"rot warmup, 10 % of the labels: no verdict.*2 seeds; 2 of 4 pairs missing", text)
     assert re.search(r"rpl full, 10 % of the labels: .*3 seeds; 1 of 4 pairs missing", text)
     assert next(row for row in sweep.table("### Difference to scratch") if row[:2] == ["rot warmup", "10 %"])[5] == "2 of 4"
 
@@ -237,7 +241,7 @@ def test_shares_ranks_folds_and_random_encoders(tmp_path):
         table = sweep.table(f"Test kappa, pretrained on {share} of the unlabelled scans")
         names = [row[0] for row in table[1:]]
         assert sorted(names) == sorted(f"{a} {r}D" for a in ("scratch", "random frozen", "rot warmup", "rot frozen") for r in (2, 3))
-    assert "3 runs" in text and "Folds share training subjects" in text
+    assert "3 folds" in text and "Folds share training subjects" in text
     assert text.count("### Difference to random frozen") == 2
     scaling = sweep.table("## Gain against the share of unlabelled scans")
     assert scaling[0] == ["arm", "labels", "10 % unlabelled", "100 % unlabelled"]
@@ -322,6 +326,85 @@ def test_sweeps_that_do_not_fit_together(both, tmp_path):
     assert f"{volumes.folder}/scratch-scratch-f0.1-s0-u1.0-r3" in text and f"{other.folder}/scratch" in text
 
 
+def corrected(differences, share):
+    """Mean, 95 % interval and p-value of differences whose trainings overlap, after Nadeau and Bengio (2003)."""
+    n, mean = len(differences), np.mean(differences)
+    error = np.std(differences, ddof=1) * np.sqrt(1 / n + share)
+    reach = stats.t.ppf(0.975, n - 1) * error
+    return mean, [mean - reach, mean + reach], 2 * stats.t.sf(abs(mean) / error, n - 1)
+
+
+def shown(p):
+    return "&lt; 0.001" if p < 1e-3 else f"{p:.3f}"
+
+
+def holm(values):
+    order = np.argsort(values)
+    adjusted = np.maximum.accumulate(np.minimum(1, np.array(values)[order] * (len(values) - np.arange(len(values)))))
+    return [adjusted[list(order).index(i)] for i in range(len(values))]
+
+
+def test_folds_are_no_independent_repetitions(tmp_path):
+    """Seeds of a fold are averaged, and the variance is corrected; with splits of their own as well."""
+    arms = [("scratch", "scratch"), ("rot", "warmup")]
+    folded = Sweep(tmp_path / "folds", arms, scores({"rot": 0.03}), folds=(0, 1, 2, 3), seeds=(0, 1))
+    splits = Sweep(tmp_path / "splits", arms, scores({"rot": 0.03}), seeds=range(5))
+    splits.sweep["settings"]["split_seeds"] = [10, 11, 12, 13, 14]
+    splits.write()
+    for sweep, n in ((folded, "4 folds"), (splits, "5 seeds")):
+        text = sweep.report()
+        for rank, (row, fraction) in enumerate(zip(sweep.table("### Difference to scratch")[1:], (0.1, 1.0))):
+            own, other = (sweep.of(*arm, fraction) for arm in reversed(arms))
+            if sweep is folded:
+                means = [np.mean([own[s, k]["score"] - other[s, k]["score"] for s in (0, 1)]) for k in range(4)]
+                mean, interval, p = corrected(means, 1 / 3)
+                assert row[5] == "8 of 8"
+            else:
+                # 15 tested beside 12 for validation and the training side, of which 5 are a tenth or all.
+                mean, interval, p = corrected([own[u]["score"] - other[u]["score"] for u in own], 15 / (5 / fraction + 12))
+            assert np.allclose(numbers(row[2]), [mean, *interval], atol=5.1e-4) and row[3] == shown(p), row
+            assert re.search(rf"of the labels: .*, {n}$", text, re.M)
+        assert "Nadeau and Bengio" in text
+
+
+def test_a_verdict_needs_three_repetitions_that_differ(tmp_path):
+    """Two seeds that gain the same have no spread: the t-test would be certain of it."""
+    arms = [("scratch", "scratch"), ("rot", "warmup")]
+    for seeds in (2, 4):
+        sweep = Sweep(tmp_path / f"{seeds}", arms, lambda rng, pretext, *_: 0.75 if pretext == "rot" else 0.5, seeds=range(seeds))
+        text = sweep.report()
+        assert ": gain of" not in text and text.count("of the labels: no verdict") == 2
+        assert [row[3:5] for row in sweep.table("### Difference to scratch")[1:]] == [["-", "-"]] * 2
+
+
+FUNDUS = Path(__file__).parents[2] / "benches/results/study-fundus"
+
+
+def test_the_committed_fundus_study_by_the_corrected_statistics(tmp_path):
+    """The report that stands beside its records, against SciPy on the same records."""
+    pretext3d("report", FUNDUS, "--out", tmp_path)
+    text = (tmp_path / "report.md").read_text()
+    assert text == (FUNDUS / "report/report.md").read_text(), "run `pretext3d report benches/results/study-fundus` and commit it"
+    by_fold = {}
+    for row in rows(tmp_path / "results.csv"):
+        by_fold.setdefault((row["pretext"], row["arm"], row["fraction"]), {})[row["fold"]] = float(row["score"])
+    sweep = Sweep.__new__(Sweep)
+    sweep.markdown = text
+    table = sweep.table("### Difference to scratch")[1:]
+    tests = []
+    for row in table:
+        fraction = {"10 %": "0.1", "100 %": "1.0"}[row[1]]
+        own, other = by_fold[*row[0].split(), fraction], by_fold["scratch", "scratch", fraction]
+        tests.append(corrected([own[fold] - other[fold] for fold in sorted(own)], 1 / 4))
+    for row, (mean, interval, p), adjusted in zip(table, tests, holm([p for *_, p in tests])):
+        assert np.allclose(numbers(row[2]), [mean, *interval], atol=5.1e-4) and row[3:5] == [shown(p), shown(adjusted)], row
+        verdict = "gain of" if interval[0] > 0 else "loss of" if interval[1] < 0 else "no gain shown"
+        assert f"{row[0]}, {row[1]} of the labels: {verdict}" in text
+    # One encoder served all folds: the first lines say so.
+    first = text.split("##")[0]
+    assert "Repetitions (5 folds of 1 seed) vary" in first and "the encoder (one for all repetitions)" in first
+
+
 class Page(HTMLParser):
     """Checks that tags close in order, and collects what a page would load."""
 
@@ -372,6 +455,21 @@ def test_the_page_stands_alone_and_escapes(tmp_path):
     assert "<script" not in markdown and r"a \| " in markdown
     # The statistics know nothing of published numbers.
     assert "0.74" not in markdown.split("## Published numbers")[0]
+
+
+def test_points_stand_at_their_share_of_the_labels(tmp_path):
+    """With as many arms as there are: each error bar is within a few pixels of its tick, and no two are at one place."""
+    arms = [("scratch", "scratch"), *product(("rot", "rpl", "jig", "cpc", "exe"), ("warmup", "frozen"))]
+    sweep = Sweep(tmp_path / "sweep", arms, scores({}))
+    sweep.report()
+    page = (sweep.folder / "report" / "report.html").read_text()
+    figure = re.search(r'<svg[^>]*against the share of labels".*?</svg>', page, re.S)[0]
+    lines = re.findall(r'<polyline points="([\d.]+),[\d.]+ ([\d.]+),[\d.]+" fill="none" stroke="([^"]*)" stroke-width="([^"]*)"', figure)
+    upright = [(float(x), color, width) for x, other, color, width in lines if x == other]
+    ticks = [x for x, color, width in upright if color == "rgb(228,230,234)"]
+    bars = [x for x, color, width in upright if width == "1.5"]
+    assert len(ticks) == 2 and len(set(bars)) == len(bars) == 2 * len(arms)
+    assert max(min(abs(bar - tick) for tick in ticks) for bar in bars) <= 6.1
 
 
 def test_unfair_cells_are_named(tmp_path):

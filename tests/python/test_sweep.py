@@ -260,7 +260,7 @@ def test_every_fold_has_its_own_test_side_and_pretraining(data, tmp_path):
         # Its encoder saw nothing that is tested on.
         assert read_json(out / f"pretrain/rot-k{k}/split.json") == splits[k]
     text = (out / "report/report.md").read_text()
-    assert "Folds share training subjects" in text and "warning" not in text.lower() and "2 runs" in text
+    assert "Folds share training subjects" in text and "warning" not in text.lower() and "2 folds" in text
     before = results(out)
     # The fold that was left out, without doing the others again.
     written(config, data, test="folds = 3\nrun_folds = [0, 1, 2]", **changes)

@@ -2,11 +2,12 @@
 
 use super::document::{Block, Field, Table as Grid};
 use super::figures::{self, Styles};
-use super::words::{finding, mean, number, overall, p_value, percent, reaching, section};
+use super::words::{finding, mean, number, overall, p_value, percent, reaching, repetitions, section};
 use crate::report::progress::duration;
 use crate::study::compare::{Arm, Comparison, Table};
 use crate::study::read::Records;
-use crate::study::stats::Estimate;
+use crate::study::repetitions::Repetitions;
+use crate::study::stats::{Estimate, MIN_REPETITIONS};
 use crate::study::{Convergence, compared};
 
 /// Missing cells that are named.
@@ -15,6 +16,7 @@ const NAMED: usize = 12;
 /// State of the sweep, tables and sentences: what a terminal shows as well.
 pub fn summary(records: &Records, tables: &[Table]) -> Vec<Block> {
     let mut blocks = vec![Block::Heading(1, records.title())];
+    blocks.extend(repetitions(records).into_iter().map(Block::Paragraph));
     blocks.extend(warnings(records).into_iter().map(Block::Warning));
     let (ranks, folds, metric) = (records.ranks(), records.has_folds(), records.metric());
     for table in tables {
@@ -139,7 +141,7 @@ fn differences(comparisons: &[Comparison], other: &str, ranks: &[usize]) -> Grid
             c.paired.map_or("-".into(), |p| mean(&p.difference)).into(),
             p_value(c.paired.and_then(|p| p.p)).into(),
             p_value(c.holm).into(),
-            format!("{} of {}", c.pairs(), c.planned).into(),
+            format!("{} of {}", c.pairs, c.planned).into(),
             cases.into(),
         ]
     };
@@ -148,7 +150,7 @@ fn differences(comparisons: &[Comparison], other: &str, ranks: &[usize]) -> Grid
 
 fn definitions(records: &Records, tables: &[Table]) -> Vec<String> {
     let folds = records.has_folds();
-    let unit = if folds { "seed and fold" } else { "seed" };
+    let unit = if folds { "fold" } else { "seed" };
     let mut said = Vec::new();
     let definition = match records.metric() {
         "dice" => Some(
@@ -167,21 +169,28 @@ fn definitions(records: &Records, tables: &[Table]) -> Vec<String> {
         "{}: higher is better. The epoch with the best validation score is the one that is tested.",
         records.metric()
     ));
-    let repeated = match folds {
-        true => ", or once for each fold where folds have their own",
-        false => ", so the variation of pretraining itself is in no interval",
-    };
     said.push(format!(
         "Means are over {unit}s, with the 95 % interval of Student's t distribution (as the interval of a mean it may leave the \
-         score's range); the best mean of a column is emphasised, which alone shows no gain. Each pretraining ran \
-         once{repeated}."
+         score's range); the best mean of a column is emphasised, which alone shows no gain."
     ));
     if folds {
-        said.push("Folds share training subjects, so runs are not independent and intervals are somewhat too short.".into());
+        said.push(
+            "Folds share training subjects and are not independent. The seeds of a fold are averaged first, and the variance of a \
+             mean over n of K folds is that of Nadeau and Bengio (2003): the folds' own times 1/n + 1/(K - 1), not 1/n."
+                .into(),
+        );
+    } else if records.repetitions.iter().any(Repetitions::splits_vary) {
+        said.push(
+            "Splits share subjects and are not independent: the variance of a mean over n of them is that of Nadeau and Bengio \
+             (2003), their own times 1/n + the tested subjects over the others, not 1/n."
+                .into(),
+        );
     }
     said.push(format!(
-        "Differences are of pairs of the same share of labels and {unit}, with the interval and the two-sided p-value of the \
-         paired t-test. A gain (loss) is an interval wholly above (below) 0; anything else shows none."
+        "Differences are of pairs of the same share of labels{}, with the interval and the two-sided p-value of the paired t-test. \
+         A gain (loss) is an interval wholly above (below) 0; anything else shows none. Fewer than {MIN_REPETITIONS} {unit}s, or \
+         pairs that all differ by the same, allow no verdict.",
+        if folds { ", seed and fold" } else { " and seed" }
     ));
     if tables.iter().any(|t| !t.flat.is_empty()) {
         said.push(

@@ -15,8 +15,10 @@ const COLORS: [Color; 7] =
     [[0, 114, 178], [213, 94, 0], [0, 158, 115], [204, 121, 167], [230, 159, 0], [86, 180, 233], [122, 80, 40]];
 /// Corners of markers, one a colour.
 const MARKERS: [usize; 7] = [1, 4, 3, 6, 5, 8, 7];
-/// Widest spread of the arms about a label of the axis, in labels.
-const SPREAD: f64 = 0.4;
+/// How far the outermost of several arms are drawn beside their place, and neighbours from one another at most, pixels: error bars
+/// of the same place are told apart, and the place is plain.
+const SPREAD: f32 = 6.0;
+const STEP: f32 = 2.0;
 
 /// The styles of a study's arms: a colour and a marker a pretext task, dashes for how it was fine-tuned.
 pub struct Styles(Vec<String>);
@@ -73,15 +75,15 @@ fn joined(parts: &[&str]) -> String {
 /// Series over named places; `estimates` are given by series, each with the places it has.
 fn spread(styles: &Styles, estimates: Vec<(Arm, Vec<Option<Estimate>>)>) -> Vec<Series> {
     let count = estimates.len();
-    let step = (SPREAD / count.max(2) as f64).min(0.06);
+    let step = STEP.min(2.0 * SPREAD / (count.max(2) - 1) as f32);
     let series = estimates.into_iter().enumerate().map(|(i, (arm, places))| {
-        let shift = (i as f64 - (count - 1) as f64 / 2.0) * step;
+        let shift = (i as f32 - (count - 1) as f32 / 2.0) * step;
         let point = |(at, e): (usize, Option<Estimate>)| {
             let e = e?;
-            Some(Point { x: at as f64 + shift, y: e.mean, range: e.interval })
+            Some(Point { x: at as f64, y: e.mean, range: e.interval })
         };
         let points = places.into_iter().enumerate().filter_map(point).collect();
-        Series { name: arm.label(&[]), style: styles.get(&arm), points }
+        Series { name: arm.label(&[]), style: styles.get(&arm), shift, points }
     });
     series.collect()
 }
@@ -119,6 +121,7 @@ pub fn convergence(records: &Records, styles: &Styles, parts: &[Convergence]) ->
             let series = curves.iter().map(|c| Series {
                 name: c.arm.label(&[]),
                 style: Style { marker: 0, ..styles.get(&c.arm) },
+                shift: 0.0,
                 points: c.points.iter().map(|&(e, y)| Point { x: e as f64, y, range: None }).collect(),
             });
             let share = unlabelled.map_or(String::new(), |u| format!("{} unlabelled", percent(u)));

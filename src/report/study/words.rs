@@ -2,10 +2,12 @@
 
 use crate::study::compare::{Arm, Comparison, Table, Verdict};
 use crate::study::converge::Reach;
-use crate::study::stats::Estimate;
+use crate::study::read::{Cell, Records};
+use crate::study::repetitions::Repetitions;
+use crate::study::stats::{Estimate, LEVEL, MIN_REPETITIONS};
 
 /// p-values below this count as shown after the adjustment for several comparisons: the intervals' own level.
-const ALPHA: f64 = 1.0 - crate::study::stats::LEVEL;
+const ALPHA: f64 = 1.0 - LEVEL;
 
 /// `10 %` of 0.1.
 pub fn percent(share: f64) -> String {
@@ -34,15 +36,15 @@ pub fn p_value(p: Option<f64>) -> String {
     p.map_or("-".into(), |p| if p < 1e-3 { "< 0.001".into() } else { format!("{p:.3}") })
 }
 
-/// `3 seeds`; of a cross-validation `3 runs`, each a seed and a fold.
+/// `3 seeds`; of a cross-validation `3 folds`, each the mean over its seeds.
 pub fn units(n: usize, folds: bool) -> String {
-    format!("{n} {}{}", if folds { "run" } else { "seed" }, if n == 1 { "" } else { "s" })
+    format!("{n} {}{}", if folds { "fold" } else { "seed" }, if n == 1 { "" } else { "s" })
 }
 
 /// What one comparison shows, after its name.
 pub fn finding(comparison: &Comparison, folds: bool) -> String {
-    let (n, planned) = (comparison.pairs(), comparison.planned);
-    let missing = match planned - n {
+    let planned = comparison.planned;
+    let missing = match planned - comparison.pairs {
         0 => String::new(),
         missing => format!("; {missing} of {planned} pairs missing"),
     };
@@ -50,13 +52,16 @@ pub fn finding(comparison: &Comparison, folds: bool) -> String {
         return format!("no finished pair, nothing to compare{missing}");
     };
     let (value, size) = (number(difference.mean), number(difference.mean.abs()));
+    let n = difference.n;
+    let shown = mean(&difference);
     let said = match (comparison.verdict(), difference.interval) {
         (Verdict::Gain, Some(interval)) => format!("gain of {size} ({})", range(interval)),
         (Verdict::Loss, Some([low, high])) => format!("loss of {size} ({})", range([-high, -low])),
-        (_, Some(interval)) => format!("no gain shown: difference {value} ({})", range(interval)),
-        (_, None) => {
-            return format!("one {} only: no interval; difference {value}{missing}", if folds { "run" } else { "seed" });
+        (Verdict::Unknown, _) if n < MIN_REPETITIONS => {
+            format!("no verdict, which needs {}: difference {shown}", units(MIN_REPETITIONS, folds))
         }
+        (Verdict::Unknown, _) => format!("no verdict, all pairs differ by the same {value}"),
+        _ => format!("no gain shown: difference {shown}"),
     };
     format!("{said}, {}{missing}", units(n, folds))
 }
@@ -67,12 +72,15 @@ pub fn overall(comparisons: &[Comparison], other: &str) -> String {
     let [gains, losses, neither, unknown] = [Verdict::Gain, Verdict::Loss, Verdict::Neither, Verdict::Unknown].map(count);
     let all = comparisons.len();
     if unknown == all {
-        return format!("No statement on gain or loss is possible: none of {all} comparisons with {other} has two pairs.");
+        return format!(
+            "No statement on gain or loss is possible: none of {all} comparisons with {other} has {MIN_REPETITIONS} repetitions \
+             that differ."
+        );
     }
     let mut said = if gains == 0 { format!("No gain over {other} is shown. ") } else { String::new() };
     said += &format!("Of {all} comparisons with {other}, {gains} show a gain, {losses} a loss, {neither} neither");
     if unknown > 0 {
-        said += &format!(", and {unknown} have fewer than two pairs");
+        said += &format!(", and {unknown} allow no verdict");
     }
     let kept = |verdict| comparisons.iter().filter(|c| c.verdict() == verdict && c.holm.is_some_and(|p| p < ALPHA)).count();
     let tests = all - unknown;
@@ -104,6 +112,49 @@ pub fn reaching(reach: &Reach, ranks: &[usize]) -> Vec<String> {
     reach.first.iter().map(sentence).collect()
 }
 
+/// What a repetition varies and what all share, one paragraph for each sweep that says otherwise than the first.
+pub fn repetitions(records: &Records) -> Vec<String> {
+    let mut said: Vec<String> = records.repetitions.iter().map(|r| varied(r, &records.sweep.cells)).collect();
+    said.dedup();
+    said
+}
+
+fn varied(repetitions: &Repetitions, cells: &[Cell]) -> String {
+    let seeds = repetitions.draws.len();
+    let splits = repetitions.folds.is_some() || repetitions.splits_vary();
+    let (mut own, mut shared) = (Vec::new(), Vec::new());
+    let mut put = |varies: bool, own_name: &str, shared_name: &str| match varies {
+        true => own.push(own_name.to_owned()),
+        false => shared.push(shared_name.to_owned()),
+    };
+    let of_each = if repetitions.folds.is_some() { "fold" } else { "repetition" };
+    put(splits, "the split", "the split");
+    put(seeds > 1, "the initialisation and the order of samples", "the seed of the initialisation and of the order of samples");
+    if repetitions.subsets {
+        put(splits || repetitions.distinct(|draw| draw.subset) > 1, "the label subset", "the label subset");
+    }
+    if cells.iter().any(|cell| !cell.is_baseline()) {
+        let by_seed = repetitions.distinct(|draw| draw.pretraining) > 1;
+        let by_split = repetitions.pretrained_by_split && splits;
+        let each = if by_seed { "repetition" } else { of_each };
+        put(
+            by_seed || by_split,
+            &format!("the pretraining (one encoder for each {each})"),
+            "the encoder (one for all repetitions)",
+        );
+    }
+    let count = match repetitions.folds {
+        Some(folds) => format!("{folds} folds of {}", units(seeds.max(1), false)),
+        None => units(seeds.max(1), false),
+    };
+    let list = |names: &[String]| match names {
+        [] => "nothing".to_owned(),
+        [all @ .., last] if !all.is_empty() => format!("{} and {last}", all.join(", ")),
+        [only, ..] => only.clone(),
+    };
+    format!("Repetitions ({count}) vary {}. The same for all, and in no interval: {}.", list(&own), list(&shared))
+}
+
 /// The title of a table's section.
 pub fn section(table: &Table, metric: &str, several: bool) -> String {
     match several {
@@ -119,9 +170,9 @@ mod tests {
 
     fn comparison(own: &[f64], other: &[f64], planned: usize) -> Comparison {
         let arm = Arm { rank: 3, pretext: "rot".into(), arm: "warmup".into() };
-        let paired = paired(own, other);
+        let paired = paired(own, other, 0.0);
         let holm = paired.and_then(|p| p.p);
-        Comparison { arm, fraction: 0.1, planned, paired, holm, cases: None, case_count: 0 }
+        Comparison { arm, fraction: 0.1, planned, pairs: own.len(), paired, holm, cases: None, case_count: 0 }
     }
 
     #[test]
@@ -131,8 +182,9 @@ mod tests {
             (vec![0.55, 0.66, 0.44], vec![0.5, 0.6, 0.4], 3, "gain of 0.050 (0.025 to 0.075), 3 seeds"),
             (vec![0.5, 0.6, 0.4], vec![0.55, 0.66, 0.44], 4, "loss of 0.050 (0.025 to 0.075), 3 seeds; 1 of 4 pairs missing"),
             (vec![0.6, 0.55, 0.46], vec![0.5, 0.6, 0.4], 3, "no gain shown: difference 0.037 (-0.156 to 0.230), 3 seeds"),
-            (vec![0.5, 0.6], vec![0.5, 0.6], 2, "no gain shown: difference 0.000 (0.000 to 0.000), 2 seeds"),
-            (vec![0.9], vec![0.1], 1, "one seed only: no interval; difference 0.800"),
+            (vec![0.5, 0.6, 0.4], vec![0.5, 0.6, 0.4], 3, "no gain shown: difference 0.000, 3 seeds"),
+            (vec![0.9], vec![0.1], 1, "no verdict, which needs 3 seeds: difference 0.800, 1 seed"),
+            (vec![1.5, 2.5, 3.5], vec![1.0, 2.0, 3.0], 3, "no verdict, all pairs differ by the same 0.500, 3 seeds"),
             (vec![], vec![], 3, "no finished pair, nothing to compare; 3 of 3 pairs missing"),
         ];
         for (own, other, planned, said) in &cases {
@@ -141,7 +193,7 @@ mod tests {
         let all: Vec<Comparison> = cases.iter().map(|(own, other, planned, _)| comparison(own, other, *planned)).collect();
         assert_eq!(
             overall(&all, "scratch"),
-            "Of 6 comparisons with scratch, 1 show a gain, 1 a loss, 2 neither, and 2 have fewer than two pairs; of the gains 1 \
+            "Of 7 comparisons with scratch, 1 show a gain, 1 a loss, 2 neither, and 3 allow no verdict; of the gains 1 \
              and of the losses 1 survive Holm's adjustment for 4 comparisons."
         );
         assert!(overall(&all[1..4], "scratch").starts_with("No gain over scratch is shown. Of 3 comparisons"));
