@@ -1,6 +1,7 @@
 """README and docs/: short, readable, and true where a test can see it: links, paths, commands and their flags."""
 import re
 import shlex
+import tomllib
 from functools import cache
 
 import pytest
@@ -104,9 +105,19 @@ def test_commands_and_flags_exist(page):
             for flag in FLAG.findall(text):
                 known = any(f.startswith(flag) for f in every) if flag.endswith("-") else flag in every | SCRIPTS_FLAGS
                 assert known, f"{page}: no command knows {flag}: {text}"
-        if page in GUIDE and language == "toml":
-            keys = re.findall(r"^([\w-]+) =", text, re.M)
-            assert keys and {f"--{key}" for key in keys} <= commands()["pretrain"], f"{page}: {text}"
+
+
+def test_files_of_settings_are_accepted(store, tmp_path):
+    files = [text for page in GUIDE for language, text in parts(page)[1] if language == "toml"]
+    sweeps = [text for text in files if "arms =" in text]
+    assert sweeps and len(files) > len(sweeps)
+    for text in files:
+        (tmp_path / "file.toml").write_text(text)
+        if text in sweeps:
+            planned = pretext3d("sweep", "--config", tmp_path / "file.toml", "--data", store, "--dry-run", cwd=tmp_path).stdout
+            assert " finetune " in planned
+        else:
+            assert {f"--{key}" for key in tomllib.loads(text)} <= commands()["pretrain"], text
 
 
 def test_tables_have_every_task_and_command():
