@@ -51,7 +51,8 @@ impl Pool {
         let map = encoder.deepest_shape(view);
         ensure!(
             voxels(map) > 0,
-            "a patch of {view:?} voxels is too small: the encoder pools every side by {}",
+            "a patch of {view:?} voxels is too small: the encoder pools every side by {}; give a larger --window, or --levels with \
+             fewer levels",
             deepest.reduction
         );
         let halve = rank.axes().all(|a| map[a] >= 2);

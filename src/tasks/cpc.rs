@@ -135,7 +135,7 @@ impl Cpc {
     }
 
     fn network(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<CpcHead> {
-        let pool = Pool::new(HeadKind::Gap, encoder, self.view_shape()).context("cpc")?;
+        let pool = Pool::new(HeadKind::Gap, encoder, self.view_shape())?;
         let (n, code) = (self.grid.n, self.code as i64);
         // Codes spread by one cell a layer in the plane: n - 1 layers take them from corner to corner.
         let context = (1..n).map(|i| CausalConv::new(vs / format!("context{i}"), self.grid.rank, code)).collect();

@@ -116,7 +116,7 @@ impl Exemplar {
     }
 
     fn network(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<ExemplarHead> {
-        let pool = Pool::new(HeadKind::Gap, encoder, self.view_shape()).context("exe")?;
+        let pool = Pool::new(HeadKind::Gap, encoder, self.view_shape())?;
         Ok(ExemplarHead {
             hidden: linear(vs / "hidden", pool.features, pool.features),
             norm: Norm::new(vs / "norm", pool.features),

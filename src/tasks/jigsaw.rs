@@ -192,7 +192,7 @@ impl Task for Jigsaw {
     }
 
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>> {
-        let pool = Pool::new(self.config.head, encoder, self.view_shape()).context("jig")?;
+        let pool = Pool::new(self.config.head, encoder, self.view_shape())?;
         let slots = self.grid.cells.count();
         let table: Vec<i64> = self.permutations.iter().flatten().map(|&cell| cell as i64).collect();
         let table = Tensor::from_slice(&table).view([-1, slots as i64]).to_device(vs.device());

@@ -116,7 +116,7 @@ impl Task for Rpl {
     }
 
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>> {
-        let pool = Pool::new(self.config.head, encoder, self.view_shape()).context("rpl")?;
+        let pool = Pool::new(self.config.head, encoder, self.view_shape())?;
         let mlp = Mlp::new(vs / "mlp", self.config.head.hidden(), DROPOUT, 2 * pool.features, self.classes() as i64);
         Ok(Box::new(RplHead { pool, mlp }))
     }
