@@ -7,7 +7,7 @@ use crate::dim::Shape;
 use crate::metrics::case::{BRATS_REGIONS, Empty, Group, Scores, score_case};
 use crate::metrics::summary::{best_median_worst, mean_dice};
 use crate::print::{note, say};
-use crate::report::cases::{Case, write_cases};
+use crate::report::cases::{CaseView, write_cases};
 use crate::report::progress::Counter;
 use crate::report::scores::{table, write_scores};
 use anyhow::{Context, Result, bail, ensure};
@@ -305,9 +305,9 @@ fn draw(args: &Args, plan: &Plan, files: &[(&Segmentation, &Segmentation)], case
         known.unwrap_or_else(|| value.to_string())
     };
     let names: Vec<String> = values.iter().map(name).collect();
-    let rows: Vec<Case> = shown
+    let rows: Vec<CaseView> = shown
         .iter()
-        .map(|(caption, image, (truth, prediction))| Case {
+        .map(|(caption, image, (truth, prediction))| CaseView {
             caption: caption.clone(),
             image: image.view(),
             truth: truth.view(),

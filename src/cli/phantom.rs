@@ -1,5 +1,5 @@
 use crate::data::nifti;
-use crate::data::phantom::{LabelMap, Model, generate};
+use crate::data::phantom::{LabelMap, Recipe, generate};
 use crate::print::say;
 use anyhow::{Context, Result, ensure};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -59,11 +59,11 @@ pub fn run(args: Args) -> Result<()> {
         (Some(path), _) => {
             let map = nifti::read(path)?;
             let map = LabelMap::new(&map, args.size).with_context(|| path.display().to_string())?;
-            Model::Labels { map: Box::new(map), contrasts: args.contrasts.unwrap_or(4) }
+            Recipe::Labels { map: Box::new(map), contrasts: args.contrasts.unwrap_or(4) }
         }
-        (None, Kind::Brain) => Model::Brain { size },
-        (None, Kind::Abdomen) => Model::Abdomen { size },
-        (None, Kind::Fundus) => Model::Fundus { size: args.size.unwrap_or(512) },
+        (None, Kind::Brain) => Recipe::Brain { size },
+        (None, Kind::Abdomen) => Recipe::Abdomen { size },
+        (None, Kind::Fundus) => Recipe::Fundus { size: args.size.unwrap_or(512) },
     };
     let start = Instant::now();
     let style = ProgressStyle::with_template("phantom {bar:40} {pos}/{len} subjects, {eta} left")?;

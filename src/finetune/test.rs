@@ -16,7 +16,7 @@ use crate::metrics::summary::{best_median_worst, mean_dice};
 use crate::predict::model::{DownstreamConfig, Model};
 use crate::predict::window::{Window, default_batch};
 use crate::print::{note, say};
-use crate::report::cases::{Case, write_cases};
+use crate::report::cases::{CaseView, write_cases};
 use crate::report::progress::Counter;
 use crate::report::scores::{table, write_scores};
 use crate::run::folder::{Checkpoint, Run};
@@ -38,7 +38,7 @@ struct Tested {
     score: Option<f64>,
     /// Further means, by name.
     scores: Map<String, Value>,
-    cases: Vec<record::Case>,
+    cases: Vec<record::CaseScore>,
     /// For a terminal.
     summary: String,
 }
@@ -113,7 +113,7 @@ fn segmentation(
             [("dice", &group.dice), ("jaccard", &group.jaccard), ("hd95_mm", &group.hd95_mm), ("asd_mm", &group.asd_mm)];
         scores.extend(metrics.map(|(name, s)| (format!("{name}.{}", group.group), json!(s.mean))));
     }
-    let cases = cases.iter().map(|(id, s)| record::Case { id: id.clone(), score: mean_dice(s) }).collect();
+    let cases = cases.iter().map(|(id, s)| record::CaseScore { id: id.clone(), score: mean_dice(s) }).collect();
     Ok(Some(Tested { metric: "dice", score: summary.mean_dice, scores, cases, summary: table(&summary) }))
 }
 
@@ -136,7 +136,7 @@ fn draw(
     for (caption, shape, predicted) in &shown {
         let last = &predicted.image[predicted.image.len() - voxels(*shape)..];
         let [truth, prediction] = [&predicted.truth, &predicted.classes].map(|classes| stored(slices, *shape, classes));
-        rows.push(Case {
+        rows.push(CaseView {
             caption: caption.clone(),
             image: stored(slices, *shape, last)?,
             truth: truth?,

@@ -10,7 +10,7 @@ use crate::data::preprocess::{Metadata, Plan, Prepared, Settings, prepare};
 use crate::data::slices::Slices;
 use crate::data::store::{Store, is_store};
 use crate::data::volume::Affine;
-use crate::predict::window::{Network, Window};
+use crate::predict::window::{Forward, Window};
 use crate::print::note;
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
@@ -35,7 +35,7 @@ pub enum Inputs {
 }
 
 /// A scan as the network takes it, and the way back.
-pub struct Scan {
+pub struct PreparedScan {
     /// `[C, D, H, W]`.
     pub image: Array4<f32>,
     pub origin: Origin,
@@ -167,7 +167,7 @@ impl Inputs {
     }
 
     /// Reads a scan and preprocesses it as those of the training. Errors name the file.
-    pub fn load(&self, scan: usize) -> Result<Scan> {
+    pub fn load(&self, scan: usize) -> Result<PreparedScan> {
         match self {
             Inputs::Files { subjects, plan, .. } => {
                 let subject = &subjects[scan];
@@ -177,7 +177,12 @@ impl Inputs {
                 let first = if subject.channels.len() == 1 { 0 } else { plan.channels[0] };
                 let header = subject.channels[first].read_header()?;
                 let (_, d, h, w) = prepared.image.dim();
-                Ok(Scan { image: prepared.image, origin: Origin::new(&metadata, [d, h, w])?, header, made_header: false })
+                Ok(PreparedScan {
+                    image: prepared.image,
+                    origin: Origin::new(&metadata, [d, h, w])?,
+                    header,
+                    made_header: false,
+                })
             }
             Inputs::Store { store, channels } => {
                 let file = store.folder().join(&store.index().subjects[scan].file);
@@ -206,7 +211,7 @@ fn stored(store: &Store, scan: usize, channels: &[usize]) -> Result<Array4<f32>>
     Ok(image.select(Axis(0), channels))
 }
 
-fn from_store(store: &Store, scan: usize, channels: &[usize]) -> Result<Scan> {
+fn from_store(store: &Store, scan: usize, channels: &[usize]) -> Result<PreparedScan> {
     let image = stored(store, scan, channels)?;
     let metadata = Metadata::parse(&store.file(scan)?.header().text)?;
     let source = Source::parse(metadata.sources.first().context("metadata name no source file")?);
@@ -225,7 +230,7 @@ fn from_store(store: &Store, scan: usize, channels: &[usize]) -> Result<Scan> {
     } else {
         (Header::new(metadata.original_shape, &metadata.original_affine)?, true)
     };
-    Ok(Scan { image, origin: Origin::new(&metadata, store.shape(scan))?, header, made_header })
+    Ok(PreparedScan { image, origin: Origin::new(&metadata, store.shape(scan))?, header, made_header })
 }
 
 /// Equal but for rounding, in millimetres.
@@ -247,7 +252,7 @@ fn positions(wanted: &[String], found: &[String]) -> Result<Vec<usize>> {
     wanted.iter().map(position).collect()
 }
 
-impl Scan {
+impl PreparedScan {
     /// Classes `[i, j, k]` of the file's voxels and, if asked for, their probabilities `[K, i, j, k]`.
     ///
     /// `slices`: those that a network of images takes. Across another axis than the first, the probabilities of all slices are
@@ -256,10 +261,10 @@ impl Scan {
         self,
         window: &Window,
         slices: Option<Slices>,
-        network: Network,
+        network: Forward,
         probabilities: bool,
     ) -> Result<(Array3<u8>, Option<Array4<f32>>)> {
-        let Scan { image, origin, .. } = self;
+        let PreparedScan { image, origin, .. } = self;
         let (c, d, h, w) = image.dim();
         let size = [c, d, h, w].map(|n| n as i64);
         let tensor = Tensor::from_slice(image.as_standard_layout().as_slice().expect("standard layout")).reshape(size);

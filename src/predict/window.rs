@@ -13,7 +13,7 @@ const SIGMA: f64 = 0.125;
 const MIN_WEIGHT: f64 = 1e-3;
 
 /// Logits `[B, K, D, H, W]` of `[B, C, D, H, W]`, both on [`Window::device`]; of images without `D`.
-pub type Network<'a> = &'a dyn Fn(&Tensor) -> Result<Tensor>;
+pub type Forward<'a> = &'a dyn Fn(&Tensor) -> Result<Tensor>;
 
 /// Windows a forward pass, unless the user says otherwise: as many as use a CPU well.
 pub fn default_batch(rank: Rank) -> usize {
@@ -78,7 +78,7 @@ impl Window {
     }
 
     /// Probabilities `[B, K, d, h, w]` of windows `[B, C, d, h, w]`.
-    fn predict(&self, windows: &Tensor, network: Network) -> Result<Tensor> {
+    fn predict(&self, windows: &Tensor, network: Forward) -> Result<Tensor> {
         let images = self.rank == Rank::Two;
         let x = if images { windows.squeeze_dim(2) } else { windows.shallow_clone() };
         let mirrorings = mirrorings(self.rank, self.flips);
@@ -107,7 +107,7 @@ impl Window {
     /// Held beside the scan: `K + 1` values for each voxel of a slab, one patch thick, of images as many planes as a batch holds.
     ///
     /// Errors: numbers out of range, logits of another shape, whatever the network or the sink says.
-    pub fn probabilities(&self, image: &Tensor, network: Network, sink: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+    pub fn probabilities(&self, image: &Tensor, network: Forward, sink: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
         self.check()?;
         let shape = image.size();
         ensure!(shape.len() == 4 && !shape.contains(&0), "image of {shape:?}, expected [C, D, H, W]");
@@ -115,7 +115,7 @@ impl Window {
     }
 
     /// The most probable class of each voxel, `[D, H, W]` row-major; as [`Window::probabilities`].
-    pub fn classes(&self, image: &Tensor, network: Network) -> Result<Vec<u8>> {
+    pub fn classes(&self, image: &Tensor, network: Forward) -> Result<Vec<u8>> {
         let plane = (image.size()[2] * image.size()[3]) as usize;
         let mut classes = Vec::with_capacity(plane * image.size()[1] as usize);
         self.probabilities(image, network, &mut |probabilities| {
@@ -127,7 +127,7 @@ impl Window {
         Ok(classes)
     }
 
-    fn slabs(&self, image: &Tensor, network: Network, sink: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+    fn slabs(&self, image: &Tensor, network: Forward, sink: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
         let (padded, before) = pad(image, self.patch);
         let size: [i64; 3] = std::array::from_fn(|a| padded.size()[a + 1]);
         let [d, h, w] = self.patch.map(|n| n as i64);

@@ -8,7 +8,7 @@ use ndarray::{ArrayView2, ArrayView3, Axis};
 use std::path::Path;
 
 /// One row of the figure. Arrays are `[D, H, W]` on one grid, axes as in the store (RAS+: x, y, z); `D = 1` is an image.
-pub struct Case<'a> {
+pub struct CaseView<'a> {
     /// Why it is shown, which it is, and its scores.
     pub caption: String,
     pub image: ArrayView3<'a, f32>,
@@ -36,7 +36,7 @@ fn color(class: u8) -> Color {
 /// A volume shows the axial slice with most true foreground (of the prediction, if there is no truth; otherwise the middle one),
 /// in radiological orientation. Voxels are drawn square. Classes are tinted and outlined over the grey image, whose window runs
 /// from its 0.5th to its 99.5th percentile; `names[k]` is class `k` in the legend. Errors: no case, arrays of different shapes.
-pub fn write_cases(path: &Path, title: &str, names: &[String], cases: &[Case]) -> Result<()> {
+pub fn write_cases(path: &Path, title: &str, names: &[String], cases: &[CaseView]) -> Result<()> {
     ensure!(!cases.is_empty(), "{}: nothing to draw", path.display());
     for case in cases {
         let (image, truth, prediction) = (case.image.dim(), case.truth.dim(), case.prediction.dim());
@@ -47,15 +47,15 @@ pub fn write_cases(path: &Path, title: &str, names: &[String], cases: &[Case]) -
             case.caption
         );
     }
-    let rows: Vec<Row> = cases.iter().map(Row::new).collect();
+    let rows: Vec<CaseRow> = cases.iter().map(CaseRow::new).collect();
     let width = rows.iter().map(|r| 3 * (r.size[0] + GAP) - GAP).max().unwrap_or(1).max(600);
-    let caption = |c: &Case| wrap(&c.caption, TEXT, width as f32, 2);
+    let caption = |c: &CaseView| wrap(&c.caption, TEXT, width as f32, 2);
     let captions: Vec<Vec<String>> = cases.iter().map(caption).collect();
     let line = (TEXT * 1.25) as usize;
     let title = wrap(title, TITLE, width as f32, 2);
     let legend = legend(names, width);
     let head = MARGIN + (title.len() as f32 * TITLE * 1.2) as usize + legend.len() * line + GAP;
-    let height = |(row, caption): (&Row, &Vec<String>)| row.size[1] + (caption.len() + 1) * line + MARGIN;
+    let height = |(row, caption): (&CaseRow, &Vec<String>)| row.size[1] + (caption.len() + 1) * line + MARGIN;
     let total = head + rows.iter().zip(&captions).map(height).sum::<usize>();
 
     let mut canvas = Canvas::new(width + 2 * MARGIN, total, BACKGROUND);
@@ -104,7 +104,7 @@ fn legend(names: &[String], width: usize) -> Vec<Vec<(usize, u8, &str)>> {
 }
 
 /// A case's slices, as they are drawn.
-struct Row<'a> {
+struct CaseRow<'a> {
     image: ArrayView2<'a, f32>,
     truth: ArrayView2<'a, u8>,
     prediction: ArrayView2<'a, u8>,
@@ -114,8 +114,8 @@ struct Row<'a> {
     size: [usize; 2],
 }
 
-impl<'a> Row<'a> {
-    fn new(case: &Case<'a>) -> Self {
+impl<'a> CaseRow<'a> {
+    fn new(case: &CaseView<'a>) -> Self {
         let (image, truth, prediction) = match case.image.dim() {
             (1, _, _) => {
                 let flat = |classes: ArrayView3<'a, u8>| classes.index_axis_move(Axis(0), 0);
@@ -129,7 +129,7 @@ impl<'a> Row<'a> {
         let zoom = Zoom::to(image.nrows().max(image.ncols()), PICTURE);
         let size = [zoom.size(image.ncols()), zoom.size(image.nrows())];
         let window = window(&[Panel { image: case.image, caption: String::new() }]);
-        Row { image, truth, prediction, window, zoom, size }
+        CaseRow { image, truth, prediction, window, zoom, size }
     }
 
     fn draw(&self, canvas: &mut Canvas, [left, top]: [usize; 2], classes: Option<ArrayView2<u8>>) {
@@ -185,8 +185,12 @@ mod tests {
         let mut prediction = Array3::zeros((20, 30, 10));
         prediction[[15, 25, 7]] = 1;
         assert_eq!((fullest(truth.view()), fullest(Array3::zeros((2, 2, 2)).view())), (Some(7), None));
-        let case =
-            || Case { caption: "best: case".into(), image: image.view(), truth: truth.view(), prediction: prediction.view() };
+        let case = || CaseView {
+            caption: "best: case".into(),
+            image: image.view(),
+            truth: truth.view(),
+            prediction: prediction.view(),
+        };
         let names = ["background", "one", "two"].map(String::from);
         write_cases(&path, "Cases", &names, &[case(), case()]).unwrap();
         let picture = image::open(&path).unwrap().into_rgb8();
@@ -204,11 +208,11 @@ mod tests {
         assert_eq!(x, MARGIN + 2 * (200 + GAP) + (20 - 15) * 10 - 1);
 
         assert!(write_cases(&path, "", &names, &[]).is_err());
-        let short = Case { truth: truth.slice(ndarray::s![..19, .., ..]), ..case() };
+        let short = CaseView { truth: truth.slice(ndarray::s![..19, .., ..]), ..case() };
         assert!(write_cases(&path, "", &names, &[short]).unwrap_err().to_string().contains("expected one shape"));
         let large = Array3::zeros((1, 700, 500));
         let (classes, plane) = (Array3::ones((1, 700, 500)), large.view());
-        let flat = Case { caption: String::new(), image: plane, truth: classes.view(), prediction: classes.view() };
+        let flat = CaseView { caption: String::new(), image: plane, truth: classes.view(), prediction: classes.view() };
         write_cases(&path, "", &names, &[flat]).unwrap();
     }
 }

@@ -9,10 +9,10 @@ use std::path::Path;
 /// Predictions of scans, for a table.
 pub struct Predictions {
     classes: Vec<String>,
-    rows: Vec<Row>,
+    rows: Vec<Prediction>,
 }
 
-struct Row {
+struct Prediction {
     id: String,
     truth: Option<u8>,
     class: u8,
@@ -27,7 +27,7 @@ impl Predictions {
 
     /// `truth`: where it is known; `probabilities`: one for each class.
     pub fn add(&mut self, id: &str, truth: Option<u8>, class: u8, probabilities: &[f32]) {
-        self.rows.push(Row { id: id.to_owned(), truth, class, probabilities: probabilities.to_vec() });
+        self.rows.push(Prediction { id: id.to_owned(), truth, class, probabilities: probabilities.to_vec() });
     }
 
     /// Of the scans whose class is known; `None` if none is.

@@ -47,13 +47,13 @@ pub struct CellResult {
     pub score: Option<f64>,
     /// Further means.
     pub scores: Map<String, Value>,
-    pub cases: Vec<Case>,
+    pub cases: Vec<CaseScore>,
 }
 
 /// The score of one test case.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Case {
+pub struct CaseScore {
     pub id: String,
     pub score: Option<f64>,
 }

@@ -16,25 +16,25 @@ const DIGITS: usize = 16;
 #[serde(deny_unknown_fields)]
 pub struct Seen {
     /// Those that were learnt from.
-    pub train: Group,
+    pub train: Members,
     /// Those that chose the best epoch.
-    pub val: Group,
+    pub val: Members,
     /// Whether that is all: false if it started from weights that do not say whom they have seen.
     pub complete: bool,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Group {
+pub struct Members {
     /// Hashes of the subjects' ids.
     pub subjects: BTreeSet<String>,
     /// Beginnings of [`Entry::marks`](crate::data::store::Entry::marks), by which a scan is known again under any id.
     pub scans: BTreeSet<String>,
 }
 
-impl Group {
-    fn of(scans: &Subset) -> Group {
-        let mut group = Group::default();
+impl Members {
+    fn of(scans: &Subset) -> Members {
+        let mut group = Members::default();
         for entry in (0..scans.len()).map(|i| &scans.store().index().subjects[scans.scan(i)]) {
             group.subjects.insert(hashed(subject(&entry.id)));
             group.scans.extend(entry.marks().map(beginning));
@@ -42,7 +42,7 @@ impl Group {
         group
     }
 
-    fn extend(&mut self, other: Group) {
+    fn extend(&mut self, other: Members) {
         self.subjects.extend(other.subjects);
         self.scans.extend(other.scans);
     }
@@ -59,12 +59,12 @@ fn beginning(hash: &str) -> String {
 impl Seen {
     /// A training on these scans.
     pub fn of(train: &Subset, val: &Subset) -> Seen {
-        Seen { train: Group::of(train), val: Group::of(val), complete: true }
+        Seen { train: Members::of(train), val: Members::of(val), complete: true }
     }
 
     /// The subjects of a run from before its scans were kept.
     pub fn of_ids(train: &[String], val: &[String]) -> Seen {
-        let group = |ids: &[String]| Group { subjects: ids.iter().map(|id| hashed(id)).collect(), ..Group::default() };
+        let group = |ids: &[String]| Members { subjects: ids.iter().map(|id| hashed(id)).collect(), ..Members::default() };
         Seen { train: group(train), val: group(val), complete: true }
     }
 
@@ -119,7 +119,7 @@ pub fn warnings(seen: Option<&Seen>, store: &Store, split: &Split, other_people:
 }
 
 /// Those of the subjects of which a scan was seen, and those of which the id alone was.
-fn known<'a>(store: &Store, subjects: &'a [String], groups: &[&Group]) -> (Vec<&'a str>, Vec<&'a str>) {
+fn known<'a>(store: &Store, subjects: &'a [String], groups: &[&Members]) -> (Vec<&'a str>, Vec<&'a str>) {
     let mut marks: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
     store.index().subjects.iter().for_each(|entry| marks.entry(subject(&entry.id)).or_default().extend(entry.marks()));
     let scan = |id: &str| {

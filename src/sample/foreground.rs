@@ -13,11 +13,11 @@ const REMEMBERED: usize = 4096;
 
 /// Foreground voxels of every scan of a labelled set.
 pub struct Foreground {
-    scans: Vec<Scan>,
+    scans: Vec<ClassVoxels>,
     classes: usize,
 }
 
-struct Scan {
+struct ClassVoxels {
     id: String,
     shape: Shape,
     /// Voxels of each class, background included.
@@ -35,9 +35,9 @@ impl Foreground {
             .into_par_iter()
             .map(|scan| {
                 let file = file(subset, scan);
-                Scan::read(subset, scan, classes).with_context(|| file.display().to_string())
+                ClassVoxels::read(subset, scan, classes).with_context(|| file.display().to_string())
             })
-            .collect::<Result<Vec<Scan>>>()?;
+            .collect::<Result<Vec<ClassVoxels>>>()?;
         let found = Foreground { scans, classes };
         ensure!(
             (0..found.scans.len()).any(|scan| found.has(scan)),
@@ -67,7 +67,7 @@ impl Foreground {
     ///
     /// Errors if the scan is smaller than the patch.
     pub fn region(&self, scan: usize, patch: Shape, foreground: bool, rng: &mut Rng) -> Result<Region> {
-        let Scan { id, shape, positions, .. } = &self.scans[scan];
+        let ClassVoxels { id, shape, positions, .. } = &self.scans[scan];
         ensure!(
             (0..3).all(|a| (1..=shape[a]).contains(&patch[a])),
             "{id}: the scan has {shape:?} voxels, which is too small for a patch of {patch:?}"
@@ -86,8 +86,8 @@ impl Foreground {
     }
 }
 
-impl Scan {
-    fn read(subset: &Subset, scan: usize, classes: usize) -> Result<Scan> {
+impl ClassVoxels {
+    fn read(subset: &Subset, scan: usize, classes: usize) -> Result<ClassVoxels> {
         let shape = subset.shape(scan);
         let n = voxels(shape);
         ensure!(u32::try_from(n).is_ok(), "{shape:?} voxels are more than 2^32");
@@ -107,7 +107,7 @@ impl Scan {
             let of_class = label.iter().enumerate().filter(|&(_, &c)| usize::from(c) == class);
             of_class.enumerate().filter(|(nth, _)| chosen.next_if_eq(nth).is_some()).map(|(_, (at, _))| at as u32).collect()
         });
-        Ok(Scan { id: subset.id(scan).into(), shape, positions: positions.collect(), counts: all[..classes].to_vec() })
+        Ok(ClassVoxels { id: subset.id(scan).into(), shape, positions: positions.collect(), counts: all[..classes].to_vec() })
     }
 }
 
@@ -118,7 +118,7 @@ fn file(subset: &Subset, scan: usize) -> std::path::PathBuf {
 }
 
 /// The first ids, for a message.
-fn some(scans: &[Scan]) -> String {
+fn some(scans: &[ClassVoxels]) -> String {
     let mut ids: Vec<&str> = scans.iter().take(5).map(|scan| scan.id.as_str()).collect();
     if scans.len() > ids.len() {
         ids.push("...");

@@ -14,7 +14,7 @@ use crate::nn::heads::{HeadKind, Pool, linear};
 use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
 use crate::sample::patch::draw_window;
-use crate::transform::intensity::{self, Intensity, Stats};
+use crate::transform::intensity::{self, IntensityChange, Stats};
 use crate::transform::resample::{self, Interpolation, Resample};
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
@@ -24,8 +24,9 @@ use tch::nn::Module;
 use tch::{Kind, Tensor, nn};
 
 /// The paper's transforms.
-const SPATIAL: resample::Ranges = resample::Ranges { flip: 0.5, right_angle: 0.5, degrees: 180., zoom: [0.8, 1.2] };
-const INTENSITY: intensity::Ranges = intensity::Ranges { contrast: [0.5, 1.5], shift: 0.125 };
+const SPATIAL: resample::ResampleRanges =
+    resample::ResampleRanges { flip: 0.5, right_angle: 0.5, degrees: 180., zoom: [0.8, 1.2] };
+const INTENSITY: intensity::IntensityRanges = intensity::IntensityRanges { contrast: [0.5, 1.5], shift: 0.125 };
 /// Added to squared distances: the root's gradient at 0 is infinite.
 const EPS: f64 = 1e-12;
 
@@ -55,7 +56,7 @@ struct Params {
     /// The anchor's window; the positive is its transformed copy.
     window: Region,
     spatial: Resample,
-    intensity: Intensity,
+    intensity: IntensityChange,
     /// Index of the negative's scan, and its window.
     negative: usize,
     negative_id: String,

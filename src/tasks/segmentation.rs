@@ -12,7 +12,7 @@ use crate::metrics::overlap::Counts;
 use crate::metrics::summary::mean;
 use crate::nn::script::ScriptModule;
 use crate::nn::{Decoder, Encoder, Mode};
-use crate::predict::window::{Network, Window, default_batch};
+use crate::predict::window::{Forward, Window, default_batch};
 use crate::rng::Rng;
 use crate::sample::foreground::Foreground;
 use crate::sample::patch::max_window;
@@ -217,7 +217,7 @@ pub struct Predicted {
 
 impl Predicted {
     /// Errors where the scan has no label.
-    pub fn of(scans: &dyn Scans, scan: usize, window: &Window, network: Network) -> Result<Predicted> {
+    pub fn of(scans: &dyn Scans, scan: usize, window: &Window, network: Forward) -> Result<Predicted> {
         let [d, h, w] = scans.shape(scan);
         let (image, truth) = (scans.whole(scan)?, scans.whole_label(scan)?);
         let dims = [scans.channels(), d, h, w].map(|n| n as i64);

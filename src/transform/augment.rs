@@ -1,7 +1,7 @@
 //! Augmentation of an image and its label together, for fine-tuning. The spatial part moves both by one map, the label by its
 //! nearest voxel only; the intensity part changes the image, each channel by itself. Probabilities and ranges follow nnU-Net.
 
-use super::intensity::{self, Intensity, Stats};
+use super::intensity::{self, IntensityChange, Stats};
 use super::resample::{self, Interpolation, Resample};
 use crate::dim::{Rank, Shape, voxels};
 use crate::rng::{Rng, normal_pair};
@@ -108,7 +108,7 @@ pub struct Augmentation {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChannelChange {
-    pub intensity: Option<Intensity>,
+    pub intensity: Option<IntensityChange>,
     pub gamma: Option<f32>,
     pub noise: Option<Noise>,
 }
@@ -159,7 +159,7 @@ impl AugmentConfig {
         if self.off {
             return Augmentation { spatial: Resample::IDENTITY, channels: vec![ChannelChange::default(); channels] };
         }
-        let ranges = resample::Ranges { flip: self.flip, right_angle: 0., degrees: self.degrees, zoom: self.scale.0 };
+        let ranges = resample::ResampleRanges { flip: self.flip, right_angle: 0., degrees: self.degrees, zoom: self.scale.0 };
         let mut spatial = ranges.draw(rank, rng);
         if !rng.random_bool(self.spatial) {
             spatial = Resample { flip: spatial.flip, ..Resample::IDENTITY };
@@ -168,7 +168,7 @@ impl AugmentConfig {
     }
 
     fn draw_channel(&self, rng: &mut Rng) -> ChannelChange {
-        let ranges = intensity::Ranges { contrast: self.contrast.0, shift: self.brightness };
+        let ranges = intensity::IntensityRanges { contrast: self.contrast.0, shift: self.brightness };
         let mut intensity = ranges.draw(rng);
         if !rng.random_bool(self.brightness_p) {
             intensity.shift = 0.;

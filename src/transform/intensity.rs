@@ -1,4 +1,4 @@
-//! Intensity transforms.
+//! IntensityChange transforms.
 
 use crate::rng::Rng;
 use rand::Rng as _;
@@ -9,25 +9,25 @@ use serde::{Deserialize, Serialize};
 /// same share of what is there. Nothing is clamped: values may leave [0, 1], and no detail is lost to saturation.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Intensity {
+pub struct IntensityChange {
     pub contrast: f32,
     pub shift: f32,
 }
 
-/// Ranges that [`Ranges::draw`] draws from, uniformly.
+/// IntensityRanges that [`IntensityRanges::draw`] draws from, uniformly.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Ranges {
+pub struct IntensityRanges {
     /// Smallest and largest contrast.
     pub contrast: [f32; 2],
     /// Largest shift, up or down, as a share of the range of intensities.
     pub shift: f32,
 }
 
-impl Ranges {
-    pub fn draw(&self, rng: &mut Rng) -> Intensity {
+impl IntensityRanges {
+    pub fn draw(&self, rng: &mut Rng) -> IntensityChange {
         let contrast = self.contrast[0] + rng.random::<f32>() * (self.contrast[1] - self.contrast[0]);
-        Intensity { contrast, shift: self.shift * (2. * rng.random::<f32>() - 1.) }
+        IntensityChange { contrast, shift: self.shift * (2. * rng.random::<f32>() - 1.) }
     }
 }
 
@@ -60,7 +60,7 @@ impl Stats {
     }
 }
 
-impl Intensity {
+impl IntensityChange {
     /// Changes a channel in place; `stats` are those of the channel before any padding.
     pub fn apply(&self, stats: Stats, channel: &mut [f32]) {
         let offset = stats.mean * (1. - self.contrast) + self.shift * (stats.max - stats.min);
@@ -76,7 +76,7 @@ mod tests {
     #[test]
     fn agrees_with_the_formula() {
         let mut rng = rng(1, Stream::Train, 0, 0);
-        let ranges = Ranges { contrast: [0.5, 1.5], shift: 0.125 };
+        let ranges = IntensityRanges { contrast: [0.5, 1.5], shift: 0.125 };
         for n in [1, 15, 16, 1000] {
             let x: Vec<f32> = (0..n).map(|_| 20. * rng.random::<f32>() - 5.).collect();
             let t = ranges.draw(&mut rng);

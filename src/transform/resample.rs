@@ -30,10 +30,10 @@ pub struct Resample {
     pub zoom: [f32; 3],
 }
 
-/// Ranges that [`Ranges::draw`] draws from.
+/// ResampleRanges that [`ResampleRanges::draw`] draws from.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Ranges {
+pub struct ResampleRanges {
     /// Probability of a flip, for each axis.
     pub flip: f64,
     /// Probability that the angle is a multiple of 90 degrees; otherwise it is uniform in `[-degrees, degrees)`.
@@ -44,7 +44,7 @@ pub struct Ranges {
     pub zoom: [f32; 2],
 }
 
-impl Ranges {
+impl ResampleRanges {
     /// Draws a transform about a random axis; for images in the plane only.
     pub fn draw(&self, rank: Rank, rng: &mut Rng) -> Resample {
         let mut drawn = Resample::IDENTITY;
@@ -139,7 +139,7 @@ impl Resample {
         let centre = shape.map(|n| (n as f64 - 1.) / 2.);
         let fixed = |x: f64| (x * ONE as f64).round() as i64;
         let step: [i64; 3] = std::array::from_fn(|a| fixed(matrix[a][2]));
-        let mut row = Row::new(shape, interpolation);
+        let mut row = SourceRow::new(shape, interpolation);
         for x0 in 0..shape[0] {
             for x1 in 0..shape[1] {
                 let offset = [x0 as f64 - centre[0], x1 as f64 - centre[1], -centre[2]];
@@ -157,7 +157,7 @@ impl Resample {
 }
 
 /// Where the voxels of one output row (along the last axis) come from; shared by the channels.
-struct Row {
+struct SourceRow {
     shape: Shape,
     interpolation: Interpolation,
     /// Offsets in memory of the next voxel along each axis, 0 along an axis of one voxel.
@@ -173,10 +173,10 @@ struct Row {
     weight: [Vec<f32>; 3],
 }
 
-impl Row {
+impl SourceRow {
     fn new(shape: Shape, interpolation: Interpolation) -> Self {
         let stride = [shape[1] * shape[2], shape[2], 1];
-        Row {
+        SourceRow {
             shape,
             interpolation,
             stride: std::array::from_fn(|a| if shape[a] > 1 { stride[a] } else { 0 }),
@@ -302,7 +302,7 @@ mod tests {
     use crate::rng::{Stream, rng};
     use crate::transform::spatial::Orientation;
 
-    const WILD: Ranges = Ranges { flip: 0.5, right_angle: 0.25, degrees: 180., zoom: [0.5, 2.] };
+    const WILD: ResampleRanges = ResampleRanges { flip: 0.5, right_angle: 0.25, degrees: 180., zoom: [0.5, 2.] };
 
     fn noise(n: usize, rng: &mut Rng) -> Vec<f32> {
         (0..n).map(|_| rng.random()).collect()
@@ -391,7 +391,7 @@ mod tests {
     #[test]
     fn draws_stay_in_range_and_in_plane() {
         let mut rng = rng(3, Stream::Train, 0, 0);
-        let ranges = Ranges { flip: 0.5, right_angle: 0.5, degrees: 180., zoom: [0.8, 1.2] };
+        let ranges = ResampleRanges { flip: 0.5, right_angle: 0.5, degrees: 180., zoom: [0.8, 1.2] };
         let drawn: Vec<Resample> = (0..400).map(|_| ranges.draw(Rank::Three, &mut rng)).collect();
         assert!(drawn.iter().all(|t| t.zoom.iter().all(|z| (0.8..=1.2).contains(z)) && t.degrees.abs() <= 270.));
         let right = drawn.iter().filter(|t| t.degrees % 90. == 0.).count();

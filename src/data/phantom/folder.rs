@@ -1,6 +1,6 @@
 //! Writing phantoms into a folder in a public dataset's layout; restartable, a subject counting once all its files are there.
 
-use super::{Case, Model, brain, fundus, part, retinopathy};
+use super::{Phantom, Recipe, brain, fundus, part, retinopathy};
 use crate::data::nifti::{self, DataType};
 use crate::fs::write_atomic;
 use crate::rng::{Stream, rng};
@@ -52,7 +52,7 @@ pub struct Made {
 /// Errors: settings out of range, a folder that holds anything else or more subjects than asked for, output that cannot be
 /// written.
 pub fn generate(
-    model: &Model,
+    model: &Recipe,
     subjects: usize,
     seed: u64,
     folder: &Path,
@@ -86,44 +86,44 @@ pub fn generate(
         })
     })?;
     match model {
-        Model::Abdomen { .. } => write_json(&folder.join("dataset.json"), &decathlon(subjects))?,
-        Model::Fundus { .. } => write_grades(&folder.join("train.csv"), subjects, seed)?,
-        Model::Brain { .. } | Model::Labels { .. } => {}
+        Recipe::Abdomen { .. } => write_json(&folder.join("dataset.json"), &decathlon(subjects))?,
+        Recipe::Fundus { .. } => write_grades(&folder.join("train.csv"), subjects, seed)?,
+        Recipe::Brain { .. } | Recipe::Labels { .. } => {}
     }
     let new = new.into_inner();
     Ok(Made { new, kept: subjects - new })
 }
 
-impl Model {
+impl Recipe {
     pub(super) fn name(&self) -> &'static str {
         match self {
-            Model::Brain { .. } => "brain",
-            Model::Abdomen { .. } => "abdomen",
-            Model::Fundus { .. } => "fundus",
-            Model::Labels { .. } => "labels",
+            Recipe::Brain { .. } => "brain",
+            Recipe::Abdomen { .. } => "abdomen",
+            Recipe::Fundus { .. } => "fundus",
+            Recipe::Labels { .. } => "labels",
         }
     }
 
     fn shape(&self) -> [usize; 3] {
         match self {
-            Model::Brain { size } | Model::Abdomen { size } => [*size; 3],
-            Model::Fundus { size } => fundus::shape(*size),
-            Model::Labels { map, .. } => map.grid(),
+            Recipe::Brain { size } | Recipe::Abdomen { size } => [*size; 3],
+            Recipe::Fundus { size } => fundus::shape(*size),
+            Recipe::Labels { map, .. } => map.grid(),
         }
     }
 
     pub(super) fn contrasts(&self) -> &'static [&'static str] {
         match self {
-            Model::Brain { .. } => &brain::CONTRASTS,
-            Model::Abdomen { .. } => &["CT"],
-            Model::Fundus { .. } => &fundus::CHANNELS,
-            Model::Labels { contrasts, .. } => &brain::CONTRASTS[..*contrasts],
+            Recipe::Brain { .. } => &brain::CONTRASTS,
+            Recipe::Abdomen { .. } => &["CT"],
+            Recipe::Fundus { .. } => &fundus::CHANNELS,
+            Recipe::Labels { contrasts, .. } => &brain::CONTRASTS[..*contrasts],
         }
     }
 
     fn fingerprint(&self) -> Option<String> {
         match self {
-            Model::Labels { map, .. } => Some(map.sha256()),
+            Recipe::Labels { map, .. } => Some(map.sha256()),
             _ => None,
         }
     }
@@ -166,14 +166,14 @@ fn claim(folder: &Path, record: &Record) -> Result<()> {
 }
 
 /// A subject's files in writing order: the contrasts, then the label.
-fn files(model: &Model, folder: &Path, subject: usize) -> Vec<PathBuf> {
+fn files(model: &Recipe, folder: &Path, subject: usize) -> Vec<PathBuf> {
     match model {
-        Model::Abdomen { .. } => {
+        Recipe::Abdomen { .. } => {
             let name = format!("{}.nii.gz", decathlon_id(subject));
             ["imagesTr", "labelsTr"].map(|part| folder.join(part).join(&name)).to_vec()
         }
-        Model::Fundus { .. } => vec![folder.join("train_images").join(format!("{}.png", fundus_id(subject)))],
-        Model::Brain { .. } | Model::Labels { .. } => {
+        Recipe::Fundus { .. } => vec![folder.join("train_images").join(format!("{}.png", fundus_id(subject)))],
+        Recipe::Brain { .. } | Recipe::Labels { .. } => {
             let id = format!("{}_{subject:04}", model.name());
             let names = model.contrasts().iter().chain(&["seg"]);
             names.map(|contrast| folder.join(&id).join(format!("{id}_{contrast}.nii.gz"))).collect()
@@ -181,7 +181,7 @@ fn files(model: &Model, folder: &Path, subject: usize) -> Vec<PathBuf> {
     }
 }
 
-fn write_case(case: &Case, files: &[PathBuf]) -> Result<()> {
+fn write_case(case: &Phantom, files: &[PathBuf]) -> Result<()> {
     if let ([file], [(_, photograph)]) = (files, case.images.as_slice()) {
         return write_photograph(&photograph.data, file);
     }

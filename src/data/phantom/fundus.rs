@@ -6,7 +6,7 @@ use super::eye::{Eye, Point, Spot, distance};
 use super::field::{blur, smooth};
 use super::geometry::smoothstep;
 use super::retinopathy::{Lesion, Retinopathy};
-use super::{Case, part, volume};
+use super::{Phantom, part, volume};
 use crate::data::volume::Affine;
 use crate::dim::{Shape, voxels};
 use crate::rng::{Rng, normal};
@@ -64,7 +64,7 @@ impl Canvas {
 }
 
 /// Draws one eye: the photograph `[3, 1, H, W]` with whole values 0 to 255, and its lesions `[1, 1, H, W]`, values of [`Lesion`].
-pub fn case(size: usize, part: impl Fn(u64) -> Rng) -> Case {
+pub fn case(size: usize, part: impl Fn(u64) -> Rng) -> Phantom {
     let shape = shape(size);
     let (n, width) = (voxels(shape), shape[2]);
     let eye = Eye::draw(&mut part(part::ANATOMY));
@@ -139,7 +139,7 @@ pub fn case(size: usize, part: impl Fn(u64) -> Rng) -> Case {
     expose(&mut image, &mut lesions, &canvas, &mut look, &mut part(part::SCAN));
     let affine: Affine = std::array::from_fn(|r| std::array::from_fn(|c| f64::from(u8::from(r == c))));
     let photograph = volume(image, shape, affine);
-    Case { images: vec![("photograph", photograph)], label: volume(lesions, shape, affine) }
+    Phantom { images: vec![("photograph", photograph)], label: volume(lesions, shape, affine) }
 }
 
 /// Illumination, focus, noise and the border around the field.

@@ -3,7 +3,7 @@
 use super::appearance::{Scanner, texture};
 use super::field::{Variation, Warp};
 use super::geometry::Point;
-use super::{Case, MAX_SIZE, brain, check_size, part, volume};
+use super::{MAX_SIZE, Phantom, brain, check_size, part, volume};
 use crate::data::volume::{Affine, Volume};
 use crate::dim::{Shape, voxels};
 use crate::rng::Rng;
@@ -113,7 +113,7 @@ impl LabelMap {
 }
 
 /// One subject: the deformed map and its contrasts.
-pub fn case(map: &LabelMap, contrasts: usize, part: impl Fn(u64) -> Rng) -> Case {
+pub fn case(map: &LabelMap, contrasts: usize, part: impl Fn(u64) -> Rng) -> Phantom {
     let (shape, spacing) = (map.grid, map.grid_spacing);
     let extent = (0..3).map(|a| spacing[a] * shape[a] as f32).fold(f32::INFINITY, f32::min);
     let warp = Warp::draw(shape, spacing, &variation(extent), &mut part(part::WARP));
@@ -133,5 +133,5 @@ pub fn case(map: &LabelMap, contrasts: usize, part: impl Fn(u64) -> Rng) -> Case
     }
     debug_assert_eq!(classes.len(), voxels(shape));
     let label = classes.iter().map(|&k| map.values[k as usize] as f32).collect();
-    Case { images, label: volume(label, shape, map.affine) }
+    Phantom { images, label: volume(label, shape, map.affine) }
 }

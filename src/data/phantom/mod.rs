@@ -35,7 +35,7 @@ pub const MAX_SIZE: usize = 512;
 pub const MAX_HEIGHT: usize = 4096;
 
 /// What is generated.
-pub enum Model {
+pub enum Recipe {
     /// Heads on four MR contrasts with a glioma, in a cube of `size` voxels and 192 mm; the layout is that of BraTS 2018.
     Brain { size: usize },
     /// Trunks on CT with a tumour of the pancreas, in a cube of `size` voxels and 307 mm; the layout is that of Decathlon Task07.
@@ -47,18 +47,18 @@ pub enum Model {
 }
 
 /// One subject: images named by contrast, and the label, all `[1, D, H, W]` on one grid; a photograph is one image of three channels.
-pub struct Case {
+pub struct Phantom {
     pub images: Vec<(&'static str, Volume)>,
     pub label: Volume,
 }
 
-impl Model {
+impl Recipe {
     /// Checks what can be checked before anything is generated.
     pub fn validate(&self) -> Result<()> {
         match self {
-            Model::Brain { size } | Model::Abdomen { size } => check_size(*size, MAX_SIZE),
-            Model::Fundus { size } => check_size(*size, MAX_HEIGHT),
-            Model::Labels { contrasts, .. } => {
+            Recipe::Brain { size } | Recipe::Abdomen { size } => check_size(*size, MAX_SIZE),
+            Recipe::Fundus { size } => check_size(*size, MAX_HEIGHT),
+            Recipe::Labels { contrasts, .. } => {
                 let most = brain::CONTRASTS.len();
                 ensure!((1..=most).contains(contrasts), "{contrasts} contrasts asked for, expected 1 to {most}");
                 Ok(())
@@ -67,13 +67,13 @@ impl Model {
     }
 
     /// Generates one subject.
-    pub fn case(&self, seed: u64, subject: u64) -> Case {
+    pub fn case(&self, seed: u64, subject: u64) -> Phantom {
         let part = |part: u64| rng(seed, Stream::Phantom, subject, part);
         match self {
-            Model::Brain { size } => brain_case(*size, part),
-            Model::Abdomen { size } => abdomen_case(*size, part),
-            Model::Fundus { size } => fundus::case(*size, part),
-            Model::Labels { map, contrasts } => labels::case(map, *contrasts, part),
+            Recipe::Brain { size } => brain_case(*size, part),
+            Recipe::Abdomen { size } => abdomen_case(*size, part),
+            Recipe::Fundus { size } => fundus::case(*size, part),
+            Recipe::Labels { map, contrasts } => labels::case(map, *contrasts, part),
         }
     }
 }
@@ -94,7 +94,7 @@ mod part {
     pub const SCAN: u64 = 16;
 }
 
-fn brain_case(size: usize, part: impl Fn(u64) -> Rng) -> Case {
+fn brain_case(size: usize, part: impl Fn(u64) -> Rng) -> Phantom {
     use brain::Tissue;
     let (shape, voxel) = ([size; 3], brain::FIELD_OF_VIEW / size as f32);
     let anatomy = brain::Brain::draw(&mut part(part::ANATOMY));
@@ -139,10 +139,10 @@ fn brain_case(size: usize, part: impl Fn(u64) -> Rng) -> Case {
             _ => 0.0,
         })
         .collect();
-    Case { images, label: volume(label, shape, centred(shape, voxel)) }
+    Phantom { images, label: volume(label, shape, centred(shape, voxel)) }
 }
 
-fn abdomen_case(size: usize, part: impl Fn(u64) -> Rng) -> Case {
+fn abdomen_case(size: usize, part: impl Fn(u64) -> Rng) -> Phantom {
     use abdomen::Tissue;
     let (shape, voxel) = ([size; 3], abdomen::FIELD_OF_VIEW / size as f32);
     let anatomy = abdomen::Abdomen::draw(voxel, &mut part(part::ANATOMY));
@@ -169,7 +169,7 @@ fn abdomen_case(size: usize, part: impl Fn(u64) -> Rng) -> Case {
         })
         .collect();
     let affine = centred(shape, voxel);
-    Case { images: vec![("CT", volume(signal, shape, affine))], label: volume(label, shape, affine) }
+    Phantom { images: vec![("CT", volume(signal, shape, affine))], label: volume(label, shape, affine) }
 }
 
 /// HU by which a relative change of texture moves a tissue.

@@ -60,7 +60,7 @@ fn flat(volume: &Volume) -> &[f32] {
 #[test]
 fn a_mean_anatomy_has_no_rotational_symmetry() {
     let size = 32;
-    for model in [Model::Brain { size }, Model::Abdomen { size }] {
+    for model in [Recipe::Brain { size }, Recipe::Abdomen { size }] {
         let mut mean = vec![0.0f32; size * size * size];
         for subject in 0..6 {
             let case = model.case(1, subject);
@@ -79,7 +79,7 @@ fn a_glioma_has_necrosis_in_a_rim_in_oedema() {
     for (size, subjects) in [(32, 12), (64, 4)] {
         let (mut necrosis, mut open, mut rim, mut in_oedema) = (0, 0, 0, 0);
         for subject in 0..subjects {
-            let label = Model::Brain { size }.case(3, subject).label;
+            let label = Recipe::Brain { size }.case(3, subject).label;
             let at = |x: [usize; 3]| label.data[[0, x[0], x[1], x[2]]];
             for value in [1.0, 2.0, 4.0] {
                 assert!(flat(&label).contains(&value), "size {size}, subject {subject}: no label {value}");
@@ -107,7 +107,7 @@ fn a_glioma_has_necrosis_in_a_rim_in_oedema() {
 #[test]
 fn a_threshold_does_not_find_the_tumour() {
     let (size, subjects) = (48, 6);
-    for model in [Model::Brain { size }, Model::Abdomen { size }] {
+    for model in [Recipe::Brain { size }, Recipe::Abdomen { size }] {
         let mut dice = vec![0.0; model.contrasts().len()];
         for subject in 0..subjects {
             let case = model.case(5, subject);
@@ -124,7 +124,7 @@ fn a_threshold_does_not_find_the_tumour() {
 
 #[test]
 fn subjects_differ_and_repeat() {
-    for model in [Model::Brain { size: 32 }, Model::Abdomen { size: 32 }] {
+    for model in [Recipe::Brain { size: 32 }, Recipe::Abdomen { size: 32 }] {
         let [a, again, b, other] = [(0, 0), (0, 0), (0, 1), (1, 0)].map(|(seed, subject)| model.case(seed, subject));
         assert_eq!(flat(&a.images[0].1), flat(&again.images[0].1));
         assert_eq!(a.label.data, again.label.data);
@@ -140,7 +140,7 @@ fn subjects_differ_and_repeat() {
 fn folders_are_the_same_for_any_count_and_threads_and_restart() {
     let temporary = tempfile::tempdir().unwrap();
     let (one, many) = (temporary.path().join("one"), temporary.path().join("many"));
-    let model = Model::Brain { size: 32 };
+    let model = Recipe::Brain { size: 32 };
     generate(&model, 2, 7, &one, Some(1), || ()).unwrap();
     generate(&model, 4, 7, &many, Some(4), || ()).unwrap();
     for id in ["brain_0000", "brain_0001"] {
@@ -167,7 +167,7 @@ fn folders_are_the_same_for_any_count_and_threads_and_restart() {
 #[test]
 fn sizes_out_of_range_are_refused_with_the_numbers() {
     let error =
-        generate(&Model::Abdomen { size: 31 }, 1, 0, std::path::Path::new("unused"), None, || ()).unwrap_err().to_string();
+        generate(&Recipe::Abdomen { size: 31 }, 1, 0, std::path::Path::new("unused"), None, || ()).unwrap_err().to_string();
     assert!(error.contains("31") && error.contains("32"), "{error}");
 }
 
@@ -181,7 +181,7 @@ fn a_label_map_keeps_its_values_and_place() {
     });
     let affine = [[-2.0, 0.0, 0.0, 10.0], [0.0, 0.0, 3.0, 20.0], [0.0, 1.5, 0.0, -5.0], [0.0, 0.0, 0.0, 1.0]];
     let map = Volume { data, affine };
-    let model = Model::Labels { map: Box::new(LabelMap::new(&map, None).unwrap()), contrasts: 2 };
+    let model = Recipe::Labels { map: Box::new(LabelMap::new(&map, None).unwrap()), contrasts: 2 };
     generate(&model, 2, 0, temporary.path(), Some(2), || ()).unwrap();
     let [t1, t2, seg] = ["t1", "t1ce", "seg"]
         .map(|name| nifti::read(&temporary.path().join(format!("labels_0001/labels_0001_{name}.nii.gz"))).unwrap());
@@ -199,7 +199,7 @@ fn a_label_map_keeps_its_values_and_place() {
 
     // A cube around the whole map: same centre of the grid, one spacing.
     let cube = LabelMap::new(&map, Some(32)).unwrap();
-    let case = Model::Labels { map: Box::new(cube), contrasts: 1 }.case(0, 0);
+    let case = Recipe::Labels { map: Box::new(cube), contrasts: 1 }.case(0, 0);
     let centre = |v: &Volume| -> [f64; 3] {
         let shape = v.shape();
         std::array::from_fn(|r| v.affine[r][3] + (0..3).map(|a| v.affine[r][a] * (shape[a] - 1) as f64 / 2.0).sum::<f64>())
@@ -219,7 +219,7 @@ fn photographs_show_a_fundus_with_the_lesions_of_their_grade() {
     let size = 96;
     let mut counts = [0usize; 5];
     for subject in 0..24 {
-        let case = Model::Fundus { size }.case(5, subject);
+        let case = Recipe::Fundus { size }.case(5, subject);
         let [_, h, w] = case.label.shape();
         let (_, photograph) = &case.images[0];
         assert_eq!(photograph.data.dim(), (3, 1, h, w));
@@ -265,7 +265,7 @@ fn grades_are_as_unequal_as_in_aptos_and_noisy() {
 #[test]
 fn a_folder_of_photographs_is_read_as_aptos_is() {
     let temporary = tempfile::tempdir().unwrap();
-    let model = Model::Fundus { size: 48 };
+    let model = Recipe::Fundus { size: 48 };
     generate(&model, 4, 2, temporary.path(), Some(2), || ()).unwrap();
     let found = crate::data::layouts::open(temporary.path(), None).unwrap();
     assert_eq!((found.layout, found.subjects.len()), (crate::data::layouts::Layout::Images, 4));
@@ -280,6 +280,6 @@ fn a_folder_of_photographs_is_read_as_aptos_is() {
     generate(&model, 6, 2, temporary.path(), None, || ()).unwrap();
     let found = crate::data::layouts::open(temporary.path(), None).unwrap();
     assert!(found.subjects.len() == 6 && found.subjects.iter().all(|s| s.class.is_some()) && found.problems.is_empty());
-    let others = generate(&Model::Fundus { size: 49 }, 6, 2, temporary.path(), None, || ()).unwrap_err().to_string();
+    let others = generate(&Recipe::Fundus { size: 49 }, 6, 2, temporary.path(), None, || ()).unwrap_err().to_string();
     assert!(others.contains("use another folder"), "{others}");
 }

@@ -7,7 +7,7 @@ use crate::predict::model::Model;
 use crate::report::classes::Predictions;
 use crate::report::confusion::write_confusion;
 use crate::report::progress::Counter;
-use crate::run::record::Case;
+use crate::run::record::CaseScore;
 use crate::tasks::classification::Outputs;
 use crate::train::stop::Stop;
 use anyhow::{Context, Result};
@@ -40,7 +40,7 @@ pub fn test(
             .with_context(|| format!("testing on {id}"))?;
         predictions.add(id, Some(truth), class, &probabilities);
         let distance = (f64::from(truth) - f64::from(class)) / (classes.len() - 1).max(1) as f64;
-        cases.push(Case { id: id.to_owned(), score: Some(1. - distance * distance) });
+        cases.push(CaseScore { id: id.to_owned(), score: Some(1. - distance * distance) });
         counter.inc(id);
     }
     drop(counter);

@@ -27,7 +27,7 @@ fn convolution(rank: Rank, channels: i64) -> impl Fn(&Tensor) -> Result<Tensor> 
     }
 }
 
-fn collect(window: &Window, image: &Tensor, network: Network) -> Tensor {
+fn collect(window: &Window, image: &Tensor, network: Forward) -> Tensor {
     let mut planes = vec![];
     let mut sink = |plane: &[f32]| {
         planes.push(Tensor::from_slice(plane).reshape([CLASSES, image.size()[2], image.size()[3]]));
@@ -44,7 +44,7 @@ fn monai_starts(size: i64, patch: i64, overlap: f64) -> Vec<i64> {
     (0..count).map(|n| n * interval - (n * interval + patch - size).max(0)).collect()
 }
 
-fn naive(window: &Window, image: &Tensor, network: Network) -> Tensor {
+fn naive(window: &Window, image: &Tensor, network: Forward) -> Tensor {
     let inner = image.size();
     let patch = window.patch.map(|n| n as i64);
     let mut padded = image.shallow_clone();
@@ -185,7 +185,7 @@ fn planes_leave_as_soon_as_no_window_touches_them() {
 fn what_cannot_be_is_refused() {
     let image = noise(&[1, 8, 8, 8], 1);
     let good = window(Rank::Three, [4, 4, 4], 0.5, 1);
-    let refused = |window: Window, network: Network, says: &str| {
+    let refused = |window: Window, network: Forward, says: &str| {
         let error = window.classes(&image, network).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
     };
