@@ -1,9 +1,10 @@
-//! Files that are either whole or not there, and zip archives.
+//! Files that are either whole or not there, folders that belong to one process at a time, and zip archives.
 
-use anyhow::{Context, Result};
-use std::fs::{self, File};
+use crate::print::note;
+use anyhow::{Context, Result, bail, ensure};
+use std::fs::{self, File, TryLockError};
 use std::io::{BufWriter, Read, Seek, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use zip::ZipArchive;
 use zip::read::{ArchiveOffset, Config};
 use zip::result::ZipResult;
@@ -37,8 +38,153 @@ pub fn write_atomic_path(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -
     done.with_context(|| format!("writing {}", path.display()))
 }
 
+/// Errors if one of these files could not be written: for before the work whose results they hold. Folders that are not there yet are
+/// not made. That the disk will be large enough is not checked.
+pub fn check_writable<P: AsRef<Path>>(files: impl IntoIterator<Item = P>) -> Result<()> {
+    let mut checked = None;
+    for file in files {
+        let file = file.as_ref();
+        ensure!(file.file_name().is_some() && !file.is_dir(), "{}: cannot be written: expected a file's name", file.display());
+        let folder = file.parent().unwrap_or(file).to_owned();
+        if checked.as_ref() != Some(&folder) {
+            check_folder(&folder)?;
+            checked = Some(folder);
+        }
+    }
+    Ok(())
+}
+
+/// As [`check_writable`], for files of any name in `folder`.
+pub fn check_folder(folder: &Path) -> Result<()> {
+    // A link that leads nowhere is there, too: no folder can be made in its place.
+    let there = folder.ancestors().find(|p| p.symlink_metadata().is_ok()).filter(|p| !p.as_os_str().is_empty());
+    let there = there.unwrap_or(Path::new("."));
+    ensure!(there.is_dir(), "{}: cannot be written: {} is not a folder", folder.display(), there.display());
+    let probe = there.join(format!(".{}.tmp", std::process::id()));
+    File::create(&probe)
+        .and_then(|_| fs::remove_file(&probe))
+        .with_context(|| format!("{}: cannot be written", folder.display()))
+}
+
+/// The file of a folder that is locked while a process works there.
+pub const LOCK: &str = ".lock";
+
+/// A folder, or a part of the work in it, taken by this process until this is dropped or the process ends, however it does: the system
+/// keeps the lock, not the file.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Takes a folder, which must exist. Errors if another process has it.
+pub fn lock_folder(folder: &Path) -> Result<Lock> {
+    lock_part(folder, LOCK)
+}
+
+/// Takes the part of the work in a folder that a lock file of this name stands for. Errors if another process has it.
+pub fn lock_part(folder: &Path, name: &str) -> Result<Lock> {
+    let path = folder.join(name);
+    let Some(mut file) = try_lock(&path)? else {
+        let holder = fs::read_to_string(&path).unwrap_or_default();
+        bail!(
+            "{}: another process is at work here ({}); wait for it, stop it, or name another folder",
+            folder.display(),
+            if holder.is_empty() { "it has just begun" } else { &holder }
+        );
+    };
+    // For the message of whoever comes second.
+    let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    file.set_len(0)
+        .and_then(|()| write!(file, "process {} on {}", std::process::id(), machine.trim()))
+        .with_context(|| format!("writing {}", path.display()))?;
+    Ok(Lock { _file: file })
+}
+
+/// Locks a file, which is made if it is not there; `None` if another process has it locked.
+///
+/// Some network file systems keep the locks of each machine apart, or keep none; the latter is said, and counts as locked.
+pub fn try_lock(path: &Path) -> Result<Option<File>> {
+    let open = File::options().create(true).write(true).truncate(false).open(path);
+    let file = open.with_context(|| format!("locking {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => {}
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::Error(error)) => {
+            note!("warning: {} cannot be locked ({error}); see to it that no other process works there", path.display());
+        }
+    }
+    Ok(Some(file))
+}
+
+/// Makes the first folder `<parent>/<name>-<number>` that is not there, counting from 1; of processes that do so at the same time each
+/// gets its own.
+pub fn make_numbered(parent: &Path, name: &str) -> Result<PathBuf> {
+    fs::create_dir_all(parent).with_context(|| format!("making {}", parent.display()))?;
+    for number in 1u64.. {
+        let folder = parent.join(format!("{name}-{number}"));
+        match fs::create_dir(&folder) {
+            Ok(()) => return Ok(folder),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => return Err(error).with_context(|| format!("making {}", folder.display())),
+        }
+    }
+    unreachable!("a folder for every number")
+}
+
 /// Opens a zip archive that begins with the file. The crate's search for a later beginning fails on about one
 /// in a hundred of TorchScript's archives (zip 9.8.1).
 pub fn open_zip<R: Read + Seek>(file: R) -> ZipResult<ZipArchive<R>> {
     ZipArchive::with_config(Config { archive_offset: ArchiveOffset::Known(0) }, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_written_is_known_without_writing() {
+        let folder = tempfile::tempdir().unwrap();
+        let at = |name: &str| folder.path().join(name);
+        fs::write(at("file"), "in the way").unwrap();
+        std::os::unix::fs::symlink(at("nowhere"), at("link")).unwrap();
+        check_writable([at("a/b/c.json"), at("a/b/d.csv"), at("file")]).unwrap();
+        check_folder(&at("a/b")).unwrap();
+        check_writable(["relative.json"]).unwrap();
+        for (path, says) in
+            [("file/a/b.json", "file is not a folder"), ("link/b.json", "link is not a folder"), ("", "a file's name")]
+        {
+            let error = format!("{:#}", check_writable([at(path)]).unwrap_err());
+            assert!(error.contains(says), "{error}");
+        }
+        assert!(check_writable([at("..")]).is_err() && check_folder(&at("file")).is_err());
+        let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        assert_eq!(left.len(), 2, "{left:?}");
+    }
+
+    #[test]
+    fn a_folder_is_taken_once_and_free_again() {
+        let folder = tempfile::tempdir().unwrap();
+        // A file that a killed process has left locks nothing.
+        fs::write(folder.path().join(LOCK), "process 1 on a machine long gone").unwrap();
+        let held = lock_folder(folder.path()).unwrap();
+        let error = lock_folder(folder.path()).unwrap_err().to_string();
+        assert!(error.contains(&format!("process {} on", std::process::id())), "{error}");
+        drop(held);
+        lock_folder(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn numbers_are_given_once() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::create_dir(folder.path().join("rot-2")).unwrap();
+        let make = || make_numbered(folder.path(), "rot").unwrap();
+        let mut made: Vec<PathBuf> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..8).map(|_| scope.spawn(|| (0..4).map(|_| make()).collect::<Vec<_>>())).collect();
+            threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+        });
+        made.sort();
+        let mut expected: Vec<PathBuf> = (1..=33).filter(|n| *n != 2).map(|n| folder.path().join(format!("rot-{n}"))).collect();
+        expected.sort();
+        assert_eq!(made, expected);
+    }
 }

@@ -10,6 +10,9 @@ use serde_json::{Map, Value};
 use std::ffi::OsString;
 use std::path::Path;
 
+/// What a run's settings, command line and network are kept in, in its folder.
+pub const CONFIG: &str = "config.json";
+
 /// Reads a JSON or TOML file of settings, flat (`rpl-jitter = 3`) or nested (`[rpl] jitter = 3`). A run's `config.json`, which
 /// holds them under `settings`, is read as well.
 pub fn read(path: &Path) -> Result<Map<String, Value>> {
@@ -78,15 +81,14 @@ pub fn to_flag(key: &str, value: &Value) -> Result<Option<String>> {
 
 /// Replaces `--config FILE` (and `--resume RUN`, which implies the run's own file) by the settings in it.
 ///
-/// `args` are the process's arguments after the subcommand `command`, whose long flags are `known`.
+/// `args` are the process's arguments after the subcommand `command`, whose long flags are `known`. Errors on a run of another
+/// command.
 pub fn expand(command: &str, args: &[OsString], known: &[String]) -> Result<Vec<OsString>> {
     let mut out = Vec::new();
-    for (flag, file) in [("--resume", Some("config.json")), ("--config", None)] {
+    for (flag, file) in [("--resume", Some(CONFIG)), ("--config", None)] {
         let Some(value) = find(args, flag)? else { continue };
         let path = file.map_or(value.clone(), |f| value.join(f));
-        if flag == "--resume" {
-            check_run(command, &value, &path)?;
-        }
+        check_run(command, flag, &value, &path)?;
         let settings = read(&path)?;
         // The parser would append to a list that is given twice.
         let kept: Map<String, Value> = settings.into_iter().filter(|(key, _)| !is_given(args, key)).collect();
@@ -96,18 +98,20 @@ pub fn expand(command: &str, args: &[OsString], known: &[String]) -> Result<Vec<
     Ok(out)
 }
 
-/// Errors if `run` is not a run of `command`, by the description in it.
-fn check_run(command: &str, run: &Path, description: &Path) -> Result<()> {
-    ensure!(description.is_file(), "--resume {}: not a run's folder, it has no config.json", run.display());
-    let text = std::fs::read_to_string(description).with_context(|| format!("reading {}", description.display()))?;
-    // What is no JSON is refused when the settings are read.
+/// Errors if the file of a flag's value says that it is of a run of another command, and for `--resume` if there is none.
+fn check_run(command: &str, flag: &str, value: &Path, file: &Path) -> Result<()> {
+    let resumed = flag == "--resume";
+    ensure!(!resumed || file.is_file(), "--resume {}: not a run's folder, it has no {CONFIG}", value.display());
+    // What cannot be read, or is no JSON, is refused when the settings are read.
+    let text = std::fs::read_to_string(file).unwrap_or_default();
     let found: Value = serde_json::from_str(&text).unwrap_or_default();
     let Some(made_by) = found["command_line"][1].as_str().filter(|&name| name != command) else { return Ok(()) };
-    bail!(
-        "--resume {}: it is a run of `{made_by}`, not of `{command}`; continue it with: {}",
-        run.display(),
-        print::command_line([made_by, "--resume", &run.to_string_lossy()])
-    )
+    let run = value.to_string_lossy();
+    let hint = match resumed {
+        true => format!("continue it with: {}", print::command_line([made_by, "--resume", &run])),
+        false => "their settings differ".to_owned(),
+    };
+    bail!("{flag} {run}: it is a run of `{made_by}`, not of `{command}`; {hint}")
 }
 
 /// Whether a long flag stands on the command line.

@@ -1,9 +1,10 @@
 //! `evaluate`: predicted segmentations against the true ones.
 
 use crate::data::layouts::segmentations::{Segmentation, Truths, below, pair, truths};
-use crate::data::layouts::{self, LabelValue, Source};
+use crate::data::layouts::{self, Dataset, LabelValue, Source, Subject};
 use crate::data::volume::{Affine, Volume, same_grid, spacing};
 use crate::dim::Shape;
+use crate::fs::check_writable;
 use crate::metrics::case::{BRATS_REGIONS, Empty, Group, Scores, score_case};
 use crate::metrics::summary::{best_median_worst, mean_dice};
 use crate::print::{note, say};
@@ -14,8 +15,8 @@ use anyhow::{Context, Result, bail, ensure};
 use ndarray::{Array3, Axis};
 use rayon::prelude::*;
 use serde_json::{Map, json};
-use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
 
 /// Score predicted segmentations against the true ones
 ///
@@ -193,7 +194,39 @@ fn list(names: &[String]) -> String {
     if more > 0 { format!("{shown}\n  and {more} more") } else { shown }
 }
 
+/// The scans that pictures of cases show.
+struct Images {
+    folder: PathBuf,
+    dataset: Dataset,
+    /// Position of the channel that is shown.
+    channel: usize,
+}
+
+impl Images {
+    /// Errors if there is no such channel, or no scan of one of the cases.
+    fn open<'a>(folder: &Path, channel: Option<&str>, mut cases: impl Iterator<Item = &'a str>) -> Result<Images> {
+        let dataset = layouts::open(folder, None)?;
+        let channel = match channel {
+            None => 0,
+            Some(name) => dataset.channels.iter().position(|c| c == name).with_context(|| {
+                format!("--channel: no channel `{name}` in {}, which has {}", folder.display(), dataset.channels.join(", "))
+            })?,
+        };
+        let images = Images { folder: folder.to_owned(), dataset, channel };
+        cases.try_for_each(|case| images.subject(case).map(drop))?;
+        Ok(images)
+    }
+
+    fn subject(&self, case: &str) -> Result<&Subject> {
+        let of = |id: &str| self.dataset.subjects.iter().find(|s| s.id == id);
+        let subject = of(case).or_else(|| of(case.rsplit('/').next().unwrap_or(case)));
+        subject.with_context(|| format!("{}: no scan of case `{case}`", self.folder.display()))
+    }
+}
+
 pub fn run(args: Args) -> Result<()> {
+    let out = args.out.as_ref().unwrap_or(&args.predictions);
+    check_writable(["scores.csv", "scores.json", "cases.png"].map(|name| out.join(name))).context("--out")?;
     let predictions = below(&args.predictions)?;
     let Truths { files: truths, labels, problems } = truths(&args.labels)?;
     for problem in problems {
@@ -213,6 +246,12 @@ pub fn run(args: Args) -> Result<()> {
             list(&missing)
         );
     }
+
+    let images = args.images.as_ref().map(|folder| {
+        let cases = pairs.pairs.iter().map(|&(t, _)| truths[t].id.as_str());
+        Images::open(folder, args.channel.as_deref(), cases)
+    });
+    let images = images.transpose()?;
 
     let counter = Counter::new("evaluate", pairs.pairs.len(), console::user_attended_stderr());
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0).into()).build()?;
@@ -234,7 +273,6 @@ pub fn run(args: Args) -> Result<()> {
     let in_order =
         |scored: Scored| groups.iter().map(|(name, _)| scored.scores.get(name).copied().unwrap_or(absent)).collect::<Vec<_>>();
     let cases: Vec<(String, Vec<Scores>)> = cases.into_iter().map(|(id, scored)| (id, in_order(scored))).collect();
-    let out = args.out.as_ref().unwrap_or(&args.predictions);
     let names: Vec<String> = groups.iter().map(|(name, _)| name.clone()).collect();
     let settings = json!({
         "predictions": args.predictions,
@@ -249,9 +287,9 @@ pub fn run(args: Args) -> Result<()> {
         say!("{n} labels without a prediction left out, the first: {}", missing[0]);
     }
     let mut written = "scores.csv, scores.json".to_string();
-    if args.images.is_some() {
+    if let Some(images) = images {
         let files: Vec<_> = pairs.pairs.iter().map(|&(t, p)| (&truths[t], &predictions[p])).collect();
-        if draw(&args, &plan, &files, &cases)? {
+        if draw(&out.join("cases.png"), &images, &plan, &files, &cases)? {
             written += ", cases.png";
         } else {
             say!("no figure: Dice is defined in no case");
@@ -262,16 +300,13 @@ pub fn run(args: Args) -> Result<()> {
 }
 
 /// Draws the best, median and worst case by the mean Dice; false if it is defined in none.
-fn draw(args: &Args, plan: &Plan, files: &[(&Segmentation, &Segmentation)], cases: &[(String, Vec<Scores>)]) -> Result<bool> {
-    let images = args.images.as_ref().context("images to draw")?;
-    let dataset = layouts::open(images, None)?;
-    let channel = match &args.channel {
-        None => 0,
-        Some(name) => dataset.channels.iter().position(|c| c == name).with_context(|| {
-            format!("--channel: no channel `{name}` in {}, which has {}", images.display(), dataset.channels.join(", "))
-        })?,
-    };
-    let by_id: HashMap<&str, _> = dataset.subjects.iter().map(|s| (s.id.as_str(), s)).collect();
+fn draw(
+    path: &Path,
+    images: &Images,
+    plan: &Plan,
+    files: &[(&Segmentation, &Segmentation)],
+    cases: &[(String, Vec<Scores>)],
+) -> Result<bool> {
     let dice: Vec<Option<f64>> = cases.iter().map(|(_, scores)| mean_dice(scores)).collect();
     // One numbering of the values for all three pictures.
     let mut values: Vec<i64> = vec![0];
@@ -280,11 +315,9 @@ fn draw(args: &Args, plan: &Plan, files: &[(&Segmentation, &Segmentation)], case
     for (place, i) in best_median_worst(&dice) {
         let (truth, prediction) = files[i];
         let id = &truth.id;
-        let subject = by_id.get(id.as_str()).or_else(|| by_id.get(id.rsplit('/').next().unwrap_or(id)));
-        let subject = subject.with_context(|| format!("{}: no scan of case `{id}`", images.display()))?;
-        let (source, plane) = match &subject.channels[..] {
-            [only] => (only, channel),
-            many => (&many[channel], 0),
+        let (source, plane) = match &images.subject(id)?.channels[..] {
+            [only] => (only, images.channel),
+            many => (&many[images.channel], 0),
         };
         let volume = source.read_ras()?.0;
         let (shape, affine) = (volume.shape(), volume.affine);
@@ -314,7 +347,6 @@ fn draw(args: &Args, plan: &Plan, files: &[(&Segmentation, &Segmentation)], case
             prediction: prediction.view(),
         })
         .collect();
-    let out = args.out.as_ref().unwrap_or(&args.predictions);
-    write_cases(&out.join("cases.png"), "Best, median and worst case by Dice", &names, &rows)?;
+    write_cases(path, "Best, median and worst case by Dice", &names, &rows)?;
     Ok(true)
 }

@@ -1,7 +1,7 @@
-use crate::predict::export::export_run;
+use crate::predict::export::{self, export_run};
 use crate::print::say;
 use crate::run::folder::Run;
-use anyhow::Result;
+use anyhow::{Context, Result};
 use std::path::PathBuf;
 
 /// Write a run's encoder, of a fine-tuned run the whole network, as TorchScript (.pt), state dict (.safetensors) and description (.json)
@@ -19,7 +19,8 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
-    for path in export_run(&Run { dir: args.run }, &args.checkpoint, &args.out)? {
+    export::files(&args.out).context("--out")?;
+    for path in export_run(&Run::at(&args.run), &args.checkpoint, &args.out)? {
         say!("{path}");
     }
     Ok(())

@@ -2,7 +2,7 @@ use crate::data::Scans;
 use crate::data::slices::Slices;
 use crate::data::store::Store;
 use crate::dim::voxels;
-use crate::fs::write_atomic_path;
+use crate::fs::{check_writable, write_atomic_path};
 use crate::print::say;
 use crate::report::sheet::{Panel, write_sheet};
 use crate::rng::{Stream, rng};
@@ -55,6 +55,9 @@ pub struct Args {
 
 pub fn run(args: Args) -> Result<()> {
     ensure!(args.n >= 1, "--n: at least 1 sample, found 0");
+    let [batch, sheet] =
+        ["safetensors", "png"].map(|extension| args.out.join(format!("{}.{extension}", tasks::joined_names(&[args.task]))));
+    check_writable([&batch, &sheet]).context("--out")?;
     let store = Store::open(&args.data)?.sliced(args.slices)?;
     let rank = store.rank()?;
     let window = args.window.unwrap_or_else(|| default_window(&store, rank));
@@ -72,7 +75,6 @@ pub fn run(args: Args) -> Result<()> {
         samples.push((scan, drawn));
     }
 
-    let batch = args.out.join(format!("{}.safetensors", task.name()));
     let description = json!({
         "task": task.name(),
         "window": window,
@@ -89,7 +91,6 @@ pub fn run(args: Args) -> Result<()> {
         })).collect::<Vec<_>>(),
     });
     write_batch(&batch, &*task, store.channels(), &views, &samples, description.to_string())?;
-    let sheet = args.out.join(format!("{}.png", task.name()));
     draw(&sheet, &*task, &store, &views, &samples)?;
     say!("{} samples of {}: {} and {}", args.n, task.name(), batch.display(), sheet.display());
     Ok(())

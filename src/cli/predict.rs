@@ -4,6 +4,7 @@ use crate::data::layouts::Layout;
 use crate::data::nifti::{write_classes, write_floats};
 use crate::device::{DeviceChoice, Precision};
 use crate::dim::Shape;
+use crate::fs::{check_folder, check_writable};
 use crate::predict::inputs::Inputs;
 use crate::predict::model::{DownstreamConfig, Model};
 use crate::predict::window::{Window, default_batch};
@@ -76,6 +77,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     if let Some(threads) = args.threads {
         tch::set_num_threads(threads.into());
     }
+    check_folder(&args.output).context("--output")?;
     let model = Model::load(&args.weights, args.device, args.precision)?;
     let inputs = Inputs::open(&args.input, args.layout, &model.channels, &model.settings)?;
     let stop = Stop::on_signals()?;
@@ -103,10 +105,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
                 args.weights.display()
             );
             let [table, scores] = ["predictions.csv", "scores.json"].map(|name| args.output.join(name));
+            check_writable([&table, &scores]).context("--output")?;
             if let Some(file) = [&table, &scores].into_iter().find(|file| file.exists()) {
                 ensure!(args.overwrite, "{}: already there; give another --output, or --overwrite", file.display());
             }
-            probe(&args.output)?;
             let mut predictions = Predictions::new(classes);
             let each = |scan: usize, id: &str, _: &Counter| {
                 match classify(&args, &model, *shape, classification.outputs, &inputs, scan) {
@@ -252,7 +254,7 @@ fn output(args: &Args, id: &str, kind: &str) -> PathBuf {
     args.output.join(format!("{id}{kind}.nii.gz"))
 }
 
-/// Makes sure, before hours of work, that the predictions can be written and replace nothing that they must not.
+/// Makes sure, before hours of work, that the predictions replace nothing that they must not.
 fn claim(args: &Args, inputs: &Inputs) -> Result<()> {
     let mut there = vec![];
     for (scan, id) in inputs.ids().into_iter().enumerate() {
@@ -268,14 +270,5 @@ fn claim(args: &Args, inputs: &Inputs) -> Result<()> {
     if let (Some(first), false) = (there.first(), args.overwrite) {
         bail!("{}: already there, with {} others; give another --output, or --overwrite", first.display(), there.len() - 1);
     }
-    probe(&args.output)
-}
-
-/// Makes the folder and sees whether files can be written there.
-fn probe(folder: &Path) -> Result<()> {
-    let file = folder.join(format!(".{}.tmp", std::process::id()));
-    fs::create_dir_all(folder)
-        .and_then(|()| fs::File::create(&file))
-        .and_then(|_| fs::remove_file(&file))
-        .with_context(|| format!("--output {}: cannot be written", folder.display()))
+    Ok(())
 }

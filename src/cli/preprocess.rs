@@ -5,6 +5,7 @@ use crate::data::names::some;
 use crate::data::preprocess::{Dtype, Foreground, Grid, Intensity, Plan, Settings};
 use crate::data::store::build::{Filled, Options, fill};
 use crate::data::store::{Index, LeftOut};
+use crate::fs::check_folder;
 use crate::print::{self, note, say};
 use crate::report::progress::Counter;
 use crate::train::stop::Stop;
@@ -175,6 +176,7 @@ pub fn run(args: Args) -> Result<()> {
     let start = Instant::now();
     // Before the data is looked at, which may take long.
     args.settings(args.layout)?;
+    check_folder(&args.out).context("--out")?;
     let mut dataset = layouts::open_with(&args.data, args.layout, args.subject_pattern.as_ref())?;
     let plan = args.plan(&dataset)?;
     if args.no_labels {

@@ -1,6 +1,7 @@
+use crate::fs::check_folder;
 use crate::print::say;
 use crate::report::study::write_report;
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 use std::path::PathBuf;
 
 /// Tables, statistics and figures of a sweep, or of several together, from their records alone
@@ -24,6 +25,7 @@ pub fn run(args: Args) -> Result<()> {
         (None, [folder]) => folder.join("report"),
         (None, folders) => bail!("--out DIR is needed: a report of {} sweeps has no folder of its own", folders.len()),
     };
+    check_folder(&out).context("--out")?;
     say!("{}", write_report(&args.folders, &out)?.trim_end());
     say!("{}", out.join("report.html").display());
     Ok(())

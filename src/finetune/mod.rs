@@ -9,9 +9,10 @@ pub mod test;
 use crate::data::Scans;
 use crate::data::store::Store;
 use crate::dim::{Rank, voxels};
+use crate::fs::check_folder;
 use crate::nn::EncoderConfig;
 use crate::print::{self, note};
-use crate::run::folder::{Run, object};
+use crate::run::folder::{Run, check_folders, object};
 use crate::run::input::Input;
 use crate::run::seen::{self, Seen};
 use crate::run::split::choose_split;
@@ -35,6 +36,7 @@ const STEPS: u64 = 50;
 /// continue.
 pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended> {
     config.check()?;
+    check_folders(config.train.out.as_deref(), resume)?;
     let stop = Stop::on_signals()?;
     let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
     downstream::check(config, store.index())?;
@@ -115,6 +117,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         }
     };
     run.keep_load_report(&report)?;
+    check_folder(&test::folder(&run))?;
     note!(
         "{}: {name} from {}, arm {}, on {device:?} in {}, {} training, {} validation and {} test scans, {} of {view:?} voxels, {} steps an \
          epoch",

@@ -29,7 +29,7 @@ use anyhow::{Context, Result};
 use ndarray::ArrayView3;
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What was measured on the test side.
 struct Tested {
@@ -43,10 +43,15 @@ struct Tested {
     summary: String,
 }
 
+/// Where the test's scores go.
+pub fn folder(run: &Run) -> PathBuf {
+    run.dir.join("test")
+}
+
 /// Scores the best checkpoint and writes `test/` and `result.json` into the run's folder, unless a signal comes.
 pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, metric: &str, stop: &Stop) -> Result<Ended> {
     let model = Model::load(&run.dir.join("best"), config.train.device, config.train.precision)?;
-    let folder = run.dir.join("test");
+    let folder = folder(run);
     let tested = match &model.downstream {
         DownstreamConfig::Segmentation { labels, patch, .. } => {
             segmentation(config, &model, labels, *patch, sides, &folder, stop)?

@@ -16,7 +16,7 @@ use crate::{ffi, fs};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tch::{Device, nn::VarStore};
 
 const ENCODER_FORMAT: &str = "pretext3d-encoder";
@@ -25,9 +25,19 @@ const NETWORK_FORMAT: &str = "pretext3d-network";
 /// TorchScript compiled from C++ knows data types by number only: this is `torch.float32`.
 const FLOAT32: u8 = 6;
 
+/// The files of an export, `PREFIX.pt`, `PREFIX.safetensors` and `PREFIX.json`. Errors if they could not be written.
+pub fn files(prefix: &Path) -> Result<[PathBuf; 3]> {
+    let name = prefix.file_name().with_context(|| format!("{}: names no file", prefix.display()))?.to_string_lossy();
+    let files = ["pt", "safetensors", "json"].map(|extension| prefix.with_file_name(format!("{name}.{extension}")));
+    fs::check_writable(&files)?;
+    Ok(files)
+}
+
 /// Exports a run's checkpoint (`best` or `last`) as `PREFIX.pt`, `PREFIX.safetensors` and `PREFIX.json`; returns the paths. Of a
 /// pretraining run the encoder, of a fine-tuned one the whole network.
 pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> {
+    let files = files(prefix)?;
+    let [module, state_dict, description_file] = &files;
     let file = run.checkpoint(which);
     let description = run.description()?;
     ensure!(file.exists(), "{}: no checkpoint `{which}` yet", run.dir.display());
@@ -88,15 +98,12 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
     }
     let text = serde_json::to_string_pretty(&about)?;
 
-    let name =
-        prefix.file_name().with_context(|| format!("{}: names no file", prefix.display()))?.to_string_lossy().into_owned();
-    let path = |extension: &str| prefix.with_file_name(format!("{name}.{extension}"));
-    fs::write_atomic_path(&path("pt"), |temporary| ffi::save_script(&script, temporary, &text))?;
+    fs::write_atomic_path(module, |temporary| ffi::save_script(&script, temporary, &text))?;
     let metadata = [("format", "pt".to_owned()), ("version", EXPORT_VERSION.to_string())];
     let metadata = HashMap::from(metadata.map(|(key, value)| (key.to_owned(), value)));
-    tensors::save_safetensors(&path("safetensors"), &state, metadata)?;
-    fs::write_atomic(&path("json"), |file| Ok(std::io::Write::write_all(file, text.as_bytes())?))?;
-    Ok(["pt", "safetensors", "json"].map(|e| path(e).display().to_string()).to_vec())
+    tensors::save_safetensors(state_dict, &state, metadata)?;
+    fs::write_atomic(description_file, |file| Ok(std::io::Write::write_all(file, text.as_bytes())?))?;
+    Ok(files.iter().map(|file| file.display().to_string()).collect())
 }
 
 /// A network's input in words.

@@ -1,22 +1,26 @@
 //! A run's folder: its settings, its checkpoints, and where it stands.
 
 use crate::data::split::Split;
+use crate::fs::{Lock, check_folder, lock_folder, make_numbered, write_atomic};
 use crate::nn::EncoderConfig;
 use crate::run::history::History;
 use crate::run::input::Input;
 use crate::run::means::Means;
 use crate::run::seen::Seen;
 use crate::run::tensors::{self, Tensors, VERSION, split_checkpoint};
-use crate::settings;
+use crate::settings::{self, CONFIG};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
-const CONFIG: &str = "config.json";
 const SEEN: &str = "seen.json";
+
+/// Where runs are that have no folder of their own.
+const RUNS: &str = "runs";
 
 /// Where a run stands, beside its tensors.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -36,10 +40,23 @@ pub struct Progress {
 #[derive(Clone, Debug)]
 pub struct Run {
     pub dir: PathBuf,
+    /// Of a run under way: keeps other processes from training in its folder.
+    _taken: Option<Arc<Lock>>,
 }
 
 impl Run {
-    /// Makes the folder (by default `runs/<name>-<number>`) and writes `config.json`: settings, command line, versions, and
+    /// A run to read from, whether or not it is under way.
+    pub fn at(dir: &Path) -> Run {
+        Run { dir: dir.to_owned(), _taken: None }
+    }
+
+    /// Takes the folder for as long as any copy of the value lives; errors if another process trains there.
+    fn take(dir: PathBuf) -> Result<Run> {
+        let taken = lock_folder(&dir)?;
+        Ok(Run { dir, _taken: Some(Arc::new(taken)) })
+    }
+
+    /// Makes the folder (by default `runs/<name>-<number>`), takes it, and writes `config.json`: settings, command line, versions, and
     /// what `parts` holds: at least the network and what its input must be.
     pub fn create(
         out: Option<&Path>,
@@ -51,19 +68,14 @@ impl Run {
     ) -> Result<Run> {
         let dir = match out {
             Some(dir) => {
-                ensure!(
-                    !dir.join(CONFIG).exists(),
-                    "{}: already holds a run; continue it with --resume {0}, or name another folder",
-                    dir.display()
-                );
+                std::fs::create_dir_all(dir).with_context(|| format!("making the run's folder {}", dir.display()))?;
                 dir.to_owned()
             }
-            None => {
-                (1..).map(|n| PathBuf::from(format!("runs/{name}-{n}"))).find(|dir| !dir.exists()).expect("some number is free")
-            }
+            None => make_numbered(Path::new(RUNS), name)?,
         };
-        std::fs::create_dir_all(&dir).with_context(|| format!("making the run's folder {}", dir.display()))?;
-        let run = Run { dir };
+        let run = Run::take(dir)?;
+        // Only now: no other process can begin one here any more.
+        refuse_taken(&run.dir)?;
         // Before `config.json`, which makes the folder a run that can be resumed.
         split.save(&run.split_file())?;
         run.write(SEEN, seen)?;
@@ -82,17 +94,17 @@ impl Run {
         if report.is_empty() {
             return Ok(());
         }
-        crate::fs::write_atomic(&self.dir.join("load.txt"), |f| Ok(std::io::Write::write_all(f, report.as_bytes())?))
+        write_atomic(&self.dir.join("load.txt"), |f| Ok(std::io::Write::write_all(f, report.as_bytes())?))
     }
 
     /// Writes a JSON file into the folder.
     pub fn write(&self, name: &str, content: &impl Serialize) -> Result<()> {
-        crate::fs::write_atomic(&self.dir.join(name), |file| Ok(serde_json::to_writer_pretty(file, content)?))
+        write_atomic(&self.dir.join(name), |file| Ok(serde_json::to_writer_pretty(file, content)?))
     }
 
     /// Opens an earlier run to continue it with the settings `now`. Only the `resumable` ones may differ from the run's.
     pub fn reopen(dir: &Path, now: Map<String, Value>, resumable: &[&str], input: &Input) -> Result<Run> {
-        let run = Run { dir: dir.to_owned() };
+        let run = Run::take(dir.to_owned())?;
         let before = run.settings()?;
         let arguments: Vec<OsString> = std::env::args_os().collect();
         for key in before.keys().chain(now.keys()) {
@@ -198,15 +210,37 @@ impl Run {
     }
 }
 
+/// Errors if a folder for a new run holds one.
+fn refuse_taken(dir: &Path) -> Result<()> {
+    ensure!(
+        !dir.join(CONFIG).exists(),
+        "{}: already holds a run; continue it with --resume {0}, or name another folder",
+        dir.display()
+    );
+    Ok(())
+}
+
+/// Errors if a run could not be made in `out` or continued in `resume`, before the data is looked at.
+pub fn check_folders(out: Option<&Path>, resume: Option<&Path>) -> Result<()> {
+    match (resume, out) {
+        (Some(dir), _) => check_folder(dir).context("--resume"),
+        (None, Some(dir)) => {
+            check_folder(dir).context("--out")?;
+            refuse_taken(dir)
+        }
+        (None, None) => check_folder(Path::new(RUNS)),
+    }
+}
+
 /// The run and checkpoint that a path means.
 pub fn locate(path: &Path) -> Result<(Run, String)> {
     if path.is_dir() {
-        return Ok((Run { dir: path.to_owned() }, "best".to_owned()));
+        return Ok((Run::at(path), "best".to_owned()));
     }
     let file =
         if path.extension().is_some_and(|e| e == "safetensors") { path.to_owned() } else { path.with_extension("safetensors") };
     let (dir, which) = (file.parent().map(PathBuf::from), file.file_stem().map(|s| s.to_string_lossy().into_owned()));
-    let run = dir.filter(|dir| dir.join("config.json").is_file()).map(|dir| Run { dir });
+    let run = dir.filter(|dir| dir.join(CONFIG).is_file()).map(|dir| Run::at(&dir));
     run.zip(which).with_context(|| {
         format!("{}: expected a run's folder or a checkpoint in one; exported weights are no run", path.display())
     })

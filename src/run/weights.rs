@@ -111,7 +111,7 @@ fn description(file: &Path) -> Result<(Value, Option<Seen>)> {
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(|| beside.display().to_string()),
     }
-    let run = Run { dir: file.parent().unwrap_or(Path::new("")).to_owned() };
+    let run = Run::at(file.parent().unwrap_or(Path::new("")));
     match run.config_file().exists() {
         true => Ok((Value::Object(run.description()?), Some(run.seen()?))),
         false => Ok((Value::Null, None)),

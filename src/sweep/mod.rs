@@ -7,19 +7,20 @@ mod process;
 
 use crate::data::split::{Fold, Split};
 use crate::data::store::Store;
-use crate::fs::write_atomic;
+use crate::fs::{LOCK, Lock, check_folder, lock_part, try_lock, write_atomic};
 use crate::print::{self, note, say};
 use crate::report::study::write_report;
 use crate::run::input::Input;
 use crate::run::record::{self, CellResult};
 use crate::run::split::{TestSide, draw_split, warn_of_thin_classes};
+use crate::settings::CONFIG;
 use crate::study::read::{self as study, Cell, Sweep};
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
 use config::{Finetuning, Pretraining, SweepConfig, fold_suffix};
 use process::{Outcome, run_logged};
 use serde_json::{Value, json};
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -55,6 +56,9 @@ enum Work<'a> {
     Pretrain(&'a Pretraining),
     Finetune(&'a Finetuning),
 }
+
+/// Locked in a cell's folder by the sweep that runs it and by the cell's process; that process locks [`LOCK`], too.
+const CELL_LOCK: &str = ".cell-lock";
 
 /// Seconds between looking whether another process has finished what this one waits for.
 const WAIT: Duration = Duration::from_secs(2);
@@ -116,11 +120,16 @@ impl Runner {
         Ok(())
     }
 
-    /// Makes or takes up the sweep's folder: `sweep.json`, and `split.json` or that of every fold, drawn once.
-    fn prepare(&self) -> Result<()> {
+    /// Makes or takes up the sweep's folder: `sweep.json`, and `split.json` or that of every fold, drawn once. The shard is this
+    /// process's own as long as what is returned lives.
+    fn prepare(&self) -> Result<Lock> {
+        ["pretrain", "cells", "report"].iter().try_for_each(|part| check_folder(&self.folder.join(part)))?;
         fs::create_dir_all(&self.folder).with_context(|| format!("making {}", self.folder.display()))?;
+        let Shard { index, count } = self.shard;
+        let taken = lock_part(&self.folder, &format!("{LOCK}-{}-of-{count}", index + 1))?;
         write_atomic(&self.folder.join("sweep.json"), |file| Ok(serde_json::to_writer_pretty(file, &self.sweep)?))?;
-        self.splits.iter().try_for_each(|split| split.save(&split_file(&self.folder, split.fold.map(|f| f.number))))
+        self.splits.iter().try_for_each(|split| split.save(&split_file(&self.folder, split.fold.map(|f| f.number))))?;
+        Ok(taken)
     }
 
     /// The command lines of what this shard has left to do, as a shell takes them.
@@ -226,7 +235,7 @@ impl Runner {
     /// Runs what is left of this shard's work. Errors at the end if any of it failed; the rest is done nevertheless.
     pub fn run(&self) -> Result<Ended> {
         let stop = Stop::on_signals()?;
-        self.prepare()?;
+        let _taken = self.prepare()?;
         let mut left = self.left();
         let total = self.own().count();
         note!(
@@ -303,11 +312,12 @@ impl Runner {
     fn run_one(&self, work: Work, stop: &Stop) -> Result<Outcome> {
         let dir = self.dir(work);
         fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-        let lock = File::create(dir.join(".lock")).with_context(|| format!("locking {}", dir.display()))?;
-        // A sweep that was killed leaves a process that is saving, or somebody runs the same shard twice.
+        // A sweep that was killed leaves a process that is saving, and another number of shards shares the work out differently.
         let mut told = false;
-        while let Err(error) = lock.try_lock() {
-            ensure!(matches!(error, TryLockError::WouldBlock), "locking {}: {error}", dir.display());
+        let lock = loop {
+            if let Some(lock) = try_lock(&dir.join(CELL_LOCK))? {
+                break lock;
+            }
             if !told {
                 note!("{}: waiting for another process that is at it", self.name(work));
                 told = true;
@@ -316,11 +326,11 @@ impl Runner {
             if stop.asked() {
                 return Ok(Outcome::Stopped);
             }
-        }
+        };
         if self.is_done(work) {
             return Ok(Outcome::Done);
         }
-        let arguments = match dir.join("config.json").is_file() {
+        let arguments = match dir.join(CONFIG).is_file() {
             true => {
                 let command = if matches!(work, Work::Pretrain(_)) { "pretrain" } else { "finetune" };
                 vec![command.to_owned(), format!("--resume={}", dir.display())]

@@ -10,7 +10,7 @@ use crate::dim::Rank;
 use crate::nn::EncoderFlags;
 use crate::predict::export;
 use crate::print::{self, note};
-use crate::run::folder::{Run, object};
+use crate::run::folder::{Run, check_folders, object};
 use crate::run::input::Input;
 use crate::run::record::{self, PretrainResult};
 use crate::run::seen::Seen;
@@ -126,6 +126,9 @@ impl PretrainConfig {
 /// Trains until the last epoch or a signal. `resume`: the folder of the run to continue.
 pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended> {
     config.check()?;
+    check_folders(config.train.out.as_deref(), resume)?;
+    let prefix = config.weights.clone().unwrap_or_else(|| Path::new("weights").join(config.name()));
+    export::files(&prefix).context("--weights")?;
     let stop = Stop::on_signals()?;
     let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
     let device = config.train.device.resolve()?;
@@ -189,7 +192,6 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
         );
         return Ok(Ended::Stopped);
     }
-    let prefix = config.weights.clone().unwrap_or_else(|| Path::new("weights").join(config.name()));
     let written = export::export_run(&run, "best", &prefix)?;
     note!("exported {} from {}", written.join(", "), run.dir.display());
     run.write("result.json", &record(&config, &session, rank))?;

@@ -4,17 +4,15 @@ use crate::data::layouts::{Dataset, Subject};
 use crate::data::preprocess::{Plan, Prepared, label, prepare};
 use crate::data::store::file::{self, Mapped};
 use crate::data::store::{Entry, INDEX, Index, LeftOut, file_name};
+use crate::fs::{LOCK, lock_folder};
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use serde_json::Value;
 use std::collections::BTreeSet;
-use std::fs::{self, File};
+use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
-
-/// Held while a store is being filled.
-const LOCK: &str = ".lock";
 
 /// How to go about it.
 pub struct Options<'a> {
@@ -51,11 +49,7 @@ pub fn fill(dataset: &Dataset, plan: &Plan, folder: &Path, options: &Options) ->
         refuse_unknown_labels(dataset)?;
     }
     fs::create_dir_all(folder).with_context(|| format!("making the store's folder {}", folder.display()))?;
-    let lock = folder.join(LOCK);
-    let lock_file = File::create(&lock).with_context(|| format!("writing {}", lock.display()))?;
-    if let Err(fs::TryLockError::WouldBlock) = lock_file.try_lock() {
-        bail!("{}: another process is filling this store", folder.display());
-    }
+    let _taken = lock_folder(folder)?;
 
     let has_labels = dataset.subjects.iter().any(|s| s.label.is_some());
     let labels = plan.labels.clone().filter(|_| has_labels);
