@@ -3,6 +3,8 @@
 //!
 //! The reference encodes every patch many times, draws one negative for each positive and scores `sigmoid(mean(zhat * z))` with
 //! binary cross-entropy. Here every patch is encoded once, and that one tensor of codes gives all positives and negatives.
+//!
+//! Each patch is flipped and cropped to 7/8 of its side, then padded back with the channel's smallest value in the window.
 
 use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
 use crate::data::Scans;
@@ -12,6 +14,7 @@ use crate::nn::heads::{HeadKind, Pool, linear};
 use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
 use crate::sample::patch::{Grid, draw_window};
+use crate::transform::intensity::Stats;
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
 use rand::Rng as _;
@@ -57,7 +60,7 @@ struct PatchParams {
     /// First corner of the sub-crop in the patch, before the flip.
     crop: Shape,
     flip: [bool; 3],
-    /// Where the flipped sub-crop lies in the view; the rest of the view is 0.
+    /// Where the flipped sub-crop lies in the view; the rest of the view is the window's smallest value in that channel.
     place: Shape,
 }
 
@@ -121,13 +124,16 @@ impl Cpc {
         // Patches overlap, so the window is read once and they are cut from memory.
         let mut source = vec![0f32; self.channels * voxels(window)];
         scans.read(scan, params.window, Orientation::IDENTITY, &mut source)?;
-        out.fill(0.);
+        // Around a sub-crop is background, whatever the normalisation: 0 may be the brain's mean.
+        let fill: Vec<f32> = source.chunks_exact(voxels(window)).map(|channel| Stats::of(channel).min).collect();
         let size = self.grid.rank.cube(self.crop);
         let views = out.chunks_exact_mut(self.channels * voxels(view));
         for ((patch, out), cell) in params.patches.iter().zip(views).zip(0..) {
             let corner = self.grid.region(cell).start;
             let start: Shape = std::array::from_fn(|a| corner[a] + patch.crop[a]);
-            for (source, out) in source.chunks_exact(voxels(window)).zip(out.chunks_exact_mut(voxels(view))) {
+            let channels = source.chunks_exact(voxels(window)).zip(out.chunks_exact_mut(voxels(view)));
+            for ((source, out), &fill) in channels.zip(&fill) {
+                out.fill(fill);
                 copy_box(source, window, start, size, patch.flip, out, view, patch.place);
             }
         }
