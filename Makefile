@@ -91,7 +91,8 @@ test: ## Check formatting and lints, then run the Rust and the Python tests
 	overlay .test-venv tests/python/requirements.txt
 	run cargo fmt --check
 	run cargo clippy --locked --all-targets -- -D warnings
-	run cargo test --locked
+	# Tests that need a GPU are ignored elsewhere.
+	run cargo test --locked $$(nvidia-smi -L >/dev/null 2>&1 && echo -- --include-ignored)
 	run cargo build --locked
 	PRETEXT3D=$$TARGET/debug/pretext3d run .test-venv/bin/python3 -m pytest -q tests/python $(PYTEST_ARGS)
 

@@ -72,10 +72,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("curves.png");
         let metric = Metric { column: "rot.accuracy".into(), chance: Some(0.1) };
-        let start = std::time::Instant::now();
         write_curves(&path, "rot", &rows, &[metric]).unwrap();
-        let seconds = start.elapsed().as_secs_f64();
-        assert!(seconds < 0.5, "{seconds} s a picture");
         let picture = image::open(&path).unwrap().into_rgb8();
         // Height of the training colour in a column of pixels right of the axis' middle.
         let height = |x: u32| {

@@ -182,8 +182,13 @@ mod tests {
             Ok(i)
         });
         assert_eq!(loader.next().unwrap().unwrap(), 0);
+        let room = 1 + 3 + 2;
+        while made.load(SeqCst) < room {
+            std::thread::yield_now();
+        }
+        // Time enough for one too many.
         std::thread::sleep(Duration::from_millis(50));
-        assert_eq!(made.load(SeqCst), 1 + 3 + 2);
+        assert_eq!(made.load(SeqCst), room);
     }
 
     #[test]
@@ -221,11 +226,24 @@ mod tests {
 
     #[test]
     fn waiting_is_counted() {
-        let mut loader = Loader::new(1, 1, 0..3, |i| {
-            std::thread::sleep(Duration::from_millis(20));
+        let asked = Arc::new(AtomicUsize::new(0));
+        let seen = asked.clone();
+        let mut loader = Loader::new(1, 1, 0..2, move |i| {
+            // The second item is made long after it is asked for, the first is ready before.
+            while i == 1 && seen.load(SeqCst) == 0 {
+                std::thread::yield_now();
+            }
+            std::thread::sleep(Duration::from_millis(if i == 1 { 300 } else { 0 }));
             Ok(i)
         });
-        assert_eq!(loader.by_ref().count(), 3);
-        assert!(loader.wait() >= Duration::from_millis(50), "{:?}", loader.wait());
+        while loader.shared.lock().ready.is_empty() {
+            std::thread::yield_now();
+        }
+        loader.next().unwrap().unwrap();
+        let before = loader.wait();
+        asked.store(1, SeqCst);
+        loader.next().unwrap().unwrap();
+        let waited = loader.wait() - before;
+        assert!(before < Duration::from_millis(100) && waited > Duration::from_millis(100), "{before:?}, then {waited:?}");
     }
 }

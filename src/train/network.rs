@@ -131,13 +131,30 @@ mod tests {
             network.forward(0, &a, Mode::Train);
             network.forward(1, &b, Mode::Train);
         }
-        // With its own statistics a task sees in evaluation what it saw in training, up to dropout, which exe does not have.
-        let loss = |mode| network.forward(1, &b, mode).loss.double_value(&[]);
-        let (train, eval) = (loss(Mode::Train), loss(Mode::Eval));
-        assert!((train - eval).abs() < 0.15, "train {train}, eval {eval}");
+        // With its own statistics a task sees in evaluation what it saw in training, at every layer: the deepest map shows them all.
+        let variables = network.vs.variables();
+        let trained = network.encoder.encode_views(&b.views, Mode::Train).detach();
+        let off = || {
+            network.forward(1, &b, Mode::Eval);
+            let map = network.encoder.encode_views(&b.views, Mode::Eval);
+            (map - &trained).abs().max().double_value(&[]) / trained.std(true).double_value(&[])
+        };
+        let own = off();
+        assert!(own < 0.02, "off by {own} sd");
+        let statistics: Vec<&String> = variables.keys().filter(|name| name.starts_with("exe.statistics.")).collect();
+        assert_eq!(statistics.len(), 2 * 2 * 2);
+        for name in statistics {
+            let (mut tensor, before) = (variables[name].shallow_clone(), variables[name].copy());
+            // By half a standard deviation, or half the variance.
+            let variance = &variables[&name.replace("mean", "var")];
+            let change = if name.ends_with("mean") { 0.5 * variance.sqrt() } else { 0.5 * variance };
+            tensor.copy_(&(&before + change));
+            assert!(off() > 0.1, "{name} changes nothing");
+            tensor.copy_(&before);
+        }
+        assert!((off() - own).abs() < 1e-6);
 
         network.mix_statistics();
-        let variables = network.vs.variables();
         let value = |name: &str| variables[name].double_value(&[0]);
         let [rot, exe] = ["rot", "exe"]
             .map(|task| ["mean", "var"].map(|what| value(&format!("{task}.statistics.level0_norm0_running_{what}"))));

@@ -60,6 +60,8 @@ pub struct Trainer {
     threads: usize,
     prefetch: usize,
     pending: Vec<Pending>,
+    /// Steps between looking at the loss.
+    check_steps: usize,
     frozen_epochs: u64,
 }
 
@@ -168,6 +170,7 @@ impl Trainer {
             threads,
             prefetch: config.prefetch,
             pending: Vec::new(),
+            check_steps: if device.is_cuda() { GPU_CHECK_STEPS } else { 1 },
             frozen_epochs,
         })
     }
@@ -223,7 +226,7 @@ impl Trainer {
         let micro: Vec<Tensor> = sums.iter().map(|values| Tensor::stack(values, 0)).collect();
         let values = no_grad(|| Tensor::cat(&[Tensor::stack(&micro, 0).mean_dim(0, false, Kind::Float), norm.reshape([1])], 0));
         self.pending.push(Pending { step, values, scans });
-        if self.pending.len() >= if self.device.is_cuda() { GPU_CHECK_STEPS } else { 1 } {
+        if self.pending.len() >= self.check_steps {
             self.flush(means)?;
         }
         Ok(())
@@ -354,3 +357,6 @@ impl Trainer {
         self.tasks.iter().map(selected).sum::<f64>() / self.tasks.len() as f64
     }
 }
+
+#[cfg(test)]
+mod tests;
