@@ -3,7 +3,7 @@
 use crate::data::split::Fold;
 use crate::nn::EncoderFlags;
 use crate::run::record::{RANDOM, SCRATCH};
-use crate::run::split::{TestSide, Usable};
+use crate::run::split::{Needs, TestSide};
 use crate::tasks::class_weights::ClassWeights;
 use crate::tasks::classification::ClassificationConfig;
 use crate::tasks::segmentation::SegmentationConfig;
@@ -24,14 +24,14 @@ pub enum DownstreamKind {
 
 impl DownstreamKind {
     /// The scans that have what it is to predict.
-    pub fn usable(self) -> Usable {
+    pub fn needs(self) -> Needs {
         match self {
-            DownstreamKind::Segmentation => Usable::Segmented,
-            DownstreamKind::Classification => Usable::Classified,
+            DownstreamKind::Segmentation => Needs::VoxelLabels,
+            DownstreamKind::Classification => Needs::ScanClass,
         }
     }
 
-    /// What [`DownstreamKind::usable`] scans have.
+    /// What [`DownstreamKind::needs`] scans have.
     pub fn label(self) -> &'static str {
         match self {
             DownstreamKind::Segmentation => "label",

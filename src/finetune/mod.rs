@@ -45,8 +45,8 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     let run = resume.map(|dir| Run::reopen(dir, settings::resolved(config), &RESUMABLE, &input)).transpose()?;
     let own = run.as_ref().map(Run::split_file);
     let file = own.as_deref().or(config.train.split.as_deref());
-    let (usable, test) = (config.task.usable(), config.test_side());
-    let split = choose_split(file, &store, usable, config.train.val_fraction, test, config.train.seed)?;
+    let (needs, test) = (config.task.needs(), config.test_side());
+    let split = choose_split(file, &store, needs, config.train.val_fraction, test, config.train.seed)?;
     let sides = sides(config, &store, &split)?;
     // A run that goes on has its weights in its checkpoint, unless it was killed before the first.
     let given = match config.random() || run.as_ref().is_some_and(Run::has_checkpoint) {

@@ -26,9 +26,9 @@ pub fn sides(config: &FinetuneConfig, store: &Store, split: &Split) -> Result<Si
         "--fraction {fraction} leaves no subject of {n}; the smallest that leaves one is {:.4}",
         0.5 / n as f64
     );
-    let usable = config.task.usable();
+    let needs = config.task.needs();
     let subset = |side: &str, subjects: &[String]| -> Result<Arc<Subset>> {
-        let has = |id: &String| store.find(id).is_some_and(|scan| usable.has(&store.index().subjects[scan]));
+        let has = |id: &String| store.find(id).is_some_and(|scan| needs.met_by(&store.index().subjects[scan]));
         let scans: Vec<String> = scans_of(store, subjects).into_iter().filter(has).collect();
         let found: HashSet<&str> = scans.iter().map(|id| subject(id)).collect();
         if let Some(without) = subjects.iter().find(|id| !found.contains(id.as_str())) {
@@ -37,7 +37,7 @@ pub fn sides(config: &FinetuneConfig, store: &Store, split: &Split) -> Result<Si
         Ok(Arc::new(store.subset(&scans)?))
     };
     let sides = Sides {
-        train: subset("training", &split.balanced_fraction(fraction, &usable.classes(store))?)?,
+        train: subset("training", &split.balanced_fraction(fraction, &needs.classes(store))?)?,
         valid: subset("validation", &split.val)?,
         test: subset("test", &split.test)?,
     };

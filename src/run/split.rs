@@ -7,29 +7,29 @@ use anyhow::{Context, Result, ensure};
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 
-/// Which scans of a store a run is for.
+/// What a run needs of a scan beside its image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Usable {
-    All,
-    /// Those with labelled voxels.
-    Segmented,
-    /// Those with a class of their own, whose shares a cross-validation and a fraction keep.
-    Classified,
+pub enum Needs {
+    Nothing,
+    /// Labelled voxels.
+    VoxelLabels,
+    /// A class of its own; a cross-validation and a fraction keep the shares of the classes.
+    ScanClass,
 }
 
-impl Usable {
-    pub fn has(self, scan: &Entry) -> bool {
+impl Needs {
+    pub fn met_by(self, scan: &Entry) -> bool {
         match self {
-            Usable::All => true,
-            Usable::Segmented => scan.label,
-            Usable::Classified => scan.class.is_some(),
+            Needs::Nothing => true,
+            Needs::VoxelLabels => scan.label,
+            Needs::ScanClass => scan.class.is_some(),
         }
     }
 
-    /// The usable scans of a store.
+    /// The scans of a store that a run can use.
     pub fn candidates(self, store: &Store) -> Vec<Candidate> {
-        let scans = store.index().subjects.iter().filter(|scan| self.has(scan));
-        let class = |scan: &Entry| scan.class.filter(|_| self == Usable::Classified);
+        let scans = store.index().subjects.iter().filter(|scan| self.met_by(scan));
+        let class = |scan: &Entry| scan.class.filter(|_| self == Needs::ScanClass);
         scans.map(|scan| Candidate { id: scan.id.clone(), side: scan.split.clone(), class: class(scan) }).collect()
     }
 
@@ -58,11 +58,11 @@ impl TestSide {
     }
 }
 
-/// The split in this file (the run's own, or one that the user names), or a new one of the usable scans.
+/// The split in this file (the run's own, or one that the user names), or a new one of the scans that have what the run needs.
 pub fn choose_split(
     file: Option<&Path>,
     store: &Store,
-    usable: Usable,
+    needs: Needs,
     val_fraction: f64,
     test: TestSide,
     seed: u64,
@@ -71,33 +71,45 @@ pub fn choose_split(
         Some(file) => Split::load(file)?,
         None => {
             if let TestSide::Fold(fold) = test {
-                warn_of_thin_classes(store, usable, fold.of);
+                warn_of_thin_classes(store, needs, fold.of);
             }
-            draw_split(store, usable, val_fraction, test, seed)?
+            draw_split(store, needs, val_fraction, test, seed)?
         }
     };
     let unused = split.check(store.ids())?;
     if !unused.is_empty() {
         note!("{} subjects of the store are on no side of the split and are not used", unused.len());
     }
+    let copies = take_copies(&mut split.clone(), store);
+    if !copies.is_empty() {
+        note!(
+            "warning: {} subjects are copies of held-out ones, and the split has them on another side: {}",
+            copies.len(),
+            copies.join(", ")
+        );
+    }
     Ok(split)
 }
 
-/// A new split of a store's usable scans.
-pub fn draw_split(store: &Store, usable: Usable, val_fraction: f64, test: TestSide, seed: u64) -> Result<Split> {
-    let scans = usable.candidates(store);
+/// A new split of a store's scans that have what the run needs.
+pub fn draw_split(store: &Store, needs: Needs, val_fraction: f64, test: TestSide, seed: u64) -> Result<Split> {
+    let scans = needs.candidates(store);
     let split = match test {
         TestSide::Share(share) => Split::draw(&scans, val_fraction, share, seed),
         TestSide::Fold(fold) => Split::kfold(&scans, fold, val_fraction, seed),
     };
     let mut split = split.with_context(|| store.folder().display().to_string())?;
-    leave_copies_out(&mut split, store)?;
+    let copies = take_copies(&mut split, store);
+    if !copies.is_empty() {
+        note!("{} subjects are copies of held-out ones and on no side of the split: {}", copies.len(), copies.join(", "));
+        ensure!(!split.train.is_empty(), "{}: only copies of held-out scans are left to train on", store.folder().display());
+    }
     Ok(split)
 }
 
 /// Takes subjects off the training side that share a scan, by [`Entry::marks`], with the validation or test side, and off the validation
-/// side those that share one with the test side; says which. Public sets of photographs hold such copies.
-fn leave_copies_out(split: &mut Split, store: &Store) -> Result<()> {
+/// side those that share one with the test side; gives their ids. Public sets of photographs hold such copies.
+fn take_copies(split: &mut Split, store: &Store) -> Vec<String> {
     let mut scans: HashMap<&str, Vec<&str>> = HashMap::new();
     store.index().subjects.iter().for_each(|s| scans.entry(subject(&s.id)).or_default().extend(s.marks()));
     let of = |id: &String| scans[id.as_str()].iter().copied();
@@ -110,16 +122,12 @@ fn leave_copies_out(split: &mut Split, store: &Store) -> Result<()> {
         copies.extend(out);
         *side = kept;
     }
-    if !copies.is_empty() {
-        note!("{} subjects are copies of held-out ones and on no side of the split: {}", copies.len(), copies.join(", "));
-        ensure!(!split.train.is_empty(), "{}: only copies of held-out scans are left to train on", store.folder().display());
-    }
-    Ok(())
+    copies
 }
 
 /// Names on standard error the classes that have too few subjects for every fold to test one.
-pub fn warn_of_thin_classes(store: &Store, usable: Usable, folds: u64) {
-    for (class, n) in thin_classes(&usable.candidates(store), folds) {
+pub fn warn_of_thin_classes(store: &Store, needs: Needs, folds: u64) {
+    for (class, n) in thin_classes(&needs.candidates(store), folds) {
         let name = store.index().classes.as_ref().and_then(|names| names.get(class as usize));
         let name = name.map_or_else(|| class.to_string(), |name| format!("{class} ({name})"));
         note!("warning: class {name} has {n} subjects, fewer than the {folds} folds: some folds test none of it");

@@ -361,22 +361,22 @@ fn split_file(folder: &Path, fold: Option<u64>) -> PathBuf {
 
 /// The split of all cells, or one for each fold, also for folds that are not run. Splits of an earlier start are read again.
 fn splits(config: &SweepConfig, folder: &Path, store: &Store, again: bool) -> Result<Vec<Split>> {
-    let usable = config.downstream()?.usable();
+    let needs = config.downstream()?.needs();
     let sides = match (config.folds, config.test_fraction) {
         (Some(of), _) => (0..of).map(|number| TestSide::Fold(Fold { number, of })).collect(),
         (None, share) => vec![TestSide::Share(share.unwrap_or_default())],
     };
-    let labelled = store.index().subjects.iter().any(|s| usable.has(s));
+    let labelled = store.index().subjects.iter().any(|s| needs.met_by(s));
     ensure!(labelled, "{}: no subject has a label for this task", config.data.display());
     if let Some(folds) = config.folds {
-        warn_of_thin_classes(store, usable, folds);
+        warn_of_thin_classes(store, needs, folds);
     }
     let split = |side: TestSide| {
         let file = split_file(folder, side.fold());
         // Without `sweep.json` a split is left over from other settings.
         match again && file.exists() {
             true => Split::load(&file),
-            false => draw_split(store, usable, config.val_fraction, side, config.split_seed),
+            false => draw_split(store, needs, config.val_fraction, side, config.split_seed),
         }
     };
     sides.into_iter().map(split).collect()

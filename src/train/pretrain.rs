@@ -14,7 +14,7 @@ use crate::run::folder::{Run, check_folders, object};
 use crate::run::input::Input;
 use crate::run::record::{self, PretrainResult};
 use crate::run::seen::Seen;
-use crate::run::split::{TestSide, Usable, choose_split, scans_of};
+use crate::run::split::{Needs, TestSide, choose_split, scans_of};
 use crate::run::weights::Pretrained;
 use crate::sample::mirror_zoom::ChangeConfig;
 use crate::sample::patch::default_window;
@@ -138,7 +138,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let run = resume.map(|dir| Run::reopen(dir, settings::resolved(config), &resumable, &input)).transpose()?;
     let own = run.as_ref().map(Run::split_file);
     let file = own.as_deref().or(config.train.split.as_deref());
-    let split = choose_split(file, &store, Usable::All, config.train.val_fraction, TestSide::Share(0.), config.train.seed)?;
+    let split = choose_split(file, &store, Needs::Nothing, config.train.val_fraction, TestSide::Share(0.), config.train.seed)?;
     let train = Arc::new(store.subset(&scans_of(&store, &split.fraction(config.train.fraction)?))?);
     let valid = Arc::new(store.subset(&scans_of(&store, &split.val))?);
     let (rank, window) = geometry(config, &store)?;

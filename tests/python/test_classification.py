@@ -183,6 +183,16 @@ def test_copies_of_held_out_photographs_are_not_trained_on(fundus, tmp_path):
     split = read_json(out / "split.json")
     sides = {side: {name[1:] for name in split[side]} for side in ["train", "val", "test"]}
     assert not sides["train"] & (sides["val"] | sides["test"]) and not sides["val"] & sides["test"]
+    # In a split of the user's own they are named.
+    assert "are copies" not in pretext3d("finetune", "--data", store, "--weights", "none", *args[:-4], "--split", out / "split.json",
+                                     "--out", tmp_path / "same").stderr
+    twin = split["test"][0]
+    twin = ("b" if twin[0] == "a" else "a") + twin[1:]
+    split["train"].append(twin)
+    (tmp_path / "own.json").write_text(json.dumps({**split, "test": [name for name in split["test"] if name != twin]}))
+    done = pretext3d("finetune", "--data", store, "--weights", "none", *args[:-4], "--split", tmp_path / "own.json", "--out",
+                     tmp_path / "own")
+    assert f"copies of held-out ones, and the split has them on another side: {twin}" in done.stderr
     assert len(split["test"]) == 8 and split["train"] and split["val"]
 
 
