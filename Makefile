@@ -33,7 +33,8 @@ help: ## List the targets
 #:   EXP              an experiment of the paper; scripts/README.md says what each asks, needs and costs
 #:   DATA             the dataset, as its owners distribute it
 #:   UNLABELLED       other scans to pretrain on (brats, brats2d, retina, scaling)
-#:   SMOKE            1: every step of the experiment in minutes, on generated phantoms in the dataset's layout
+#:   SMOKE            1: every step of the experiment in minutes, on generated phantoms in the dataset's layout (not phantom,
+#:                    phantom2d and fundus, which are small themselves)
 #:   JOBS             runs side by side (default: 1; without a GPU 2)
 #:   OUT              folder of the results' folders (default: runs)
 #:   ARGS             further arguments of `pretext3d sweep`, for instance --config my.toml
