@@ -1,5 +1,6 @@
 //! Reading, preprocessing, storing and splitting scans. Nothing here knows libtorch.
 
+pub mod identity;
 pub mod image;
 pub mod layouts;
 pub mod names;

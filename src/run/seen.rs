@@ -1,9 +1,10 @@
 //! Whom a network has seen, hashed: enough to know a subject or a scan again, not to name one.
 
 use crate::data::Scans;
+use crate::data::identity::hex;
 use crate::data::names::some;
 use crate::data::split::{Split, subject};
-use crate::data::store::{Store, Subset, hex};
+use crate::data::store::{Store, Subset};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};

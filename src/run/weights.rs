@@ -1,7 +1,7 @@
 //! Pretrained encoders: what a file of weights holds and says of itself, and loading it, strictly: a report says what was loaded,
 //! adapted and left out, and nothing falls back to random weights.
 
-use crate::data::store::hex;
+use crate::data::identity::hex;
 use crate::ffi;
 use crate::nn::EncoderConfig;
 use crate::run::folder::{Run, locate};

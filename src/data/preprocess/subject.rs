@@ -2,8 +2,8 @@
 
 use super::label::{self, Outside};
 use super::{Grid, Placement, Settings, intensity, photo};
+use crate::data::identity::{self, hex};
 use crate::data::layouts::{LabelValue, Source, Subject};
-use crate::data::store;
 use crate::data::volume::{Affine, Volume, permute_affine, same_grid, spacing};
 use crate::dim::{Region, Shape};
 use crate::transform::spatial::Orientation;
@@ -64,7 +64,7 @@ pub struct Prepared {
     pub image: Array4<f32>,
     /// `[D, H, W]`, classes.
     pub label: Option<Array3<u8>>,
-    /// By which the scan is known again, see [`store::images`].
+    /// By which the scan is known again, see [`identity::images`].
     pub images: Vec<String>,
     /// Labelled voxels that a prediction does not reach.
     pub outside: Option<Outside>,
@@ -105,7 +105,7 @@ impl Plan {
             hash.update(format!("\n{}", source.fingerprint()?));
         }
         hash.update(format!("\n{}", label.is_some()));
-        Ok(crate::data::store::hex(&hash.finalize()))
+        Ok(hex(&hash.finalize()))
     }
 }
 
@@ -143,7 +143,7 @@ struct Origin {
     /// The box of the turned scan that is stored.
     crop: Region,
     outside: Option<Outside>,
-    /// [`store::images`] of what was read.
+    /// [`identity::images`] of what was read.
     images: Vec<String>,
 }
 
@@ -199,10 +199,10 @@ fn prepare_photograph(subject: &Subject, plan: &Plan, volume: &Volume, images: V
     Ok(Prepared::new(fitted.data, None, &fitted.affine, origin, &source, subject, plan))
 }
 
-/// The wanted channels in one RAS+ volume, how the first file was turned to it, and [`store::images`] of all that was read.
+/// The wanted channels in one RAS+ volume, how the first file was turned to it, and [`identity::images`] of all that was read.
 fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume, Orientation, Vec<String>)> {
     let (mut first, orientation) = sources[0].read_ras()?;
-    let mut seen = store::images(&first);
+    let mut seen = identity::images(&first);
     if subject.channels.len() == 1 {
         let expected = plan.available.len();
         if sources[0].is_image() && first.channels() == 1 && expected == 3 {
@@ -225,7 +225,7 @@ fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume,
     for source in &sources[1..] {
         let (volume, _) = source.read_ras()?;
         same_grid(&sources[0].display(), first.shape(), &first.affine, &source.display(), &volume)?;
-        seen.extend(store::images(&volume));
+        seen.extend(identity::images(&volume));
         parts.push(volume.data);
     }
     for (source, channels) in sources.iter().zip([&first.data].into_iter().chain(&parts).map(|p| p.dim().0)) {

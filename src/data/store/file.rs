@@ -1,5 +1,6 @@
 //! One subject's file: safetensors with `image` `[C, D, H, W]`, optional `label` `[D, H, W]` and text metadata.
 
+use crate::data::identity::hex;
 use crate::data::preprocess::Dtype;
 use crate::dim::Shape;
 use crate::fs::write_atomic;
@@ -73,7 +74,7 @@ pub fn write(
     hash.update(format!("{name} {:?} {}", image.shape(), label.is_some()));
     hash.update(bytes);
     hash.update(label_bytes);
-    let fingerprint = super::hex(&hash.finalize());
+    let fingerprint = hex(&hash.finalize());
     text.insert("fingerprint".into(), fingerprint.clone());
 
     let mut header = serde_json::json!({

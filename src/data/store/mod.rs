@@ -2,12 +2,10 @@
 
 pub mod build;
 pub mod file;
-mod identity;
 pub mod oriented;
 
-pub use identity::images;
-
 use crate::data::Scans;
+use crate::data::identity::hex;
 use crate::data::layouts::{LabelValue, Layout};
 use crate::data::preprocess::{Outside, Settings};
 use crate::data::slices::Slices;
@@ -72,12 +70,25 @@ pub struct Entry {
     pub split: Option<String>,
     /// SHA-256 of the stored voxels.
     pub fingerprint: String,
-    /// Of the scan's images as read, see [`images`]; empty in stores of earlier versions.
+    /// Of the scan's images as read, see [`images`](crate::data::identity::images); empty in stores of earlier versions.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<String>,
     /// Labelled voxels that a prediction does not reach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outside: Option<Outside>,
+}
+
+impl Entry {
+    /// What the scan is known again by: its images as read, and its voxels as stored, which is all that an index of an earlier version
+    /// has. Two scans that share one of these are the same.
+    pub fn marks(&self) -> impl Iterator<Item = &str> {
+        self.images.iter().chain([&self.fingerprint]).map(String::as_str)
+    }
+
+    /// Whether both were made from one scan, whatever the preprocessing and the channels that were kept.
+    pub fn same_scan(&self, other: &Entry) -> bool {
+        self.marks().any(|mark| other.marks().any(|m| m == mark))
+    }
 }
 
 /// A scan that is not in the store.
@@ -433,10 +444,6 @@ pub fn file_name(id: &str) -> String {
     } else {
         format!("{}-{}.safetensors", clean.trim_start_matches('.'), &hex(&Sha256::digest(id))[..12])
     }
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]

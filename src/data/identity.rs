@@ -1,6 +1,5 @@
 //! Knowing a scan again, whatever was done to it since: by its images as they were read.
 
-use super::{Entry, hex};
 use crate::data::volume::Volume;
 use crate::dim::voxels;
 use rayon::prelude::*;
@@ -29,17 +28,9 @@ fn image(values: &[f32], shape: [usize; 3]) -> String {
     hex(&hash.finalize())
 }
 
-impl Entry {
-    /// What the scan is known again by: its images as read, and its voxels as stored, which is all that an index of an earlier version
-    /// has. Two scans that share one of these are the same.
-    pub fn marks(&self) -> impl Iterator<Item = &str> {
-        self.images.iter().chain([&self.fingerprint]).map(String::as_str)
-    }
-
-    /// Whether both were made from one scan, whatever the preprocessing and the channels that were kept.
-    pub fn same_scan(&self, other: &Entry) -> bool {
-        self.marks().any(|mark| other.marks().any(|m| m == mark))
-    }
+/// Lowercase hexadecimal digits.
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
 #[cfg(test)]
