@@ -6,7 +6,7 @@
 use super::names::strip_ending;
 use super::volume::Volume;
 use anyhow::{Context, Result, bail, ensure};
-use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageReader, Pixel};
+use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader, Pixel};
 use ndarray::Array4;
 use std::fs::File;
 use std::io::BufReader;
@@ -39,6 +39,9 @@ fn decoder(path: &Path) -> Result<impl ImageDecoder + use<>> {
 }
 
 fn decode(path: &Path) -> Result<Volume> {
+    if ImageReader::open(path)?.with_guessed_format()?.format() == Some(ImageFormat::Jpeg) {
+        whole_jpeg(&std::fs::read(path)?)?;
+    }
     let mut decoder = decoder(path)?;
     let orientation = decoder.orientation()?;
     let mut image = DynamicImage::from_decoder(decoder)?;
@@ -56,6 +59,27 @@ fn decode(path: &Path) -> Result<Volume> {
     };
     let affine = std::array::from_fn(|r| std::array::from_fn(|c| f64::from(u8::from(r == c))));
     Ok(Volume { data: data?, affine })
+}
+
+/// Errors unless a JPEG reaches its end-of-image marker: the decoder makes up the pixels of a file that was cut off, or whose end was
+/// overwritten. What follows the marker does not matter.
+fn whole_jpeg(bytes: &[u8]) -> Result<()> {
+    let mut at = 2;
+    // Markers are 0xFF and a code. In compressed data 0xFF is followed by 0 or is a restart, both without a length.
+    while let Some(found) = bytes.get(at..).and_then(|rest| rest.iter().position(|&b| b == 0xff)) {
+        at += found + 1;
+        match bytes.get(at) {
+            Some(0xd9) => return Ok(()),
+            Some(0 | 1 | 0xd0..=0xd8) => at += 1,
+            // Any number of these may come before a code.
+            Some(0xff) => {}
+            _ => match bytes.get(at + 1..at + 3) {
+                Some(length) => at += 1 + usize::from(u16::from_be_bytes([length[0], length[1]])),
+                None => break,
+            },
+        }
+    }
+    bail!("the JPEG is cut off or damaged: {} bytes without its end-of-image marker", bytes.len())
 }
 
 /// Interleaved pixels, whose largest value is `full`, to planes; an alpha channel must be opaque and is left out.

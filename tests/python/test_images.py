@@ -1,4 +1,6 @@
 """Photographs: reading, cropping and reducing against Pillow, grades, and a 2D run from phantom to weights."""
+import io
+
 import numpy
 import pytest
 from helpers import pretext3d, read_json, refused, rows, tensors
@@ -75,6 +77,45 @@ def test_formats_depths_and_exif_agree_with_pillow(tmp_path):
         # Decoders of JPEG may differ by a step of 255 or two.
         tolerance = 2e-5 if "jp" not in name and "exif" not in name else 0.012
         assert found.shape == image.shape and numpy.abs(found - image).max() < tolerance, name
+
+
+def test_damaged_files_are_refused(tmp_path):
+    """No pixel is made up; what follows a whole image does no harm."""
+    rng = numpy.random.default_rng(3)
+    picture = Image.fromarray(scene(rng, 90, 110))
+    kinds = {"baseline": (".jpg", {"quality": 95}), "progressive": (".jpg", {"quality": 95, "progressive": True}),
+             "restarts": (".jpg", {"restart_marker_rows": 1, "optimize": True}), "png": (".png", {}),
+             "plain": (".tif", {}), "lzw": (".tif", {"compression": "tiff_lzw"}), "deflate": (".tif", {"compression": "tiff_adobe_deflate"})}
+    (tmp_path / "data").mkdir()
+    whole, damaged = set(), set()
+    for kind, (ending, options) in kinds.items():
+        path = tmp_path / f"data/{kind}_whole{ending}"
+        picture.save(path, **options)
+        good = path.read_bytes()
+        n = len(good)
+        harmless = {"whole": good, "zeros_after": good + bytes(300), "words_after": good + b"\xff\xd8\xffwords" * 20}
+        cut = {f"cut{share}": good[: n * share // 100] for share in (30, 60, 90)}
+        # The size is kept, as by a disk or a transfer that lost the end; uncompressed pixels do not show it.
+        zeros = {f"zero{share}": good[: n * share // 100] + bytes(n - n * share // 100) for share in (30, 60, 99)}
+        if ending == ".jpg":
+            cut |= {"cut99": good[: n * 99 // 100], "no_end": good[:-2]}
+        for name, content in [*harmless.items(), *cut.items(), *(zeros.items() if ending != ".tif" else [])]:
+            (tmp_path / f"data/{kind}_{name}{ending}").write_bytes(content)
+            (whole if name in harmless else damaged).add(f"{kind}_{name}")
+            if name in harmless:
+                assert (numpy.asarray(Image.open(io.BytesIO(content))) == numpy.asarray(Image.open(io.BytesIO(good)))).all()
+            elif name in cut:
+                with pytest.raises((OSError, SyntaxError)):
+                    Image.open(io.BytesIO(content)).load()
+    message = refused("preprocess", "--data", tmp_path / "data", "--out", tmp_path / "store", "--size", 32, "--dtype", "f32")
+    index = read_json(tmp_path / "store" / "index.json")
+    stems = {key: {entry["id"].split("/")[-1]: entry for entry in index[key]} for key in ("subjects", "left_out")}
+    assert set(stems["subjects"]) == whole and set(stems["left_out"]) == damaged
+    assert len(whole) == 3 * 7 and len(damaged) == 3 * 7 + 3 * 4 + 3 * 2 and message.count("the JPEG is cut off or damaged") > 24
+    for kind in kinds:
+        images = [tensors(tmp_path / "store" / stems["subjects"][f"{kind}_{name}"]["file"])[0]["image"]
+                  for name in ("whole", "zeros_after", "words_after")]
+        assert (images[0] == images[1]).all() and (images[0] == images[2]).all()
 
 
 def test_the_fundus_is_cut_out_and_fills_the_square(tmp_path):

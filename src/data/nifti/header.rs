@@ -66,8 +66,8 @@ pub struct Header {
     /// Extent of the fourth axis; 1 for a 3D file.
     pub channels: usize,
     pub stored: Stored,
-    /// Voxel index to RAS+ millimetres: the sform if there is one, else the qform, else the spacing alone with the world's
-    /// origin in the centre and the first axis to the left, as nibabel has it.
+    /// Voxel index to RAS+ millimetres, whatever the header's unit: the sform if there is one, else the qform, else the spacing alone with
+    /// the world's origin in the centre and the first axis to the left, as nibabel has it.
     pub affine: Affine,
     /// `(slope, intercept)` to apply to stored values; `None` if they are the values.
     pub scale: Option<(f64, f64)>,
@@ -122,6 +122,8 @@ struct Common {
     pixdim: [f64; 8],
     offset: f64,
     scale: [f64; 2],
+    /// `xyzt_units`.
+    units: i32,
     /// qform, sform.
     codes: [i32; 2],
     /// Quaternion b, c, d, then the three offsets.
@@ -176,6 +178,7 @@ impl Fields<'_> {
             pixdim: self.f32s(76),
             offset,
             scale: [slope, inter],
+            units: i32::from(self.bytes[123]),
             codes: [self.i16(252) as i32, self.i16(254) as i32],
             qform: self.f32s(256),
             sform: self.f32s(280),
@@ -203,6 +206,7 @@ impl Fields<'_> {
             pixdim: self.f64s(104),
             offset: self.i64(168) as f64,
             scale: self.f64s(176),
+            units: self.i32(500),
             codes: [self.i32(344), self.i32(348)],
             qform: self.f64s(352),
             sform: self.f64s(400),
@@ -219,9 +223,6 @@ impl Common {
         let product = |a: usize, b: usize| a.checked_mul(b);
         let bytes = shape.into_iter().chain([channels]).try_fold(stored.size(), product);
         let bytes = bytes.with_context(|| format!("extents {shape:?} with {channels} channels overflow"))?;
-        for (a, &v) in self.pixdim[1..4].iter().enumerate() {
-            ensure!(v.is_finite() && v > 0.0, "voxel spacing pixdim[{}] is {v}, expected a positive number", a + 1);
-        }
         // A single file's voxels come after its header and the four bytes of the extension flag.
         let first = if pair { 0 } else { fields.bytes.len() + 4 };
         let whole = self.offset.fract() == 0.0 && self.offset < 2f64.powi(53);
@@ -229,7 +230,9 @@ impl Common {
         let [slope, inter] = self.scale;
         let scaled = slope != 0.0 && slope.is_finite();
         ensure!(!scaled || inter.is_finite(), "scl_slope is {slope} but scl_inter is {inter}, expected a finite number");
-        let affine = self.affine(shape)?;
+        let mut affine = self.affine(shape)?;
+        let unit = self.millimetres()?;
+        affine[..3].iter_mut().flatten().for_each(|v| *v *= unit);
         rotation(&affine).with_context(|| format!("{} of the header", self.affine_name()))?;
         Ok(Header {
             shape,
@@ -248,32 +251,56 @@ impl Common {
     fn extents(&self) -> Result<(Shape, usize)> {
         let n = self.dim[0];
         ensure!((1..=7).contains(&n), "dim[0] (number of axes) is {n}, expected 3 or 4");
-        let mut dims = &self.dim[1..=n as usize];
+        let dims = &self.dim[1..=n as usize];
         if let Some(bad) = dims.iter().find(|&&d| d < 1) {
             bail!("extents {dims:?} hold {bad}, expected positive ones");
         }
-        // Axes of extent 1 after the third say nothing.
-        while dims.len() > 3 && dims.ends_with(&[1]) {
-            dims = &dims[..dims.len() - 1];
-        }
-        match *dims {
-            [i, j, k] => Ok(([i as usize, j as usize, k as usize], 1)),
-            [i, j, k, c] => Ok(([i as usize, j as usize, k as usize], c as usize)),
-            _ => bail!("{}D file with extents {dims:?}, expected 3D, or 4D with channels last", dims.len()),
-        }
+        let [i, j, k, rest @ ..] = dims else {
+            bail!("{n}D file with extents {dims:?}, expected 3D, or 4D with channels last")
+        };
+        // Axes of extent 1 after the third say nothing: files of vectors have one for the time before their components.
+        let channels: Vec<usize> = rest.iter().filter(|&&d| d > 1).map(|&d| d as usize).collect();
+        ensure!(channels.len() < 2, "{n}D file with extents {dims:?}, expected 3D, or 4D with channels last");
+        Ok(([i, j, k].map(|&d| d as usize), channels.first().copied().unwrap_or(1)))
+    }
+
+    /// How many of them the header's unit of length is.
+    fn millimetres(&self) -> Result<f64> {
+        // The higher bits are the unit of time.
+        Ok(match self.units & 7 {
+            0 | 2 => 1.0,
+            1 => 1000.0,
+            3 => 0.001,
+            other => {
+                bail!("xyzt_units: unit of length {other}, expected 0 (unknown), 1 (metre), 2 (millimetre) or 3 (micrometre)")
+            }
+        })
     }
 
     fn affine_name(&self) -> &'static str {
-        match self.codes {
-            [0, 0] => "pixdim",
-            [_, 0] => "qform",
-            _ => "sform",
+        // Other codes are not defined, and mean that there is none.
+        match self.codes.map(|code| (1..=5).contains(&code)) {
+            [_, true] => "sform",
+            [true, false] => "qform",
+            [false, false] => "pixdim",
         }
     }
 
     fn affine(&self, shape: Shape) -> Result<Affine> {
         let last = [0.0, 0.0, 0.0, 1.0];
-        let [x, y, z] = [self.pixdim[1], self.pixdim[2], self.pixdim[3]];
+        // The sign means nothing: qfac and the quaternion say where the axes point.
+        let spacing: [f64; 3] = std::array::from_fn(|a| self.pixdim[a + 1].abs());
+        let [x, y, z] = spacing;
+        if self.affine_name() != "sform" {
+            for (a, v) in spacing.into_iter().enumerate() {
+                ensure!(
+                    v.is_finite() && v > 0.0,
+                    "voxel spacing pixdim[{}] is {}, expected a positive number",
+                    a + 1,
+                    self.pixdim[a + 1]
+                );
+            }
+        }
         match self.affine_name() {
             "sform" => {
                 let row = |r: usize| std::array::from_fn(|c| self.sform[4 * r + c]);

@@ -5,10 +5,10 @@ use crate::data::volume::{Strides, Volume, gather, permute_affine, to_ras};
 use crate::dim::voxels;
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, bail, ensure};
-use flate2::bufread::MultiGzDecoder;
+use flate2::bufread::GzDecoder;
 use ndarray::Array4;
 use std::fs::File;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 const BUFFER: usize = 1 << 17;
@@ -83,7 +83,28 @@ fn decompressed<'a>(mut reader: impl Read + 'a) -> Result<Box<dyn Read + 'a>> {
     (&mut reader).take(2).read_to_end(&mut start)?;
     let gz = start == [0x1f, 0x8b];
     let stream = BufReader::with_capacity(BUFFER, io::Cursor::new(start).chain(reader));
-    Ok(if gz { Box::new(MultiGzDecoder::new(stream)) } else { Box::new(stream) })
+    Ok(if gz { Box::new(Members(Some(GzDecoder::new(stream)))) } else { Box::new(stream) })
+}
+
+/// What the members of a gzip stream hold, one after the other. Tapes and some transfers pad files, so what follows the last member
+/// and is no other one is left alone, as `gzip` does.
+struct Members<R: BufRead>(Option<GzDecoder<R>>);
+
+impl<R: BufRead> Read for Members<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        while let Some(member) = &mut self.0 {
+            let n = member.read(out)?;
+            if n > 0 || out.is_empty() {
+                return Ok(n);
+            }
+            // Its end, where the checksum was compared.
+            let mut rest = self.0.take().expect("looked at").into_inner();
+            if rest.fill_buf()?.starts_with(&[0x1f]) {
+                self.0 = Some(GzDecoder::new(rest));
+            }
+        }
+        Ok(0)
+    }
 }
 
 /// The file with the header: `path` itself, or for an `.img` file the `.hdr` beside it.
@@ -119,7 +140,7 @@ fn single_file_voxels(stream: impl Read, header: &Header) -> Result<Vec<u8>> {
     raw_voxels(stream, header.offset - header.raw.len() as u64, header)
 }
 
-/// Skips `skip` bytes and reads exactly the voxels. The buffer grows with what arrives, so that a header cannot claim memory.
+/// Skips `skip` bytes and reads the voxels. The buffer grows with what arrives, so that a header cannot claim memory.
 fn raw_voxels(mut stream: impl Read, skip: u64, header: &Header) -> Result<Vec<u8>> {
     let expected = || {
         let (shape, channels, stored) = (header.shape, header.channels, header.stored);
@@ -131,9 +152,8 @@ fn raw_voxels(mut stream: impl Read, skip: u64, header: &Header) -> Result<Vec<u
     let all = (&mut stream).take(header.bytes as u64).read_to_end(&mut raw);
     all.with_context(|| format!("{}, reading failed after {}", expected(), raw.len()))?;
     ensure!(raw.len() == header.bytes, "{}, found {}", expected(), raw.len());
-    // Reading on to the end also checks the gzip checksum.
-    let more = stream.read(&mut [0]).with_context(|| format!("{}, reading failed at their end", expected()))?;
-    ensure!(more == 0, "{}, found more", expected());
+    // What follows is padding; reading on to the end checks the gzip checksum.
+    io::copy(&mut stream, &mut io::sink()).with_context(|| format!("{}, reading failed at their end", expected()))?;
     Ok(raw)
 }
 
