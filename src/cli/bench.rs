@@ -48,7 +48,7 @@ pub struct StepArgs {
 
 /// The settings of `pretrain` on their own.
 #[derive(Parser)]
-struct Settings {
+struct PretrainFlags {
     #[command(flatten)]
     config: PretrainConfig,
 }
@@ -67,7 +67,7 @@ pub fn step(args: StepArgs) -> Result<()> {
         // An epoch longer than any benchmark.
         ["--draws", "1000000"],
     ];
-    let config = Settings::try_parse_from(["bench-step"].into_iter().chain(flags.into_iter().flatten()))?.config;
+    let config = PretrainFlags::try_parse_from(["bench-step"].into_iter().chain(flags.into_iter().flatten()))?.config;
     let device = config.train.device.resolve()?;
     let mut random = rng(config.train.seed, Stream::Train, 0, 0);
     let [d, h, w] = rank.cube(args.window);

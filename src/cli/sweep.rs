@@ -1,6 +1,7 @@
 use crate::print::say;
 use crate::sweep::config::SweepConfig;
-use crate::sweep::{Ended, Runner, Shard};
+use crate::sweep::{Runner, Shard};
+use crate::train::session::Ended;
 use anyhow::Result;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

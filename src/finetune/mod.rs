@@ -76,7 +76,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         encoder: encoder.clone(),
         train: sides.train.clone(),
         valid: sides.valid.clone(),
-        change: None,
+        mirror_zoom: None,
         frozen_epochs,
     })?;
     let batch = trainer.tasks[0].batch;

@@ -21,7 +21,7 @@ pub struct StepInfo<'a> {
 }
 
 /// Progress of a training. The bar goes to standard error, an epoch's line to standard output.
-pub struct Progress {
+pub struct EpochBar {
     epochs: usize,
     steps: usize,
     bar: Option<ProgressBar>,
@@ -32,11 +32,11 @@ pub struct Progress {
     finished_epochs: usize,
 }
 
-impl Progress {
+impl EpochBar {
     /// `tty`: draw a bar (`console::user_attended_stderr()` tells whether anybody would see it).
     pub fn new(epochs: usize, steps_per_epoch: usize, tty: bool) -> Self {
         let bar = tty.then(|| bar(steps_per_epoch, "{prefix} {bar:12} {pos}/{len}  {wide_msg}"));
-        Progress { epochs, steps: steps_per_epoch, bar, start: Instant::now(), done: 0, position: 0, finished_epochs: 0 }
+        EpochBar { epochs, steps: steps_per_epoch, bar, start: Instant::now(), done: 0, position: 0, finished_epochs: 0 }
     }
 
     pub fn step(&mut self, info: &StepInfo) {

@@ -14,7 +14,7 @@ use serde::Serialize;
 // A doc comment on a configuration's type would become the command's help.
 #[derive(Clone, Debug, PartialEq, Serialize, clap::Args)]
 #[command(next_help_heading = "Augmentation of rot, rpl and jig")]
-pub struct ChangeConfig {
+pub struct MirrorZoom {
     /// Probability that a training scan is mirrored: photographs left to right, volumes along their first axis, which is left to right
     /// too. One axis only: along two, the mirror image would be another rotation
     #[arg(long, value_name = "P", default_value_t = 0.)]
@@ -24,7 +24,7 @@ pub struct ChangeConfig {
     pub zoom: Interval,
 }
 
-impl ChangeConfig {
+impl MirrorZoom {
     /// Whether nothing is changed.
     pub fn is_off(&self) -> bool {
         self.mirror == 0. && self.zoom == Interval([1., 1.])
@@ -69,7 +69,7 @@ mod tests {
         for (rank, shape) in [(Rank::Two, [1, 7, 9]), (Rank::Three, [5, 7, 9])] {
             let scans = scans(shape);
             let original = &scans.images[1];
-            let mirror = ChangeConfig { mirror: 1., zoom: Interval([1., 1.]) };
+            let mirror = MirrorZoom { mirror: 1., zoom: Interval([1., 1.]) };
             let changed = mirror.apply(&scans, 1, rank, &mut rng).unwrap();
             assert_eq!((changed.ids[0].as_str(), changed.len()), ("scan1", 1));
             let axis = if rank == Rank::Two { 3 } else { 1 };
@@ -77,7 +77,7 @@ mod tests {
             expected.invert_axis(ndarray::Axis(axis));
             assert_eq!(changed.images[0], expected);
 
-            let zoom = ChangeConfig { mirror: 0., zoom: Interval([3., 3.]) };
+            let zoom = MirrorZoom { mirror: 0., zoom: Interval([3., 3.]) };
             let changed = &zoom.apply(&scans, 1, rank, &mut rng).unwrap().images[0];
             let centre = shape.map(|n| n / 2);
             for c in 0..2 {

@@ -62,7 +62,7 @@ pub fn default_window(scans: &dyn Scans, rank: Rank) -> usize {
 
 /// A grid of `n` cells along every axis in use, from the window's first corner on; cell ids are row-major in `(i, j, k)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Grid {
+pub struct PatchGrid {
     pub rank: Rank,
     /// Cells a side.
     pub n: usize,
@@ -72,13 +72,13 @@ pub struct Grid {
     pub side: usize,
 }
 
-impl Grid {
+impl PatchGrid {
     /// Cells side by side; up to `n - 1` voxels at the window's end stay unused.
     pub fn cells(rank: Rank, window: usize, n: usize) -> Result<Self> {
         ensure!(n >= 1, "a grid needs at least 1 cell a side, found {n}");
         let side = window / n;
         ensure!(side >= 1, "a window of {window} voxels a side has no {n} cells a side");
-        Ok(Grid { rank, n, step: side, side })
+        Ok(PatchGrid { rank, n, step: side, side })
     }
 
     /// Cells that overlap their neighbours by half.
@@ -86,7 +86,7 @@ impl Grid {
         ensure!(n >= 1, "a grid needs at least 1 cell a side, found {n}");
         let step = window / (n + 1);
         ensure!(step >= 1, "a window of {window} voxels a side has no {n} half-overlapping cells a side");
-        Ok(Grid { rank, n, step, side: 2 * step })
+        Ok(PatchGrid { rank, n, step, side: 2 * step })
     }
 
     /// Number of cells.
@@ -114,7 +114,7 @@ impl Grid {
 /// cell along every axis and lies 0 to `jitter - 1` voxels from its first corner, so at least one voxel separates neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JitteredGrid {
-    pub cells: Grid,
+    pub cells: PatchGrid,
     /// Voxels; 0 makes every patch its whole cell, so that neighbours touch.
     pub jitter: usize,
 }
@@ -122,7 +122,7 @@ pub struct JitteredGrid {
 impl JitteredGrid {
     /// `jitter: None` takes the paper's 3 voxels at a window of 128, in proportion, and at least 1.
     pub fn new(rank: Rank, window: usize, n: usize, jitter: Option<usize>) -> Result<Self> {
-        let cells = Grid::cells(rank, window, n)?;
+        let cells = PatchGrid::cells(rank, window, n)?;
         let jitter = jitter.unwrap_or(((3 * window + 64) / 128).max(1));
         ensure!(
             jitter < cells.side,
@@ -222,7 +222,7 @@ mod tests {
     #[test]
     fn grids_are_row_major_and_stay_inside() {
         for rank in [Rank::Two, Rank::Three] {
-            for grid in [Grid::cells(rank, 31, 3).unwrap(), Grid::overlapping(rank, 31, 4).unwrap()] {
+            for grid in [PatchGrid::cells(rank, 31, 3).unwrap(), PatchGrid::overlapping(rank, 31, 4).unwrap()] {
                 let n = grid.n;
                 for cell in 0..grid.count() {
                     let [i, j, k] = grid.index(cell);
@@ -233,9 +233,9 @@ mod tests {
                 assert_eq!(last, grid.step);
             }
         }
-        let half = Grid::overlapping(Rank::Three, 64, 3).unwrap();
+        let half = PatchGrid::overlapping(Rank::Three, 64, 3).unwrap();
         assert_eq!((half.step, half.side), (16, 32));
-        assert!(Grid::overlapping(Rank::Three, 3, 3).is_err());
-        assert!(Grid::cells(Rank::Three, 2, 3).is_err());
+        assert!(PatchGrid::overlapping(Rank::Three, 3, 3).is_err());
+        assert!(PatchGrid::cells(Rank::Three, 2, 3).is_err());
     }
 }

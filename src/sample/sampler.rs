@@ -5,7 +5,7 @@ use crate::data::Scans;
 use crate::dim::{Rank, voxels};
 use crate::ffi;
 use crate::rng::{Stream, rng};
-use crate::sample::mirror_zoom::ChangeConfig;
+use crate::sample::mirror_zoom::MirrorZoom;
 use crate::tasks::{Batch, Task};
 use anyhow::{Context, Result};
 use half::{bf16, slice::HalfFloatSliceExt};
@@ -24,7 +24,7 @@ pub struct Sampler {
     /// Tells the draws of jointly trained tasks apart.
     pub slot: u64,
     /// Of training scans before they are sampled.
-    pub change: Option<ChangeConfig>,
+    pub mirror_zoom: Option<MirrorZoom>,
     /// Give views in bfloat16, to which the first convolution would convert them: half as much to copy.
     pub bf16: bool,
 }
@@ -68,9 +68,9 @@ impl Sampler {
         let mut targets = Vec::with_capacity(order.len() * task.targets());
         for ((&scan, position), out) in order.iter().zip(positions).zip(views.chunks_exact_mut(length)) {
             let mut rng = rng(self.seed, stream, epoch, position << 8 | self.slot);
-            let mut sample = || match &self.change {
-                Some(change) if stream == Stream::Train && task.takes_changed_scans() => {
-                    task.sample(&change.apply(scans.as_ref(), scan, self.rank, &mut rng)?, 0, &mut rng, out)
+            let mut sample = || match &self.mirror_zoom {
+                Some(mirror_zoom) if stream == Stream::Train && task.allows_mirror_zoom() => {
+                    task.sample(&mirror_zoom.apply(scans.as_ref(), scan, self.rank, &mut rng)?, 0, &mut rng, out)
                 }
                 _ => task.sample(scans.as_ref(), scan, &mut rng, out),
             };

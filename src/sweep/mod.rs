@@ -15,10 +15,11 @@ use crate::run::record::{self, CellResult};
 use crate::run::split::{TestSide, draw_split, warn_of_thin_classes};
 use crate::settings::CONFIG;
 use crate::study::read::{self as study, Cell, Sweep};
+use crate::train::session::Ended;
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
 use config::{Finetuning, Pretraining, SweepConfig, fold_suffix};
-use process::{Outcome, run_logged};
+use process::{ProcessEnd, run_logged};
 use serde_json::{Value, json};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -42,12 +43,6 @@ impl std::str::FromStr for Shard {
         };
         parse().ok_or_else(|| format!("expected I/N with I from 1 to N, found {text:?}"))
     }
-}
-
-/// How a sweep ended.
-pub enum Ended {
-    Finished,
-    Stopped,
 }
 
 /// One unit of work.
@@ -248,12 +243,12 @@ impl Runner {
         let (started, earlier, mut done, mut failed) = (Instant::now(), total - left.len(), 0, Vec::new());
         while let Some(work) = self.next(&mut left) {
             match self.run_one(work, &stop)? {
-                Outcome::Done => done += 1,
-                Outcome::Stopped => {
+                ProcessEnd::Done => done += 1,
+                ProcessEnd::Stopped => {
                     note!("stopped; run the same command to go on");
                     return Ok(Ended::Stopped);
                 }
-                Outcome::Failed(why) => {
+                ProcessEnd::Failed(why) => {
                     note!("{}: {why}", self.name(work));
                     let before = left.len();
                     if let Work::Pretrain(p) = work {
@@ -309,7 +304,7 @@ impl Runner {
     }
 
     /// Starts or resumes one process.
-    fn run_one(&self, work: Work, stop: &Stop) -> Result<Outcome> {
+    fn run_one(&self, work: Work, stop: &Stop) -> Result<ProcessEnd> {
         let dir = self.dir(work);
         fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
         // A sweep that was killed leaves a process that is saving, and another number of shards shares the work out differently.
@@ -324,11 +319,11 @@ impl Runner {
             }
             std::thread::sleep(WAIT);
             if stop.asked() {
-                return Ok(Outcome::Stopped);
+                return Ok(ProcessEnd::Stopped);
             }
         };
         if self.is_done(work) {
-            return Ok(Outcome::Done);
+            return Ok(ProcessEnd::Done);
         }
         let arguments = match dir.join(CONFIG).is_file() {
             true => {
@@ -339,7 +334,7 @@ impl Runner {
         };
         let started = Instant::now();
         let outcome = run_logged(&arguments, &dir.join("log.txt"), &lock, stop)?;
-        if matches!(outcome, Outcome::Done) {
+        if matches!(outcome, ProcessEnd::Done) {
             ensure!(self.is_done(work), "{}: ended without a result.json", dir.display());
             let score = match work {
                 Work::Finetune(_) => {

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// How a process ended.
-pub enum Outcome {
+pub enum ProcessEnd {
     Done,
     /// By the user, saved.
     Stopped,
@@ -27,7 +27,7 @@ const LAST_LINES: usize = 3;
 
 /// Runs this program with `arguments`, its output appended to a log, `lock` held as long as it lives. A signal to this process is passed on and the process
 /// waited for.
-pub fn run_logged(arguments: &[String], log: &Path, lock: &File, stop: &Stop) -> Result<Outcome> {
+pub fn run_logged(arguments: &[String], log: &Path, lock: &File, stop: &Stop) -> Result<ProcessEnd> {
     let open = || OpenOptions::new().create(true).append(true).open(log).with_context(|| log.display().to_string());
     let mut command = Command::new(PROGRAM);
     command.arg0("pretext3d").args(arguments).stdin(Stdio::null()).stdout(open()?).stderr(open()?);
@@ -44,14 +44,14 @@ pub fn run_logged(arguments: &[String], log: &Path, lock: &File, stop: &Stop) ->
         std::thread::sleep(POLL);
     };
     Ok(match (status.code(), status.signal()) {
-        (Some(0), _) => Outcome::Done,
-        (Some(SAVED), _) => Outcome::Stopped,
-        _ if stop.asked() => Outcome::Stopped,
-        (Some(code), _) => Outcome::Failed(format!("exit code {code}: {} ({})", last_lines(log), log.display())),
+        (Some(0), _) => ProcessEnd::Done,
+        (Some(SAVED), _) => ProcessEnd::Stopped,
+        _ if stop.asked() => ProcessEnd::Stopped,
+        (Some(code), _) => ProcessEnd::Failed(format!("exit code {code}: {} ({})", last_lines(log), log.display())),
         (None, signal) => {
             let signal = signal.unwrap_or_default();
             let hint = if signal == libc::SIGKILL { " (perhaps for want of memory)" } else { "" };
-            Outcome::Failed(format!("killed by signal {signal}{hint}; its log: {}", log.display()))
+            ProcessEnd::Failed(format!("killed by signal {signal}{hint}; its log: {}", log.display()))
         }
     })
 }

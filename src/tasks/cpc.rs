@@ -13,7 +13,7 @@ use crate::ffi;
 use crate::nn::heads::{HeadKind, Pool, linear};
 use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
-use crate::sample::patch::{Grid, draw_window};
+use crate::sample::patch::{PatchGrid, draw_window};
 use crate::transform::intensity::Stats;
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
@@ -81,7 +81,7 @@ struct Params {
 pub struct Cpc {
     window: usize,
     channels: usize,
-    grid: Grid,
+    grid: PatchGrid,
     /// Side of the sub-crop: 7/8 of the patch's.
     crop: usize,
     first_step: usize,
@@ -96,12 +96,12 @@ impl Cpc {
         ensure!(first_step >= 1, "cpc: the first step must be at least 1 plane, found {first_step}");
         ensure!(n > first_step, "cpc: with {n} patches a side, no patch lies {first_step} planes after another one");
         ensure!(code >= 1, "cpc: a code needs at least 1 number");
-        let grid = Grid::overlapping(rank, window, n).context("cpc")?;
+        let grid = PatchGrid::overlapping(rank, window, n).context("cpc")?;
         Ok(Cpc { window, channels, grid, crop: grid.side * 7 / 8, first_step, code })
     }
 
     fn draw(&self, scans: &dyn Scans, scan: usize, rng: &mut Rng) -> Result<Params> {
-        let Grid { rank, side, step, .. } = self.grid;
+        let PatchGrid { rank, side, step, .. } = self.grid;
         let window = draw_window(scans, scan, rank, self.window, rng)?;
         let patches = (0..self.grid.count())
             .map(|_| {
@@ -203,7 +203,7 @@ impl Task for Cpc {
     }
 
     fn caption(&self, _: &Drawn) -> String {
-        let Grid { rank, n, side, step } = self.grid;
+        let PatchGrid { rank, n, side, step } = self.grid;
         let times = |x: usize| vec![x.to_string(); rank.n()].join("x");
         format!("{} patches of {} voxels, one every {step}, each flipped, cropped and padded", times(n), times(side))
     }
@@ -262,7 +262,7 @@ struct CpcHead {
     /// `W_l` of step `first_step + index`.
     predict: Vec<Tensor>,
     first_step: usize,
-    grid: Grid,
+    grid: PatchGrid,
 }
 
 impl CpcHead {

@@ -155,7 +155,7 @@ impl Task for Jigsaw {
         self.grid.cells.count()
     }
 
-    fn takes_changed_scans(&self) -> bool {
+    fn allows_mirror_zoom(&self) -> bool {
         true
     }
 

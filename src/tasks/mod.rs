@@ -133,8 +133,8 @@ pub trait Task: Send + Sync {
     fn view_shape(&self) -> Shape;
     /// Class ids a sample carries.
     fn targets(&self) -> usize;
-    /// Whether a sample may come from a scan that [`change`] has mirrored and zoomed.
-    fn takes_changed_scans(&self) -> bool {
+    /// Whether a sample may come from a scan that [`MirrorZoom`](crate::sample::mirror_zoom::MirrorZoom) has changed.
+    fn allows_mirror_zoom(&self) -> bool {
         false
     }
     /// Draws a sample of the scan and writes its views into `out`: `[V, C, D, H, W]`, row-major.

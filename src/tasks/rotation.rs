@@ -49,7 +49,7 @@ impl Task for Rotation {
         "rot"
     }
 
-    fn takes_changed_scans(&self) -> bool {
+    fn allows_mirror_zoom(&self) -> bool {
         true
     }
 

@@ -85,7 +85,7 @@ impl Task for Rpl {
         2
     }
 
-    fn takes_changed_scans(&self) -> bool {
+    fn allows_mirror_zoom(&self) -> bool {
         true
     }
 

@@ -58,7 +58,7 @@ impl Schedule {
 }
 
 /// Parameters that share a weight decay, with their moments.
-struct Group {
+struct ParameterGroup {
     weight_decay: f64,
     names: Vec<String>,
     params: Vec<Tensor>,
@@ -70,7 +70,7 @@ struct Group {
 /// One optimizer over every trainable variable of a [`VarStore`].
 pub struct Optimizer {
     rule: Rule,
-    groups: Vec<Group>,
+    groups: Vec<ParameterGroup>,
     clip: f64,
 }
 
@@ -91,7 +91,7 @@ impl Optimizer {
                 .map(|(n, t)| (n.clone(), t.shallow_clone()))
                 .unzip();
             let zeros = || params.iter().map(|p: &Tensor| no_grad(|| p.zeros_like())).collect();
-            Group {
+            ParameterGroup {
                 weight_decay: if decayed { weight_decay } else { 0. },
                 first: zeros(),
                 second: if rule == Rule::Sgd { vec![] } else { zeros() },

@@ -16,7 +16,7 @@ use crate::run::record::{self, PretrainResult};
 use crate::run::seen::Seen;
 use crate::run::split::{Needs, TestSide, choose_split, scans_of};
 use crate::run::weights::Pretrained;
-use crate::sample::mirror_zoom::ChangeConfig;
+use crate::sample::mirror_zoom::MirrorZoom;
 use crate::sample::patch::default_window;
 use crate::settings;
 use crate::tasks::{self, Task, TaskConfigs, TaskKind, joined_names};
@@ -56,7 +56,7 @@ pub struct PretrainConfig {
     pub weights: Option<PathBuf>,
     #[command(flatten)]
     #[serde(flatten)]
-    pub change: ChangeConfig,
+    pub mirror_zoom: MirrorZoom,
     #[command(flatten)]
     #[serde(flatten)]
     pub tasks: TaskConfigs,
@@ -66,14 +66,10 @@ impl PretrainConfig {
     /// Checks ranges that the parser cannot.
     pub fn check(&self) -> Result<()> {
         self.train.check()?;
-        self.change.check()?;
+        self.mirror_zoom.check()?;
         ensure!(
-            self.change.is_off() || self.train.slices.is_none(),
+            self.mirror_zoom.is_off() || self.train.slices.is_none(),
             "--mirror and --zoom change whole scans and do not go with --slices"
-        );
-        ensure!(
-            self.change.is_off() || self.task.iter().any(|task| !matches!(task, TaskKind::Cpc | TaskKind::Exe)),
-            "--mirror and --zoom are for rot, rpl and jig; cpc and exe have augmentation of their own"
         );
         ensure!(self.val_draws > 0, "--val-draws must be at least 1");
         self.network.check()?;
@@ -113,8 +109,13 @@ impl PretrainConfig {
         }
         let (channels, dropout) = (channels as i64, self.train.dropout);
         let encoder = self.network.config(rank, channels, dropout)?;
-        let change = Some(self.change.clone()).filter(|change| !change.is_off());
-        Trainer::new(Setup { config: &self.train, device, tasks, encoder, train, valid, change, frozen_epochs: 0 })
+        ensure!(
+            self.mirror_zoom.is_off() || tasks.iter().any(|(task, _)| task.allows_mirror_zoom()),
+            "--mirror and --zoom are not for {}, which have augmentation of their own",
+            self.name()
+        );
+        let mirror_zoom = Some(self.mirror_zoom.clone()).filter(|change| !change.is_off());
+        Trainer::new(Setup { config: &self.train, device, tasks, encoder, train, valid, mirror_zoom, frozen_epochs: 0 })
     }
 
     /// Short name of the run's tasks: `rot`, or `rot-rpl-jig` for a joint run.

@@ -3,7 +3,7 @@
 use super::stop::Stop;
 use super::trainer::Trainer;
 use crate::report::curves::{Metric, write_curves};
-use crate::report::progress::{Progress as Bar, StepInfo};
+use crate::report::progress::{EpochBar, StepInfo};
 use crate::report::tensorboard::{EventWriter, wall_time};
 use crate::run::folder::{Progress, Run};
 use crate::run::history::{History, Row};
@@ -69,7 +69,7 @@ impl Session {
     /// Trains until the last epoch or a signal.
     pub fn train(&mut self) -> Result<Ended> {
         let tty = console::user_attended_stderr();
-        let mut bar = Bar::new(self.trainer.epochs as usize, self.trainer.steps as usize, tty);
+        let mut bar = EpochBar::new(self.trainer.epochs as usize, self.trainer.steps as usize, tty);
         while self.progress.epoch < self.trainer.epochs {
             let started = Instant::now();
             let first_step = self.progress.step;
@@ -96,7 +96,7 @@ impl Session {
     }
 
     /// Trains the rest of the epoch; gives how long the steps waited for data, or `None` if a signal stopped it (then saved).
-    fn train_epoch(&mut self, bar: &mut Bar) -> Result<Option<Duration>> {
+    fn train_epoch(&mut self, bar: &mut EpochBar) -> Result<Option<Duration>> {
         let epoch = self.progress.epoch;
         let mut batches: Loader<_> = self.trainer.batches(epoch, self.progress.step);
         let (started, first_step) = (Instant::now(), self.progress.step);
@@ -133,7 +133,7 @@ impl Session {
     }
 
     /// Records the epoch, then saves: a run killed in between repeats the epoch and its row.
-    fn finish_epoch(&mut self, row: Row, validation: &Means, bar: &mut Bar) -> Result<()> {
+    fn finish_epoch(&mut self, row: Row, validation: &Means, bar: &mut EpochBar) -> Result<()> {
         let score = self.trainer.score(validation);
         let epoch = self.progress.epoch;
         let better = self.progress.best.is_none_or(|(_, best)| score > best);

@@ -9,7 +9,7 @@ use crate::ffi;
 use crate::nn::{EncoderConfig, Mode};
 use crate::run::means::Means;
 use crate::sample::loader::Loader;
-use crate::sample::mirror_zoom::ChangeConfig;
+use crate::sample::mirror_zoom::MirrorZoom;
 use crate::sample::sampler::{LoadedBatch, Sampler};
 use crate::tasks::{Batch, Downstream, Outcome, Task};
 use crate::train::optim::{Optimizer, Schedule};
@@ -75,7 +75,7 @@ pub struct Setup<'a> {
     pub train: Arc<dyn Scans>,
     pub valid: Arc<dyn Scans>,
     /// Of training scans, for pretext tasks that take them changed.
-    pub change: Option<ChangeConfig>,
+    pub mirror_zoom: Option<MirrorZoom>,
     /// Epochs in which the encoder is fixed, its BatchNorm statistics included.
     pub frozen_epochs: u64,
 }
@@ -85,7 +85,7 @@ type StepBatches = Vec<LoadedBatch>;
 
 impl Trainer {
     pub fn new(setup: Setup) -> Result<Trainer> {
-        let Setup { config, device, tasks, encoder, train, valid, change, frozen_epochs } = setup;
+        let Setup { config, device, tasks, encoder, train, valid, mirror_zoom, frozen_epochs } = setup;
         if device == Device::Cpu {
             crate::machine::keep_freed_memory();
         }
@@ -99,7 +99,7 @@ impl Trainer {
                 rank,
                 seed: config.seed,
                 slot: slot as u64,
-                change: change.clone(),
+                mirror_zoom: mirror_zoom.clone(),
                 bf16,
             };
             for (side, scans) in [("training", &train), ("validation", &valid)] {

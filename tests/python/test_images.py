@@ -176,6 +176,6 @@ def test_a_two_dimensional_run_from_phantom_to_weights(tmp_path):
         described = read_json(f"{weights}.json")
         assert described["input"]["axes"] == "B, C, H, W" and described["input"]["channels"] == ["red", "green", "blue"]
     args = ["pretrain", "--data", store, *small, "--out", tmp_path / "bad"]
-    refused(*args, "--task", "cpc", *change, says=["--mirror and --zoom are for rot, rpl and jig"])
+    refused(*args, "--task", "cpc", *change, says=["--mirror and --zoom are not for cpc"])
     refused(*args, "--task", "rot", "--mirror", 2, says=["--mirror", "0 to 1"])
     refused(*args, "--task", "rot", "--zoom", "1.1,0.9", says=["--zoom", "LO <= HI"])

@@ -30,12 +30,12 @@ pub enum Voxels<'a> {
 /// A subject's file, mapped.
 pub struct Mapped {
     map: Mmap,
-    header: Header,
+    header: FileHeader,
 }
 
 /// What a file says about itself.
 #[derive(Debug)]
-pub struct Header {
+pub struct FileHeader {
     pub channels: usize,
     pub shape: Shape,
     pub dtype: Dtype,
@@ -98,7 +98,7 @@ pub fn write(
     Ok(((8 + header.len() + bytes.len() + label_bytes.len()) as u64, fingerprint))
 }
 
-fn parse(metadata: &Metadata, data: usize) -> Result<Header> {
+fn parse(metadata: &Metadata, data: usize) -> Result<FileHeader> {
     let image: &TensorInfo = metadata.info("image").context("no tensor `image`")?;
     let dtype = match image.dtype {
         safetensors::Dtype::F16 => Dtype::F16,
@@ -112,7 +112,7 @@ fn parse(metadata: &Metadata, data: usize) -> Result<Header> {
     if let Some(label) = label {
         ensure!(label.dtype == safetensors::Dtype::U8 && label.shape == shape, "label is {:?} {:?}", label.dtype, label.shape);
     }
-    Ok(Header {
+    Ok(FileHeader {
         channels,
         shape,
         dtype,
@@ -148,7 +148,7 @@ impl Mapped {
         self.map.len() as u64
     }
 
-    pub fn header(&self) -> &Header {
+    pub fn header(&self) -> &FileHeader {
         &self.header
     }
 

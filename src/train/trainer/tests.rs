@@ -25,8 +25,16 @@ fn trainer(scans: Arrays, flags: &str, like: Option<&Trainer>) -> Trainer {
     let encoder = UNetConfig { filters: 2, levels: 2, ..UNetConfig::paper(Rank::Two, 2) }.into();
     let scans: Arc<dyn Scans> = Arc::new(scans);
     let (device, tasks) = (Device::Cpu, vec![(Arc::from(task), 1.)]);
-    let setup =
-        Setup { config: &config, device, tasks, encoder, train: scans.clone(), valid: scans, change: None, frozen_epochs: 0 };
+    let setup = Setup {
+        config: &config,
+        device,
+        tasks,
+        encoder,
+        train: scans.clone(),
+        valid: scans,
+        mirror_zoom: None,
+        frozen_epochs: 0,
+    };
     let trainer = Trainer::new(setup).unwrap();
     if let Some(like) = like {
         let weights: Tensors = like.network.vs.variables().into_iter().map(|(n, t)| (n, t.detach().copy())).collect();
