@@ -54,7 +54,7 @@ pub enum Arm {
     Full,
 }
 
-/// What test scores are of.
+/// Masks that the test scores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Regions {
@@ -94,7 +94,7 @@ pub struct FinetuneConfig {
     /// Subjects that the weights were pretrained on are other people than those of the store, also where their ids are the same
     #[arg(long, help_heading = "Data")]
     pub other_people: bool,
-    /// What test scores are of
+    /// Masks that the test scores
     #[arg(long, value_enum, default_value = "classes", help_heading = "Data")]
     pub regions: Regions,
     #[command(flatten)]

@@ -1,4 +1,4 @@
-//! What there is to predict, and one scan from its files to its label.
+//! Inputs of `predict`: files, datasets or a store, each as a preprocessed scan and the way back to its file.
 
 use crate::data::Scans;
 use crate::data::image;

@@ -63,7 +63,7 @@ pub struct Table {
     pub scratch: Vec<Comparison>,
     /// Frozen pretrained encoders with frozen random ones.
     pub random: Vec<Comparison>,
-    /// 3D with the same in 2D.
+    /// 3D minus 2D of the same arm, label fraction, seed and fold.
     pub flat: Vec<Comparison>,
 }
 
