@@ -6,6 +6,9 @@ use std::fs;
 use std::io::Write;
 use tempfile::TempDir;
 
+mod described;
+mod images;
+
 /// A folder of empty files, which is enough where names decide.
 pub(super) fn tree(names: &[&str]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
@@ -163,106 +166,6 @@ fn folder_with_a_second_label_or_4d_files() {
     faults(&data.problems, &[("s_mask.nii", "second label of s")]);
 }
 
-const DECATHLON: &str = r#"{"modality": {"1": "T2", "0": "FLAIR"}, "labels": {"2": "tumour", "0": "background", "1": "pancreas"},
-    "training": [{"image": "./imagesTr/b.nii.gz", "label": "./labelsTr/b.nii.gz"},
-                 {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"},
-                 {"image": "./imagesTr/gone.nii.gz", "label": "./labelsTr/b.nii.gz"}],
-    "test": ["./imagesTs/t.nii.gz"]}"#;
-
-#[test]
-fn decathlon() {
-    let folder =
-        tree(&["imagesTr/._a.nii.gz", "imagesTr/a.nii.gz", "imagesTr/b.nii.gz", "labelsTr/b.nii.gz", "imagesTs/t.nii.gz"]);
-    ["imagesTr/extra.nii.gz", "predicted/a.nii.gz"].iter().for_each(|name| text(&folder, name, ""));
-    text(&folder, "dataset.json", DECATHLON);
-    let data = opened(&folder);
-    assert_eq!(data.layout, Layout::Decathlon);
-    assert_eq!(data.channels, ["FLAIR", "T2"]);
-    assert_eq!(values(&data), [0, 1, 2]);
-    let expected = ["a: imagesTr/a.nii.gz", "b: imagesTr/b.nii.gz | labelsTr/b.nii.gz", "t: imagesTs/t.nii.gz @test"];
-    assert_eq!(listed(&data, &folder), expected);
-    faults(
-        &data.problems,
-        &[("extra.nii.gz", "not listed"), ("imagesTr/gone.nii.gz", "not there"), ("labelsTr/a.nii.gz", "not there")],
-    );
-    faults(&data.ignored, &[("predicted/a.nii.gz", "not listed")]);
-}
-
-#[test]
-fn broken_descriptions() {
-    let decathlon = |from: &str, to: &str| DECATHLON.replacen(from, to, 1);
-    let nnunet = |labels: &str, ending: &str| {
-        format!(r#"{{"channel_names": {{"0": "CT"}}, "file_ending": "{ending}", "labels": {{{labels}}}}}"#)
-    };
-    let cases: Vec<(String, &[&str])> = vec![
-        (DECATHLON[..80].into(), &["expected a JSON object", "line 1"]),
-        ("[]".into(), &["expected a JSON object"]),
-        (r#"{"name": "x"}"#.into(), &["channel_names", "modality", "found name"]),
-        (decathlon(r#""1": "T2""#, r#""7": "T2""#), &["`modality`", "0 to 1", "\"7\""]),
-        (decathlon(r#"{"1": "T2", "0": "FLAIR"}"#, "{}"), &["names no channel"]),
-        (decathlon(r#""0": "background""#, r#""5": "background""#), &["expected 0 (background)", "Some(1)"]),
-        (decathlon(r#""0": "background""#, r#""o": "background""#), &["whole number", "\"o\""]),
-        (decathlon(r#"[{"image""#, r#"[{"picture""#), &["`training`", "`image` and `label`"]),
-        (decathlon("imagesTr/a.nii.gz", "dataset.json"), &["dataset.json is not a .nii"]),
-        (decathlon("imagesTr/b.nii.gz", "imagesTr/a.nii.gz"), &["duplicate subject `a`"]),
-        (nnunet(r#""background": 0, "whole": [1, 2]"#, ".nii"), &["region [1,2]", "whole"]),
-        (nnunet(r#""background": 0, "a": 1, "b": 1"#, ".nii"), &["`a` and `b` share the value 1"]),
-        (nnunet(r#""background": 0, "ignore": 1"#, ".nii"), &["`ignore`"]),
-        (nnunet(r#""background": 0"#, ".png"), &["file_ending", ".png"]),
-    ];
-    for (json, expected) in cases {
-        let folder = tree(&["imagesTr/a.nii.gz"]);
-        text(&folder, "dataset.json", &json);
-        let message = refused(folder.path(), None);
-        says(&message, expected);
-        says(&message, &[folder.path().to_str().unwrap()]);
-    }
-}
-
-#[test]
-fn nnunet() {
-    let folder =
-        tree(&["imagesTr/c_1_0000.nii.gz", "imagesTr/c_1_0001.nii.gz", "labelsTr/c_1.nii.gz", "imagesTr/d_0001.nii.gz"]);
-    for name in ["imagesTr/e_0000.nii.gz", "imagesTr/e_0001.nii.gz", "imagesTr/e_0002.nii.gz", "imagesTr/f.nii.gz"] {
-        text(&folder, name, "");
-    }
-    for name in ["imagesTs/c_1_0000.NII.GZ", "labelsTr/x.nii.gz", "imagesTr/g_0000.nii", "imagesTs/h_0000.nii.gz"] {
-        text(&folder, name, "");
-    }
-    ["imagesTs/h_0001.nii.gz", "labelsTs/h.nii.gz", "notes/h.nii.gz"].iter().for_each(|name| text(&folder, name, ""));
-    let json = r#"{"channel_names": {"0": "T2", "1": "ADC"}, "labels": {"tumour": 2, "background": 0, "gland": 1},
-        "numTraining": 2, "file_ending": ".nii.gz"}"#;
-    text(&folder, "dataset.json", json);
-    let data = opened(&folder);
-    assert_eq!(data.layout, Layout::Nnunet);
-    assert_eq!(data.channels, ["T2", "ADC"]);
-    assert_eq!(
-        data.labels.as_ref().unwrap().iter().map(|l| l.name.as_str()).collect::<Vec<_>>(),
-        ["background", "gland", "tumour"]
-    );
-    assert_eq!(
-        listed(&data, &folder),
-        [
-            "c_1: imagesTr/c_1_0000.nii.gz, imagesTr/c_1_0001.nii.gz | labelsTr/c_1.nii.gz",
-            "e: imagesTr/e_0000.nii.gz, imagesTr/e_0001.nii.gz",
-            "h: imagesTs/h_0000.nii.gz, imagesTs/h_0001.nii.gz | labelsTs/h.nii.gz @test",
-        ]
-    );
-    faults(
-        &data.problems,
-        &[
-            ("imagesTr/d_0001.nii.gz", "subject d: no T2 (_0000)"),
-            ("imagesTr/e_0000.nii.gz", "no label in labelsTr"),
-            ("imagesTr/e_0002.nii.gz", "_0000 to _0001"),
-            ("imagesTr/f.nii.gz", "_0000 to _0001"),
-            ("imagesTr/g_0000.nii", "file_ending .nii.gz"),
-            ("imagesTs/c_1_0000.NII.GZ", "subject c_1: no ADC (_0001)"),
-            ("labelsTr/x.nii.gz", "label without"),
-        ],
-    );
-    faults(&data.ignored, &[("notes/h.nii.gz", "not in a folder")]);
-}
-
 #[test]
 fn brats() {
     let files = |subject: &str, suffixes: &[&str]| -> Vec<String> {
@@ -412,75 +315,6 @@ fn classes_are_positions() {
     let labels = [0, 1, 2, 4].map(|value| LabelValue { value, name: String::new() });
     assert_eq!([0, 1, 2, 4, 3, -1].map(|v| class_of(&labels, v)), [Some(0), Some(1), Some(2), Some(3), None, None]);
 }
-
-/// A photograph, grey or colour.
-fn photograph(folder: &TempDir, name: &str, grey: bool) {
-    let path = folder.path().join(name);
-    fs::create_dir_all(path.parent().unwrap()).unwrap();
-    let done = match grey {
-        true => image::ImageBuffer::from_pixel(8, 6, image::Luma([77u8])).save(path),
-        false => image::ImageBuffer::from_pixel(8, 6, image::Rgb([77u8, 6, 5])).save(path),
-    };
-    done.unwrap();
-}
-
-/// `id=class`.
-fn graded(dataset: &Dataset) -> Vec<String> {
-    let class = |s: &Subject| s.class.map_or("-".into(), |c| c.to_string());
-    dataset.subjects.iter().map(|s| format!("{}={}", s.id, class(s))).collect()
-}
-
-#[test]
-fn images_with_grades_of_both_public_sets() {
-    let aptos = tree(&["readme.txt"]);
-    text(&aptos, "train.csv", "\u{feff}id_code,diagnosis\nb,4\na,0\n");
-    text(&aptos, "test.csv", "id_code\nc\n");
-    text(&aptos, "sample_submission.csv", "id_code,diagnosis\nc,3\n");
-    ["train_images/a.png", "train_images/b.png"].iter().for_each(|name| photograph(&aptos, name, true));
-    photograph(&aptos, "test_images/c.png", false);
-    let found = opened(&aptos);
-    assert_eq!((found.layout, found.channels.join(",")), (Layout::Images, "red,green,blue".into()));
-    assert_eq!(graded(&found), ["a=0", "b=4", "c=-"]);
-    assert_eq!(found.classes.as_ref().unwrap().len(), 5);
-    assert!(found.problems.is_empty());
-    let ignored: Vec<String> = found.ignored.iter().map(Problem::to_string).collect();
-    says(&ignored.join("\n"), &["readme.txt", "sample_submission.csv: the example", "test.csv: no columns"]);
-
-    let kaggle = tree(&[]);
-    text(&kaggle, "trainLabels.csv", "image,level\n10_left,2\n10_right.jpeg,0\n");
-    ["train/10_left.png", "train/10_right.png", "train/x_left_y.png"].iter().for_each(|name| photograph(&kaggle, name, true));
-    let found = opened(&kaggle);
-    assert_eq!(graded(&found), ["10/left=2", "10/right=0", "x_left_y=-"]);
-    assert_eq!(found.channels, ["grey"]);
-}
-
-#[test]
-fn images_and_grades_that_do_not_fit_are_named() {
-    let folder = tree(&[]);
-    text(&folder, "a.csv", "id_code,diagnosis\nok,1\nlost,2\nbad,5\nworse,x\ntwice,1\ntwice,1\nunclear,1\nunclear,2\n");
-    ["ok", "bad", "worse", "twice", "unclear"].iter().for_each(|name| photograph(&folder, &format!("i/{name}.png"), true));
-    photograph(&folder, "j/ok.png", true);
-    let found = opened(&folder);
-    assert_eq!(graded(&found), ["ok=1", "twice=1"]);
-    assert_eq!(found.problems.len(), 5);
-    let problems: Vec<String> = found.problems.iter().map(Problem::to_string).collect();
-    let parts = [
-        "no image `lost`",
-        "row 3",
-        "row 4: grade `5` of `bad`",
-        "grade `x` of `worse`",
-        "j/ok.png: a second image",
-        "i/ok.png is used",
-    ];
-    says(&problems.join("\n"), &parts);
-    says(&problems.join("\n"), &["row 9: `unclear` has grade 2, but grade 1 in", "row 8"]);
-    says(&found.ignored[0].to_string(), &["row 7: `twice` again, as in", "row 6"]);
-    // A scan among them: the folder is one of scans.
-    text(&folder, "x.nii", "");
-    says(&refused(folder.path(), Some(Layout::Ukb)), &["no scans found"]);
-    assert_ne!(open(folder.path(), None).map(|d| d.layout).unwrap_or(Layout::Folder), Layout::Images);
-}
-
 #[test]
 fn values_are_whole_but_for_rounding() {
     for (value, expected) in [(1.0000001, 1), (0.9995, 1), (-0.0, 0), (-3., -3), (2035.0002, 2035)] {

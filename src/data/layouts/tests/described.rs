@@ -1,0 +1,103 @@
+//! What `dataset.json` describes.
+
+use super::*;
+
+const DECATHLON: &str = r#"{"modality": {"1": "T2", "0": "FLAIR"}, "labels": {"2": "tumour", "0": "background", "1": "pancreas"},
+    "training": [{"image": "./imagesTr/b.nii.gz", "label": "./labelsTr/b.nii.gz"},
+                 {"image": "./imagesTr/a.nii.gz", "label": "./labelsTr/a.nii.gz"},
+                 {"image": "./imagesTr/gone.nii.gz", "label": "./labelsTr/b.nii.gz"}],
+    "test": ["./imagesTs/t.nii.gz"]}"#;
+
+#[test]
+fn decathlon() {
+    let folder =
+        tree(&["imagesTr/._a.nii.gz", "imagesTr/a.nii.gz", "imagesTr/b.nii.gz", "labelsTr/b.nii.gz", "imagesTs/t.nii.gz"]);
+    ["imagesTr/extra.nii.gz", "predicted/a.nii.gz"].iter().for_each(|name| text(&folder, name, ""));
+    text(&folder, "dataset.json", DECATHLON);
+    let data = opened(&folder);
+    assert_eq!(data.layout, Layout::Decathlon);
+    assert_eq!(data.channels, ["FLAIR", "T2"]);
+    assert_eq!(values(&data), [0, 1, 2]);
+    let expected = ["a: imagesTr/a.nii.gz", "b: imagesTr/b.nii.gz | labelsTr/b.nii.gz", "t: imagesTs/t.nii.gz @test"];
+    assert_eq!(listed(&data, &folder), expected);
+    faults(
+        &data.problems,
+        &[("extra.nii.gz", "not listed"), ("imagesTr/gone.nii.gz", "not there"), ("labelsTr/a.nii.gz", "not there")],
+    );
+    faults(&data.ignored, &[("predicted/a.nii.gz", "not listed")]);
+}
+
+#[test]
+fn broken_descriptions() {
+    let decathlon = |from: &str, to: &str| DECATHLON.replacen(from, to, 1);
+    let nnunet = |labels: &str, ending: &str| {
+        format!(r#"{{"channel_names": {{"0": "CT"}}, "file_ending": "{ending}", "labels": {{{labels}}}}}"#)
+    };
+    let cases: Vec<(String, &[&str])> = vec![
+        (DECATHLON[..80].into(), &["expected a JSON object", "line 1"]),
+        ("[]".into(), &["expected a JSON object"]),
+        (r#"{"name": "x"}"#.into(), &["channel_names", "modality", "found name"]),
+        (decathlon(r#""1": "T2""#, r#""7": "T2""#), &["`modality`", "0 to 1", "\"7\""]),
+        (decathlon(r#"{"1": "T2", "0": "FLAIR"}"#, "{}"), &["names no channel"]),
+        (decathlon(r#""0": "background""#, r#""5": "background""#), &["expected 0 (background)", "Some(1)"]),
+        (decathlon(r#""0": "background""#, r#""o": "background""#), &["whole number", "\"o\""]),
+        (decathlon(r#"[{"image""#, r#"[{"picture""#), &["`training`", "`image` and `label`"]),
+        (decathlon("imagesTr/a.nii.gz", "dataset.json"), &["dataset.json is not a .nii"]),
+        (decathlon("imagesTr/b.nii.gz", "imagesTr/a.nii.gz"), &["duplicate subject `a`"]),
+        (nnunet(r#""background": 0, "whole": [1, 2]"#, ".nii"), &["region [1,2]", "whole"]),
+        (nnunet(r#""background": 0, "a": 1, "b": 1"#, ".nii"), &["`a` and `b` share the value 1"]),
+        (nnunet(r#""background": 0, "ignore": 1"#, ".nii"), &["`ignore`"]),
+        (nnunet(r#""background": 0"#, ".png"), &["file_ending", ".png"]),
+    ];
+    for (json, expected) in cases {
+        let folder = tree(&["imagesTr/a.nii.gz"]);
+        text(&folder, "dataset.json", &json);
+        let message = refused(folder.path(), None);
+        says(&message, expected);
+        says(&message, &[folder.path().to_str().unwrap()]);
+    }
+}
+
+#[test]
+fn nnunet() {
+    let folder =
+        tree(&["imagesTr/c_1_0000.nii.gz", "imagesTr/c_1_0001.nii.gz", "labelsTr/c_1.nii.gz", "imagesTr/d_0001.nii.gz"]);
+    for name in ["imagesTr/e_0000.nii.gz", "imagesTr/e_0001.nii.gz", "imagesTr/e_0002.nii.gz", "imagesTr/f.nii.gz"] {
+        text(&folder, name, "");
+    }
+    for name in ["imagesTs/c_1_0000.NII.GZ", "labelsTr/x.nii.gz", "imagesTr/g_0000.nii", "imagesTs/h_0000.nii.gz"] {
+        text(&folder, name, "");
+    }
+    ["imagesTs/h_0001.nii.gz", "labelsTs/h.nii.gz", "notes/h.nii.gz"].iter().for_each(|name| text(&folder, name, ""));
+    let json = r#"{"channel_names": {"0": "T2", "1": "ADC"}, "labels": {"tumour": 2, "background": 0, "gland": 1},
+        "numTraining": 2, "file_ending": ".nii.gz"}"#;
+    text(&folder, "dataset.json", json);
+    let data = opened(&folder);
+    assert_eq!(data.layout, Layout::Nnunet);
+    assert_eq!(data.channels, ["T2", "ADC"]);
+    assert_eq!(
+        data.labels.as_ref().unwrap().iter().map(|l| l.name.as_str()).collect::<Vec<_>>(),
+        ["background", "gland", "tumour"]
+    );
+    assert_eq!(
+        listed(&data, &folder),
+        [
+            "c_1: imagesTr/c_1_0000.nii.gz, imagesTr/c_1_0001.nii.gz | labelsTr/c_1.nii.gz",
+            "e: imagesTr/e_0000.nii.gz, imagesTr/e_0001.nii.gz",
+            "h: imagesTs/h_0000.nii.gz, imagesTs/h_0001.nii.gz | labelsTs/h.nii.gz @test",
+        ]
+    );
+    faults(
+        &data.problems,
+        &[
+            ("imagesTr/d_0001.nii.gz", "subject d: no T2 (_0000)"),
+            ("imagesTr/e_0000.nii.gz", "no label in labelsTr"),
+            ("imagesTr/e_0002.nii.gz", "_0000 to _0001"),
+            ("imagesTr/f.nii.gz", "_0000 to _0001"),
+            ("imagesTr/g_0000.nii", "file_ending .nii.gz"),
+            ("imagesTs/c_1_0000.NII.GZ", "subject c_1: no ADC (_0001)"),
+            ("labelsTr/x.nii.gz", "label without"),
+        ],
+    );
+    faults(&data.ignored, &[("notes/h.nii.gz", "not in a folder")]);
+}
