@@ -5,7 +5,8 @@ use crate::data::layouts::{self, Dataset, LabelValue, Source, Subject};
 use crate::data::volume::{Affine, Volume, same_grid, spacing};
 use crate::dim::Shape;
 use crate::fs::check_writable;
-use crate::metrics::case::{BRATS_REGIONS, Empty, Group, Scores, score_case};
+use crate::metrics::brats;
+use crate::metrics::case::{Empty, Group, Scores, score_case};
 use crate::metrics::summary::{best_median_worst, mean_dice};
 use crate::print::{note, say};
 use crate::report::cases::{CaseView, write_cases};
@@ -83,9 +84,11 @@ struct Scored {
 
 impl Plan {
     fn new(args: &Args, described: Option<Vec<LabelValue>>) -> Result<Plan> {
-        if let (Some(Regions::Brats), Some(labels)) = (args.regions, &described) {
-            Group::brats(labels)?;
-        }
+        // The dataset's names, even where --classes gives the values.
+        let named = match (args.regions, &described) {
+            (Some(Regions::Brats), Some(labels)) => Some(brats::regions(labels)?),
+            _ => None,
+        };
         let mut labels = described;
         if !args.classes.is_empty() {
             let distinct: BTreeSet<i64> = args.classes.iter().copied().collect();
@@ -95,12 +98,15 @@ impl Plan {
         }
         let groups = match (args.regions, &mut labels) {
             (Some(Regions::Brats), labels) => {
-                if let Some(labels) = labels {
-                    Group::brats(labels)?;
-                } else {
-                    *labels = Some(unnamed(0..=4));
-                }
-                Some(BRATS_REGIONS.map(|(name, values)| (name.to_string(), values.to_vec())).to_vec())
+                let by_values = brats::REGIONS.map(|(name, values)| (name.to_string(), values.to_vec())).to_vec();
+                Some(match (named, labels.as_ref()) {
+                    (Some(named), _) => named,
+                    (None, Some(labels)) => brats::regions(labels)?,
+                    (None, None) => {
+                        *labels = Some(unnamed(0..=4));
+                        by_values
+                    }
+                })
             }
             (None, Some(labels)) => Some(labels.iter().skip(1).map(|l| (l.name.clone(), vec![l.value])).collect()),
             (None, None) => None,
@@ -171,7 +177,8 @@ impl Plan {
     fn groups(&self, cases: &[(String, Scored)]) -> Result<Vec<(String, Vec<i64>)>> {
         if let Some(groups) = &self.groups {
             let with = |value: i64| cases.iter().find(|(_, case)| case.values.contains(&value)).map(|(id, _)| id);
-            if let (Some(Regions::Brats), Some(three), Some(four)) = (self.regions, with(3), with(4)) {
+            let both = groups.iter().any(|(name, values)| name == "ET" && values.contains(&3) && values.contains(&4));
+            if let (Some(Regions::Brats), true, Some(three), Some(four)) = (self.regions, both, with(3), with(4)) {
                 bail!("label value 3 in case {three} and 4 in case {four}: enhancing tumour is one or the other");
             }
             return Ok(groups.clone());

@@ -5,6 +5,7 @@ use crate::data::Scans;
 use crate::data::layouts::check_labels;
 use crate::data::store::{Index, Store, Subset};
 use crate::dim::Rank;
+use crate::metrics::brats;
 use crate::nn::EncoderConfig;
 use crate::predict::model::DownstreamConfig;
 use crate::sample::foreground::Foreground;
@@ -26,6 +27,10 @@ pub fn check(config: &FinetuneConfig, index: &Index) -> Result<()> {
                 config.classification == ClassificationConfig::default(),
                 "--outputs and --head-dropout go with --task classification"
             );
+            if config.regions == Regions::Brats {
+                brats::regions(index.labels.as_deref().unwrap_or_default())
+                    .with_context(|| format!("{data}: --regions brats"))?;
+            }
         }
         DownstreamKind::Classification => {
             let labels = if index.labels.is_some() { "; it has labels of voxels: --task segmentation" } else { "" };

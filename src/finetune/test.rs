@@ -12,6 +12,7 @@ use crate::data::split::Split;
 use crate::data::store::Subset;
 use crate::dim::{Shape, voxels};
 use crate::machine;
+use crate::metrics::brats;
 use crate::metrics::case::{Group, Scores, score_case};
 use crate::metrics::summary::{best_median_worst, mean_dice};
 use crate::predict::model::{DownstreamConfig, Model};
@@ -79,7 +80,7 @@ fn segmentation(
 ) -> Result<Option<Tested>> {
     let groups = match config.regions {
         Regions::Classes => Group::classes(labels),
-        Regions::Brats => Group::brats(labels)?,
+        Regions::Brats => brats::groups(labels)?,
     };
     let (rank, device, overlap) = (model.rank, model.device, config.segmentation.overlap);
     let window = Window { rank, patch, overlap, batch_size: default_batch(rank), flips: false, device };

@@ -4,7 +4,7 @@ use super::overlap::Counts;
 use super::surface::surface_distances;
 use crate::data::layouts::LabelValue;
 use crate::dim::{Shape, voxels};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
 /// What is scored as one mask: a class, or a region as the union of several.
@@ -14,10 +14,6 @@ pub struct Group {
     /// Classes other than 0, the background. With none the mask is empty.
     pub classes: Vec<u8>,
 }
-
-/// Names and label values of the BraTS regions: whole tumour, tumour core, enhancing tumour, which is 4 up to 2021 and 3 from
-/// 2023 on.
-pub const BRATS_REGIONS: [(&str, &[i64]); 3] = [("WT", &[1, 2, 3, 4]), ("TC", &[1, 3, 4]), ("ET", &[3, 4])];
 
 impl Group {
     /// The union of the given label values; class `k` is the value `labels[k]`. Values that are not listed count for nothing.
@@ -29,19 +25,6 @@ impl Group {
     /// One group a class, background left out; class `k` is the value `labels[k]`.
     pub fn classes(labels: &[LabelValue]) -> Vec<Group> {
         labels.iter().skip(1).map(|label| Group::union(&label.name, &[label.value], labels)).collect()
-    }
-
-    /// WT = {1, 2, 4}, TC = {1, 4}, ET = {4}, or with 3 in the place of 4. Errors unless the values of the foreground are
-    /// exactly 1, 2 and one of 3 and 4, or if 1 is named oedema, which is 2 in BraTS but 1 in the Decathlon's copy of it.
-    pub fn brats(labels: &[LabelValue]) -> Result<Vec<Group>> {
-        let mut values: Vec<i64> = labels.iter().skip(1).map(|l| l.value).collect();
-        values.sort_unstable();
-        if !matches!(values[..], [1, 2, 3 | 4]) {
-            bail!("BraTS regions: expected the label values 1, 2 and either 3 or 4, found {values:?}");
-        }
-        let oedema = labels.iter().find(|l| l.value == 1 && l.name.to_lowercase().contains("edema"));
-        ensure!(oedema.is_none(), "BraTS regions: label value 1 is {:?}, expected necrosis", oedema.map_or("", |l| &l.name));
-        Ok(BRATS_REGIONS.map(|(name, values)| Group::union(name, values, labels)).to_vec())
     }
 }
 
@@ -138,20 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn regions_are_unions_of_label_values() {
-        let groups = |values: &[i64]| Group::brats(&labels(values)).unwrap().into_iter().map(|g| (g.name, g.classes));
-        let expected = |names: [(&str, &[u8]); 3]| names.map(|(name, classes)| (name.to_string(), classes.to_vec()));
-        // Class k is the value at position k.
-        for values in [[0, 1, 2, 4], [0, 1, 2, 3]] {
-            assert!(groups(&values).eq(expected([("WT", &[1, 2, 3]), ("TC", &[1, 3]), ("ET", &[3])])), "{values:?}");
-        }
-        assert!(groups(&[0, 4, 2, 1]).eq(expected([("WT", &[3, 2, 1]), ("TC", &[3, 1]), ("ET", &[1])])));
-        for values in [&[0, 1, 2, 3, 4][..], &[0, 1, 2], &[0, 1, 2, 5]] {
-            assert!(Group::brats(&labels(values)).unwrap_err().to_string().contains("either 3 or 4"), "{values:?}");
-        }
-        let mut decathlon = labels(&[0, 1, 2, 3]);
-        decathlon[1].name = "Edema".into();
-        assert!(Group::brats(&decathlon).unwrap_err().to_string().contains("expected necrosis"));
+    fn groups_are_of_label_values() {
         let classes = Group::classes(&labels(&[0, 1, 7]));
         let found: Vec<_> = classes.iter().map(|g| (g.name.as_str(), g.classes.as_slice())).collect();
         assert_eq!(found, [("label 1", &[1][..]), ("label 7", &[2])]);

@@ -222,7 +222,7 @@ def test_a_dataset_gives_labels_names_and_scans(brains, tmp_path):
 
 
 def test_label_names_of_a_dataset(tmp_path):
-    """Groups go by the dataset's names; regions refuse the Decathlon's copy of BraTS, whose values mean something else."""
+    """Groups go by the dataset's names; regions too, in the Decathlon's copy of BraTS, whose values mean something else."""
     values = numpy.arange(60).reshape(3, 4, 5) % 4
     for name in ("imagesTr/a", "labelsTr/a", "predictions/a"):
         write(tmp_path / f"{name}.nii.gz", values)
@@ -237,7 +237,11 @@ def test_label_names_of_a_dataset(tmp_path):
     pretext3d("evaluate", *described)
     assert [row["group"] for row in rows(tmp_path / "out/scores.csv")] == ["edema", "non-enhancing", "enhancing"]
     for classes in ([], ["--classes", "1,2,3"]):
-        refused("evaluate", *described, "--regions", "brats", *classes, says=["value 1 is \"edema\", expected necrosis"])
+        pretext3d("evaluate", *described, "--regions", "brats", *classes)
+        groups = read_json(tmp_path / "out/scores.json")["settings"]["groups"]
+        assert groups == {"WT": [1, 2, 3], "TC": [2, 3], "ET": [3]}
+    other = flags("background", "edema", "tumour", "enhancing")
+    refused("evaluate", *other, "--regions", "brats", says=["\"tumour\" is of none of these", "--labels of preprocess"])
     twice = flags("background", "lesion", "lesion", "other")
     refused("evaluate", *twice, says=["[2]", "both named \"lesion\""])
     pretext3d("evaluate", *twice, "--classes", "3,1,2")
@@ -280,7 +284,7 @@ def test_bad_input(tmp_path):
     says("label value 2", "expected one of 0, 1, 4", flags=["--classes", "1,4"])
     says("--classes: 0 is the background", flags=["--classes", "0,1"])
     says("--classes: a value is given twice", flags=["--classes", "1,1"])
-    says("expected the label values 1, 2 and either 3 or 4", flags=["--classes", "1,2", "--regions", "brats"])
+    says("the values 1, 2 and either 3 or 4", flags=["--classes", "1,2", "--regions", "brats"])
     small(tmp_path, prediction=values + 3 * (values == 2))
     says("p.nii.gz: label value 5", flags=["--regions", "brats"])
     small(tmp_path, label=values + (values == 2), prediction=values + 2 * (values == 2))
