@@ -1,7 +1,7 @@
 //! `evaluate`: predicted segmentations against the true ones.
 
 use crate::data::layouts::segmentations::{Segmentation, Truths, below, pair, truths};
-use crate::data::layouts::{self, Dataset, LabelValue, Source, Subject};
+use crate::data::layouts::{self, Dataset, LabelValue, Labels, Reading, Source, Subject};
 use crate::data::volume::{Affine, Volume, same_grid, spacing};
 use crate::dim::Shape;
 use crate::fs::check_writable;
@@ -212,7 +212,7 @@ struct Images {
 impl Images {
     /// Errors if there is no such channel, or no scan of one of the cases.
     fn open<'a>(folder: &Path, channel: Option<&str>, mut cases: impl Iterator<Item = &'a str>) -> Result<Images> {
-        let dataset = layouts::open(folder, None)?;
+        let dataset = layouts::open_as(folder, Reading { layout: None, labels: Labels::Unwanted, person: None })?;
         let channel = match channel {
             None => 0,
             Some(name) => dataset.channels.iter().position(|c| c == name).with_context(|| {

@@ -1,6 +1,6 @@
 //! `preprocess`: a dataset to a store.
 
-use crate::data::layouts::{self, Dataset, LabelValue, Layout};
+use crate::data::layouts::{self, Dataset, LabelValue, Labels, Layout, Reading};
 use crate::data::names::some;
 use crate::data::preprocess::{Dtype, Foreground, Grid, Intensity, Plan, Settings};
 use crate::data::store::build::{Filled, Options, fill};
@@ -8,6 +8,7 @@ use crate::data::store::{Index, LeftOut};
 use crate::fs::check_folder;
 use crate::print::{self, note, say};
 use crate::report::progress::Counter;
+use crate::run::input::positions;
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::HumanBytes;
@@ -146,21 +147,32 @@ impl Args {
         Ok(settings)
     }
 
-    fn plan(&self, dataset: &Dataset) -> Result<Plan> {
-        let position = |name: &String| {
-            dataset
-                .channels
-                .iter()
-                .position(|c| c == name)
-                .with_context(|| format!("--channels: no channel `{name}`, the data has {}", dataset.channels.join(", ")))
+    fn reading(&self) -> Reading<'_> {
+        let labels = match (self.no_labels, self.labels.is_empty()) {
+            (true, _) => Labels::Unwanted,
+            (_, false) => Labels::Given,
+            (_, true) => Labels::Described,
         };
+        Reading { layout: self.layout, labels, person: self.subject_pattern.as_ref() }
+    }
+
+    fn plan(&self, dataset: &Dataset) -> Result<Plan> {
         let channels: Vec<usize> = match self.channels.is_empty() {
             true => (0..dataset.channels.len()).collect(),
-            false => self.channels.iter().map(position).collect::<Result<_>>()?,
+            false => {
+                for name in &self.channels {
+                    let count = |names: &[String]| names.iter().filter(|found| *found == name).count();
+                    let (there, asked) = (count(&dataset.channels), count(&self.channels));
+                    ensure!(there > 0, "--channels: no channel `{name}`, the data has {}", dataset.channels.join(", "));
+                    ensure!(asked <= there, "--channels: `{name}` is named {asked} times, the data has {there}");
+                    ensure!(
+                        asked == there,
+                        "--channels: `{name}` is the name of {there} channels; give all {there}, or give them names of their own"
+                    );
+                }
+                positions(&self.channels, &dataset.channels).context("--channels")?
+            }
         };
-        for (n, c) in channels.iter().enumerate() {
-            ensure!(!channels[..n].contains(c), "--channels: `{}` is named twice", dataset.channels[*c]);
-        }
         let labels = match (self.no_labels, self.labels.is_empty()) {
             (true, _) => None,
             (_, false) => Some(self.labels.clone()),
@@ -177,7 +189,7 @@ pub fn run(args: Args) -> Result<()> {
     // Before the data is looked at, which may take long.
     args.settings(args.layout)?;
     check_folder(&args.out).context("--out")?;
-    let mut dataset = layouts::open_with(&args.data, args.layout, args.subject_pattern.as_ref())?;
+    let mut dataset = layouts::open_as(&args.data, args.reading())?;
     let plan = args.plan(&dataset)?;
     if args.no_labels {
         dataset.subjects.iter_mut().for_each(|s| s.label = None);
@@ -259,6 +271,16 @@ fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Res
              --foreground makes the boxes larger",
             outside.len(),
             some(&outside)
+        );
+    }
+    if let Some(first) = index.subjects.iter().find(|s| !s.few_values.is_empty()) {
+        let n = index.subjects.iter().filter(|s| !s.few_values.is_empty()).count();
+        let values: Vec<String> = first.few_values.iter().map(i64::to_string).collect();
+        note!(
+            "warning: {n} of {stored} scans hold a few whole numbers only, as labels do, the first {} ({}); if they are labels, name \
+             them ID_seg after the scan's ID_.., list them in a manifest's column `label`, or move them away",
+            first.id,
+            values.join(", ")
         );
     }
     let side = |pick: fn(usize, usize) -> usize, a: usize| index.subjects.iter().map(|s| s.shape[a]).reduce(pick).unwrap_or(0);

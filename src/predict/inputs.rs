@@ -2,7 +2,7 @@
 
 use crate::data::Scans;
 use crate::data::image;
-use crate::data::layouts::{self, Layout, Problem, Source, Subject};
+use crate::data::layouts::{self, Labels, Layout, Problem, Reading, Source, Subject};
 use crate::data::names;
 use crate::data::nifti::{Header, read_header};
 use crate::data::preprocess::undo::{Back, Origin};
@@ -12,8 +12,9 @@ use crate::data::store::{Store, is_store};
 use crate::data::volume::Affine;
 use crate::predict::window::{Forward, Window};
 use crate::print::note;
+use crate::run::input::positions;
 use crate::transform::spatial::Orientation;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use ndarray::{Array3, Array4, Axis};
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -62,14 +63,14 @@ impl Inputs {
         if is_store(path) {
             return Inputs::store(path, channels, settings);
         }
-        let mut dataset = layouts::open(path, layout)?;
+        let mut dataset = layouts::open_as(path, Reading { layout, labels: Labels::Unwanted, person: None })?;
         if dataset.layout == Layout::Images && dataset.channels.len() == 1 && channels.len() == 3 {
             note!("grey photographs for a network of colour ones: each is taken for three equal channels");
             dataset.channels = channels.to_vec();
         }
         let plan = Plan {
             settings: settings.clone(),
-            channels: positions(channels, &dataset.channels).with_context(|| input.to_string())?,
+            channels: channels_of(channels, &dataset.channels).with_context(|| input.to_string())?,
             available: dataset.channels,
             labels: None,
         };
@@ -119,7 +120,7 @@ impl Inputs {
             json!(found),
             json!(settings)
         );
-        let channels = positions(channels, &store.index().channels).with_context(|| path.display().to_string())?;
+        let channels = channels_of(channels, &store.index().channels).with_context(|| path.display().to_string())?;
         Ok(Inputs::Store { store, channels })
     }
 
@@ -238,18 +239,22 @@ fn close(a: &Affine, b: &Affine) -> bool {
     a.as_flattened().iter().zip(b.as_flattened()).all(|(a, b)| (a - b).abs() < 1e-3)
 }
 
-/// Where the model's channels are among those that there are.
-fn positions(wanted: &[String], found: &[String]) -> Result<Vec<usize>> {
-    let position = |name: &String| {
-        found.iter().position(|f| f == name).with_context(|| {
-            format!(
-                "no channel `{name}`, expected {} as the model was trained on, found {}",
-                wanted.join(", "),
-                found.join(", ")
-            )
-        })
-    };
-    wanted.iter().map(position).collect()
+/// Where the model's channels are among those that there are: by name, otherwise by name in any case, otherwise by position where the
+/// files or the training data have no names for as many channels.
+fn channels_of(wanted: &[String], found: &[String]) -> Result<Vec<usize>> {
+    let lower = |names: &[String]| names.iter().map(|name| name.to_lowercase()).collect::<Vec<_>>();
+    if let Some(named) = positions(wanted, found).or_else(|| positions(&lower(wanted), &lower(found))) {
+        return Ok(named);
+    }
+    let [wanted_names, found_names] = [wanted, found].map(|names| names.join(", "));
+    let unnamed = |names: &[String]| names.iter().all(|name| layouts::is_unnamed_channel(name));
+    if wanted.len() == found.len() && (unnamed(wanted) || unnamed(found)) {
+        note!("channels are taken in their order: {found_names} for {wanted_names} of the training data");
+        return Ok((0..wanted.len()).collect());
+    }
+    let missing = wanted.iter().find(|name| !lower(found).contains(&name.to_lowercase()));
+    let missing = missing.map_or("too few channels of one name".into(), |name| format!("no channel `{name}`"));
+    bail!("{missing}, expected {wanted_names} as the model was trained on, found {found_names}")
 }
 
 impl PreparedScan {

@@ -160,6 +160,7 @@ pub(crate) mod tests {
                 fingerprint,
                 images: vec![],
                 outside: None,
+                few_values: vec![],
             });
         }
         index.complete = true;

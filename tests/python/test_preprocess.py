@@ -398,3 +398,57 @@ def test_a_person_is_on_one_side(tmp_path):
     assert "finds no person in 5 of 10 names, the first patient00/visit2_t1.nii.gz" in text
     assert "no group in it" in preprocess(data, tmp_path / "x", "--subject-pattern", "patient..", code=2)
     assert "unclosed" in preprocess(data, tmp_path / "x", "--subject-pattern", "(", code=2)
+
+
+def test_labels_by_their_names_and_scans_that_look_like_labels(tmp_path):
+    rng = numpy.random.default_rng(6)
+    data = tmp_path / "data"
+    for n in range(2):
+        image, inside = blob(rng, (16, 16, 16))
+        label = inside.astype(numpy.uint8) + (image > 110)
+        save(image, numpy.eye(4), data / f"volume-{n}.nii")
+        save(label, numpy.eye(4), data / f"segmentation-{n}.nii")
+    text = preprocess(data, tmp_path / "s", "--size", 8, "--labels", "0,1,2")
+    assert "2 subjects (2 with labels)" in text and "warning" not in text
+    for n in range(2):
+        (data / f"segmentation-{n}.nii").rename(data / f"volume-{n}_by_ann.nii")
+    text = preprocess(data, tmp_path / "t", "--size", 8, "--no-labels")
+    warning = "warning: 2 of 4 scans hold a few whole numbers only, as labels do, the first volume-0_by_ann (0, 1, 2); if they are labels"
+    assert warning in text
+    # Said again of scans that are kept.
+    assert "4 kept" in (again := preprocess(data, tmp_path / "t", "--size", 8, "--no-labels")) and warning in again
+
+
+def test_what_is_not_asked_for_fails_no_run(tmp_path):
+    rng = numpy.random.default_rng(7)
+    data = tmp_path / "data"
+    for n in range(2):
+        image, inside = blob(rng, (16, 16, 16))
+        save(image, numpy.eye(4), data / "imagesTr" / f"c{n}_0000.nii.gz")
+        save(inside.astype(numpy.uint8), numpy.eye(4), data / "labelsTr" / f"c{n}.nii.gz")
+    save(inside.astype(numpy.uint8), numpy.eye(4), data / "labelsTr" / "stranger.nii.gz")
+    description = {"channel_names": {"0": "T1"}, "labels": {"background": 0, "whole": [1, 2], "core": 2}, "file_ending": ".nii.gz"}
+    (data / "dataset.json").write_text(json.dumps(description))
+    text = preprocess(data, tmp_path / "s", code=1)
+    assert "label `whole` is the region [1,2]" in text and "--no-labels" in text
+    text = preprocess(data, tmp_path / "s", "--size", 8, "--no-labels")
+    assert "ignored: " in text and "stranger.nii.gz: label without a scan" in text
+    (data / "labelsTr" / "stranger.nii.gz").unlink()
+    preprocess(data, tmp_path / "t", "--size", 8, "--labels", "0,1=whole,2=core")
+    assert all(entry["label"] for entry in index(tmp_path / "t")["subjects"])
+
+
+def test_channels_of_one_name(tmp_path):
+    rng = numpy.random.default_rng(8)
+    data = tmp_path / "data"
+    for n in range(3):
+        save(blob(rng, (12, 12, 12))[0], numpy.eye(4), data / "imagesTr" / f"a_{n:04}.nii.gz")
+    description = {"channel_names": {"0": "noNorm", "1": "T2", "2": "noNorm"}, "labels": {"background": 0}, "file_ending": ".nii.gz"}
+    (data / "dataset.json").write_text(json.dumps(description))
+    preprocess(data, tmp_path / "s", "--size", 8, "--channels", "noNorm,noNorm,T2", "--dtype", "f32")
+    preprocess(data, tmp_path / "t", "--size", 8, "--dtype", "f32")
+    images = [read(tmp_path / store, index(tmp_path / store)["subjects"][0])[0] for store in "st"]
+    numpy.testing.assert_array_equal(images[0], images[1][[0, 2, 1]])
+    text = preprocess(data, tmp_path / "x", "--channels", "noNorm", code=1)
+    assert "`noNorm` is the name of 2 channels" in text
+    assert "named 2 times" in preprocess(data, tmp_path / "x", "--channels", "T2,T2", code=1)

@@ -1,58 +1,89 @@
-//! Medical Segmentation Decathlon: `dataset.json` lists `imagesTr`, `labelsTr` and `imagesTs`; all channels in one 4D file.
+//! Medical Segmentation Decathlon: `dataset.json` lists `imagesTr`, `labelsTr` and `imagesTs`; all channels in one 4D file. Other tools
+//! write the same lists with one file a channel, without `modality`, or with scans for validation.
 
-use super::description::Description;
+use super::description::{Description, Entry};
 use super::files::Files;
-use super::{Dataset, Layout, Problem, Source, Subject};
-use crate::data::names::stem;
+use super::{Dataset, Labels, Layout, Problem, Source, Subject};
 use anyhow::{Context, Result};
-use serde::Deserialize;
-use std::collections::HashSet;
-use std::path::Path;
+use std::collections::{HashMap, HashSet};
+use std::path::{Path, PathBuf};
 
-/// One entry of `training` (image and label) or of `test` (image).
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "expected a file name, or an object with `image` and `label`")]
-enum Entry {
-    Image(String),
-    Pair { image: String, label: Option<String> },
-}
+/// Lists of scans, and the side that each is for.
+const LISTS: [(&str, Option<&str>); 4] =
+    [("training", None), ("validation", Some("val")), ("test", Some("test")), ("testing", Some("test"))];
 
-/// Scans of `test` (`imagesTs`) come without label and with the split `test`.
-pub fn open(files: Files) -> Result<Dataset> {
+/// Scans of `test` (`imagesTs`) have the split `test`, those of `validation` the split `val`. What is in several lists counts for the first.
+pub fn open(files: Files, wanted: Labels) -> Result<Dataset> {
     let description = Description::read(&files.root)?;
-    let channels = description.channels("modality")?;
-    let labels = description.labels()?;
-    let training = description.get::<Vec<Entry>>("training")?.into_iter().map(|e| (e, None));
-    let test = description.optional::<Vec<Entry>>("test")?.unwrap_or_default().into_iter().map(|e| (e, Some("test".into())));
+    let channels = match description.has("modality") {
+        true => description.channels(&["modality"])?,
+        false => vec!["image".into()],
+    };
+    let labels = description.labels(wanted)?;
 
     let mut problems = files.problems.clone();
-    let mut listed = HashSet::new();
-    let mut subjects = vec![];
-    for (entry, split) in training.chain(test) {
-        let (image, label) = match entry {
-            Entry::Image(image) => (image, None),
-            Entry::Pair { image, label } => (image, label),
-        };
-        let mut find = |name: &str| {
-            let path = files.root.join(name.strip_prefix("./").unwrap_or(name));
-            let there = path.is_file();
-            if !there {
-                problems.push(Problem::new(&path, "listed in dataset.json, but not there"));
-            }
-            listed.insert(path.clone());
-            there.then_some(path)
-        };
-        let label = label.and_then(|name| find(&name)).map(Source::File);
-        let Some(image) = find(&image) else { continue };
-        let id = stem(Path::new(&image))
-            .with_context(|| format!("{}: {} is not a .nii or .nii.gz file", description.path.display(), image.display()))?;
-        subjects.push(Subject { id, channels: vec![Source::File(image)], label, class: None, split });
-    }
     let mut ignored = files.no_scans(true);
-    for scan in files.scans.iter().filter(|s| !listed.contains(&s.path)) {
-        let own = matches!(scan.folders.first().map(String::as_str), Some("imagesTr" | "imagesTs" | "labelsTr"));
-        let list = if own { &mut problems } else { &mut ignored };
-        list.push(Problem::new(&scan.path, "not listed in dataset.json"));
+    let mut listed = HashSet::new();
+    let mut lists: HashMap<PathBuf, &str> = HashMap::new();
+    let mut subjects = vec![];
+    for (list, split) in LISTS {
+        let entries = match list {
+            "training" => description.get::<Vec<Entry>>(list)?,
+            _ => description.optional(list)?.unwrap_or_default(),
+        };
+        for entry in entries {
+            let label = entry.label().and_then(|name| {
+                let found = find(&files.root, name);
+                if found.is_none() {
+                    problems.push(Problem::of_labels(files.root.join(name), MISSING));
+                }
+                found
+            });
+            let mut images = vec![];
+            for name in entry.images() {
+                match find(&files.root, name) {
+                    Some(path) => images.push(path),
+                    None => problems.push(Problem::new(files.root.join(name), MISSING)),
+                }
+            }
+            listed.extend(images.iter().chain(&label).cloned());
+            if images.is_empty() || images.len() < entry.images().len() {
+                continue;
+            }
+            let earlier = *lists.entry(images[0].clone()).or_insert(list);
+            if earlier != list {
+                ignored.push(Problem::new(&images[0], format!("listed under `{list}` too; that under `{earlier}` counts")));
+                continue;
+            }
+            let id = entry.case().with_context(|| {
+                format!("{}: {} is not a .nii or .nii.gz file", description.path.display(), images[0].display())
+            })?;
+            let channels = images.into_iter().map(Source::File).collect();
+            subjects.push(Subject {
+                id,
+                channels,
+                label: label.map(Source::File),
+                class: None,
+                split: split.map(String::from),
+            });
+        }
     }
+    let strangers = files.scans.iter().filter(|scan| !listed.contains(&scan.path));
+    ignored.extend(strangers.map(|scan| Problem::new(&scan.path, "not listed in dataset.json")));
     Ok(Dataset { layout: Layout::Decathlon, channels, labels, classes: None, subjects, problems, ignored })
+}
+
+const MISSING: &str = "listed in dataset.json, but not there";
+
+/// A listed file, wherever the list was written: with its path there, packed or not.
+fn find(root: &Path, name: &str) -> Option<PathBuf> {
+    let name = name.replace('\\', "/");
+    let parts: Vec<&str> = name.split('/').filter(|part| !part.is_empty() && *part != ".").collect();
+    let packed = format!("{name}.gz");
+    let other = name.strip_suffix(".gz").unwrap_or(&packed);
+    let other = other.rsplit('/').next()?;
+    (0..parts.len()).find_map(|from| {
+        let path: PathBuf = root.join(parts[from..].iter().collect::<PathBuf>());
+        [path.clone(), path.with_file_name(other)].into_iter().find(|path| path.is_file())
+    })
 }

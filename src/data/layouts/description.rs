@@ -1,12 +1,52 @@
 //! `dataset.json`, which the Decathlon and nnU-Net describe their datasets with.
 
-use super::LabelValue;
+use super::{LabelValue, Labels};
+use crate::data::names::stem;
 use anyhow::{Context, Result, bail, ensure};
+use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
 
 pub const NAME: &str = "dataset.json";
+
+/// One entry of a list of scans.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a file name, or an object with `image` and `label`")]
+pub enum Entry {
+    Image(String),
+    Pair { image: Images, label: Option<Value> },
+}
+
+/// One file of all channels, or one a channel.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub enum Images {
+    One(String),
+    Each(Vec<String>),
+}
+
+impl Entry {
+    pub fn images(&self) -> &[String] {
+        match self {
+            Entry::Image(image) | Entry::Pair { image: Images::One(image), .. } => std::slice::from_ref(image),
+            Entry::Pair { image: Images::Each(images), .. } => images,
+        }
+    }
+
+    /// The file of the label; other tools also list classes there.
+    pub fn label(&self) -> Option<&str> {
+        match self {
+            Entry::Pair { label: Some(Value::String(label)), .. } => Some(label),
+            _ => None,
+        }
+    }
+
+    /// Name of the first image without its extension.
+    pub fn case(&self) -> Option<String> {
+        stem(Path::new(self.images().first()?))
+    }
+}
 
 pub struct Description {
     pub path: PathBuf,
@@ -18,7 +58,9 @@ impl Description {
     pub fn read(root: &Path) -> Result<Description> {
         let path = root.join(NAME);
         let text = std::fs::read(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
-        let entries = serde_json::from_slice(&text).with_context(|| format!("{}: expected a JSON object", path.display()))?;
+        // Editors put a byte order mark first.
+        let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&text);
+        let entries = serde_json::from_slice(text).with_context(|| format!("{}: expected a JSON object", path.display()))?;
         Ok(Description { path, entries })
     }
 
@@ -38,11 +80,12 @@ impl Description {
 
     pub fn optional<T: DeserializeOwned>(&self, key: &str) -> Result<Option<T>> {
         let parse = |value: &Value| T::deserialize(value).with_context(|| format!("{}: `{key}`", self.path.display()));
-        self.entries.get(key).map(parse).transpose()
+        self.entries.get(key).filter(|value| !value.is_null()).map(parse).transpose()
     }
 
-    /// Channel names from `{"0": "T1", "1": "T2"}`, in the numbers' order.
-    pub fn channels(&self, key: &str) -> Result<Vec<String>> {
+    /// Channel names from `{"0": "T1", "1": "T2"}`, in the numbers' order, under the first of `keys` that is there.
+    pub fn channels(&self, keys: &[&str]) -> Result<Vec<String>> {
+        let key = keys.iter().find(|key| self.has(key)).unwrap_or(&keys[0]);
         let numbered: Map<String, Value> = self.get(key)?;
         let mut names = vec![None; numbered.len()];
         for (number, name) in &numbered {
@@ -61,9 +104,20 @@ impl Description {
         Ok(names)
     }
 
-    /// Label values from `{"0": "background"}` or `{"background": 0}`, by value; `None` if there is no such key.
-    pub fn labels(&self) -> Result<Option<Vec<LabelValue>>> {
-        let Some(entries) = self.optional::<Map<String, Value>>("labels")? else { return Ok(None) };
+    /// Label values from `{"0": "background"}` or `{"background": 0}`, by value; `None` if there are none, or if others are asked for.
+    pub fn labels(&self, wanted: Labels) -> Result<Option<Vec<LabelValue>>> {
+        match wanted {
+            Labels::Described => self.described_labels().context(
+                "preprocess does without this description with --labels and all values, background first, or with --no-labels",
+            ),
+            Labels::Given | Labels::Unwanted => Ok(None),
+        }
+    }
+
+    fn described_labels(&self) -> Result<Option<Vec<LabelValue>>> {
+        let Some(entries) = self.optional::<Map<String, Value>>("labels")?.filter(|entries| !entries.is_empty()) else {
+            return Ok(None);
+        };
         let path = self.path.display();
         let mut labels = vec![];
         for (key, value) in &entries {

@@ -4,6 +4,7 @@ use super::{Problem, Source, Subject};
 use crate::data::names::stem;
 use anyhow::Result;
 use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use walkdir::WalkDir;
 
@@ -19,6 +20,17 @@ pub struct Scan {
 impl Scan {
     pub fn source(&self) -> Source {
         Source::File(self.path.clone())
+    }
+
+    /// What the file's name ends in after the stem, e.g. `.nii.gz`.
+    pub fn ending(&self) -> String {
+        let name = self.path.file_name().unwrap_or_default().to_string_lossy();
+        name[self.stem.len()..].to_string()
+    }
+
+    /// Why a link is no scan.
+    pub fn broken(&self) -> String {
+        format!("a link to {}, which is not there; get the file first", self.path.read_link().unwrap_or_default().display())
     }
 
     /// Name of the folder that holds the file, which may be the root.
@@ -43,7 +55,7 @@ impl<'a> Found<'a> {
     /// The subject, if every channel is there; otherwise a problem that names the missing ones.
     pub fn subject(&self, id: &str, name: impl Fn(usize) -> String, problems: &mut Vec<Problem>) -> Option<Subject> {
         let Some(first) = self.channels.iter().flatten().next() else {
-            problems.extend(self.label.map(|label| Problem::new(&label.path, "label without a scan")));
+            problems.extend(self.label.map(|label| Problem::of_labels(&label.path, "label without a scan")));
             return None;
         };
         let missing: Vec<String> = (0..self.channels.len()).filter(|&c| self.channels[c].is_none()).map(name).collect();
@@ -61,6 +73,8 @@ pub struct Files {
     pub root: PathBuf,
     /// In the order of their paths.
     pub scans: Vec<Scan>,
+    /// Links whose file is not there, as of data sets that are fetched file by file.
+    pub broken: Vec<Scan>,
     pub zips: Vec<PathBuf>,
     pub others: Vec<PathBuf>,
     /// Folders that cannot be listed, halves of `.hdr`/`.img` pairs.
@@ -70,34 +84,49 @@ pub struct Files {
 impl Files {
     /// Walks the folder, following links.
     pub fn below(root: &Path) -> Result<Files> {
-        let mut files = Files { root: root.into(), scans: vec![], zips: vec![], others: vec![], problems: vec![] };
+        let mut files =
+            Files { root: root.into(), scans: vec![], broken: vec![], zips: vec![], others: vec![], problems: vec![] };
         let hidden = |name: &std::ffi::OsStr| name.to_string_lossy().starts_with('.');
         let walk = WalkDir::new(root).follow_links(true).sort_by_file_name().into_iter();
         let mut images = vec![];
         for entry in walk.filter_entry(|e| e.depth() == 0 || !hidden(e.file_name())) {
             match entry {
                 Ok(entry) if entry.file_type().is_dir() => {}
-                Ok(entry) => {
-                    let path = entry.into_path();
-                    let extension = |e: &str| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(e));
-                    if let Some(stem) = stem(&path) {
-                        let below = path.strip_prefix(root)?;
-                        let folders = below.parent().into_iter().flat_map(Path::components);
-                        let folders = folders.map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
-                        files.scans.push(Scan { stem, folders, path });
-                    } else if extension("zip") {
-                        files.zips.push(path);
-                    } else if extension("img") {
-                        images.push(path);
-                    } else {
-                        files.others.push(path);
+                Ok(entry) => files.add(entry.into_path(), &mut images),
+                Err(error) => {
+                    let broken = error.io_error().is_some_and(|e| e.kind() == ErrorKind::NotFound);
+                    match error.path().filter(|path| broken && path.is_symlink()) {
+                        Some(path) if stem(path).is_some() => files.broken.extend(files.scan(path.into())),
+                        // What is no scan is not missed.
+                        Some(path) => files.add(path.into(), &mut images),
+                        None => files.problems.push(Problem::new(error.path().unwrap_or(root), error.to_string())),
                     }
                 }
-                Err(error) => files.problems.push(Problem::new(error.path().unwrap_or(root), error.to_string())),
             }
         }
         files.pair(images);
         Ok(files)
+    }
+
+    /// Sorts one file in; `images`: the `.img` files.
+    fn add(&mut self, path: PathBuf, images: &mut Vec<PathBuf>) {
+        let extension = |e: &str| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(e));
+        if stem(&path).is_some() {
+            self.scans.extend(self.scan(path));
+        } else if extension("zip") {
+            self.zips.push(path);
+        } else if extension("img") {
+            images.push(path);
+        } else {
+            self.others.push(path);
+        }
+    }
+
+    fn scan(&self, path: PathBuf) -> Option<Scan> {
+        let below = path.strip_prefix(&self.root).unwrap_or(&path);
+        let folders = below.parent().into_iter().flat_map(Path::components);
+        let folders = folders.map(|c| c.as_os_str().to_string_lossy().into_owned()).collect();
+        Some(Scan { stem: stem(&path)?, folders, path })
     }
 
     /// Takes out headers without voxels and voxels without a header.
@@ -119,7 +148,11 @@ impl Files {
     }
 
     pub fn is_empty(&self) -> bool {
-        self.scans.is_empty() && self.zips.is_empty() && self.others.is_empty() && self.problems.is_empty()
+        self.scans.is_empty()
+            && self.zips.is_empty()
+            && self.others.is_empty()
+            && self.problems.is_empty()
+            && self.broken.is_empty()
     }
 
     /// The files that are no scans, as [`super::Dataset::ignored`]; the layout's own description is none of them.

@@ -1,6 +1,7 @@
 //! Any folder of NIfTI files, searched recursively: one scan a file, or several contrasts a subject told apart by suffix.
 //!
-//! - *Labels* end in `_seg`, `_label` or `_mask` (also `-seg`, or the bare word), or lie in a folder `labels`, `labelsTr`, `masks`.
+//! - *Labels* end in `_seg`, `_label` or another of [`LABELS`] (also `-seg`, or the bare word), begin with one of [`LABEL_BEGINNINGS`], or
+//!   lie in one of [`LABEL_FOLDERS`].
 //! - *Contrasts* are the suffixes of [`CONTRASTS`] (or bare file names, or the folder the file is in), recognised when several
 //!   files of one subject differ only by them, or when every file has the same one; and `_0000`, `_0001`.. when at least two
 //!   subjects count from `_0000` without a gap. Otherwise every file is a scan of its own.
@@ -18,15 +19,89 @@ const CONTRASTS: [&str; 26] = [
     "t1", "t1w", "t1n", "t1ce", "t1c", "t1gd", "t2", "t2w", "t2f", "t2_flair", "t2-flair", "flair", "pd", "pdw", "dwi", "adc",
     "swi", "asl", "cbf", "cbv", "ct", "pet", "image", "img", "volume", "scan",
 ];
-const LABELS: [&str; 6] = ["seg", "label", "labels", "mask", "segmentation", "dseg"];
-const LABEL_FOLDERS: [&str; 6] = ["labels", "labelstr", "labelsts", "masks", "segmentations", "label"];
-const IMAGE_FOLDERS: [&str; 3] = ["images", "imagestr", "imagests"];
+/// Of two labels of a scan the one whose word is first counts.
+const LABELS: [&str; 19] = [
+    "seg",
+    "label",
+    "labels",
+    "mask",
+    "segmentation",
+    "dseg",
+    "gt",
+    "ground_truth",
+    "groundtruth",
+    "manual",
+    "annotation",
+    "lesion",
+    "lesions",
+    "roi",
+    "rois",
+    "masks",
+    "msk",
+    "labelmap",
+    "aseg",
+];
+/// `segmentation-7` is the label of `volume-7`, `label0007` that of `img0007`.
+const LABEL_BEGINNINGS: [&str; 6] = ["segmentation", "seg", "labels", "label", "mask", "gt"];
+const IMAGE_BEGINNINGS: [&str; 6] = ["volume", "vol", "image", "img", "scan", "ct"];
+const LABEL_FOLDERS: [&str; 19] = [
+    "labels",
+    "labelstr",
+    "labelsts",
+    "masks",
+    "segmentations",
+    "label",
+    "mask",
+    "segmentation",
+    "seg",
+    "segs",
+    "gt",
+    "ground_truth",
+    "groundtruth",
+    "manual",
+    "annotation",
+    "annotations",
+    "roi",
+    "rois",
+    "labelsval",
+];
+const IMAGE_FOLDERS: [&str; 6] = ["images", "imagestr", "imagests", "imagesval", "volumes", "scans"];
 /// Channels beyond which `_0000`.. is taken for a numbering of scans.
 const MOST_NUMBERED: usize = 16;
 
-/// A name without the label word at its end; empty for the bare word.
+/// Whether a channel's name only says that it is one: a number, or a word for any scan.
+pub fn is_unnamed_channel(name: &str) -> bool {
+    let name = name.trim_end_matches(|c: char| c.is_ascii_digit());
+    ["", "image", "img", "volume", "scan"].iter().any(|word| name.trim_end_matches('_').eq_ignore_ascii_case(word))
+}
+
+/// A name without the label words at its end, e.g. `_lesion_mask`; empty for bare words.
 pub fn without_label_word(stem: &str) -> &str {
-    split_word(stem, &LABELS).map_or(stem, |(rest, _)| rest)
+    label_word(stem).map_or(stem, |(rest, _)| rest)
+}
+
+/// What follows the word for a label, or for an image, that a name begins with: `7` of `segmentation-7` and of `volume-7`.
+pub fn without_beginning(stem: &str) -> &str {
+    after_word(stem, &LABEL_BEGINNINGS).or_else(|| after_word(stem, &IMAGE_BEGINNINGS)).unwrap_or(stem)
+}
+
+/// Splits off the label words at a name's end; the rest and the last word's position in [`LABELS`].
+fn label_word(stem: &str) -> Option<(&str, usize)> {
+    let (mut rest, word) = split_word(stem, &LABELS)?;
+    while let Some((shorter, _)) = split_word(rest, &LABELS).filter(|(shorter, _)| !shorter.is_empty()) {
+        rest = shorter;
+    }
+    Some((rest, word))
+}
+
+/// What follows one of `words` at a name's beginning: a separator and something, or a number.
+fn after_word<'a>(stem: &'a str, words: &[&str]) -> Option<&'a str> {
+    words.iter().find_map(|word| {
+        let (start, rest) = stem.split_at_checked(word.len())?;
+        let number = rest.starts_with(|c: char| c.is_ascii_digit()).then_some(rest);
+        let rest = number.or_else(|| rest.strip_prefix(['_', '-', '.']))?;
+        (start.eq_ignore_ascii_case(word) && !rest.is_empty()).then_some(rest)
+    })
 }
 
 /// Whether a file is a label by its name or a folder.
@@ -86,9 +161,12 @@ fn place(scan: &Scan) -> Vec<&str> {
 fn parse(scan: &Scan) -> Name<'_> {
     let labelled = scan.folders.iter().any(|f| position(&LABEL_FOLDERS, f).is_some());
     let mut place = place(scan);
-    let (whole, label) = match split_word(&scan.stem, &LABELS) {
+    let (whole, label) = match label_word(&scan.stem) {
         Some((rest, word)) => (rest, Some(word)),
-        None => (scan.stem.as_str(), labelled.then_some(LABELS.len())),
+        None => {
+            let begins = after_word(&scan.stem, &LABEL_BEGINNINGS).is_some();
+            (scan.stem.as_str(), (labelled || begins).then_some(LABELS.len()))
+        }
     };
     let by_name = split_word(whole, &CONTRASTS);
     let by_folder = place.last().and_then(|folder| position(&CONTRASTS, folder));
@@ -168,10 +246,10 @@ fn id((place, base): &Key, groups: &Groups, files: &Files) -> String {
     if parts.is_empty() { root() } else { parts.join("/") }
 }
 
-/// The subject a label belongs to: the one of the same name (with or without contrast), in the same folder if several have it;
-/// a label that is named by nothing else belongs to the only subject of its folder.
+/// The subject a label belongs to: the one of the same name (with or without contrast, or but for the word it begins with), in the
+/// same folder if several have it; a label that is named by nothing else belongs to the only subject of its folder.
 fn owner<'a>(label: &Name<'a>, groups: &Groups<'a>, by_base: &HashMap<&str, Vec<&Key<'a>>>) -> Option<Key<'a>> {
-    for base in [label.whole, label.base].into_iter().filter(|b| !b.is_empty()) {
+    for base in [label.whole, label.base, without_beginning(label.whole)].into_iter().filter(|b| !b.is_empty()) {
         let keys = by_base.get(base).map(Vec::as_slice).unwrap_or_default();
         match keys.iter().find(|(place, _)| *place == label.place) {
             Some(key) => return Some((*key).clone()),
@@ -202,16 +280,19 @@ pub fn open(files: Files) -> Result<Dataset> {
     }
 
     let mut by_base: HashMap<&str, Vec<&Key>> = HashMap::new();
-    groups.subjects.keys().for_each(|key| by_base.entry(key.1).or_default().push(key));
+    for key in groups.subjects.keys() {
+        let names: BTreeSet<&str> = [key.1, without_beginning(key.1)].into();
+        names.into_iter().for_each(|name| by_base.entry(name).or_default().push(key));
+    }
     let mut labelled: HashMap<Key, &Scan> = HashMap::new();
     labels.sort_by_key(|l| l.label);
     for label in &labels {
         match owner(label, &groups, &by_base) {
-            None => problems.push(Problem::new(&label.scan.path, "label without a scan of that name")),
+            None => problems.push(Problem::of_labels(&label.scan.path, "label without a scan of that name")),
             Some(key) => match labelled.get(&key) {
                 Some(first) => {
                     let reason = format!("a second label of {}; {} is used", id(&key, &groups, &files), first.path.display());
-                    problems.push(Problem::new(&label.scan.path, reason));
+                    problems.push(Problem::of_labels(&label.scan.path, reason));
                 }
                 None => drop(labelled.insert(key, label.scan)),
             },

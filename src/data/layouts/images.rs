@@ -5,7 +5,7 @@
 //! The images may lie in any folder and have any of the known extensions. An image without a grade is an unlabelled subject.
 
 use super::files::Files;
-use super::{Dataset, Layout, Problem, Source, Subject};
+use super::{Dataset, Labels, Layout, Problem, Source, Subject};
 use crate::data::image;
 use anyhow::{Context, Result};
 use rayon::prelude::*;
@@ -18,6 +18,8 @@ const GRADES: [&str; 5] = ["no retinopathy", "mild", "moderate", "severe", "prol
 const COLUMNS: [[&str; 2]; 2] = [["id_code", "diagnosis"], ["image", "level"]];
 /// The competitions' examples of an answer, without case and `_`: the right columns with made-up grades.
 const EXAMPLE: &str = "samplesubmission.csv";
+/// What stands where there is no grade.
+const MISSING: [&str; 6] = ["", "nan", "na", "n/a", "null", "none"];
 /// Images whose headers are looked at for colour.
 const LOOKED_AT: usize = 64;
 
@@ -60,9 +62,14 @@ impl Grades {
             let place = format!("row {}", record.position().map_or(0, csv::Position::line));
             let (cell, grade) = (&record[name], &record[grade]);
             let name = image::stem(Path::new(cell)).unwrap_or_else(|| cell.into());
-            let Some(grade) = grade.parse().ok().filter(|&grade| usize::from(grade) < GRADES.len()) else {
+            // Where one grade is missing, tables hold the others as 1.0.
+            if MISSING.iter().any(|missing| grade.eq_ignore_ascii_case(missing)) {
+                continue;
+            }
+            let whole = grade.parse().ok().filter(|grade: &f64| grade.fract() == 0. && *grade >= 0.);
+            let Some(grade) = whole.map(|grade| grade as u8).filter(|&grade| usize::from(grade) < GRADES.len()) else {
                 let reason = format!("{place}: grade `{grade}` of `{name}`, expected 0 to {}", GRADES.len() - 1);
-                self.problems.push(Problem::new(path, reason));
+                self.problems.push(Problem::of_labels(path, reason));
                 self.unusable.insert(name);
                 continue;
             };
@@ -73,7 +80,7 @@ impl Grades {
                 }
                 Some((earlier, first)) => {
                     let reason = format!("{place}: `{name}` has grade {grade}, but grade {earlier} in {first}");
-                    self.problems.push(Problem::new(path, reason));
+                    self.problems.push(Problem::of_labels(path, reason));
                     self.unusable.insert(name);
                 }
             }
@@ -82,8 +89,8 @@ impl Grades {
     }
 }
 
-pub fn open(files: Files) -> Result<Dataset> {
-    let Files { root, scans, zips, others, mut problems } = files;
+pub fn open(files: Files, wanted: Labels) -> Result<Dataset> {
+    let Files { root, scans, zips, others, mut problems, .. } = files;
     let (photographs, others): (Vec<PathBuf>, Vec<PathBuf>) = others.into_iter().partition(|path| image::stem(path).is_some());
     let (tables, others): (Vec<PathBuf>, Vec<PathBuf>) =
         others.into_iter().partition(|path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv")));
@@ -107,9 +114,10 @@ pub fn open(files: Files) -> Result<Dataset> {
         }
     }
     for (name, (_, place)) in known.iter().filter(|(name, _)| !images.contains_key(*name)) {
-        problems.push(Problem::new(&root, format!("no image `{name}`, which has a grade in {place}")));
+        problems.push(Problem::of_labels(&root, format!("no image `{name}`, which has a grade in {place}")));
     }
-    images.retain(|name, _| !unusable.contains(name));
+    // Without grades asked for, an image is one whatever its grade.
+    images.retain(|name, _| wanted == Labels::Unwanted || !unusable.contains(name));
 
     // One colour image makes all of them colour; a grey one among them is read as equal red, green and blue.
     let headers: Vec<&PathBuf> = images.values().take(LOOKED_AT).collect();
@@ -119,7 +127,7 @@ pub fn open(files: Files) -> Result<Dataset> {
         id: name.clone(),
         channels: vec![Source::File(path.clone())],
         label: None,
-        class: known.get(name).map(|(grade, _)| *grade),
+        class: known.get(name).filter(|_| !unusable.contains(name)).map(|(grade, _)| *grade),
         split: None,
     };
     Ok(Dataset {

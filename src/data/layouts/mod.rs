@@ -16,6 +16,7 @@ mod ukb;
 use anyhow::{Context, Result, bail, ensure};
 use description::Description;
 use files::Files;
+pub use folder::is_unnamed_channel;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -76,6 +77,29 @@ pub struct LabelValue {
 pub struct Problem {
     pub path: PathBuf,
     pub reason: String,
+    /// Of labels alone: none where labels are left out.
+    of_labels: bool,
+}
+
+/// Which labels are asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Labels {
+    /// With the values that the dataset describes.
+    Described,
+    /// With values of the user's.
+    Given,
+    /// None: nothing that is wrong with them matters.
+    Unwanted,
+}
+
+/// How to read a dataset.
+#[derive(Clone, Copy, Debug)]
+pub struct Reading<'a> {
+    /// `None`: recognised.
+    pub layout: Option<Layout>,
+    pub labels: Labels,
+    /// A pattern whose first group is the person in each scan's path below the folder, in a manifest's `subject`.
+    pub person: Option<&'a Regex>,
 }
 
 /// What a folder or manifest holds.
@@ -119,34 +143,45 @@ impl fmt::Display for Problem {
 
 impl Problem {
     fn new(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
-        Problem { path: path.into(), reason: reason.into() }
+        Problem { path: path.into(), reason: reason.into(), of_labels: false }
+    }
+
+    fn of_labels(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
+        Problem { of_labels: true, ..Problem::new(path, reason) }
     }
 }
 
 /// Lists the subjects of a folder or a manifest; no voxel is read.
 ///
 /// Without a `layout` it is recognised, the first that fits: a `.csv` file is a manifest; a `dataset.json` with
-/// `channel_names` and `file_ending` is nnU-Net's, one with `modality` and `training` the Decathlon's; folders `X` holding
+/// `channel_names` is nnU-Net's, as one with `training` where each channel has its file; another one with `training` is the Decathlon's; folders `X` holding
 /// `X_t1ce` or `X-t1n` are BraTS; zips holding `T1/T1.nii.gz` are UK Biobank's; photographs without any NIfTI file are images; anything else is a folder of scans.
 /// [`Dataset::layout`] says which it was.
 ///
 /// Errors: a path that does not exist, nothing that is a scan, ids that occur twice, a description that cannot be read. What
 /// concerns single subjects is in [`Dataset::problems`] instead, except that every fault of a manifest is an error.
 pub fn open(path: &Path, layout: Option<Layout>) -> Result<Dataset> {
-    open_with(path, layout, None)
+    open_as(path, Reading { layout, labels: Labels::Described, person: None })
 }
 
-/// As [`open`], with a pattern whose first group is the person in each scan's path below the folder, in a manifest's `subject`.
-pub fn open_with(path: &Path, layout: Option<Layout>, person: Option<&Regex>) -> Result<Dataset> {
+/// As [`open`], in a given way.
+pub fn open_as(path: &Path, reading: Reading) -> Result<Dataset> {
+    let Reading { layout, labels, .. } = reading;
     let kind = path.metadata().with_context(|| format!("{}: cannot be opened", path.display()))?;
     if kind.is_file() {
         let csv = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv"));
         let manifest = layout == Some(Layout::Manifest) || (layout.is_none() && csv);
         ensure!(manifest, "{}: expected a folder or a CSV manifest, found another file", path.display());
-        return manifest::open(path).and_then(|found| finish(found, path, person).with_context(|| path.display().to_string()));
+        return manifest::open(path).and_then(|found| finish(found, path, reading).with_context(|| path.display().to_string()));
     }
     ensure!(layout != Some(Layout::Manifest), "{}: expected a CSV manifest, found a folder", path.display());
-    let files = Files::below(path)?;
+    let mut files = Files::below(path)?;
+    files.problems.extend(
+        files
+            .broken
+            .iter()
+            .map(|scan| Problem { of_labels: folder::is_label(scan), ..Problem::new(&scan.path, scan.broken()) }),
+    );
     ensure!(!files.is_empty(), "{}: the folder is empty", path.display());
     let given = layout.is_some();
     let layout = match layout {
@@ -155,29 +190,29 @@ pub fn open_with(path: &Path, layout: Option<Layout>, person: Option<&Regex>) ->
     };
     let dataset = match layout {
         Layout::Folder => folder::open(files),
-        Layout::Decathlon => decathlon::open(files),
+        Layout::Decathlon => decathlon::open(files, labels),
         Layout::Brats => brats::open(files),
-        Layout::Nnunet => nnunet::open(files),
+        Layout::Nnunet => nnunet::open(files, labels),
         Layout::Ukb => ukb::open(files),
-        Layout::Images => images::open(files),
+        Layout::Images => images::open(files, labels),
         Layout::Manifest => unreachable!("refused above"),
     };
     let how = if given { "as asked for" } else { "recognised by itself" };
-    let dataset = dataset.and_then(|found| finish(found, path, person));
+    let dataset = dataset.and_then(|found| finish(found, path, reading));
     dataset.with_context(|| format!("{}, read in the layout {layout} ({how})", path.display()))
 }
 
 fn recognise(files: &Files) -> Result<Layout> {
     if files.root.join(description::NAME).is_file() {
         let description = Description::read(&files.root)?;
-        return if description.has("channel_names") && description.has("file_ending") {
+        return if description.has("channel_names") || nnunet::is_version_1(&description, files) {
             Ok(Layout::Nnunet)
-        } else if description.has("modality") && description.has("training") {
+        } else if description.has("training") {
             Ok(Layout::Decathlon)
         } else {
             bail!(
-                "{}: expected `channel_names` and `file_ending` (nnU-Net) or `modality` and `training` (Decathlon), found {}; \
-                 name the layout to read the folder in another way",
+                "{}: expected `channel_names` (nnU-Net) or `modality` and `training` (Decathlon), found {}; name the layout to \
+                 read the folder in another way, e.g. --layout folder",
                 description.path.display(),
                 description.keys()
             )
@@ -195,12 +230,18 @@ fn recognise(files: &Files) -> Result<Layout> {
 }
 
 /// Sorts, and checks what holds for every layout.
-fn finish(mut dataset: Dataset, root: &Path, person: Option<&Regex>) -> Result<Dataset> {
-    people::assign(&mut dataset, root, person)?;
+fn finish(mut dataset: Dataset, root: &Path, reading: Reading) -> Result<Dataset> {
+    people::assign(&mut dataset, root, reading.person)?;
+    if reading.labels == Labels::Unwanted {
+        let (ignored, problems) = dataset.problems.into_iter().partition(|problem| problem.of_labels);
+        dataset.problems = problems;
+        dataset.ignored.extend::<Vec<Problem>>(ignored);
+    }
     dataset.problems.sort_by(|a, b| a.path.cmp(&b.path));
     dataset.ignored.sort_by(|a, b| a.path.cmp(&b.path));
     dataset.subjects.sort_by(|a, b| a.id.cmp(&b.id));
-    if let (Layout::Folder | Layout::Manifest, [name]) = (dataset.layout, dataset.channels.as_slice()) {
+    // The Decathlon describes the channels of 4D files, but not every tool that writes its lists does.
+    if let (Layout::Folder | Layout::Manifest | Layout::Decathlon, [name]) = (dataset.layout, dataset.channels.as_slice()) {
         // What cannot be read here is reported when it is read as a whole.
         let headers = dataset.subjects.iter().filter_map(|s| s.channels[0].read_header().ok().map(|header| header.channels));
         if let Some(n) = headers.take(1).find(|n| *n > 1) {

@@ -1,19 +1,30 @@
-//! nnU-Net raw: `imagesTr/CASE_0000.nii.gz`, one file a channel, `labelsTr/CASE.nii.gz`, and `dataset.json`.
+//! nnU-Net raw: `imagesTr/CASE_0000.nii.gz`, one file a channel, `labelsTr/CASE.nii.gz`, and `dataset.json`. Version 2 describes
+//! `channel_names` and `file_ending`; version 1 describes `modality` and lists `imagesTr/CASE.nii.gz` as the Decathlon does.
 
-use super::description::Description;
-use super::files::{Files, Found};
-use super::{Dataset, Layout, Problem, Subject};
+use super::description::{Description, Entry};
+use super::files::{Files, Found, Scan};
+use super::{Dataset, Labels, Layout, Problem, Subject};
 use crate::data::names::strip_ending;
 use anyhow::{Result, ensure};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
+
+/// Whether `training` lists files that are there for each channel only.
+pub fn is_version_1(description: &Description, files: &Files) -> bool {
+    let Ok(Some(listed)) = description.optional::<Vec<Entry>>("training") else { return false };
+    let there: HashSet<(&[String], &str)> = files.scans.iter().map(|scan| (&scan.folders[..], scan.stem.as_str())).collect();
+    let has = |case: &str| there.contains(&(&["imagesTr".to_string()][..], case));
+    let cases: Vec<String> = listed.iter().filter_map(Entry::case).collect();
+    cases.iter().any(|case| has(&format!("{case}_0000"))) && !cases.iter().any(|case| has(case))
+}
 
 /// Scans of `imagesTs` have the split `test`, and their labels from `labelsTs` where it exists.
-pub fn open(files: Files) -> Result<Dataset> {
+pub fn open(files: Files, wanted: Labels) -> Result<Dataset> {
     let description = Description::read(&files.root)?;
     let path = description.path.display();
-    let channels = description.channels("channel_names")?;
-    let labels = description.labels()?;
-    let ending: String = description.get("file_ending")?;
+    let channels = description.channels(&["channel_names", "modality"])?;
+    let labels = description.labels(wanted)?;
+    let ending = description.optional::<String>("file_ending")?;
+    let ending = ending.or_else(|| files.scans.first().map(Scan::ending)).unwrap_or(".nii.gz".into());
     let known = [".nii", ".nii.gz", ".hdr"].iter().any(|known| ending.eq_ignore_ascii_case(known));
     ensure!(known, "{path}: `file_ending`: expected .nii, .nii.gz or .hdr, found {ending:?}");
     ensure!(!description.has("dataset"), "{path}: a list of files under `dataset` is not supported; use a CSV manifest");
@@ -29,7 +40,8 @@ pub fn open(files: Files) -> Result<Dataset> {
         };
         let name = scan.path.file_name().unwrap_or_default().to_string_lossy();
         if strip_ending(&name, &ending).is_none_or(|rest| rest != scan.stem) {
-            problems.push(Problem::new(&scan.path, format!("expected the file_ending {ending} of dataset.json")));
+            let problem = if folder.starts_with("labels") { Problem::of_labels } else { Problem::new };
+            problems.push(problem(&scan.path, format!("expected the file_ending {ending} of dataset.json")));
             continue;
         }
         let empty = || Found::none(channels.len());
@@ -54,6 +66,13 @@ pub fn open(files: Files) -> Result<Dataset> {
         }
     }
 
+    if !description.has("channel_names") {
+        for case in description.optional::<Vec<Entry>>("training")?.iter().flatten().filter_map(Entry::case) {
+            if !cases.contains_key(&(false, case.as_str())) {
+                problems.push(Problem::new(files.root.join("imagesTr").join(&case), "listed in dataset.json, but not there"));
+            }
+        }
+    }
     let labelled = cases.iter().any(|((test, _), case)| !test && case.label.is_some());
     let mut subjects = vec![];
     for ((test, case), found) in cases {
@@ -61,7 +80,7 @@ pub fn open(files: Files) -> Result<Dataset> {
         let Some(subject) = found.subject(case, name, &mut problems) else { continue };
         if labelled && !test && subject.label.is_none() {
             let reason = format!("subject {case}: no label in labelsTr; kept as an unlabelled scan");
-            problems.extend(found.channels[0].map(|scan| Problem::new(&scan.path, reason)));
+            problems.extend(found.channels[0].map(|scan| Problem::of_labels(&scan.path, reason)));
         }
         subjects.push(Subject { split: test.then(|| "test".into()), ..subject });
     }

@@ -50,6 +50,9 @@ fn plain(files: &Files) -> Result<Vec<Segmentation>> {
     if let Some(problem) = files.problems.first() {
         bail!("{problem}");
     }
+    if let Some(scan) = files.broken.first() {
+        bail!("{}: {}", scan.path.display(), scan.broken());
+    }
     ensure!(!files.scans.is_empty(), "{root}: no segmentations found; looked for .nii, .nii.gz, or .hdr with .img");
     let mut seen = BTreeMap::new();
     for scan in &files.scans {
@@ -96,7 +99,11 @@ pub fn truths(path: &Path) -> Result<Truths> {
 /// The only one of each key, by its position.
 fn only<'a>(files: impl Iterator<Item = (usize, &'a Segmentation)>) -> HashMap<String, usize> {
     let mut found: HashMap<String, Option<usize>> = HashMap::new();
-    let key = |id: &str| id.replace(['/', '-', '.', ' '], "_");
+    // `segmentation-7` is the truth of `volume-7`.
+    let key = |id: &str| {
+        let (folders, name) = id.split_at(id.rfind('/').map_or(0, |at| at + 1));
+        format!("{folders}{}", folder::without_beginning(name)).replace(['/', '-', '.', ' '], "_")
+    };
     for (n, file) in files {
         found.entry(key(&file.id)).and_modify(|n| *n = None).or_insert(Some(n));
     }
@@ -172,7 +179,12 @@ mod tests {
 
     #[test]
     fn files_meet_by_id_and_by_name() {
-        let cases: [(&[&str], &[&str], &[&str]); 8] = [
+        let cases: [(&[&str], &[&str], &[&str]); 9] = [
+            (
+                &["segmentation-7.nii", "segmentation-8.nii"],
+                &["volume-7.nii.gz", "volume-8.nii.gz"],
+                &["segmentation-7=volume-7", "segmentation-8=volume-8"],
+            ),
             // Predictions of people's visits, and flat labels.
             (&["P01_V1_seg.nii", "P01_V2_seg.nii"], &["P01/V1.nii.gz", "P01/V2.nii.gz"], &["P01_V1=P01/V1", "P01_V2=P01/V2"]),
             (&["X_seg.nii.gz", "Y-seg.nii"], &["X.nii.gz", "Y.nii.gz", "log.txt"], &["X=X", "Y=Y"]),

@@ -157,6 +157,48 @@ fn folder_ids_and_pairing() {
 }
 
 #[test]
+fn labels_by_their_usual_names() {
+    let cases: [(&[&str], &[&str]); 9] = [
+        (
+            &["b1/volume-7.nii", "b1/segmentation-7.nii", "volume-8.nii"],
+            &["volume-7: b1/volume-7.nii | b1/segmentation-7.nii", "volume-8: volume-8.nii"],
+        ),
+        (
+            &["patient1/patient1_frame01.nii", "patient1/patient1_frame01_gt.nii"],
+            &["patient1/frame01: patient1/patient1_frame01.nii | patient1/patient1_frame01_gt.nii"],
+        ),
+        (&["image/x.nii", "mask/x.nii"], &["x: image/x.nii | mask/x.nii"]),
+        (&["img/img0001.nii", "label/label0001.nii"], &["img0001: img/img0001.nii | label/label0001.nii"]),
+        (&["imagesTr/x.nii", "labelsTr/x.nii"], &["x: imagesTr/x.nii | labelsTr/x.nii"]),
+        (
+            &["x.nii", "x-seg.nii", "y.nii", "y_roi.nii", "z.nii", "z_lesion.nii"],
+            &["x: x.nii | x-seg.nii", "y: y.nii | y_roi.nii", "z: z.nii | z_lesion.nii"],
+        ),
+        (&["x_ct.nii", "x_lesion_mask.nii", "y_ct.nii", "Y_labels.nii"], &["x: x_ct.nii | x_lesion_mask.nii", "y: y_ct.nii"]),
+        (&["case1/imaging.nii", "case1/segmentation.nii"], &["case1/imaging: case1/imaging.nii | case1/segmentation.nii"]),
+        (&["x_0.nii", "mask_x_0.nii", "ct_1.nii", "seg_1.nii"], &["ct_1: ct_1.nii | seg_1.nii", "x_0: x_0.nii | mask_x_0.nii"]),
+    ];
+    for (names, expected) in cases {
+        let folder = tree(names);
+        assert_eq!(listed(&opened(&folder), &folder), expected);
+    }
+}
+
+#[cfg(unix)]
+#[test]
+fn links_to_nothing() {
+    let folder = tree(&["a.nii", "dir/b.nii"]);
+    for name in ["participants.tsv", "dir/b.json", "c.nii.gz", "a_seg.nii", "more.zip"] {
+        std::os::unix::fs::symlink(".git/annex/x", folder.path().join(name)).unwrap();
+    }
+    let data = opened(&folder);
+    assert_eq!(listed(&data, &folder), ["a: a.nii", "b: dir/b.nii"]);
+    faults(&data.problems, &[("a_seg.nii", "a link to .git/annex/x, which is not there"), ("c.nii.gz", "a link to")]);
+    let data = open_as(folder.path(), Reading { layout: None, labels: Labels::Unwanted, person: None }).unwrap();
+    faults(&data.problems, &[("c.nii.gz", "a link to")]);
+}
+
+#[test]
 fn folder_with_a_second_label_or_4d_files() {
     let folder = tree(&["s_mask.nii", "s_seg.nii", "s.nii"]);
     scan(&folder.path().join("s.nii"), 3, 1.0);

@@ -3,16 +3,16 @@
 use super::label::{self, Outside};
 use super::{Grid, Placement, Settings, intensity, photo};
 use crate::data::identity::{self, hex};
-use crate::data::layouts::{LabelValue, Source, Subject};
+use crate::data::layouts::{LabelValue, Source, Subject, whole_label};
 use crate::data::volume::{Affine, Volume, permute_affine, same_grid, spacing};
 use crate::dim::{Region, Shape};
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, bail, ensure};
-use ndarray::{Array3, Array4, Axis, concatenate};
+use ndarray::{Array3, Array4, ArrayView3, Axis, concatenate};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What is done to every subject of a dataset.
 #[derive(Clone, Debug)]
@@ -117,6 +117,7 @@ pub fn prepare(subject: &Subject, plan: &Plan) -> Result<Prepared> {
     if images[0].is_image() {
         return prepare_photograph(subject, plan, &volume, seen).with_context(first);
     }
+    let few_values = few_values(&volume);
     let (scan, affine) = (volume.shape(), volume.affine);
     let classes = label.map(|source| label::read(source, plan, scan, &affine)).transpose()?;
     let labelled = classes.as_ref().and_then(|classes| label::labelled_box(classes, scan));
@@ -129,7 +130,8 @@ pub fn prepare(subject: &Subject, plan: &Plan) -> Result<Prepared> {
     let back = orientation.inverse();
     let original = back.output(scan);
     let affine_there = permute_affine(&affine, scan, back);
-    let origin = Origin { shape: original, affine: affine_there, orientation, crop: placement.crop(), outside, images: seen };
+    let crop = placement.crop();
+    let origin = Origin { shape: original, affine: affine_there, orientation, crop, outside, images: seen, few_values };
     Ok(Prepared::new(stored, label, &placement.affine, origin, &images, subject, plan))
 }
 
@@ -145,6 +147,7 @@ struct Origin {
     outside: Option<Outside>,
     /// [`identity::images`] of what was read.
     images: Vec<String>,
+    few_values: Vec<i64>,
 }
 
 impl Prepared {
@@ -170,6 +173,7 @@ impl Prepared {
             ("crop", json!(origin.crop)),
             ("settings", json!(plan.settings)),
             ("images", json!(origin.images)),
+            ("few_values", json!(origin.few_values)),
         ];
         let outside = origin.outside.as_ref().map(|outside| ("outside", json!(outside)));
         let text = text.into_iter().chain(outside).map(|(key, value)| (key.to_string(), value.to_string())).collect();
@@ -194,6 +198,7 @@ fn prepare_photograph(subject: &Subject, plan: &Plan, volume: &Volume, images: V
         crop,
         outside: None,
         images,
+        few_values: vec![],
     };
     let source: Vec<&Source> = subject.channels.iter().collect();
     Ok(Prepared::new(fitted.data, None, &fitted.affine, origin, &source, subject, plan))
@@ -236,4 +241,23 @@ fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume,
         first.data = concatenate(Axis(0), &views)?;
     }
     Ok((first, orientation, seen))
+}
+
+/// All values of a channel that holds but a few whole numbers, as a label does; otherwise none.
+fn few_values(volume: &Volume) -> Vec<i64> {
+    const FEW: usize = 32;
+    let of = |channel: ArrayView3<f32>| {
+        let (mut values, mut last) = (BTreeSet::new(), None);
+        for &value in channel {
+            if last != Some(value) {
+                last = Some(value);
+                values.insert(whole_label(value)?);
+                if values.len() > FEW {
+                    return None;
+                }
+            }
+        }
+        Some(values.into_iter().collect())
+    };
+    volume.data.outer_iter().find_map(of).unwrap_or_default()
 }

@@ -218,6 +218,7 @@ fn store_one(subject: &Subject, plan: &Plan, folder: &Path) -> Result<Result<(En
             // Files of earlier versions have none, and are made anew.
             images: serde_json::from_str(header.text.get("images")?).ok()?,
             outside: header.text.get("outside").map(|text| serde_json::from_str(text)).transpose().ok()?,
+            few_values: serde_json::from_str(header.text.get("few_values")?).ok()?,
         })
     }) {
         return Ok(Ok((entry, true)));
@@ -226,6 +227,7 @@ fn store_one(subject: &Subject, plan: &Plan, folder: &Path) -> Result<Result<(En
         Ok(prepared) => prepared,
         Err(error) => return Ok(Err(bad(error))),
     };
+    let few_values = text.get("few_values").map(|values| serde_json::from_str(values)).transpose()?.unwrap_or_default();
     text.insert("key".into(), key);
     let (_, d, h, w) = image.dim();
     let (bytes, fingerprint) = file::write(&path, image.view(), label.as_ref().map(|l| l.view()), plan.settings.dtype, text)?;
@@ -242,6 +244,7 @@ fn store_one(subject: &Subject, plan: &Plan, folder: &Path) -> Result<Result<(En
         fingerprint,
         images,
         outside,
+        few_values,
     };
     Ok(Ok((entry, false)))
 }

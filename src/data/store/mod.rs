@@ -76,6 +76,9 @@ pub struct Entry {
     /// Labelled voxels that a prediction does not reach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outside: Option<Outside>,
+    /// All values of the scan as it was read, where they are a few whole numbers as those of a label are; otherwise none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub few_values: Vec<i64>,
 }
 
 impl Entry {

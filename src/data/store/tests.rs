@@ -42,6 +42,7 @@ fn store(folder: &Path, dtype: Dtype, shapes: &[[usize; 4]]) -> (Arrays, Vec<Arr
             fingerprint,
             images: vec![],
             outside: None,
+            few_values: vec![],
         });
         if dtype == Dtype::F16 {
             image.mapv_inplace(|v| half::f16::from_f32(v).to_f32());

@@ -1,12 +1,16 @@
 use super::*;
 use crate::data::layouts::tests::tree;
-use crate::data::layouts::{open, open_with};
+use crate::data::layouts::{Labels, Reading, open, open_as};
 
 /// Ids of a folder that holds these files, `.nii` left out.
 fn ids(names: &[&str]) -> Vec<String> {
     let names: Vec<String> = names.iter().map(|name| format!("{name}.nii")).collect();
     let folder = tree(&names.iter().map(String::as_str).collect::<Vec<_>>());
     open(folder.path(), None).unwrap().subjects.into_iter().map(|s| s.id).collect()
+}
+
+fn reading(person: Option<&Regex>) -> Reading<'_> {
+    Reading { layout: None, labels: Labels::Described, person }
 }
 
 #[test]
@@ -83,7 +87,7 @@ fn people_are_told_by_folders_and_names() {
 #[test]
 fn a_pattern_says_it_otherwise() {
     let folder = tree(&["x/a1-7.nii", "x/a2-7.nii", "y/a3-8.nii"]);
-    let with = |pattern: &str| open_with(folder.path(), None, Some(&Regex::new(pattern).unwrap()));
+    let with = |pattern: &str| open_as(folder.path(), reading(Some(&Regex::new(pattern).unwrap())));
     let ids = |data: &Dataset| data.subjects.iter().map(|s| s.id.clone()).collect::<Vec<_>>();
     let data = with(r"-(\d)\.nii").unwrap();
     assert_eq!(ids(&data), ["7/a1-7", "7/a2-7", "8/a3-8"]);
@@ -106,7 +110,7 @@ fn a_manifest_states_its_people() {
     let table = folder.path().join("list.csv");
     let read = |ids: [&str; 2], pattern: Option<&Regex>| {
         std::fs::write(&table, format!("subject,t1\n{},1.nii\n{},2.nii\n", ids[0], ids[1])).unwrap();
-        open_with(&table, None, pattern).unwrap()
+        open_as(&table, reading(pattern)).unwrap()
     };
     let data = read(["P01_V1", "P01_V2"], None);
     assert_eq!(data.subjects[0].id, "P01_V1");

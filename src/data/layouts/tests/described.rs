@@ -20,11 +20,74 @@ fn decathlon() {
     assert_eq!(values(&data), [0, 1, 2]);
     let expected = ["a: imagesTr/a.nii.gz", "b: imagesTr/b.nii.gz | labelsTr/b.nii.gz", "t: imagesTs/t.nii.gz @test"];
     assert_eq!(listed(&data, &folder), expected);
+    faults(&data.problems, &[("imagesTr/gone.nii.gz", "not there"), ("labelsTr/a.nii.gz", "not there")]);
+    // What is not listed is not asked for, and neither are labels without --labels.
+    faults(&data.ignored, &[("extra.nii.gz", "not listed"), ("predicted/a.nii.gz", "not listed")]);
+    let data = without_labels(&folder);
+    faults(&data.problems, &[("imagesTr/gone.nii.gz", "not there")]);
+    assert!(data.labels.is_none());
+}
+
+fn without_labels(folder: &TempDir) -> Dataset {
+    open_as(folder.path(), Reading { layout: None, labels: Labels::Unwanted, person: None }).unwrap()
+}
+
+#[test]
+fn lists_of_other_tools() {
+    let folder =
+        tree(&["imagesTr/a.nii.gz", "imagesTr/b.nii.gz", "imagesTr/b_2.nii.gz", "imagesTr/c.nii", "labelsTr/a.nii.gz"]);
+    text(&folder, "imagesTs/d.nii.gz", "");
+    // A byte order mark, other paths and endings, lists that nobody asks for, a channel a file, classes for labels, a scan in two lists.
+    let json = r#"{"numTraining": 99, "numTest": "?", "tensorImageSize": {"x": 1}, "labels": {}, "folds": [[1, 2], ["z"]], "test": null,
+        "training": [{"image": "/home/me/Task01/imagesTr/a.nii.gz", "label": ".\\labelsTr\\a.nii.gz", "fold": 0},
+                     {"image": ["imagesTr/b.nii.gz", "./imagesTr/b_2.nii.gz"], "label": 3}],
+        "validation": [{"image": "imagesTr/c.nii.gz"}, {"image": "imagesTr/a.nii.gz"}]}"#;
+    text(&folder, "dataset.json", &format!("\u{feff}{json}"));
+    let data = opened(&folder);
+    assert_eq!((data.layout, data.channels.join(",")), (Layout::Decathlon, "image".into()));
+    assert!(data.labels.is_none());
+    let expected =
+        ["a: imagesTr/a.nii.gz | labelsTr/a.nii.gz", "b: imagesTr/b.nii.gz, imagesTr/b_2.nii.gz", "c: imagesTr/c.nii @val"];
+    assert_eq!(listed(&data, &folder), expected);
+    faults(&data.problems, &[]);
+    faults(
+        &data.ignored,
+        &[("a.nii.gz", "listed under `validation` too; that under `training` counts"), ("d.nii.gz", "not listed")],
+    );
+}
+
+#[test]
+fn nnunet_version_1() {
+    let folder =
+        tree(&["imagesTr/a_0000.nii", "imagesTr/a_0001.nii", "imagesTr/b_0000.nii", "imagesTr/b_0001.nii", "labelsTr/b.nii"]);
+    text(&folder, "dataset.json", &DECATHLON.replace(".nii.gz", ".nii"));
+    let data = opened(&folder);
+    assert_eq!((data.layout, data.channels.as_slice()), (Layout::Nnunet, &["FLAIR".to_string(), "T2".to_string()][..]));
+    assert_eq!(values(&data), [0, 1, 2]);
+    let expected =
+        ["a: imagesTr/a_0000.nii, imagesTr/a_0001.nii", "b: imagesTr/b_0000.nii, imagesTr/b_0001.nii | labelsTr/b.nii"];
+    assert_eq!(listed(&data, &folder), expected);
     faults(
         &data.problems,
-        &[("extra.nii.gz", "not listed"), ("imagesTr/gone.nii.gz", "not there"), ("labelsTr/a.nii.gz", "not there")],
+        &[("imagesTr/a_0000.nii", "no label in labelsTr"), ("imagesTr/gone", "listed in dataset.json, but not there")],
     );
-    faults(&data.ignored, &[("predicted/a.nii.gz", "not listed")]);
+    faults(&without_labels(&folder).problems, &[("imagesTr/gone", "not there")]);
+    assert_eq!(listed(&open(folder.path(), Some(Layout::Nnunet)).unwrap(), &folder), expected);
+}
+
+#[test]
+fn labels_that_are_not_asked_for_are_not_read() {
+    let folder = tree(&["imagesTr/a_0000.nii", "labelsTr/a.nii", "labelsTr/z.nii"]);
+    for labels in [r#""background": 0, "whole": [1, 2]"#, r#""background": 0, "a": 1, "ignore": 2"#, r#""a": "b""#] {
+        text(&folder, "dataset.json", &format!(r#"{{"channel_names": {{"0": "T1"}}, "labels": {{{labels}}}}}"#));
+        says(&refused(folder.path(), None), &["preprocess does without this description with --labels", "--no-labels"]);
+        faults(&without_labels(&folder).problems, &[]);
+        let given = open_as(folder.path(), Reading { layout: None, labels: Labels::Given, person: None }).unwrap();
+        assert_eq!(listed(&given, &folder), ["a: imagesTr/a_0000.nii | labelsTr/a.nii"]);
+        faults(&given.problems, &[("labelsTr/z.nii", "label without a scan")]);
+    }
+    text(&folder, "dataset.json", r#"{"channel_names": {"0": "T1"}, "labels": {}}"#);
+    assert!(opened(&folder).labels.is_none());
 }
 
 #[test]

@@ -42,6 +42,20 @@ fn images_with_grades_of_both_public_sets() {
 }
 
 #[test]
+fn grades_as_tables_hold_them_where_one_is_missing() {
+    let folder = tree(&[]);
+    text(&folder, "train.csv", "id_code,diagnosis\na,1.0\nb,4.0\nc,\nd,NaN\ne,1.5\n");
+    ["a", "b", "c", "d", "e"].iter().for_each(|name| photograph(&folder, &format!("{name}.png"), true));
+    let found = opened(&folder);
+    assert_eq!(graded(&found), ["a=1", "b=4", "c=-", "d=-"]);
+    faults(&found.problems, &[("train.csv", "row 6: grade `1.5` of `e`")]);
+    // Without labels no grade keeps an image away.
+    let found = open_as(folder.path(), Reading { layout: None, labels: Labels::Unwanted, person: None }).unwrap();
+    assert_eq!(graded(&found), ["a=1", "b=4", "c=-", "d=-", "e=-"]);
+    faults(&found.problems, &[]);
+}
+
+#[test]
 fn images_and_grades_that_do_not_fit_are_named() {
     let folder = tree(&[]);
     text(&folder, "a.csv", "id_code,diagnosis\nok,1\nlost,2\nbad,5\nworse,x\ntwice,1\ntwice,1\nunclear,1\nunclear,2\n");
