@@ -110,8 +110,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
                 ensure!(args.overwrite, "{}: already there; give another --output, or --overwrite", file.display());
             }
             let mut predictions = Predictions::new(classes);
-            let each = |scan: usize, id: &str, _: &Counter| {
-                match classify(&args, &model, *shape, classification.outputs, &inputs, scan) {
+            let each = |scan: usize, id: &str, counter: &Counter| {
+                match classify(&args, &model, *shape, classification.outputs, &inputs, scan, counter) {
                     _ if stop.asked() => return Ok(Done::Stopped),
                     Ok((class, probabilities)) => predictions.add(id, inputs.class(scan), class, &probabilities),
                     Err(error) => return Ok(Done::Bad(format!("{error:#}"))),
@@ -199,8 +199,9 @@ fn classify(
     outputs: Outputs,
     inputs: &Inputs,
     scan: usize,
+    counter: &Counter,
 ) -> Result<(u8, Vec<f32>)> {
-    let image = inputs.image(scan)?;
+    let image = inputs.image(scan, &|line| counter.note(line))?;
     let (_, d, h, w) = image.dim();
     ensure!([d, h, w] == shape, "{:?} voxels, expected {shape:?} as in training", [d, h, w]);
     let image = image.as_standard_layout();
@@ -225,11 +226,14 @@ impl Segmenter<'_> {
             ensure!(!self.stop.asked(), "interrupted");
             model.forward(x)
         };
-        let predicted = inputs.load(scan).and_then(|scan| {
+        let predicted = inputs.load(scan, &|line| counter.note(line)).and_then(|scan| {
             if scan.made_header {
                 counter.note(&format!(
                     "{id}: its source file is not there any more: a new header, with the affine that the store keeps"
                 ));
+            }
+            if let Some(memory) = scan.memory(&self.window, model.slices, self.values.len(), args.probabilities) {
+                counter.note(&format!("{id}: {memory}"));
             }
             let header = scan.header.clone();
             Ok((header, scan.predict(&self.window, model.slices, &network, args.probabilities)?))

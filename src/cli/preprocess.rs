@@ -232,8 +232,14 @@ pub fn run(args: Args) -> Result<()> {
         }
         counter.inc(id);
     };
-    let options =
-        Options { threads, skip_bad: args.skip_bad, overwrite: args.overwrite, stop: &|| stop.asked(), progress: &progress };
+    let options = Options {
+        threads,
+        skip_bad: args.skip_bad,
+        overwrite: args.overwrite,
+        stop: &|| stop.asked(),
+        progress: &progress,
+        note: &|line| counter.note(line),
+    };
     let filled = fill(&dataset, &plan, &args.out, &options);
     drop(counter);
     finish(&args, &dataset, filled?, start.elapsed())

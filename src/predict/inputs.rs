@@ -5,11 +5,13 @@ use crate::data::image;
 use crate::data::layouts::{self, Labels, Layout, Problem, Reading, Source, Subject};
 use crate::data::names;
 use crate::data::nifti::{Header, read_header};
+use crate::data::preprocess::memory;
 use crate::data::preprocess::undo::{Back, Origin};
 use crate::data::preprocess::{Metadata, Plan, Prepared, Settings, prepare};
 use crate::data::slices::Slices;
 use crate::data::store::{Store, is_store};
 use crate::data::volume::Affine;
+use crate::dim::voxels;
 use crate::predict::window::{Forward, Window};
 use crate::print::note;
 use crate::run::input::positions;
@@ -152,9 +154,9 @@ impl Inputs {
     }
 
     /// As [`Inputs::load`], but the image alone, `[C, D, H, W]`: photographs have no way back.
-    pub fn image(&self, scan: usize) -> Result<Array4<f32>> {
+    pub fn image(&self, scan: usize, tell: &dyn Fn(&str)) -> Result<Array4<f32>> {
         match self {
-            Inputs::Files { subjects, plan, .. } => Ok(prepared(&subjects[scan], plan)?.image),
+            Inputs::Files { subjects, plan, .. } => Ok(prepared(&subjects[scan], plan, tell)?.image),
             Inputs::Store { store, channels } => stored(store, scan, channels),
         }
     }
@@ -167,12 +169,12 @@ impl Inputs {
         }
     }
 
-    /// Reads a scan and preprocesses it as those of the training. Errors name the file.
-    pub fn load(&self, scan: usize) -> Result<PreparedScan> {
+    /// Reads a scan and preprocesses it as those of the training; `tell` is given a line if that takes much memory. Errors name the file.
+    pub fn load(&self, scan: usize, tell: &dyn Fn(&str)) -> Result<PreparedScan> {
         match self {
             Inputs::Files { subjects, plan, .. } => {
                 let subject = &subjects[scan];
-                let prepared = prepared(subject, plan)?;
+                let prepared = prepared(subject, plan, tell)?;
                 let metadata = Metadata::parse(&prepared.text)?;
                 // The orientation is that of the first file read.
                 let first = if subject.channels.len() == 1 { 0 } else { plan.channels[0] };
@@ -199,8 +201,8 @@ fn stem(path: &Path) -> Option<String> {
 }
 
 /// A scan as a store would hold it.
-fn prepared(subject: &Subject, plan: &Plan) -> Result<Prepared> {
-    let mut prepared = prepare(subject, plan)?;
+fn prepared(subject: &Subject, plan: &Plan, tell: &dyn Fn(&str)) -> Result<Prepared> {
+    let mut prepared = prepare(subject, plan, tell)?;
     plan.settings.dtype.round(prepared.image.as_slice_mut().context("not contiguous")?);
     Ok(prepared)
 }
@@ -258,6 +260,20 @@ fn channels_of(wanted: &[String], found: &[String]) -> Result<Vec<usize>> {
 }
 
 impl PreparedScan {
+    /// What predicting so many classes takes of memory, if it is much. `probabilities` and `slices` as in [`PreparedScan::predict`].
+    pub fn memory(&self, window: &Window, slices: Option<Slices>, classes: usize, probabilities: bool) -> Option<String> {
+        let ((channels, d, h, w), scan) = (self.image.dim(), self.header.shape);
+        let held = if probabilities { 2 * classes * voxels(scan) } else { 0 };
+        // Windows are added up a slab at a time, but where slices run across another axis than the first.
+        let planes = if slices.is_some_and(|s| s.orientation() != Orientation::IDENTITY) { d } else { window.patch[0].min(d) };
+        let values = 2 * channels * d * h * w + held + classes * planes * h * w;
+        let what = if probabilities { "classes and probabilities" } else { "classes" };
+        let shape = [d, h, w];
+        let parts =
+            format!("{channels} channels of {shape:?} voxels, and {classes} {what} of {shape:?} and, in the file, {scan:?}");
+        memory::line(memory::FLOAT * values + 2 * voxels(scan), &parts)
+    }
+
     /// Classes `[i, j, k]` of the file's voxels and, if asked for, their probabilities `[K, i, j, k]`.
     ///
     /// `slices`: those that a network of images takes. Across another axis than the first, the probabilities of all slices are

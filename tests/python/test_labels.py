@@ -51,6 +51,13 @@ def test_what_lies_outside_of_the_foreground_is_learnt_from_and_counts_as_missed
     scores = {case["case"]: case["dice"] for case in rows(tmp_path / "scores/scores.csv")}
     assert len(tested) == 2 and all(float(scores[name]) == pytest.approx(score, abs=1e-6) for name, score in tested.items())
     assert all(0 < score < 1 for score in tested.values())
+    # A spacing in another unit would blow the grid up to billions of voxels.
+    (tmp_path / "blown").mkdir()
+    image = nibabel.load(data / "s0.nii.gz")
+    nibabel.Nifti1Image(image.get_fdata(dtype=np.float32), np.diag([70, 70, 70, 1])).to_filename(tmp_path / "blown/s0.nii.gz")
+    says = ["s0.nii.gz: ", "would become [910, 1400, 1400], 6.64 GiB a channel", "is the file's spacing right?"]
+    refused("predict", "--weights", run, "--input", tmp_path / "blown/s0.nii.gz", "--output", tmp_path / "c", *FAST, says=says)
+    refused("preprocess", "--data", tmp_path / "blown", "--out", tmp_path / "d", "--protocol", "modern", "--spacing", 1, says=says)
 
 
 def test_values_are_whole_numbers_but_for_rounding(tmp_path):

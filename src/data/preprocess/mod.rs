@@ -2,6 +2,7 @@
 
 pub mod intensity;
 pub(crate) mod label;
+pub mod memory;
 pub mod photo;
 pub mod resample;
 mod subject;
@@ -13,6 +14,7 @@ pub use subject::{Metadata, Plan, Prepared, prepare};
 use crate::data::volume::{Affine, Volume};
 use crate::dim::{Region, Shape, voxels};
 use anyhow::{Context, Result, bail, ensure};
+use indicatif::HumanBytes;
 use ndarray::{Array3, Array4};
 use resample::Axis;
 use serde::{Deserialize, Serialize};
@@ -87,9 +89,6 @@ impl Dtype {
     }
 }
 
-/// More voxels a channel than this are taken for a wrong spacing.
-const MAX_VOXELS: f64 = (1u64 << 31) as f64;
-
 impl Settings {
     /// Checks the numbers; errors name the one that is out of range.
     pub fn check(&self) -> Result<()> {
@@ -149,10 +148,13 @@ impl Placement {
         let axes = settings.grid.axes(crop, spacing);
         let count: f64 = axes.iter().map(|a| a.out as f64).product();
         ensure!(
-            count <= MAX_VOXELS,
-            "{:?} voxels of {spacing:?} mm become {:?}: is the spacing right?",
+            count <= memory::MAX_VOXELS,
+            "{:?} voxels of {spacing:?} mm would become {:?}, {} a channel, expected at most {} voxels: is the file's spacing right? If so, \
+             the grid must be coarser",
             crop.size,
-            resample::shape(&axes)
+            resample::shape(&axes),
+            HumanBytes((count * memory::FLOAT as f64) as u64),
+            memory::MAX_VOXELS
         );
         let mut affine = volume.affine;
         for row in affine.iter_mut().take(3) {
@@ -172,6 +174,15 @@ impl Placement {
     /// Shape of the stored grid.
     pub fn shape(&self) -> Shape {
         resample::shape(&self.axes)
+    }
+
+    /// What preparing a scan of so many channels takes of memory, if it is much.
+    pub fn memory(&self, channels: usize) -> Option<String> {
+        let (read, stored) = (voxels(self.scan), voxels(self.shape()));
+        // The label as read and as stored, a byte each; a copy of the image as it is written, at most as large.
+        let bytes = memory::FLOAT * channels * (read + 2 * stored) + read + stored;
+        let parts = format!("{channels} channels of {:?} voxels as read and of {:?} as stored", self.scan, self.shape());
+        memory::line(bytes, &parts)
     }
 
     /// The scan on the stored grid, `[C, D, H, W]`, normalised.

@@ -109,8 +109,8 @@ impl Plan {
     }
 }
 
-/// Reads, orients, checks, crops, resamples and normalises one subject. Errors name the file, what was expected and found.
-pub fn prepare(subject: &Subject, plan: &Plan) -> Result<Prepared> {
+/// Reads, orients, checks, crops, resamples and normalises one subject; `tell` is given a line if that takes much memory. Errors name the file, what was expected and found.
+pub fn prepare(subject: &Subject, plan: &Plan, tell: &dyn Fn(&str)) -> Result<Prepared> {
     let (images, label) = plan.sources(subject)?;
     let (volume, orientation, seen) = image(&images, subject, plan)?;
     let first = || images[0].display();
@@ -122,6 +122,9 @@ pub fn prepare(subject: &Subject, plan: &Plan) -> Result<Prepared> {
     let classes = label.map(|source| label::read(source, plan, scan, &affine)).transpose()?;
     let labelled = classes.as_ref().and_then(|classes| label::labelled_box(classes, scan));
     let placement = Placement::find(&volume, labelled, &plan.settings).with_context(first)?;
+    if let Some(memory) = placement.memory(volume.channels()) {
+        tell(&format!("{}: {memory}", subject.id));
+    }
     let stored = placement.image(&volume, &plan.settings).with_context(first)?;
     drop(volume);
     let outside = classes.as_ref().and_then(|classes| placement.outside(classes));

@@ -314,7 +314,7 @@ mod tests {
                 let settings = Settings { grid, foreground: Foreground::Auto, intensity: Intensity::MinMax, dtype: Dtype::F32 };
                 let labels = [0, 1, 4].map(|value| LabelValue { value, name: value.to_string() });
                 let plan = Plan { settings, available: vec!["t1".into()], channels: vec![0], labels: Some(labels.to_vec()) };
-                let prepared = prepare(&subject, &plan).unwrap();
+                let prepared = prepare(&subject, &plan, &|line| panic!("{line}")).unwrap();
                 let stored = prepared.label.unwrap();
                 let metadata = Metadata::parse(&prepared.text).unwrap();
                 let (d, h, w) = stored.dim();

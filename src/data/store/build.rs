@@ -26,6 +26,8 @@ pub struct Options<'a> {
     pub stop: &'a (dyn Fn() -> bool + Sync),
     /// Called after each subject, from any thread, with its id and, if it cannot be used, the reason.
     pub progress: &'a (dyn Fn(&str, Option<&str>) + Sync),
+    /// Called with a line on what a subject takes, from any thread.
+    pub note: &'a (dyn Fn(&str) + Sync),
 }
 
 /// What was done.
@@ -65,7 +67,7 @@ pub fn fill(dataset: &Dataset, plan: &Plan, folder: &Path, options: &Options) ->
         if (options.stop)() || failed.load(Ordering::Relaxed) {
             return None;
         }
-        let done = match store_one(subject, plan, folder) {
+        let done = match store_one(subject, plan, folder, options.note) {
             Ok(done) => done,
             Err(error) => {
                 failed.store(true, Ordering::Relaxed);
@@ -195,7 +197,7 @@ fn differences(before: &Index, now: &Index) -> String {
 }
 
 /// Stores one subject unless it is there. The outer error is one of writing, the inner one of the scan; `true`: was there.
-fn store_one(subject: &Subject, plan: &Plan, folder: &Path) -> Result<Result<(Entry, bool), LeftOut>> {
+fn store_one(subject: &Subject, plan: &Plan, folder: &Path, note: &dyn Fn(&str)) -> Result<Result<(Entry, bool), LeftOut>> {
     let bad = |error: anyhow::Error| LeftOut { id: subject.id.clone(), reason: format!("{error:#}") };
     let name = file_name(&subject.id);
     let path = folder.join(&name);
@@ -223,7 +225,7 @@ fn store_one(subject: &Subject, plan: &Plan, folder: &Path) -> Result<Result<(En
     }) {
         return Ok(Ok((entry, true)));
     }
-    let Prepared { image, label, images, outside, spacing, mut text } = match prepare(subject, plan) {
+    let Prepared { image, label, images, outside, spacing, mut text } = match prepare(subject, plan, note) {
         Ok(prepared) => prepared,
         Err(error) => return Ok(Err(bad(error))),
     };

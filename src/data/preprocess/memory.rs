@@ -1,0 +1,55 @@
+//! What a scan takes of memory, said before it is taken where it is much.
+
+use indicatif::HumanBytes;
+
+/// More voxels a channel than this are taken for a wrong spacing; the largest cube has as many.
+pub(super) const MAX_VOXELS: f64 = (1u64 << 30) as f64;
+/// What is worth a line.
+const LARGE: u64 = 1 << 30;
+/// Of a voxel in memory.
+pub const FLOAT: usize = size_of::<f32>();
+
+/// A line on this many bytes, of which `parts` says what they are for; `None` if they are few.
+pub fn line(bytes: usize, parts: &str) -> Option<String> {
+    let bytes = bytes as u64;
+    (bytes > LARGE).then(|| format!("takes about {} of memory: {parts}", HumanBytes(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::data::preprocess::{Dtype, Foreground, Grid, Intensity, Placement, Settings};
+    use crate::data::volume::Volume;
+    use ndarray::Array4;
+
+    #[test]
+    fn a_large_grid_is_told_and_one_of_billions_of_voxels_is_refused() {
+        let affine = std::array::from_fn(|r| std::array::from_fn(|c| f64::from(u8::from(r == c))));
+        let data = Array4::from_shape_fn((2, 10, 10, 10), |(_, i, j, k)| (i + j + k) as f32);
+        let scan = Volume { data, affine };
+        let place = |mm: f64| {
+            let (foreground, intensity) = (Foreground::Above { value: -1. }, Intensity::MinMax);
+            Placement::find(
+                &scan,
+                None,
+                &Settings { grid: Grid::Spacing { mm: [mm; 3] }, foreground, intensity, dtype: Dtype::F16 },
+            )
+        };
+        assert_eq!(place(0.1).unwrap().memory(2), None);
+        let told = place(0.02).unwrap().memory(2).unwrap();
+        assert!(
+            told.starts_with("takes about 1.98 GiB of memory: 2 channels") && told.ends_with("[500, 500, 500] as stored"),
+            "{told}"
+        );
+        let refused = place(0.009).unwrap_err().to_string();
+        assert!(
+            refused.contains("would become [1111, 1111, 1111], 5.11 GiB a channel") && refused.contains("spacing"),
+            "{refused}"
+        );
+    }
+
+    #[test]
+    fn only_much_memory_is_worth_a_line() {
+        assert_eq!(super::line(1 << 30, "little"), None);
+        assert_eq!(super::line(5 << 30, "much").unwrap(), "takes about 5.00 GiB of memory: much");
+    }
+}
