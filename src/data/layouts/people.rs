@@ -77,7 +77,10 @@ fn id_of(person: &str, id: &str) -> String {
     let mut parts: Vec<&str> = id.split('/').collect();
     let joined = parts.join("_");
     let after = |name: &str| {
-        let rest = name.strip_prefix(person).filter(|rest| rest.starts_with(SEPARATORS))?.trim_start_matches(SEPARATORS);
+        let rest = name.strip_prefix(person)?;
+        // `P01V2`, but not `P011`.
+        let joined = person.ends_with(|c: char| c.is_ascii_digit()) && rest.starts_with(char::is_alphabetic);
+        let rest = if joined { rest } else { rest.strip_prefix(SEPARATORS)?.trim_start_matches(SEPARATORS) };
         Some(rest.to_string()).filter(|rest| !rest.is_empty())
     };
     let rest = match parts.iter().position(|part| *part == person) {

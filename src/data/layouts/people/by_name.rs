@@ -46,11 +46,13 @@ static VISIT: LazyLock<Regex> = LazyLock::new(|| {
         r"|(?:19|20)\d\d[\-._]?(?:0[1-9]|1[0-2])[\-._]?(?:0[1-9]|[12]\d|3[01])(?:[t_\-]?\d{4,})?|\d\d[\-.]\d\d[\-.](?:19|20)\d\d",
     ))
 });
+/// A visit that is all of a name, or follows a number at once: `P01V2`.
+static JOINED: LazyLock<Regex> = LazyLock::new(|| pattern(r"^(?:.*\d)?((?:v|visit|ses|tp|fu)\d{1,3})$"));
 /// A visit, a time or a state, where a number stands before it: `brain_v1` is a version, `P01_v1` a visit.
 static STATE: LazyLock<Regex> = LazyLock::new(|| {
     part(concat!(
         r"(?:v|d|day|w|wk|week|m|mo|month|y|yr|year|time|frame|scan|series|run|rep|acq|exam|phase|echo|wave|mr|fu)[_\- ]?\d{1,4}[a-z]?",
-        r"|bl|fu|ed|es|insp|exp|inspiration|expiration|systole|diastole|prone|supine|rest|stress|before|after|initial|final",
+        r"|[1-9](?:\.\d)?t|bl|fu|ed|es|insp|exp|inspiration|expiration|systole|diastole|prone|supine|rest|stress|before|after|initial|final",
     ))
 });
 /// A side of the body at a name's end, perhaps with the view of a mammography.
@@ -65,7 +67,7 @@ static KEPT: LazyLock<Regex> = LazyLock::new(|| {
     ))
 });
 /// A number, and that of a scan.
-static NUMBERED: LazyLock<Regex> = LazyLock::new(|| pattern(r"^(.*\d)[_\-](?:\d{1,2}|[a-e])$"));
+static NUMBERED: LazyLock<Regex> = LazyLock::new(|| pattern(r"^(.*\d)(?:[_\-]\d{1,2}|[_\-]?[a-e])$"));
 
 /// The person of every scan; `None` where names say none.
 pub fn by_names(subjects: &[Subject], root: &Path) -> Vec<Option<String>> {
@@ -146,14 +148,21 @@ fn beside_a_mark(names: &[&str]) -> Option<String> {
 /// What stands before and after the first mark of a name.
 fn mark(name: &str) -> Option<(&str, &str)> {
     let numbered = |before: &str| before.contains(|c: char| c.is_ascii_digit());
-    let find = |pattern: &Regex| {
-        let found = pattern.captures(name)?.get(1)?;
-        Some((name[..found.start()].trim_end_matches(SEPARATORS), name[found.end()..].trim_start_matches(SEPARATORS)))
+    let find = |pattern: &Regex, fits: &dyn Fn(&str) -> bool| {
+        let mut from = 0;
+        while let Some(found) = pattern.captures_at(name, from).and_then(|found| found.get(1)) {
+            let before = name[..found.start()].trim_end_matches(SEPARATORS);
+            if fits(before) {
+                return Some((before, name[found.end()..].trim_start_matches(SEPARATORS)));
+            }
+            from = found.end();
+        }
+        None
     };
-    let state = find(&STATE).filter(|(before, _)| numbered(before));
     // `l` and `r` alone say little.
-    let side = find(&SIDE).filter(|(before, _)| numbered(before) || !before.is_empty() && name.len() - before.len() > 3);
-    [find(&VISIT), state, side].into_iter().flatten().min_by_key(|(before, _)| before.len())
+    let side = |before: &str| numbered(before) || !before.is_empty() && name.len() - before.len() > 3;
+    let marks = [find(&VISIT, &|_| true), find(&STATE, &numbered), find(&JOINED, &|_| true), find(&SIDE, &side)];
+    marks.into_iter().flatten().min_by_key(|(before, _)| before.len())
 }
 
 /// The folder that a scan is in, where that tells people from each other better than sites: several scans in some, and many folders.

@@ -15,7 +15,7 @@ fn reading(person: Option<&Regex>) -> Reading<'_> {
 
 #[test]
 fn people_are_told_by_folders_and_names() {
-    let cases: [(&[&str], &[&str]); 22] = [
+    let cases: [(&[&str], &[&str]); 27] = [
         // Visits in folders, or in the names of their files.
         (
             &["p03/visit1/T1", "p03/visit2/T1", "p04/visit1/T1", "p04/visit2/T1"],
@@ -59,6 +59,10 @@ fn people_are_told_by_folders_and_names() {
         (&["pat3_tp1", "pat3_tp2", "s1_baseline", "s1_followup"], &["pat3/tp1", "pat3/tp2", "s1/baseline", "s1/followup"]),
         (&["k7_20190304", "k7_20200101", "smith_20190304"], &["k7/20190304", "k7/20200101", "smith/20190304"]),
         (&["A0S9V9_sa_ED", "A0S9V9_sa_ES", "B1_sa_ED"], &["A0S9V9_sa/ED", "A0S9V9_sa/ES", "B1_sa/ED"]),
+        (&["M001-V01", "M001-V02", "100307_3T", "100307_7T"], &["100307/3T", "100307/7T", "M001/V01", "M001/V02"]),
+        (&["P01V1", "P01V2", "P011V1"], &["P01/V1", "P01/V2", "P011/V1"]),
+        (&["kim/v1/T1", "kim/v2/T1", "lee/v1/T1"], &["kim/v1", "kim/v2", "lee/v1"]),
+        (&["miriad_188_AD_M_01_MR_1", "miriad_188_AD_M_02_MR_1"], &["miriad_188/AD_M_01_MR_1", "miriad_188/AD_M_02_MR_1"]),
         // People of the same number in two hospitals.
         (
             &["siteA/p01/visit1/T1", "siteA/p01/visit2/T1", "siteB/p01/visit1/T1"],
@@ -68,6 +72,7 @@ fn people_are_told_by_folders_and_names() {
         (&["A/1_ct", "A/2_ct", "B/1_ct", "B/2_ct"], &["A/1", "A/2", "B/1", "B/2"]),
         (&["x/17", "x/18", "y/19", "y/20", "z/21"], &["x/17", "x/18", "y/19", "y/20", "z/21"]),
         (&["t01_01", "t01_02", "t02_01", "t03_01"], &["t01/01", "t01/02", "t02/01", "t03/01"]),
+        (&["001A", "001B", "002A", "003A"], &["001/A", "001/B", "002/A", "003/A"]),
         // Names of the data, not of people.
         (&["study2_scan_001", "study2_scan_002"], &["study2_scan_001", "study2_scan_002"]),
         (
@@ -119,4 +124,18 @@ fn a_manifest_states_its_people() {
     let data = read(["P01_V1", "P01_V2"], Some(&Regex::new("^(...)").unwrap()));
     assert_eq!(data.subjects[1].id, "P01/V2");
     assert!(describe(&read(["P01/V1", "P01/V2"], None), &table).starts_with("people: 2 scans of 1, e.g. `P01`"));
+}
+
+#[test]
+fn every_layout_knows_its_people() {
+    let folder =
+        tree(&["imagesTr/patient001_frame01_0000.nii", "imagesTr/patient001_frame12_0000.nii", "imagesTr/P2_V1_0000.nii"]);
+    let json = r#"{"channel_names": {"0": "MR"}, "labels": {}, "file_ending": ".nii"}"#;
+    std::fs::write(folder.path().join("dataset.json"), json).unwrap();
+    let ids = |data: Dataset| data.subjects.into_iter().map(|s| s.id).collect::<Vec<_>>();
+    assert_eq!(ids(open(folder.path(), None).unwrap()), ["P2/V1", "patient001/frame01", "patient001/frame12"]);
+    let list = r#"{"training": ["imagesTr/patient001_frame01_0000.nii", "imagesTr/patient001_frame12_0000.nii"]}"#;
+    std::fs::write(folder.path().join("dataset.json"), list).unwrap();
+    let found = ids(open(folder.path(), Some(Layout::Decathlon)).unwrap());
+    assert_eq!(found, ["patient001/frame01_0000", "patient001/frame12_0000"]);
 }
