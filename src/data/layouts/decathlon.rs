@@ -3,7 +3,7 @@
 
 use super::description::{Description, Entry};
 use super::files::Files;
-use super::{Dataset, Labels, Layout, Problem, Source, Subject};
+use super::{Dataset, Labels, Layout, Problem, Source, Subject, UNNAMED};
 use anyhow::{Context, Result};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -15,9 +15,9 @@ const LISTS: [(&str, Option<&str>); 4] =
 /// Scans of `test` (`imagesTs`) have the split `test`, those of `validation` the split `val`. What is in several lists counts for the first.
 pub fn open(files: Files, wanted: Labels) -> Result<Dataset> {
     let description = Description::read(&files.root)?;
-    let channels = match description.has("modality") {
+    let mut channels = match description.has("modality") {
         true => description.channels(&["modality"])?,
-        false => vec!["image".into()],
+        false => vec![UNNAMED.into()],
     };
     let labels = description.labels(wanted)?;
 
@@ -67,6 +67,10 @@ pub fn open(files: Files, wanted: Labels) -> Result<Dataset> {
                 split: split.map(String::from),
             });
         }
+    }
+    let files_each = subjects.iter().map(|subject: &Subject| subject.channels.len()).max().unwrap_or(1);
+    if channels == [UNNAMED] && files_each > 1 {
+        channels = (0..files_each).map(|c| format!("{UNNAMED}_{c}")).collect();
     }
     let strangers = files.scans.iter().filter(|scan| !listed.contains(&scan.path));
     ignored.extend(strangers.map(|scan| Problem::new(&scan.path, "not listed in dataset.json")));

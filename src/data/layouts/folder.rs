@@ -10,7 +10,7 @@
 //!   is found by [`super::people`].
 
 use super::files::{Files, Scan};
-use super::{Dataset, Layout, Problem, Subject};
+use super::{Dataset, Layout, Problem, Subject, UNNAMED};
 use anyhow::{Result, bail};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -206,7 +206,7 @@ fn group<'a>(scans: &[Name<'a>]) -> Result<Groups<'a>> {
         let place = if by_place || name.base.is_empty() { name.place.clone() } else { vec![] };
         let key = (place, name.base);
         groups.in_place.entry(name.place.clone()).or_default().insert(key.clone());
-        let contrast = name.contrast.clone().unwrap_or_else(|| "image".into());
+        let contrast = name.contrast.clone().unwrap_or_else(|| UNNAMED.into());
         if let Some(earlier) = groups.subjects.entry(key).or_default().insert(contrast, name.scan) {
             bail!(
                 "duplicate subject: {} and {} are the same scan by their names",

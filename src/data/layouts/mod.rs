@@ -19,6 +19,7 @@ use files::Files;
 pub use folder::is_unnamed_channel;
 use regex::Regex;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
@@ -107,7 +108,7 @@ pub struct Reading<'a> {
 pub struct Dataset {
     pub layout: Layout,
     /// Channel names, e.g. `t1`, `flair`; what every subject has. For one 4D file a subject they come from the description,
-    /// or are `NAME_0`, `NAME_1`.. after the first file's header.
+    /// or are `NAME_0`, `NAME_1`.. after most headers.
     pub channels: Vec<String>,
     /// Known label values, background first; `None`: without labels, or unknown until the labels are read.
     pub labels: Option<Vec<LabelValue>>,
@@ -229,6 +230,12 @@ fn recognise(files: &Files) -> Result<Layout> {
     })
 }
 
+/// The channel of scans whose names say none.
+const UNNAMED: &str = "image";
+
+/// Scans whose headers are looked at for their channels.
+const LOOKED_AT: usize = 32;
+
 /// Sorts, and checks what holds for every layout.
 fn finish(mut dataset: Dataset, root: &Path, reading: Reading) -> Result<Dataset> {
     people::assign(&mut dataset, root, reading.person)?;
@@ -240,11 +247,16 @@ fn finish(mut dataset: Dataset, root: &Path, reading: Reading) -> Result<Dataset
     dataset.problems.sort_by(|a, b| a.path.cmp(&b.path));
     dataset.ignored.sort_by(|a, b| a.path.cmp(&b.path));
     dataset.subjects.sort_by(|a, b| a.id.cmp(&b.id));
-    // The Decathlon describes the channels of 4D files, but not every tool that writes its lists does.
-    if let (Layout::Folder | Layout::Manifest | Layout::Decathlon, [name]) = (dataset.layout, dataset.channels.as_slice()) {
-        // What cannot be read here is reported when it is read as a whole.
+    // The Decathlon describes its channels, other tools that write such lists do not.
+    let described = dataset.layout == Layout::Decathlon && dataset.channels != [UNNAMED];
+    if let (Layout::Folder | Layout::Manifest | Layout::Decathlon, [name], false) =
+        (dataset.layout, dataset.channels.as_slice(), described)
+    {
+        // What cannot be read here is reported when it is read as a whole; so are the few that are not as most are.
         let headers = dataset.subjects.iter().filter_map(|s| s.channels[0].read_header().ok().map(|header| header.channels));
-        if let Some(n) = headers.take(1).find(|n| *n > 1) {
+        let mut counts: BTreeMap<usize, usize> = BTreeMap::new();
+        headers.take(LOOKED_AT).for_each(|n| *counts.entry(n).or_default() += 1);
+        if let Some((n, _)) = counts.into_iter().rev().max_by_key(|(_, count)| *count).filter(|(n, _)| *n > 1) {
             dataset.channels = (0..n).map(|c| format!("{name}_{c}")).collect();
         }
     }

@@ -206,6 +206,13 @@ fn folder_with_a_second_label_or_4d_files() {
     assert_eq!(listed(&data, &folder), ["s: s.nii | s_seg.nii"]);
     assert_eq!(data.channels, ["image_0", "image_1", "image_2"]);
     faults(&data.problems, &[("s_mask.nii", "second label of s")]);
+
+    // A film among its frames.
+    let folder = tree(&[]);
+    scan(&folder.path().join("patient001/patient001_4d.nii"), 30, 1.0);
+    ["frame01", "frame12"].iter().for_each(|f| scan(&folder.path().join(format!("patient001/patient001_{f}.nii")), 1, 1.0));
+    let data = opened(&folder);
+    assert_eq!((data.channels.as_slice(), data.subjects.len()), (&["image".to_string()][..], 3));
 }
 
 #[test]

@@ -44,7 +44,7 @@ fn lists_of_other_tools() {
         "validation": [{"image": "imagesTr/c.nii.gz"}, {"image": "imagesTr/a.nii.gz"}]}"#;
     text(&folder, "dataset.json", &format!("\u{feff}{json}"));
     let data = opened(&folder);
-    assert_eq!((data.layout, data.channels.join(",")), (Layout::Decathlon, "image".into()));
+    assert_eq!((data.layout, data.channels.join(",")), (Layout::Decathlon, "image_0,image_1".into()));
     assert!(data.labels.is_none());
     let expected =
         ["a: imagesTr/a.nii.gz | labelsTr/a.nii.gz", "b: imagesTr/b.nii.gz, imagesTr/b_2.nii.gz", "c: imagesTr/c.nii @val"];
