@@ -8,6 +8,7 @@ use crate::fs::check_writable;
 use crate::metrics::brats;
 use crate::metrics::case::{Empty, Group, Scores, score_case};
 use crate::metrics::summary::{best_median_worst, mean_dice};
+use crate::metrics::table::{NSD_TOLERANCE_MM, check_tolerance};
 use crate::print::{note, say};
 use crate::report::cases::{CaseView, write_cases};
 use crate::report::progress::Counter;
@@ -21,8 +22,8 @@ use std::path::{Path, PathBuf};
 
 /// Score predicted segmentations against the true ones
 ///
-/// Writes scores.csv (one row a case and class: Dice, Jaccard, HD95 and average surface distance in mm, volumes in ml; an empty
-/// cell is undefined), scores.json (mean, standard deviation, median, counts) and prints a table. Distances are taken on the
+/// Writes scores.csv (one row a case and class: Dice, Jaccard, HD95 and average surface distance in mm, normalised surface Dice,
+/// volumes in ml; an empty cell is undefined), scores.json (mean, standard deviation, median, counts) and prints a table. Distances are taken on the
 /// files' own grid. A prediction belongs to the label of the same case: the subject's id in a dataset, otherwise the file's name
 /// without extension and without _seg, _label or _mask.
 #[derive(clap::Args)]
@@ -46,6 +47,9 @@ pub struct Args {
     /// describes, by its names, otherwise all that are found]
     #[arg(long, value_name = "VALUES", value_delimiter = ',', allow_hyphen_values = true)]
     classes: Vec<i64>,
+    /// Millimetres up to which the normalised surface Dice takes two surfaces for the same
+    #[arg(long, value_name = "MM", default_value_t = NSD_TOLERANCE_MM)]
+    nsd_tolerance: f64,
     /// What becomes of a class that is empty in a case
     #[arg(long, value_enum, default_value = "skip")]
     empty: Empty,
@@ -74,6 +78,8 @@ struct Plan {
     groups: Option<Vec<(String, Vec<i64>)>>,
     regions: Option<Regions>,
     empty: Empty,
+    /// Of the normalised surface Dice, millimetres.
+    tolerance: f64,
 }
 
 /// A case's scores by group, and the values that its files hold.
@@ -115,7 +121,7 @@ impl Plan {
         for (name, values) in groups.iter().flatten() {
             ensure!(names.insert(name), "label values {values:?} and another are both named {name:?}; give them as --classes");
         }
-        Ok(Plan { labels, groups, regions: args.regions, empty: args.empty })
+        Ok(Plan { labels, groups, regions: args.regions, empty: args.empty, tolerance: args.nsd_tolerance })
     }
 
     /// Classes of a file's voxels: positions in `values`, to which new values are added.
@@ -161,7 +167,7 @@ impl Plan {
             Some(groups) => groups.iter().map(|(name, values)| Group::union(name, values, &labels)).collect(),
             None => Group::classes(&labels),
         };
-        let scores = score_case(&truth, &prediction, shape, spacing(&affine), &groups)?;
+        let scores = score_case(&truth, &prediction, shape, spacing(&affine), &groups, self.tolerance)?;
         let scores = groups.into_iter().map(|g| g.name).zip(scores.into_iter().map(|s| s.with(self.empty))).collect();
         Ok(Scored { scores, values: values.into_iter().collect() })
     }
@@ -232,6 +238,7 @@ impl Images {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    check_tolerance(args.nsd_tolerance)?;
     let out = args.out.as_ref().unwrap_or(&args.predictions);
     check_writable(["scores.csv", "scores.json", "cases.png"].map(|name| out.join(name))).context("--out")?;
     let predictions = below(&args.predictions)?;
@@ -286,10 +293,11 @@ pub fn run(args: Args) -> Result<()> {
         "labels": args.labels,
         "groups": groups.iter().map(|(name, values)| (name.clone(), json!(values))).collect::<Map<_, _>>(),
         "empty": args.empty,
+        "nsd_tolerance_mm": args.nsd_tolerance,
         "without_prediction": pairs.without_prediction.iter().map(|&t| &truths[t].id).collect::<Vec<_>>(),
     });
     let summary = write_scores(out, &names, &cases, &settings)?;
-    say!("{}", table(&summary));
+    say!("{}", table(&summary, plan.tolerance));
     if n > 0 {
         say!("{n} labels without a prediction left out, the first: {}", missing[0]);
     }

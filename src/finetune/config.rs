@@ -1,6 +1,7 @@
 //! What a fine-tuning is told: its flags, and what follows from them.
 
 use crate::data::split::Fold;
+use crate::metrics::table::{NSD_TOLERANCE_MM, check_tolerance};
 use crate::nn::EncoderFlags;
 use crate::run::record::{RANDOM, SCRATCH};
 use crate::run::split::{Needs, TestSide};
@@ -97,6 +98,12 @@ pub struct FinetuneConfig {
     /// Masks that the test scores
     #[arg(long, value_enum, default_value = "classes", help_heading = "Data")]
     pub regions: Regions,
+    /// Draws the subjects that --fraction takes; parts of one seed are nested [default: the split's seed]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub subset_seed: Option<u64>,
+    /// Millimetres up to which the normalised surface Dice of the test takes two surfaces for the same
+    #[arg(long, value_name = "MM", default_value_t = NSD_TOLERANCE_MM, help_heading = "Data")]
+    pub nsd_tolerance: f64,
     #[command(flatten)]
     #[serde(flatten)]
     pub network: EncoderFlags,
@@ -142,6 +149,7 @@ impl FinetuneConfig {
         self.classification.check()?;
         self.aug.check()?;
         share("test-fraction", self.test_fraction, false)?;
+        check_tolerance(self.nsd_tolerance)?;
         if let TestSide::Fold(Fold { number, of }) = self.test_side() {
             ensure!(of >= 2, "--folds must be at least 2, found {of}");
             ensure!(number < of, "--fold must be from 0 to {}, found {number}", of - 1);

@@ -104,24 +104,31 @@ fn segmentation(
         let spacing = sides.test.store().spacing(sides.test.scan(scan));
         let score = || {
             let Predicted { truth, classes, .. } = predict(scan)?;
-            score_case(&truth, &classes, sides.test.shape(scan), spacing, &groups)
+            score_case(&truth, &classes, sides.test.shape(scan), spacing, &groups, config.nsd_tolerance)
         };
         cases.push((id.to_owned(), score().with_context(|| format!("testing on {id}"))?));
         counter.inc(id);
     }
     drop(counter);
     let names: Vec<String> = groups.iter().map(|g| g.name.clone()).collect();
-    let settings = json!({ "data": config.train.data, "grid": "as stored", "groups": groups, "checkpoint": "best" });
+    let settings = json!({
+        "data": config.train.data,
+        "grid": "as stored",
+        "groups": groups,
+        "checkpoint": "best",
+        "nsd_tolerance_mm": config.nsd_tolerance,
+    });
     let summary = write_scores(folder, &names, &cases, &settings)?;
     draw(&folder.join("cases.png"), labels, &sides.test, &cases, &predict)?;
     let mut scores = Map::new();
     for group in &summary.groups {
-        let metrics =
-            [("dice", &group.dice), ("jaccard", &group.jaccard), ("hd95_mm", &group.hd95_mm), ("asd_mm", &group.asd_mm)];
-        scores.extend(metrics.map(|(name, s)| (format!("{name}.{}", group.group), json!(s.mean))));
+        for (metric, statistics) in &group.metrics {
+            scores.insert(format!("{metric}.{}", group.group), json!(statistics.mean));
+            scores.insert(format!("{metric}.{}.cases", group.group), json!(statistics.cases));
+        }
     }
     let cases = cases.iter().map(|(id, s)| record::CaseScore { id: id.clone(), score: mean_dice(s) }).collect();
-    Ok(Some(Tested { metric: "dice", score: summary.mean_dice, scores, cases, summary: table(&summary) }))
+    Ok(Some(Tested { metric: "dice", score: summary.mean_dice, scores, cases, summary: table(&summary, config.nsd_tolerance) }))
 }
 
 /// A picture of the best, the median and the worst case, on the last channel (in BraTS's order FLAIR, which shows most).

@@ -1,7 +1,8 @@
 //! Scores of one case: a predicted segmentation against the true one.
 
 use super::overlap::Counts;
-use super::surface::surface_distances;
+use super::surface::Surfaces;
+use super::table::{DICE, METRICS, Measured};
 use crate::data::layouts::LabelValue;
 use crate::dim::{Shape, voxels};
 use anyhow::{Result, ensure};
@@ -30,22 +31,16 @@ impl Group {
 
 /// Scores of one group in one case. Where a mask is empty:
 ///
-/// | truth | prediction | Dice, Jaccard | HD95, ASD |
+/// | truth | prediction | Dice, Jaccard, surface Dice | HD95, ASD |
 /// | --- | --- | --- | --- |
 /// | empty | empty | undefined | undefined |
 /// | one of them is empty | | 0 | undefined |
 ///
 /// Undefined scores are left out of means, and counted. [`Empty::Brats`] defines them otherwise.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Scores {
-    /// In [0, 1].
-    pub dice: Option<f64>,
-    /// In [0, 1].
-    pub jaccard: Option<f64>,
-    /// Millimetres, [`super::surface::SurfaceDistances::hd95`].
-    pub hd95: Option<f64>,
-    /// Millimetres, [`super::surface::SurfaceDistances::asd`].
-    pub asd: Option<f64>,
+    /// One for each of [`METRICS`].
+    pub values: [Option<f64>; METRICS.len()],
     /// Volume of the true mask in millilitres.
     pub truth_ml: f64,
     /// Volume of the predicted mask in millilitres.
@@ -63,29 +58,38 @@ pub enum Empty {
     Brats,
 }
 
-/// HD95 of BraTS where one mask is empty: about the diagonal of its 240 x 240 x 155 mm.
-const BRATS_MISSED_MM: f64 = 374.0;
-
 impl Scores {
     /// Of two empty masks.
-    pub const EMPTY: Scores = Scores { dice: None, jaccard: None, hd95: None, asd: None, truth_ml: 0.0, prediction_ml: 0.0 };
+    pub const EMPTY: Scores = Scores { values: [None; METRICS.len()], truth_ml: 0.0, prediction_ml: 0.0 };
+
+    pub fn dice(&self) -> Option<f64> {
+        self.values[DICE]
+    }
 
     /// The scores by another rule for empty masks. The challenge has no average surface distance: it stays undefined.
     pub fn with(self, empty: Empty) -> Scores {
-        match (empty, self.dice) {
-            (Empty::Skip, _) => self,
-            (Empty::Brats, None) => Scores { dice: Some(1.0), jaccard: Some(1.0), hd95: Some(0.0), ..self },
-            (Empty::Brats, Some(_)) => Scores { hd95: self.hd95.or(Some(BRATS_MISSED_MM)), ..self },
-        }
+        let values = match (empty, self.dice()) {
+            (Empty::Skip, _) => return self,
+            (Empty::Brats, None) => METRICS.each_ref().map(|metric| metric.both_empty),
+            (Empty::Brats, Some(_)) => std::array::from_fn(|i| self.values[i].or(METRICS[i].one_empty)),
+        };
+        Scores { values, ..self }
     }
 }
 
 /// Scores of every group, in their order.
 ///
 /// `truth` and `prediction` are classes `[D, H, W]` of `shape`, `spacing` is millimetres along each axis. Distances are
-/// measured on this grid. Errors: another number of voxels than `shape` says, a spacing that is not positive, a group with the
-/// background in it.
-pub fn score_case(truth: &[u8], prediction: &[u8], shape: Shape, spacing: [f64; 3], groups: &[Group]) -> Result<Vec<Scores>> {
+/// measured on this grid; `tolerance` is that of the normalised surface Dice, in millimetres. Errors: another number of voxels than
+/// `shape` says, a spacing that is not positive, a group with the background in it.
+pub fn score_case(
+    truth: &[u8],
+    prediction: &[u8],
+    shape: Shape,
+    spacing: [f64; 3],
+    groups: &[Group],
+    tolerance: f64,
+) -> Result<Vec<Scores>> {
     for (what, found) in [("truth", truth.len()), ("prediction", prediction.len())] {
         ensure!(found == voxels(shape), "{what} of {found} voxels, expected {} ({shape:?})", voxels(shape));
     }
@@ -99,12 +103,10 @@ pub fn score_case(truth: &[u8], prediction: &[u8], shape: Shape, spacing: [f64; 
         let (truth, prediction) = (mask(truth), mask(prediction));
         let counts = Counts::of(&truth, &prediction);
         let both = counts.truth > 0 && counts.prediction > 0;
-        let distances = both.then(|| surface_distances(&truth, &prediction, shape, spacing)).flatten();
+        let surfaces = both.then(|| Surfaces::of(&truth, &prediction, shape, spacing)).flatten();
+        let measured = Measured { counts, surfaces, tolerance };
         Ok(Scores {
-            dice: counts.dice(),
-            jaccard: counts.jaccard(),
-            hd95: distances.map(|d| d.hd95),
-            asd: distances.map(|d| d.asd),
+            values: METRICS.each_ref().map(|metric| (metric.of)(&measured)),
             truth_ml: counts.truth as f64 * voxel_ml,
             prediction_ml: counts.prediction as f64 * voxel_ml,
         })
@@ -132,18 +134,19 @@ mod tests {
         // Class 1 in both, 2 in the truth only, 3 in the prediction only, 4 in neither.
         let (truth, prediction) = ([1, 1, 2, 0, 0, 0], [1, 1, 0, 0, 3, 3]);
         let groups = Group::classes(&labels(&[0, 1, 2, 3, 4]));
-        let scores = score_case(&truth, &prediction, [1, 2, 3], [1.0, 2.0, 3.0], &groups).unwrap();
-        let missed = Scores { dice: Some(0.0), jaccard: Some(0.0), ..Scores::EMPTY };
-        assert_eq!(scores[0].hd95, Some(0.0));
+        let scores = score_case(&truth, &prediction, [1, 2, 3], [1.0, 2.0, 3.0], &groups, 1.0).unwrap();
+        let (one, none) = (Some(1.0), Some(0.0));
+        // Dice, Jaccard, HD95, ASD, surface Dice.
+        assert_eq!(scores[0].values, [one, one, none, none, one]);
+        let missed = Scores { values: [none, none, None, None, none], ..Scores::EMPTY };
         assert_eq!((scores[0].truth_ml, scores[0].prediction_ml), (0.012, 0.012));
         assert_eq!(scores[1], Scores { truth_ml: 0.006, ..missed });
         assert_eq!(scores[2], Scores { prediction_ml: 0.012, ..missed });
         assert_eq!(scores[3], Scores::EMPTY);
 
-        let challenge: Vec<_> = scores.iter().map(|s| s.with(Empty::Brats)).map(|s| (s.dice, s.hd95, s.asd)).collect();
-        let (one, none) = (Some(1.0), Some(0.0));
-        let expected = [(one, none, none), (none, Some(374.0), None), (none, Some(374.0), None), (one, none, None)];
-        assert_eq!(challenge, expected);
+        let challenge: Vec<_> = scores.iter().map(|s| s.with(Empty::Brats).values).collect();
+        let (both, missed) = ([one, one, none, None, one], [none, none, Some(374.0), None, none]);
+        assert_eq!(challenge, [[one, one, none, none, one], missed, missed, both]);
         assert!(scores.iter().all(|s| s.with(Empty::Skip) == *s));
     }
 
@@ -151,7 +154,7 @@ mod tests {
     fn bad_input_is_named() {
         let group = |classes: &[u8]| [Group { name: "g".into(), classes: classes.to_vec() }];
         let refused = |truth: &[u8], spacing: f64, classes: &[u8]| {
-            score_case(truth, &[0; 4], [1, 2, 2], [1.0, 1.0, spacing], &group(classes)).unwrap_err().to_string()
+            score_case(truth, &[0; 4], [1, 2, 2], [1.0, 1.0, spacing], &group(classes), 1.0).unwrap_err().to_string()
         };
         assert!(refused(&[0; 3], 1.0, &[1]).contains("truth of 3 voxels, expected 4"));
         assert!(refused(&[0; 4], 0.0, &[1]).contains("spacing"));

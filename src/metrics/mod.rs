@@ -6,3 +6,4 @@ pub mod case;
 pub mod overlap;
 pub mod summary;
 pub mod surface;
+pub mod table;

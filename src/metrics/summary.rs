@@ -1,7 +1,9 @@
 //! Scores of many cases in a few numbers.
 
 use super::case::Scores;
+use super::table::METRICS;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// One metric over the cases in which it is defined.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -20,10 +22,9 @@ pub struct Statistics {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupSummary {
     pub group: String,
-    pub dice: Statistics,
-    pub jaccard: Statistics,
-    pub hd95_mm: Statistics,
-    pub asd_mm: Statistics,
+    /// By [`Metric::column`](super::table::Metric::column), all of [`METRICS`].
+    #[serde(flatten)]
+    pub metrics: BTreeMap<String, Statistics>,
 }
 
 /// All cases.
@@ -57,19 +58,16 @@ pub fn mean(values: &[f64]) -> Option<f64> {
 
 /// Mean over the groups of one case in which Dice is defined; `None` if it is in none.
 pub fn mean_dice(scores: &[Scores]) -> Option<f64> {
-    mean(&scores.iter().filter_map(|s| s.dice).collect::<Vec<_>>())
+    mean(&scores.iter().filter_map(|s| s.dice()).collect::<Vec<_>>())
 }
 
 /// Summary of cases: id, and scores of the groups of these names in their order.
 pub fn summarise(groups: &[String], cases: &[(String, Vec<Scores>)]) -> Summary {
-    let metric = |g: usize, of: fn(&Scores) -> Option<f64>| Statistics::of(cases.iter().map(|(_, scores)| of(&scores[g])));
+    let metric = |g: usize, m: usize| Statistics::of(cases.iter().map(|(_, scores)| scores[g].values[m]));
     let overall = Statistics::of(cases.iter().map(|(_, scores)| mean_dice(scores)));
     let group = |(g, group): (usize, &String)| GroupSummary {
         group: group.clone(),
-        dice: metric(g, |s| s.dice),
-        jaccard: metric(g, |s| s.jaccard),
-        hd95_mm: metric(g, |s| s.hd95),
-        asd_mm: metric(g, |s| s.asd),
+        metrics: METRICS.iter().enumerate().map(|(m, entry)| (entry.column(), metric(g, m))).collect(),
     };
     Summary {
         cases: cases.len(),
@@ -111,15 +109,15 @@ mod tests {
         assert_eq!(Statistics::of([None]), Statistics { mean: None, sd: None, median: None, cases: 0, undefined: 1 });
 
         let groups = ["a", "b"].map(String::from);
-        let score = |dice: Option<f64>| Scores { dice, ..Scores::EMPTY };
+        let score = |dice: Option<f64>| Scores { values: [dice; METRICS.len()], ..Scores::EMPTY };
         let case = |a, b| (String::new(), vec![score(a), score(b)]);
         let cases = [case(Some(0.5), Some(0.9)), case(None, Some(0.1)), case(None, None)];
         let summary = summarise(&groups, &cases);
         // The mean over cases of the mean over groups, not over all values: (0.7 + 0.1) / 2.
         assert!((summary.mean_dice.unwrap() - 0.4).abs() < 1e-12);
         assert_eq!((summary.cases, summary.cases_undefined), (3, 1));
-        assert_eq!((summary.groups[0].dice.cases, summary.groups[0].dice.undefined), (1, 2));
-        assert_eq!(summary.groups[1].dice.mean, Some(0.5));
+        let [first, second] = [0, 1].map(|g| summary.groups[g].metrics["hd95_mm"]);
+        assert_eq!((first.cases, first.undefined, second.mean), (1, 2, Some(0.5)));
     }
 
     #[test]

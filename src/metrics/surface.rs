@@ -2,38 +2,62 @@
 //!
 //! The surface of a mask is the mask minus its erosion: its voxels with a neighbour (6 in a volume, 4 in an image) outside it.
 //! What lies beyond the border is background, so a mask that touches the border has a surface there. Distances run between
-//! voxel centres, in millimetres. MONAI (`get_mask_edges`, then `compute_hausdorff_distance(percentile=95)` and
-//! `compute_average_surface_distance(symmetric=True)`) defines them alike, and the tests compare with it.
+//! voxel centres, in millimetres. MONAI (`get_mask_edges`, then `compute_hausdorff_distance(percentile=95)`,
+//! `compute_average_surface_distance(symmetric=True)` and `compute_surface_dice`) defines them alike, and the tests compare with it.
 
 use crate::dim::{Region, Shape, voxels};
 use rayon::prelude::*;
 
-/// How far apart two surfaces are, in millimetres.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct SurfaceDistances {
-    /// The larger of the two directions' 95th percentiles (interpolated linearly, as NumPy does by default) of the distance
-    /// from each surface voxel of one mask to the nearest of the other.
-    pub hd95: f64,
-    /// Mean of those distances over the surface voxels of both masks together: the average symmetric surface distance.
-    pub asd: f64,
-}
+/// Distances between the surfaces of two masks, in millimetres: of each surface voxel of one to the nearest of the other, and back,
+/// each in rising order.
+pub struct Surfaces([Vec<f64>; 2]);
 
-/// Distances between two masks of `shape`, whose voxels are `spacing` millimetres apart; `None` if one is empty. An axis of
-/// extent 1 has no neighbours: an image is treated as 2D whichever axis it lacks.
-pub fn surface_distances(truth: &[bool], prediction: &[bool], shape: Shape, spacing: [f64; 3]) -> Option<SurfaceDistances> {
-    debug_assert!(truth.len() == voxels(shape) && prediction.len() == voxels(shape));
-    // Outside the box of both masks there is only background: nothing is lost by cutting it off.
-    let region = bounding_box([truth, prediction], shape)?;
-    let axes = shape.map(|n| n > 1);
-    let [truth, prediction] = [truth, prediction].map(|mask| surface(&crop(mask, shape, region), region.size, axes));
-    if !truth.contains(&true) || !prediction.contains(&true) {
-        return None;
+/// Relative slack of a tolerance: spacings are read as 32-bit floats, and a voxel just as far as the tolerance is within it.
+const SLACK: f64 = 1e-6;
+
+impl Surfaces {
+    /// Of masks of `shape`, whose voxels are `spacing` millimetres apart; `None` if one is empty. An axis of extent 1 has no
+    /// neighbours: an image is treated as 2D whichever axis it lacks.
+    pub fn of(truth: &[bool], prediction: &[bool], shape: Shape, spacing: [f64; 3]) -> Option<Surfaces> {
+        debug_assert!(truth.len() == voxels(shape) && prediction.len() == voxels(shape));
+        // Outside the box of both masks there is only background: nothing is lost by cutting it off.
+        let region = bounding_box([truth, prediction], shape)?;
+        let axes = shape.map(|n| n > 1);
+        let [truth, prediction] = [truth, prediction].map(|mask| surface(&crop(mask, shape, region), region.size, axes));
+        if !truth.contains(&true) || !prediction.contains(&true) {
+            return None;
+        }
+        Some(Surfaces([(&truth, &prediction), (&prediction, &truth)].map(|(from, to)| {
+            let mut distances = distances(from, to, region.size, spacing);
+            distances.sort_unstable_by(f64::total_cmp);
+            distances
+        })))
     }
-    let directed = |from: &[bool], to: &[bool]| distances(from, to, region.size, spacing);
-    let (mut there, mut back) = (directed(&truth, &prediction), directed(&prediction, &truth));
-    let asd = there.iter().chain(&back).sum::<f64>() / (there.len() + back.len()) as f64;
-    let hd95 = percentile(&mut there, 0.95).max(percentile(&mut back, 0.95));
-    Some(SurfaceDistances { hd95, asd })
+
+    /// The larger of the two directions' 95th percentiles, interpolated linearly, as NumPy does by default.
+    pub fn hd95(&self) -> f64 {
+        let [there, back] = self.0.each_ref().map(|distances| percentile(distances, 0.95));
+        there.max(back)
+    }
+
+    /// Mean over the surface voxels of both masks together: the average symmetric surface distance.
+    pub fn asd(&self) -> f64 {
+        self.all().sum::<f64>() / self.all().count() as f64
+    }
+
+    /// Share of the surface voxels of both masks together that are at most `tolerance` millimetres away: the normalised surface
+    /// Dice, in [0, 1].
+    ///
+    /// Source: Nikolov et al., *Deep learning to achieve clinically applicable segmentation of head and neck anatomy for
+    /// radiotherapy* (2018), with voxels in the place of surface elements, as in MONAI.
+    pub fn within(&self, tolerance: f64) -> f64 {
+        let tolerance = tolerance * (1.0 + SLACK);
+        self.all().filter(|distance| *distance <= tolerance).count() as f64 / self.all().count() as f64
+    }
+
+    fn all(&self) -> impl Iterator<Item = f64> {
+        self.0.iter().flatten().copied()
+    }
 }
 
 /// The smallest box that holds both masks; `None` if both are empty.
@@ -164,11 +188,11 @@ fn envelope(values: &[f64], spacing: f64, hull: &mut Vec<(usize, f64)>, mut put:
     }
 }
 
-/// Percentile (`share` in [0, 1]) of at least one value, interpolated linearly between neighbours; reorders the values.
-fn percentile(values: &mut [f64], share: f64) -> f64 {
+/// Percentile (`share` in [0, 1]) of at least one value in rising order, interpolated linearly between neighbours.
+fn percentile(values: &[f64], share: f64) -> f64 {
     let place = share * (values.len() - 1) as f64;
-    let (_, &mut low, above) = values.select_nth_unstable_by(place as usize, f64::total_cmp);
-    let high = above.iter().copied().min_by(f64::total_cmp).unwrap_or(low);
+    let low = values[place as usize];
+    let high = values.get(place as usize + 1).copied().unwrap_or(low);
     low + (high - low) * place.fract()
 }
 
@@ -200,8 +224,15 @@ mod tests {
         voxels.filter(|x| outer(x)).collect()
     }
 
+    const TOLERANCE: f64 = 2.0;
+
+    /// HD95, average distance and surface Dice.
+    fn found(truth: &[bool], prediction: &[bool], shape: Shape, spacing: [f64; 3]) -> Option<[f64; 3]> {
+        Surfaces::of(truth, prediction, shape, spacing).map(|s| [s.hd95(), s.asd(), s.within(TOLERANCE)])
+    }
+
     /// Every pair of surface voxels; percentiles of sorted distances.
-    fn naive(truth: &[bool], prediction: &[bool], shape: Shape, spacing: [f64; 3]) -> Option<SurfaceDistances> {
+    fn naive(truth: &[bool], prediction: &[bool], shape: Shape, spacing: [f64; 3]) -> Option<[f64; 3]> {
         let [a, b] = [truth, prediction].map(|mask| naive_surface(mask, shape));
         if a.is_empty() || b.is_empty() {
             return None;
@@ -219,12 +250,13 @@ mod tests {
         };
         let ((p, there), (q, back)) = (directed(&a, &b), directed(&b, &a));
         let all: Vec<f64> = there.into_iter().chain(back).collect();
-        Some(SurfaceDistances { hd95: p.max(q), asd: all.iter().sum::<f64>() / all.len() as f64 })
+        let near = all.iter().filter(|d| **d <= TOLERANCE).count();
+        Some([p.max(q), all.iter().sum::<f64>() / all.len() as f64, near as f64 / all.len() as f64])
     }
 
-    fn close(a: Option<SurfaceDistances>, b: Option<SurfaceDistances>) -> bool {
+    fn close(a: Option<[f64; 3]>, b: Option<[f64; 3]>) -> bool {
         match (a, b) {
-            (Some(a), Some(b)) => (a.hd95 - b.hd95).abs() < 1e-9 && (a.asd - b.asd).abs() < 1e-9,
+            (Some(a), Some(b)) => a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-9),
             (a, b) => a == b,
         }
     }
@@ -243,7 +275,7 @@ mod tests {
             let n = voxels(shape);
             let mask = |i: usize| values[i * 512..][..n].iter().map(|v| *v < densities[i]).collect::<Vec<_>>();
             let (truth, prediction) = (mask(0), mask(1));
-            let found = surface_distances(&truth, &prediction, shape, spacing);
+            let found = found(&truth, &prediction, shape, spacing);
             let expected = naive(&truth, &prediction, shape, spacing);
             prop_assert!(close(found, expected), "{found:?}, expected {expected:?}");
         }
@@ -253,11 +285,14 @@ mod tests {
     fn two_voxels_are_as_far_apart_as_their_centres() {
         let shape = [4, 6, 8];
         let single = |x: [usize; 3]| (0..voxels(shape)).map(|at| coordinates(at, shape) == x).collect::<Vec<_>>();
-        let found = surface_distances(&single([0, 1, 7]), &single([3, 5, 0]), shape, [2.0, 0.5, 3.0]).unwrap();
+        let found = Surfaces::of(&single([0, 1, 7]), &single([3, 5, 0]), shape, [2.0, 0.5, 3.0]).unwrap();
         let expected = (6.0f64.powi(2) + 2.0f64.powi(2) + 21.0f64.powi(2)).sqrt();
-        assert!((found.hd95 - expected).abs() < 1e-12 && (found.asd - expected).abs() < 1e-12, "{found:?}");
+        assert!((found.hd95() - expected).abs() < 1e-12 && (found.asd() - expected).abs() < 1e-12);
+        // Just as far as the tolerance is within it, whatever the 32-bit float of a header makes of 0.1 mm.
+        let near = Surfaces::of(&single([0, 0, 0]), &single([0, 0, 1]), shape, [1.0, 1.0, 0.1f32 as f64]).unwrap();
+        assert!((near.within(0.1), near.within(0.0999)) == (1.0, 0.0));
         let empty = vec![false; voxels(shape)];
-        assert_eq!(surface_distances(&single([0, 0, 0]), &empty, shape, [1.0; 3]), None);
-        assert_eq!(surface_distances(&empty, &empty, shape, [1.0; 3]), None);
+        assert!(Surfaces::of(&single([0, 0, 0]), &empty, shape, [1.0; 3]).is_none());
+        assert!(Surfaces::of(&empty, &empty, shape, [1.0; 3]).is_none());
     }
 }

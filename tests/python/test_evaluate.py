@@ -8,11 +8,12 @@ import numpy
 import pytest
 import torch
 from helpers import pretext3d, read_json, refused, rows
-from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance
+from monai.metrics import compute_average_surface_distance, compute_dice, compute_hausdorff_distance, compute_surface_dice
 from PIL import Image
 from scipy.ndimage import binary_erosion, distance_transform_edt, gaussian_filter
 from sklearn.metrics import jaccard_score
 
+METRICS = ("dice", "jaccard", "hd95_mm", "asd_mm", "nsd")
 # Exact in the 32-bit floats of a header.
 SPACING = (0.75, 1.75, 3.125)
 SHAPE = (34, 27, 19)
@@ -82,6 +83,14 @@ def monai_distances(truth, prediction, spacing):
     return hd95.item(), compute_average_surface_distance(*one_hot, symmetric=True, **options).item()
 
 
+TOLERANCE = 2.0
+
+
+def monai_surface_dice(truth, prediction, spacing, tolerance=TOLERANCE):
+    one_hot = [torch.as_tensor(mask[None, None]) for mask in (prediction, truth)]
+    return compute_surface_dice(*one_hot, [tolerance], include_background=True, spacing=list(spacing)).item()
+
+
 def scipy_distances(truth, prediction, spacing):
     edges = [mask & ~binary_erosion(mask) for mask in (truth, prediction)]
     directed = [distance_transform_edt(~b, sampling=spacing)[a] for a, b in (edges, edges[::-1])]
@@ -92,17 +101,19 @@ def check(row, truth, prediction, spacing):
     """One row of scores.csv against three libraries; returns whether the masks have distances."""
     volumes = [mask.sum() * math.prod(spacing) / 1000 for mask in (truth, prediction)]
     assert [number(row["truth_ml"]), number(row["prediction_ml"])] == pytest.approx(volumes, abs=1e-12)
-    names = ("dice", "jaccard", "hd95_mm", "asd_mm")
-    dice, jaccard, *distances = (number(row[name]) for name in names)
+    names = ("dice", "jaccard", "nsd", "hd95_mm", "asd_mm")
+    dice, jaccard, nsd, *distances = (number(row[name]) for name in names)
+    surface_dice = monai_surface_dice(truth, prediction, spacing)
     if not truth.any() and not prediction.any():
-        assert [dice, jaccard, *distances] == [None] * 4
+        assert [dice, jaccard, nsd, *distances] == [None] * 5 and math.isnan(surface_dice)
         return False
+    assert nsd == pytest.approx(surface_dice, abs=1e-6)
     masks = [torch.as_tensor(mask[None, None]) for mask in (prediction, truth)]
     expected = compute_dice(*masks, include_background=True, ignore_empty=False).item()
     assert dice == pytest.approx(expected, abs=1e-6)
     assert jaccard == pytest.approx(jaccard_score(truth.ravel(), prediction.ravel()), abs=1e-12)
     if not truth.any() or not prediction.any():
-        assert (dice, distances) == (0, [None, None])
+        assert (dice, nsd, distances) == (0, 0, [None, None])
         return False
     assert distances == pytest.approx(scipy_distances(truth, prediction, spacing), rel=1e-9)
     assert distances == pytest.approx(monai_distances(truth, prediction, spacing), rel=1e-5)
@@ -132,7 +143,7 @@ def test_scores_agree_with_monai_scipy_and_scikit_learn(cases, tmp_path, regions
     assert summary["mean_dice"] == pytest.approx(numpy.mean(means))
     assert f"mean dice {summary['mean_dice']:.4f} over 5 of 5 cases" in done.stdout
     for group in summary["groups"]:
-        for metric in ("dice", "jaccard", "hd95_mm", "asd_mm"):
+        for metric in METRICS:
             cells = [number(row[metric]) for row in found if row["group"] == group["group"]]
             values = [v for v in cells if v is not None]
             expected = {
@@ -143,6 +154,9 @@ def test_scores_agree_with_monai_scipy_and_scikit_learn(cases, tmp_path, regions
                 "undefined": len(cells) - len(values),
             }
             assert group[metric] == pytest.approx(expected), (group["group"], metric)
+            # No mean without the number of cases that it rests on.
+            digits = 2 if metric.endswith("mm") else 4
+            assert f"{expected['mean']:.{digits}f} ± {expected['sd']:.{digits}f} ({len(values)})" in done.stdout
 
 
 def test_empty_classes_by_the_rule_of_brats(cases, tmp_path):
@@ -150,10 +164,10 @@ def test_empty_classes_by_the_rule_of_brats(cases, tmp_path):
     evaluate(root, "--out", tmp_path, "--regions", "brats", "--empty", "brats")
     scores = {(row["case"], row["group"]): row for row in rows(tmp_path / "scores.csv")}
     both = scores["case3", "ET"]
-    assert [both[k] for k in ("dice", "jaccard", "hd95_mm", "asd_mm")] == ["1", "1", "0", ""]
+    assert [both[k] for k in METRICS] == ["1", "1", "0", "", "1"]
     evaluate(root, "--out", tmp_path, "--empty", "brats")
     missed = {(row["case"], row["group"]): row for row in rows(tmp_path / "scores.csv")}["case3", "2"]
-    assert [missed[k] for k in ("dice", "jaccard", "hd95_mm", "asd_mm")] == ["0", "0", "374", ""]
+    assert [missed[k] for k in METRICS] == ["0", "0", "374", "", "0"]
     assert read_json(tmp_path / "scores.json")["settings"]["empty"] == "brats"
 
 
@@ -165,8 +179,18 @@ def test_images_are_scored_in_two_dimensions(tmp_path):
     write(tmp_path / "predictions" / "a.nii.gz", prediction[..., None])
     evaluate(tmp_path, "--out", tmp_path)
     (row,) = rows(tmp_path / "scores.csv")
-    expected = monai_distances(label == 1, prediction == 1, SPACING[:2])
+    masks = label == 1, prediction == 1
+    expected = monai_distances(*masks, SPACING[:2])
     assert [number(row["hd95_mm"]), number(row["asd_mm"])] == pytest.approx(expected, rel=1e-5)
+    assert number(row["nsd"]) == pytest.approx(monai_surface_dice(*masks, SPACING[:2]), abs=1e-6)
+    for tolerance in (0.4, 0.75, 5):
+        done = evaluate(tmp_path, "--out", tmp_path, "--nsd-tolerance", tolerance)
+        (row,) = rows(tmp_path / "scores.csv")
+        assert number(row["nsd"]) == pytest.approx(monai_surface_dice(*masks, SPACING[:2], tolerance), abs=1e-6)
+        assert f"within {tolerance} mm" in done.stdout
+        assert read_json(tmp_path / "scores.json")["settings"]["nsd_tolerance_mm"] == tolerance
+    command = ["evaluate", "--predictions", tmp_path / "predictions", "--labels", tmp_path / "labels"]
+    refused(*command, "--nsd-tolerance", 0, says=["--nsd-tolerance", "above 0", "found 0"])
 
 
 def test_the_same_voxels_in_another_orientation(cases, tmp_path):
