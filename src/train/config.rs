@@ -53,7 +53,7 @@ pub struct TrainConfig {
     pub lr: f64,
     #[arg(long, value_enum, default_value = "cosine", help_heading = "Optimization")]
     pub schedule: ScheduleKind,
-    /// Epochs of linear warm-up; may be a fraction
+    /// Epochs of linear warm-up; may be a fraction; never more than half of the steps
     #[arg(long, value_name = "EPOCHS", default_value_t = 1.0, help_heading = "Optimization")]
     pub warmup_epochs: f64,
     /// Weight decay; not applied to biases and normalisation

@@ -31,6 +31,9 @@ pub enum ScheduleKind {
     Cosine,
 }
 
+/// Most of the steps that may be warm-up: a short run decays too.
+const MAX_WARMUP: f64 = 0.5;
+
 /// Learning rate as a function of the step: linear warm-up from 0, then constant or cosine.
 #[derive(Clone, Copy, Debug)]
 pub struct Schedule {
@@ -43,14 +46,15 @@ pub struct Schedule {
 impl Schedule {
     /// Rate of step `step`, counted from 0.
     pub fn at(&self, step: u64) -> f64 {
-        if step < self.warmup_steps {
-            return self.lr * (step + 1) as f64 / self.warmup_steps as f64;
+        let warmup_steps = self.warmup_steps.min((MAX_WARMUP * self.total_steps as f64) as u64);
+        if step < warmup_steps {
+            return self.lr * (step + 1) as f64 / warmup_steps as f64;
         }
         match self.kind {
             ScheduleKind::Constant => self.lr,
             ScheduleKind::Cosine => {
-                let span = self.total_steps.saturating_sub(self.warmup_steps).max(1) as f64;
-                let done = ((step - self.warmup_steps) as f64 / span).min(1.);
+                let span = self.total_steps.saturating_sub(warmup_steps).max(1) as f64;
+                let done = ((step - warmup_steps) as f64 / span).min(1.);
                 self.lr * 0.5 * (1. + (std::f64::consts::PI * done).cos())
             }
         }
@@ -243,5 +247,13 @@ mod tests {
         assert!((cosine.at(54) - 1.).abs() < 1e-12);
         assert!(cosine.at(103) < 1e-3 && cosine.at(104).abs() < 1e-12 && cosine.at(500).abs() < 1e-12);
         assert_eq!(schedule(ScheduleKind::Constant).at(103), 2.);
+        // A warm-up as long as the run, or longer, is cut to half of it: the rate rises, and falls again.
+        for warmup_steps in [10, 30] {
+            let short = Schedule { kind: ScheduleKind::Cosine, lr: 1., warmup_steps, total_steps: 10 };
+            let rates: Vec<f64> = (0..10).map(|step| short.at(step)).collect();
+            assert!(rates[..5].is_sorted() && rates[4] == 1. && rates[5..].is_sorted_by(|a, b| a > b), "{rates:?}");
+            assert!(rates[9] < 0.1, "{rates:?}");
+        }
+        assert_eq!(Schedule { kind: ScheduleKind::Cosine, lr: 1., warmup_steps: 1, total_steps: 1 }.at(0), 1.);
     }
 }
