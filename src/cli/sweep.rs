@@ -1,4 +1,4 @@
-use crate::print::say;
+use crate::print::{note, say};
 use crate::sweep::config::SweepConfig;
 use crate::sweep::{Runner, Shard};
 use crate::train::session::Ended;
@@ -46,6 +46,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let folder = args.out.unwrap_or_else(|| Path::new("runs").join(format!("sweep-{}", config.name)));
     let runner = Runner::plan(config, folder, args.shard, &super::check_arguments)?;
     if args.dry_run {
+        note!("{}", runner.amount());
         runner.commands()?.iter().for_each(|command| say!("{command}"));
         return Ok(ExitCode::SUCCESS);
     }

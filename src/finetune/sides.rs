@@ -36,8 +36,9 @@ pub fn sides(config: &FinetuneConfig, store: &Store, split: &Split) -> Result<Si
         }
         Ok(Arc::new(store.subset(&scans)?))
     };
+    let seed = config.subset_seed.unwrap_or(split.seed);
     let sides = Sides {
-        train: subset("training", &split.balanced_fraction(fraction, &needs.classes(store))?)?,
+        train: subset("training", &split.balanced_fraction(fraction, &needs.classes(store), seed)?)?,
         valid: subset("validation", &split.val)?,
         test: subset("test", &split.test)?,
     };

@@ -70,6 +70,11 @@ impl Repetitions {
         self.distinct(|draw| draw.split) > 1
     }
 
+    /// The seed of a repetition's split, where there are several.
+    pub fn split_of(&self, draw: Draw) -> Option<u64> {
+        self.splits_vary().then_some(draw.split)
+    }
+
     /// Runs of one group are averaged: those that train and test on the same sides, of which only folds give several.
     pub fn group(&self, seed: u64, fold: Option<u64>) -> (u64, Option<u64>) {
         match fold {

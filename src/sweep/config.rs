@@ -5,14 +5,16 @@ use crate::finetune::config::{Arm, DownstreamKind};
 use crate::run::record::{RANDOM, SCRATCH};
 use crate::settings::to_flag;
 use crate::study::read::{Cell, Published};
+use crate::study::repetitions::{Draw, Repetitions};
 use crate::tasks::{TaskKind, joined_names};
 use crate::train::config::share;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
-/// A sweep: every pretext task x share of unlabelled scans is pretrained once, and fine-tuned in every arm x label fraction x
+/// A sweep: every pretext task x share of unlabelled scans is pretrained once a seed, and fine-tuned in every arm x label fraction x
 /// seed; the arms without weights in every fraction x seed. A cross-validation does so for each fold.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -35,7 +37,16 @@ pub struct SweepConfig {
     pub arms: Vec<String>,
     /// Shares of the labelled training subjects.
     pub fractions: Vec<f64>,
+    /// Of the fine-tunings, one a repetition: they draw the decoder's first weights and the samples.
     pub seeds: Vec<u64>,
+    /// What else a repetition varies: seeds of the pretraining, of the label subset and of the split (or folds), each one for all
+    /// repetitions or, beside `seeds`, one for each. The first two are `seeds` unless given, the last `split_seed` alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pretrain_seeds: Option<Vec<u64>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub subset_seeds: Option<Vec<u64>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split_seeds: Option<Vec<u64>>,
     /// Shares of the unlabelled training subjects.
     #[serde(default = "all")]
     pub unlabelled_fractions: Vec<f64>,
@@ -51,7 +62,7 @@ pub struct SweepConfig {
     /// The folds that are run, from 0, where not all are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub run_folds: Option<Vec<u64>>,
-    /// Seed of the split into training, validation and test side, or of the folds, one for the whole sweep.
+    /// Seed of the split into training, validation and test side, or of the folds, where `split_seeds` gives none.
     #[serde(default)]
     pub split_seed: u64,
     /// Flags of `pretext3d pretrain`; a table with a task's name holds those of that task alone.
@@ -66,14 +77,15 @@ pub struct SweepConfig {
 }
 
 /// Flags that the sweep itself gives to `pretrain` and to `finetune`.
-const PRETRAIN_OWN: [&str; 8] = ["data", "task", "fraction", "split", "weights", "out", "config", "resume"];
-const FINETUNE_OWN: [&str; 13] = [
+const PRETRAIN_OWN: [&str; 9] = ["data", "task", "fraction", "seed", "split", "weights", "out", "config", "resume"];
+const FINETUNE_OWN: [&str; 14] = [
     "data",
     "split",
     "weights",
     "arm",
     "fraction",
     "seed",
+    "subset-seed",
     "out",
     "config",
     "resume",
@@ -95,13 +107,16 @@ pub struct Pretraining {
     /// As `pretrain --task` takes them.
     pub tasks: String,
     pub fraction: f64,
-    /// The one whose training side it sees; `None`: one for all.
+    pub seed: u64,
+    /// The fold, and the seed of the split where there are several, whose training side it sees; `None`: one for all.
     pub fold: Option<u64>,
+    pub split: Option<u64>,
 }
 
 /// One fine-tuning with the number of the pretraining that it starts from.
 pub struct Finetuning {
     pub cell: Cell,
+    pub draw: Draw,
     pub pretraining: Option<usize>,
 }
 
@@ -117,7 +132,11 @@ impl SweepConfig {
                 let changes = changes.and_then(|c| c.as_object().cloned());
                 merge(&mut value, changes.context("no [smoke] table, which --smoke needs")?);
             }
-            let config: SweepConfig = serde_json::from_value(value)?;
+            let mut config: SweepConfig = serde_json::from_value(value)?;
+            // Otherwise an interval says nothing of other encoders and of other labelled subjects.
+            for list in [&mut config.pretrain_seeds, &mut config.subset_seeds] {
+                list.get_or_insert_with(|| config.seeds.clone());
+            }
             config.check()?;
             Ok(config)
         };
@@ -136,6 +155,8 @@ impl SweepConfig {
         for (key, n) in lists {
             ensure!(n > 0, "`{key}` is empty");
         }
+        ensure!(self.split_seeds.is_none() || self.split_seed == 0, "give `split_seed` or `split_seeds`, not both");
+        self.repetitions()?;
         for (key, values) in [("fractions", &self.fractions), ("unlabelled_fractions", &self.unlabelled_fractions)] {
             values.iter().try_for_each(|&v| share(key, v, true))?;
         }
@@ -165,7 +186,7 @@ impl SweepConfig {
             "`tasks` is empty, and arms other than scratch and random need weights"
         );
         // Every arm has the same network, also where pretraining does not hand it down.
-        for (pretraining, key) in self.pretrainings().iter().flat_map(|p| SHAPE.map(|key| (p, key))) {
+        for (pretraining, key) in self.pretrainings()?.iter().flat_map(|p| SHAPE.map(|key| (p, key))) {
             let (pre, fine) = (self.pretrain_settings(pretraining)?.get(key).cloned(), self.finetune.get(key).cloned());
             let text = |v: &Option<Value>| v.as_ref().map_or("not set".to_owned(), Value::to_string);
             ensure!(
@@ -200,28 +221,46 @@ impl SweepConfig {
         }
     }
 
-    pub fn pretrainings(&self) -> Vec<Pretraining> {
-        // Scans of their own are the same for every fold; of the labelled ones a fold's test side must not be seen.
-        let folds = if self.unlabelled.is_some() { vec![None] } else { self.folds() };
+    /// What each seed stands for.
+    pub fn repetitions(&self) -> Result<Repetitions> {
+        Repetitions::of(&serde_json::to_value(self)?)
+    }
+
+    /// Pretrainings, the first repetition's first.
+    pub fn pretrainings(&self) -> Result<Vec<Pretraining>> {
+        let repetitions = self.repetitions()?;
         let mut out = Vec::new();
-        for &fold in &folds {
-            for tasks in &self.tasks {
-                out.extend(self.unlabelled_fractions.iter().map(|&fraction| Pretraining {
-                    tasks: tasks.clone(),
-                    fraction,
-                    fold,
-                }));
+        for draw in self.seeds.iter().map(|seed| repetitions.draws[seed]) {
+            // Scans of their own are the same for every fold and split; of the labelled ones a test side must not be seen.
+            let (folds, split) = match self.unlabelled {
+                Some(_) => (vec![None], None),
+                None => (self.folds(), repetitions.split_of(draw)),
+            };
+            for fold in folds {
+                for tasks in &self.tasks {
+                    out.extend(self.unlabelled_fractions.iter().map(|&fraction| Pretraining {
+                        tasks: tasks.clone(),
+                        fraction,
+                        seed: draw.pretraining,
+                        fold,
+                        split,
+                    }));
+                }
             }
         }
-        out
+        let mut ids = HashSet::new();
+        out.retain(|p| ids.insert(p.id()));
+        Ok(out)
     }
 
     /// Every fine-tuning, the seeds and folds outermost, so that an unfinished sweep already compares all arms.
-    pub fn finetunings(&self, rank: usize) -> Vec<Finetuning> {
-        let pretrainings = self.pretrainings();
+    pub fn finetunings(&self, rank: usize) -> Result<Vec<Finetuning>> {
+        let (pretrainings, repetitions) = (self.pretrainings()?, self.repetitions()?);
         let units = self.seeds.iter().flat_map(|&seed| self.folds().into_iter().map(move |fold| (seed, fold)));
         let mut out = Vec::new();
         for (seed, fold) in units {
+            let draw = repetitions.draws[&seed];
+            let split = repetitions.split_of(draw);
             for &fraction in &self.fractions {
                 for arm in &self.arms {
                     let cell = |pretext: String, arm: &str, unlabelled: f64, suffix: String| Cell {
@@ -237,20 +276,24 @@ impl SweepConfig {
                     match arm.as_str() {
                         SCRATCH | RANDOM => {
                             let real = if arm == RANDOM { "frozen" } else { SCRATCH };
-                            out.push(Finetuning { cell: cell(arm.clone(), real, 1., String::new()), pretraining: None });
+                            out.push(Finetuning { cell: cell(arm.clone(), real, 1., String::new()), draw, pretraining: None });
                         }
                         _ => {
-                            let own = pretrainings.iter().enumerate().filter(|(_, p)| p.fold.is_none() || p.fold == fold);
+                            let own = pretrainings.iter().enumerate().filter(|(_, p)| {
+                                p.seed == draw.pretraining
+                                    && (p.fold.is_none() || p.fold == fold)
+                                    && (p.split.is_none() || p.split == split)
+                            });
                             out.extend(own.map(|(i, p)| {
                                 let cell = cell(p.name(), arm, p.fraction, p.suffix());
-                                Finetuning { cell, pretraining: Some(i) }
+                                Finetuning { cell, draw, pretraining: Some(i) }
                             }));
                         }
                     }
                 }
             }
         }
-        out
+        Ok(out)
     }
 
     /// Settings of one pretraining: its task's table over the table of all tasks.
@@ -284,19 +327,25 @@ impl Pretraining {
         joined_names(&self.tasks.split(',').map(kind).collect::<Vec<_>>())
     }
 
-    /// Tells shares of the unlabelled scans apart.
+    /// Tells shares of the unlabelled scans apart, in the names of cells, which have a seed of their own.
     fn suffix(&self) -> String {
         if self.fraction == 1. { String::new() } else { format!("-u{}", self.fraction) }
     }
 
     /// Its folder in `pretrain/`.
     pub fn id(&self) -> String {
-        format!("{}{}{}", self.name(), self.suffix(), fold_suffix(self.fold))
+        let seed = if self.seed == 0 { String::new() } else { format!("-p{}", self.seed) };
+        format!("{}{}{seed}{}", self.name(), self.suffix(), split_suffix(self.split, self.fold))
     }
 }
 
-/// Tells folds apart, in the names of cells, pretrainings and splits.
-pub fn fold_suffix(fold: Option<u64>) -> String {
+/// Tells splits and folds apart, in the names of pretrainings and splits.
+pub fn split_suffix(split: Option<u64>, fold: Option<u64>) -> String {
+    split.map_or(String::new(), |seed| format!("-d{seed}")) + &fold_suffix(fold)
+}
+
+/// Tells folds apart, in the names of cells.
+fn fold_suffix(fold: Option<u64>) -> String {
     fold.map_or(String::new(), |fold| format!("-k{fold}"))
 }
 

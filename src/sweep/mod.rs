@@ -15,12 +15,14 @@ use crate::run::record::{self, CellResult};
 use crate::run::split::{TestSide, draw_split, warn_of_thin_classes};
 use crate::settings::CONFIG;
 use crate::study::read::{self as study, Cell, Sweep};
+use crate::study::repetitions::{Repetitions, SEED_LISTS};
 use crate::train::session::Ended;
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
-use config::{Finetuning, Pretraining, SweepConfig, fold_suffix};
+use config::{Finetuning, Pretraining, SweepConfig, split_suffix};
 use process::{ProcessEnd, run_logged};
 use serde_json::{Value, json};
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -67,7 +69,8 @@ pub struct Runner {
     finetunings: Vec<Finetuning>,
     /// Content of `sweep.json`.
     sweep: Sweep,
-    /// One split for all cells, or one for each fold.
+    repetitions: Repetitions,
+    /// One split for all cells, or one for each fold and each seed of splits.
     splits: Vec<Split>,
 }
 
@@ -76,8 +79,9 @@ impl Runner {
     /// may grow; what else was set must stay. `check` errors on a command line that its command would refuse.
     pub fn plan(config: SweepConfig, folder: PathBuf, shard: Shard, check: &dyn Fn(&[String]) -> Result<()>) -> Result<Runner> {
         let store = Store::open(&config.data)?.sliced(config.slices()?)?;
-        let finetunings = config.finetunings(store.rank()?.n());
-        let pretrainings = config.pretrainings();
+        let finetunings = config.finetunings(store.rank()?.n())?;
+        let pretrainings = config.pretrainings()?;
+        let repetitions = config.repetitions()?;
         let sweep = Sweep {
             version: record::VERSION,
             name: config.name.clone(),
@@ -93,8 +97,8 @@ impl Runner {
             same_settings(&before.settings, &sweep.settings)
                 .with_context(|| format!("{}: holds a sweep of other settings; give another --out", folder.display()))?;
         }
-        let splits = splits(&config, &folder, &store, record.exists())?;
-        let runner = Runner { config, folder, shard, pretrainings, finetunings, sweep, splits };
+        let splits = splits(&config, &repetitions, &folder, &store, record.exists())?;
+        let runner = Runner { config, folder, shard, pretrainings, finetunings, sweep, repetitions, splits };
         runner.check_fractions()?;
         leak::check(&runner.config, &store, &runner.splits)?;
         runner.compare_inputs(&store)?;
@@ -123,13 +127,20 @@ impl Runner {
         let Shard { index, count } = self.shard;
         let taken = lock_part(&self.folder, &format!("{LOCK}-{}-of-{count}", index + 1))?;
         write_atomic(&self.folder.join("sweep.json"), |file| Ok(serde_json::to_writer_pretty(file, &self.sweep)?))?;
-        self.splits.iter().try_for_each(|split| split.save(&split_file(&self.folder, split.fold.map(|f| f.number))))?;
+        let several = self.repetitions.splits_vary();
+        let file = |split: &Split| split_file(&self.folder, several.then_some(split.seed), split.fold.map(|f| f.number));
+        self.splits.iter().try_for_each(|split| split.save(&file(split)))?;
         Ok(taken)
     }
 
     /// The command lines of what this shard has left to do, as a shell takes them.
     pub fn commands(&self) -> Result<Vec<String>> {
         self.left().into_iter().map(|work| Ok(print::command_line(self.arguments(work)?))).collect()
+    }
+
+    /// Numbers of pretrainings and of fine-tunings of the whole sweep.
+    pub fn amount(&self) -> String {
+        format!("{} pretrainings and {} fine-tunings", self.pretrainings.len(), self.finetunings.len())
     }
 
     /// Every label fraction leaves a subject.
@@ -185,7 +196,7 @@ impl Runner {
     /// Arguments of the process that does the work, from its beginning.
     fn arguments(&self, work: Work) -> Result<Vec<String>> {
         let path = |p: &Path| p.display().to_string();
-        let split = |fold| path(&split_file(&self.folder, fold));
+        let split = |seed, fold| path(&split_file(&self.folder, seed, fold));
         let dir = path(&self.dir(work));
         let config = &self.config;
         let mut arguments;
@@ -193,9 +204,9 @@ impl Runner {
             Work::Pretrain(p) => {
                 let data = config.unlabelled.as_ref().unwrap_or(&config.data);
                 arguments = vec!["pretrain".to_owned(), format!("--data={}", path(data)), format!("--task={}", p.tasks)];
-                arguments.push(format!("--fraction={}", p.fraction));
+                arguments.extend([format!("--fraction={}", p.fraction), format!("--seed={}", p.seed)]);
                 if config.unlabelled.is_none() {
-                    arguments.push(format!("--split={}", split(p.fold)));
+                    arguments.push(format!("--split={}", split(p.split, p.fold)));
                 }
                 arguments.push(format!("--weights={}", path(&self.weights(p))));
                 arguments.extend(config.pretrain_flags(p)?);
@@ -205,9 +216,10 @@ impl Runner {
                 let weights = f.pretraining.map(|i| self.weights(&self.pretrainings[i]).with_extension("pt"));
                 let weights = weights.map_or("none".to_owned(), |w| path(&w));
                 arguments = vec!["finetune".to_owned(), format!("--data={}", path(&config.data))];
-                arguments.push(format!("--split={}", split(*fold)));
+                arguments.push(format!("--split={}", split(self.repetitions.split_of(f.draw), *fold)));
                 arguments.extend([format!("--weights={weights}"), format!("--arm={arm}")]);
                 arguments.extend([format!("--fraction={fraction}"), format!("--seed={seed}")]);
+                arguments.push(format!("--subset-seed={}", f.draw.subset));
                 if config.other_people && f.pretraining.is_some() {
                     arguments.push("--other-people".into());
                 }
@@ -233,13 +245,7 @@ impl Runner {
         let _taken = self.prepare()?;
         let mut left = self.left();
         let total = self.own().count();
-        note!(
-            "{}: {} pretrainings and {} fine-tunings, {} of {total} in this shard to do",
-            self.folder.display(),
-            self.pretrainings.len(),
-            self.finetunings.len(),
-            left.len()
-        );
+        note!("{}: {}, {} of {total} in this shard to do", self.folder.display(), self.amount(), left.len());
         let (started, earlier, mut done, mut failed) = (Instant::now(), total - left.len(), 0, Vec::new());
         while let Some(work) = self.next(&mut left) {
             match self.run_one(work, &stop)? {
@@ -349,16 +355,16 @@ impl Runner {
     }
 }
 
-/// Where the split of all cells, or of a fold, is kept.
-fn split_file(folder: &Path, fold: Option<u64>) -> PathBuf {
-    folder.join(format!("split{}.json", fold_suffix(fold)))
+/// Where the split of all cells, or of a seed or fold, is kept.
+fn split_file(folder: &Path, seed: Option<u64>, fold: Option<u64>) -> PathBuf {
+    folder.join(format!("split{}.json", split_suffix(seed, fold)))
 }
 
 /// The split of all cells, or one for each fold, also for folds that are not run. Splits of an earlier start are read again.
-fn splits(config: &SweepConfig, folder: &Path, store: &Store, again: bool) -> Result<Vec<Split>> {
+fn splits(config: &SweepConfig, repetitions: &Repetitions, folder: &Path, store: &Store, again: bool) -> Result<Vec<Split>> {
     let needs = config.downstream()?.needs();
     let sides = match (config.folds, config.test_fraction) {
-        (Some(of), _) => (0..of).map(|number| TestSide::Fold(Fold { number, of })).collect(),
+        (Some(of), _) => (0..of).map(|number| TestSide::Fold(Fold { number, of })).collect::<Vec<_>>(),
         (None, share) => vec![TestSide::Share(share.unwrap_or_default())],
     };
     let labelled = store.index().subjects.iter().any(|s| needs.met_by(s));
@@ -366,22 +372,41 @@ fn splits(config: &SweepConfig, folder: &Path, store: &Store, again: bool) -> Re
     if let Some(folds) = config.folds {
         warn_of_thin_classes(store, needs, folds);
     }
-    let split = |side: TestSide| {
-        let file = split_file(folder, side.fold());
+    let seeds: BTreeSet<u64> = repetitions.draws.values().map(|draw| draw.split).collect();
+    let several = repetitions.splits_vary();
+    let split = |(seed, side): (u64, TestSide)| {
+        let file = split_file(folder, several.then_some(seed), side.fold());
         // Without `sweep.json` a split is left over from other settings.
         match again && file.exists() {
             true => Split::load(&file),
-            false => draw_split(store, needs, config.val_fraction, side, config.split_seed),
+            false => draw_split(store, needs, config.val_fraction, side, seed),
         }
     };
-    sides.into_iter().map(split).collect()
+    seeds.into_iter().flat_map(|seed| sides.iter().map(move |&side| (seed, side))).map(split).collect()
 }
 
-/// Errors with the first setting that differs; some lists may grow, but not shrink, which would drop finished cells.
+/// Errors with the first setting that differs; some lists may grow, but not shrink, which would drop finished cells. A seed stays what
+/// it was.
 fn same_settings(before: &Value, now: &Value) -> Result<()> {
+    let (was, is) = (Repetitions::of(before)?, Repetitions::of(now)?);
+    for (seed, was) in &was.draws {
+        if let Some(is) = is.draws.get(seed).filter(|is| *is != was) {
+            bail!(
+                "seed {seed} was of pretraining {}, label subset {} and split {}, and is now of {}, {} and {}: see `pretrain_seeds`, \
+                 `subset_seeds` and `split_seeds`",
+                was.pretraining,
+                was.subset,
+                was.split,
+                is.pretraining,
+                is.subset,
+                is.split
+            );
+        }
+    }
     const MAY_GROW: [&str; 6] = ["tasks", "arms", "fractions", "seeds", "unlabelled_fractions", "run_folds"];
     let (Some(before), Some(now)) = (before.as_object(), now.as_object()) else { bail!("settings are not a table") };
-    for key in before.keys().chain(now.keys()).filter(|key| !["published", "other_people"].contains(&key.as_str())) {
+    let free = |key: &str| ["published", "other_people", "split_seed"].contains(&key) || SEED_LISTS.contains(&key);
+    for key in before.keys().chain(now.keys()).filter(|key| !free(key)) {
         let (was, is) = (before.get(key).unwrap_or(&json!(null)).clone(), now.get(key).unwrap_or(&json!(null)).clone());
         let grown = match (&was, &is) {
             (Value::Array(was), Value::Array(is)) if MAY_GROW.contains(&key.as_str()) => {

@@ -1,6 +1,7 @@
 """Sweeps end to end: every cell once, killed and taken up again, sharded, grown, with failures, and bad configurations."""
 import json
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -18,6 +19,7 @@ fractions = {fractions}
 seeds = {seeds}
 val_fraction = 0.2
 {test}
+{vary}
 
 [pretrain]
 filters = 2
@@ -45,7 +47,8 @@ threads = 1
 {more}
 """
 DEFAULTS = {"tasks": ["rot"], "arms": ["scratch", "warmup"], "fractions": [0.25, 1.0], "seeds": [0, 1], "steps": 1,
-            "loss": "dice", "test": "test_fraction = 0.2"}
+            "loss": "dice", "test": "test_fraction = 0.2",
+            "vary": "pretrain_seeds = [0]\nsubset_seeds = [0]"}
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +241,81 @@ def test_growing_lists(data, finished, tmp_path):
     for key, changes in others.items():
         refused(*sweep(written(config, data, **changes), out), says=[f"`{key}` was", "is now", out, "--out"])
     assert results(out) == after and len(read_json(out / "sweep.json")["cells"]) == 8
+
+
+def flags_of(lines):
+    """What `sweep --dry-run` prints, as subcommand and flags."""
+    words = [line.split() for line in lines]
+    return [(line[1], dict(word[2:].split("=", 1) for word in line[2:])) for line in words]
+
+
+def test_a_repetition_varies_what_the_user_says(data, tmp_path):
+    out, config = tmp_path / "out", tmp_path / "tiny.toml"
+
+    def plan(vary, **changes):
+        done = pretext3d(*sweep(written(config, data, vary=vary, seeds=[0, 3], **changes), out, "--dry-run"))
+        runs = flags_of(done.stdout.splitlines())
+        return done.stderr, *([flags for kind, flags in runs if kind == wanted] for wanted in ("pretrain", "finetune"))
+
+    # Unless said otherwise an encoder and a label subset for each, which the plan counts.
+    said, pretrained, tuned = plan("", fractions=[0.25])
+    assert "2 pretrainings and 4 fine-tunings" in said
+    assert [(run["seed"], run["out"]) for run in pretrained] == [("0", f"{out}/pretrain/rot"), ("3", f"{out}/pretrain/rot-p3")]
+    encoders = {"0": f"{out}/pretrain/rot/encoder.pt", "3": f"{out}/pretrain/rot-p3/encoder.pt"}
+    assert all(run["subset-seed"] == run["seed"] and run["weights"] in ("none", encoders[run["seed"]]) for run in tuned)
+    assert {run["split"] for run in pretrained + tuned} == {f"{out}/split.json"}
+    # One for all, or others than those of the fine-tunings.
+    said, pretrained, tuned = plan("pretrain_seeds = [5]\nsubset_seeds = [8, 9]", fractions=[0.25])
+    assert "1 pretrainings and 4 fine-tunings" in said and [run["seed"] for run in pretrained] == ["5"]
+    assert {(run["seed"], run["subset-seed"]) for run in tuned} == {("0", "8"), ("3", "9")}
+    # Splits of their own, also of folds: then each pretrains on its own training side.
+    for test, folds in (("test_fraction = 0.2", [""]), ("folds = 2", ["-k0", "-k1"])):
+        said, pretrained, tuned = plan("split_seeds = [6, 7]\npretrain_seeds = [0]", fractions=[1.0], test=test)
+        names = {("0", f"-d6{fold}") for fold in folds} | {("3", f"-d7{fold}") for fold in folds}
+        assert {(run["seed"], run["split"]) for run in tuned} == {(seed, f"{out}/split{name}.json") for seed, name in names}
+        assert {(run["out"], run["split"]) for run in pretrained} == {
+            (f"{out}/pretrain/rot{name}", f"{out}/split{name}.json") for _, name in names}
+        assert all(run["weights"] == "none" or run["split"][len(f"{out}/split"):-5] in run["weights"] for run in tuned)
+    for vary, says in {
+        "pretrain_seeds = [1, 2, 3]": ["`pretrain_seeds` has 3 seeds", "the 2 `seeds`"],
+        "subset_seeds = []": ["`subset_seeds` has 0 seeds"],
+        "split_seed = 4\nsplit_seeds = [1, 2]": ["`split_seed` or `split_seeds`"],
+    }.items():
+        refused(*sweep(written(config, data, vary=vary, seeds=[0, 3]), out), says=[config, *says])
+    assert not out.exists()
+
+
+def test_encoders_and_label_subsets_differ_between_repetitions(data, finished, tmp_path):
+    vary = "subset_seeds = [0, 2]"
+    out, config = tmp_path / "out", written(tmp_path / "tiny.toml", data, vary=vary, fractions=[0.25])
+    pretext3d(*sweep(config, out))
+    found, before = scores(out), scores(finished[0])
+    fingerprints = {cell: result["weights_fingerprint"] for cell, result in found.items()}
+    assert fingerprints["rot-warmup-f0.25-s0"] != fingerprints["rot-warmup-f0.25-s1"]
+    # Seed 0 draws as before; seed 1 trains on two other subjects.
+    assert found["scratch-scratch-f0.25-s0"] == before["scratch-scratch-f0.25-s0"]
+    history = [(folder / "cells/scratch-scratch-f0.25-s1/metrics.jsonl").read_text() for folder in (out, finished[0])]
+    losses = [[json.loads(line)["train/loss"] for line in text.splitlines()] for text in history]
+    assert losses[0] != losses[1]
+    first = (out / "report/report.md").read_text().split("##")[0]
+    assert "the label subset and the pretraining (one encoder for each repetition). The same for all" in first and "the split." in first
+    first = (finished[0] / "report/report.md").read_text().split("##")[0]
+    assert "the split, the label subset and the encoder (one for all repetitions)" in first
+    # A seed keeps what it stood for.
+    refused(*sweep(written(config, data, fractions=[0.25]), out), says=["seed 1 was of pretraining 1", "`pretrain_seeds`", out])
+
+
+def test_a_sweep_of_an_earlier_version_had_one_encoder(data, finished, tmp_path):
+    """Its record names no seeds of pretraining: it goes on where that is said, and its report says so."""
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    record = read_json(out / "sweep.json")
+    for key in ("pretrain_seeds", "subset_seeds"):
+        del record["settings"][key]
+    (out / "sweep.json").write_text(json.dumps(record))
+    assert "the encoder (one for all repetitions)" in pretext3d("report", out).stdout
+    refused(*sweep(written(tmp_path / "new.toml", data, vary=""), out), says=["seed 1 was of pretraining 0", "`pretrain_seeds`"])
+    assert "0 of 9" in pretext3d(*sweep(written(tmp_path / "same.toml", data), out)).stderr
 
 
 def test_every_fold_has_its_own_test_side_and_pretraining(data, tmp_path):

@@ -76,13 +76,13 @@ impl Split {
         Ok(Split { seed, fold: Some(fold), train: sorted(&rest[val..]), val: sorted(&rest[..val]), test: sorted(&test) })
     }
 
-    /// As [`Split::fraction`], with as many of each class as its share: `classes` are the subjects' ones. A smaller fraction is
-    /// contained in a larger one.
-    pub fn balanced_fraction(&self, fraction: f64, classes: &BTreeMap<String, u8>) -> Result<Vec<String>> {
+    /// As [`Split::fraction`], in the order of another seed and with as many of each class as its share: `classes` are the subjects'
+    /// ones. Of one seed, a smaller fraction is contained in a larger one.
+    pub fn balanced_fraction(&self, fraction: f64, classes: &BTreeMap<String, u8>, seed: u64) -> Result<Vec<String>> {
         self.first(fraction, |ids| {
             let mut strata: BTreeMap<Option<u8>, Vec<&str>> = BTreeMap::new();
             ids.into_iter().for_each(|id| strata.entry(classes.get(id).copied()).or_default().push(id));
-            interleaved(strata.into_iter().map(|(class, ids)| (class, shuffled(ids, self.seed))).collect())
+            interleaved(strata.into_iter().map(|(class, ids)| (class, shuffled(ids, seed))).collect())
         })
     }
 }

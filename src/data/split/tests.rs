@@ -170,7 +170,7 @@ proptest! {
         let split = Split::draw(&scans, 0.0, 0.0, seed).unwrap();
         let classes = subject_classes(&scans);
         let known = classes.iter().map(|(id, class)| (id.to_string(), class.unwrap())).collect();
-        let take = |fraction| split.balanced_fraction(fraction, &known).unwrap();
+        let take = |fraction| split.balanced_fraction(fraction, &known, seed ^ 1).unwrap();
         let (less, more) = (take(f64::min(a, b)), take(f64::max(a, b)));
         prop_assert_eq!(&less[..], &more[..less.len()]);
         prop_assert_eq!(less.len(), split.fraction(f64::min(a, b)).unwrap().len());
@@ -179,7 +179,7 @@ proptest! {
             prop_assert!((n as f64 - all as f64 * share).abs() < 1.0 + 1e-9, "{n} of {all}, {share}");
         }
         // Where no class is known, the order is that of a plain fraction.
-        prop_assert_eq!(split.balanced_fraction(a, &BTreeMap::new()).unwrap(), split.fraction(a).unwrap());
+        prop_assert_eq!(split.balanced_fraction(a, &BTreeMap::new(), split.seed).unwrap(), split.fraction(a).unwrap());
     }
 }
 
