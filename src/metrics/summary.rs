@@ -22,7 +22,7 @@ pub struct Statistics {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct GroupSummary {
     pub group: String,
-    /// By [`Metric::column`](super::table::Metric::column), all of [`METRICS`].
+    /// By [`MaskMetric::column`](super::table::MaskMetric::column), all of [`METRICS`].
     #[serde(flatten)]
     pub metrics: BTreeMap<String, Statistics>,
 }

@@ -13,7 +13,7 @@ pub struct Measured {
     pub tolerance: f64,
 }
 
-pub struct Metric {
+pub struct MaskMetric {
     pub name: &'static str,
     /// Of its values; appended to the name in files.
     pub unit: Option<&'static str>,
@@ -43,10 +43,10 @@ pub const DICE: usize = 0;
 
 /// One entry a metric. Of two empty masks each is undefined; of one empty mask, the overlaps and the surface Dice are 0, distances
 /// undefined.
-pub const METRICS: [Metric; 5] = [
-    Metric { name: "dice", unit: None, of: |m| m.counts.dice(), both_empty: Some(1.0), one_empty: None, digits: 4 },
-    Metric { name: "jaccard", unit: None, of: |m| m.counts.jaccard(), both_empty: Some(1.0), one_empty: None, digits: 4 },
-    Metric {
+pub const METRICS: [MaskMetric; 5] = [
+    MaskMetric { name: "dice", unit: None, of: |m| m.counts.dice(), both_empty: Some(1.0), one_empty: None, digits: 4 },
+    MaskMetric { name: "jaccard", unit: None, of: |m| m.counts.jaccard(), both_empty: Some(1.0), one_empty: None, digits: 4 },
+    MaskMetric {
         name: "hd95",
         unit: Some("mm"),
         of: |m| m.surfaces.as_ref().map(Surfaces::hd95),
@@ -54,7 +54,7 @@ pub const METRICS: [Metric; 5] = [
         one_empty: Some(BRATS_MISSED_MM),
         digits: 2,
     },
-    Metric {
+    MaskMetric {
         name: "asd",
         unit: Some("mm"),
         of: |m| m.surfaces.as_ref().map(Surfaces::asd),
@@ -62,10 +62,10 @@ pub const METRICS: [Metric; 5] = [
         one_empty: None,
         digits: 2,
     },
-    Metric { name: "nsd", unit: None, of: surface_dice, both_empty: Some(1.0), one_empty: None, digits: 4 },
+    MaskMetric { name: "nsd", unit: None, of: surface_dice, both_empty: Some(1.0), one_empty: None, digits: 4 },
 ];
 
-impl Metric {
+impl MaskMetric {
     /// In files: `hd95_mm`.
     pub fn column(&self) -> String {
         self.unit.map_or(self.name.into(), |unit| format!("{}_{unit}", self.name))

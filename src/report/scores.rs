@@ -3,7 +3,7 @@
 use crate::fs::write_atomic;
 use crate::metrics::case::Scores;
 use crate::metrics::summary::{Statistics, Summary, summarise};
-use crate::metrics::table::{METRICS, Metric};
+use crate::metrics::table::{METRICS, MaskMetric};
 use anyhow::{Result, ensure};
 use serde::Serialize;
 use serde_json::json;
@@ -23,7 +23,7 @@ pub fn write_scores(
     }
     write_atomic(&folder.join("scores.csv"), |file| {
         let mut table = csv::Writer::from_writer(file);
-        let columns = METRICS.iter().map(Metric::column).chain(["truth_ml", "prediction_ml"].map(String::from));
+        let columns = METRICS.iter().map(MaskMetric::column).chain(["truth_ml", "prediction_ml"].map(String::from));
         table.write_record(["case", "group"].map(String::from).into_iter().chain(columns))?;
         for (id, scores) in cases {
             for (group, s) in groups.iter().zip(scores) {

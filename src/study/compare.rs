@@ -18,7 +18,7 @@ pub struct Arm {
 type Unit = (u64, Option<u64>);
 
 /// A planned cell of an arm.
-pub struct Run<'a> {
+pub struct Repeat<'a> {
     /// Runs of one group are averaged before anything is estimated, see [`Repetitions::group`].
     pub group: Unit,
     pub finished: Option<&'a Finished>,
@@ -147,14 +147,14 @@ impl Records {
     }
 
     /// Planned cells of an arm at a fraction, by unit.
-    pub fn cells(&self, arm: &Arm, fraction: f64, unlabelled: f64) -> BTreeMap<Unit, Run<'_>> {
+    pub fn cells(&self, arm: &Arm, fraction: f64, unlabelled: f64) -> BTreeMap<Unit, Repeat<'_>> {
         let planned = self.sweep.cells.iter().zip(&self.finished).zip(&self.origins);
         let mut runs = BTreeMap::new();
         for ((cell, finished), origin) in planned {
             if Arm::of(cell) == *arm && cell.fraction == fraction && (cell.is_baseline() || cell.unlabelled == unlabelled) {
                 let repetitions = &self.repetitions[*origin];
                 let group = repetitions.group(cell.seed, cell.fold);
-                runs.insert((cell.seed, cell.fold), Run { group, finished: finished.as_ref(), repetitions });
+                runs.insert((cell.seed, cell.fold), Repeat { group, finished: finished.as_ref(), repetitions });
             }
         }
         runs
@@ -167,7 +167,7 @@ impl Records {
     fn table(&self, unlabelled: f64) -> Table {
         let (arms, fractions) = (self.arms(unlabelled), self.fractions());
         let mean = |arm: &Arm, &fraction: &f64| {
-            let runs: Vec<Run> = self.cells(arm, fraction, unlabelled).into_values().collect();
+            let runs: Vec<Repeat> = self.cells(arm, fraction, unlabelled).into_values().collect();
             let scores: Vec<_> = runs.iter().filter_map(|run| Some((run.group, run.finished?.result.score?))).collect();
             estimate(&averaged(&scores), overlap(&runs))
         };
@@ -190,7 +190,8 @@ impl Records {
     fn compare(&self, arm: &Arm, other: &Arm, fraction: f64, unlabelled: f64) -> Option<Comparison> {
         let others = self.cells(other, fraction, unlabelled);
         let runs = self.cells(arm, fraction, unlabelled);
-        let planned: Vec<(Run, &Run)> = runs.into_iter().filter_map(|(unit, own)| Some((own, others.get(&unit)?))).collect();
+        let planned: Vec<(Repeat, &Repeat)> =
+            runs.into_iter().filter_map(|(unit, own)| Some((own, others.get(&unit)?))).collect();
         let done = planned.iter().filter_map(|(own, other)| Some((own.group, own.finished?, other.finished?)));
         let done: Vec<(Unit, &Finished, &Finished)> = done.collect();
         let scored = |(group, own, other): &(Unit, &Finished, &Finished)| {
@@ -198,7 +199,7 @@ impl Records {
             Some(((*group, own), (*group, other)))
         };
         let (own, others): (Vec<_>, Vec<_>) = done.iter().filter_map(scored).unzip();
-        let runs: Vec<Run> = planned.into_iter().map(|(own, _)| own).collect();
+        let runs: Vec<Repeat> = planned.into_iter().map(|(own, _)| own).collect();
         let differences = case_differences(&done);
         (!runs.is_empty()).then(|| Comparison {
             arm: arm.clone(),
@@ -267,7 +268,7 @@ fn averaged(scores: &[(Unit, f64)]) -> Vec<f64> {
 
 /// How much the repetitions of an arm depend on one another, see [`estimate`]: tested subjects over the others, where repetitions
 /// test on different sides; 0 where one split makes every interval one about that split.
-fn overlap(runs: &[Run]) -> f64 {
+fn overlap(runs: &[Repeat]) -> f64 {
     let Some(repetitions) = runs.first().map(|run| run.repetitions) else { return 0.0 };
     match (repetitions.folds, repetitions.splits_vary()) {
         (Some(folds), _) => 1.0 / (folds - 1) as f64,
