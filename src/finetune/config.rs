@@ -1,6 +1,9 @@
 //! What a fine-tuning is told: its flags, and what follows from them.
 
+use crate::data::layouts::LabelValue;
 use crate::data::split::Fold;
+use crate::metrics::brats;
+use crate::metrics::case::Group;
 use crate::metrics::table::{NSD_TOLERANCE_MM, check_tolerance};
 use crate::nn::EncoderFlags;
 use crate::run::record::{RANDOM, SCRATCH};
@@ -55,7 +58,7 @@ pub enum Arm {
     Full,
 }
 
-/// Masks that the test scores.
+/// Masks that validation and test score.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Regions {
@@ -95,7 +98,7 @@ pub struct FinetuneConfig {
     /// Subjects that the weights were pretrained on are other people than those of the store, also where their ids are the same
     #[arg(long, help_heading = "Data")]
     pub other_people: bool,
-    /// Masks that the test scores
+    /// Masks that validation, which chooses the best epoch, and test score
     #[arg(long, value_enum, default_value = "classes", help_heading = "Data")]
     pub regions: Regions,
     /// Draws the subjects that --fraction takes; parts of one seed are nested [default: the split's seed]
@@ -132,6 +135,14 @@ impl FinetuneConfig {
 
     pub fn arm(&self) -> Arm {
         self.arm.unwrap_or(if self.random() { Arm::Scratch } else { Arm::Warmup })
+    }
+
+    /// Masks that validation and test score, see [`Regions`].
+    pub fn groups(&self, labels: &[LabelValue]) -> Result<Vec<Group>> {
+        match self.regions {
+            Regions::Classes => Ok(Group::classes(labels)),
+            Regions::Brats => brats::groups(labels),
+        }
     }
 
     /// What a new split's test side is.

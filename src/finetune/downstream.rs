@@ -61,7 +61,9 @@ pub fn build(
             let foreground = Arc::new(Foreground::of(train, labels.len())?);
             let weights = weights(&foreground.per_class_counts())?;
             let segmentation = config.segmentation.clone();
-            let task = Segmentation::new(&segmentation, &config.aug, rank, patch, labels.clone(), weights, foreground)?;
+            let groups = config.groups(&labels)?;
+            let task = Segmentation::new(&segmentation, &config.aug, rank, patch, labels.clone(), weights, foreground)?
+                .judged_by(groups);
             (Arc::new(task), DownstreamConfig::Segmentation { labels, patch, segmentation })
         }
         DownstreamKind::Classification => {

@@ -2,7 +2,7 @@
 
 mod classification;
 
-use super::config::{FinetuneConfig, Regions};
+use super::config::FinetuneConfig;
 use super::sides::Sides;
 use crate::data::Scans;
 use crate::data::identity::hex;
@@ -12,8 +12,7 @@ use crate::data::split::Split;
 use crate::data::store::Subset;
 use crate::dim::{Shape, voxels};
 use crate::machine;
-use crate::metrics::brats;
-use crate::metrics::case::{Group, Scores, score_case};
+use crate::metrics::case::{Scores, score_case};
 use crate::metrics::summary::{best_median_worst, mean_dice};
 use crate::predict::model::{DownstreamConfig, Model};
 use crate::predict::window::{Window, default_batch};
@@ -78,10 +77,7 @@ fn segmentation(
     folder: &Path,
     stop: &Stop,
 ) -> Result<Option<Tested>> {
-    let groups = match config.regions {
-        Regions::Classes => Group::classes(labels),
-        Regions::Brats => brats::groups(labels)?,
-    };
+    let groups = config.groups(labels)?;
     let (rank, device, overlap) = (model.rank, model.device, config.segmentation.overlap);
     let window = Window { rank, patch, overlap, batch_size: default_batch(rank), flips: false, device };
     let predict = |scan| Predicted::of(sides.test.as_ref(), scan, &window, &|x| model.forward(x));

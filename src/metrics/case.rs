@@ -29,6 +29,20 @@ impl Group {
     }
 }
 
+impl Group {
+    /// Where the classes are the group's.
+    pub fn mask(&self, classes: &[u8]) -> Vec<bool> {
+        let mut held = [false; 256];
+        self.classes.iter().for_each(|&class| held[class as usize] = true);
+        classes.iter().map(|&class| held[class as usize]).collect()
+    }
+
+    /// Its voxels in a true and in a predicted segmentation.
+    pub fn counts(&self, truth: &[u8], prediction: &[u8]) -> Counts {
+        Counts::of(&self.mask(truth), &self.mask(prediction))
+    }
+}
+
 /// Scores of one group in one case. Where a mask is empty:
 ///
 /// | truth | prediction | Dice, Jaccard, surface Dice | HD95, ASD |
@@ -97,10 +111,7 @@ pub fn score_case(
     let voxel_ml = spacing.iter().product::<f64>() / 1000.0;
     let score = |group: &Group| {
         ensure!(!group.classes.contains(&0), "group {}: class 0 is the background, which is not scored", group.name);
-        let mut held = [false; 256];
-        group.classes.iter().for_each(|&class| held[class as usize] = true);
-        let mask = |classes: &[u8]| classes.iter().map(|&class| held[class as usize]).collect::<Vec<bool>>();
-        let (truth, prediction) = (mask(truth), mask(prediction));
+        let (truth, prediction) = (group.mask(truth), group.mask(prediction));
         let counts = Counts::of(&truth, &prediction);
         let both = counts.truth > 0 && counts.prediction > 0;
         let surfaces = both.then(|| Surfaces::of(&truth, &prediction, shape, spacing)).flatten();

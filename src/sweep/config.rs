@@ -11,7 +11,6 @@ use crate::train::config::share;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 /// A sweep: every pretext task x share of unlabelled scans is pretrained once a seed, and fine-tuned in every arm x label fraction x
@@ -248,9 +247,13 @@ impl SweepConfig {
                 }
             }
         }
-        let mut ids = HashSet::new();
-        out.retain(|p| ids.insert(p.id()));
-        Ok(out)
+        let mut distinct: Vec<Pretraining> = Vec::new();
+        for pretraining in out {
+            if !distinct.contains(&pretraining) {
+                distinct.push(pretraining);
+            }
+        }
+        Ok(distinct)
     }
 
     /// Every fine-tuning, the seeds and folds outermost, so that an unfinished sweep already compares all arms.

@@ -8,6 +8,7 @@ use super::{Amounts, Batch, Downstream, Drawn, Head, MetricInfo, Outcome, Task, 
 use crate::data::Scans;
 use crate::data::layouts::LabelValue;
 use crate::dim::{Rank, Shape, voxels};
+use crate::metrics::case::Group;
 use crate::metrics::overlap::Counts;
 use crate::metrics::summary::mean;
 use crate::nn::script::ScriptModule;
@@ -111,6 +112,8 @@ pub struct Segmentation {
     labels: Vec<LabelValue>,
     /// In the loss, one for each class.
     weights: Vec<f64>,
+    /// Masks that whole scans are judged by.
+    groups: Vec<Group>,
     /// Of the scans that are trained on.
     foreground: Arc<Foreground>,
 }
@@ -128,7 +131,13 @@ impl Segmentation {
         foreground: Arc<Foreground>,
     ) -> Result<Self> {
         ensure!(weights[1..].iter().any(|w| *w > 0.), "--class-weights are all 0 for the foreground: {weights:?}");
-        Ok(Segmentation { config: config.clone(), augment: augment.clone(), rank, patch, labels, weights, foreground })
+        let groups = Group::classes(&labels);
+        Ok(Segmentation { config: config.clone(), augment: augment.clone(), rank, patch, labels, weights, groups, foreground })
+    }
+
+    /// Judges whole scans by these masks, and not by each class: what chooses the best epoch is what the test scores.
+    pub fn judged_by(self, groups: Vec<Group>) -> Self {
+        Segmentation { groups, ..self }
     }
 }
 
@@ -178,7 +187,8 @@ impl Task for Segmentation {
             "a patch of {:?} voxels: each side must be a multiple of {reduction}, by which the encoder pools",
             self.patch
         );
-        Ok(Box::new(SegmentationHead::new(vs, encoder, &self.config, self.patch, &self.labels, &self.weights)))
+        let head = SegmentationHead::new(vs, encoder, &self.config, self.patch, &self.labels, &self.weights);
+        Ok(Box::new(SegmentationHead { groups: self.groups.clone(), ..head }))
     }
 
     fn amounts(&self) -> Amounts {
@@ -193,15 +203,15 @@ impl Task for Segmentation {
 
 const DICE: &str = "dice";
 
-/// Dice: the mean over cases of each case's mean over the classes that its label or prediction has; then each class's. `counts`: of each
-/// case, for each class of `labels` but the background.
-fn summarise(labels: &[LabelValue], counts: &[Vec<Counts>]) -> Vec<(String, f64)> {
+/// Dice: the mean over cases of each case's mean over the groups that its label or prediction has; then each group's. `counts`: of each
+/// case, for each of `groups`.
+fn summarise(groups: &[Group], counts: &[Vec<Counts>]) -> Vec<(String, f64)> {
     let over = |values: &mut dyn Iterator<Item = Option<f64>>| mean(&values.flatten().collect::<Vec<_>>());
-    let cases = &mut counts.iter().map(|case| over(&mut case.iter().map(|class| class.dice())));
+    let cases = &mut counts.iter().map(|case| over(&mut case.iter().map(|group| group.dice())));
     let mut out = vec![(DICE.to_owned(), over(cases).unwrap_or(f64::NAN))];
-    for (k, label) in labels.iter().skip(1).enumerate() {
-        let class = over(&mut counts.iter().map(|case| case[k].dice()));
-        out.push((format!("{DICE}.{}", label.name), class.unwrap_or(f64::NAN)));
+    for (k, group) in groups.iter().enumerate() {
+        let dice = over(&mut counts.iter().map(|case| case[k].dice()));
+        out.push((format!("{DICE}.{}", group.name), dice.unwrap_or(f64::NAN)));
     }
     out
 }
@@ -237,10 +247,10 @@ impl Predicted {
 pub struct SegmentationHead {
     decoder: Decoder,
     config: SegmentationConfig,
-    /// Class `k` is `labels[k]`, background first.
-    labels: Vec<LabelValue>,
     /// Of each class in the loss.
     weights: Vec<f64>,
+    /// Masks that whole scans are judged by.
+    groups: Vec<Group>,
     rank: Rank,
     patch: Shape,
 }
@@ -256,8 +266,8 @@ impl SegmentationHead {
         weights: &[f64],
     ) -> Self {
         let decoder = Decoder::new(vs / "decoder", encoder, labels.len() as i64, config.deep_supervision);
-        let (labels, weights, rank) = (labels.to_vec(), weights.to_vec(), encoder.rank());
-        SegmentationHead { decoder, config: config.clone(), labels, weights, rank, patch }
+        let (groups, weights, rank) = (Group::classes(labels), weights.to_vec(), encoder.rank());
+        SegmentationHead { decoder, config: config.clone(), weights, groups, rank, patch }
     }
 
     /// The decoder as TorchScript.
@@ -265,7 +275,7 @@ impl SegmentationHead {
         self.decoder.script()
     }
 
-    /// Voxels of each class but the background in a whole scan's label and in its prediction.
+    /// Voxels of each group in a whole scan's label and in its prediction.
     fn counts(
         &self,
         encoder: &dyn Encoder,
@@ -280,14 +290,7 @@ impl SegmentationHead {
             place(x)?;
             Ok(self.logits(encoder, x))
         })?;
-        let mut counts = vec![Counts::default(); self.labels.len()];
-        for (&p, &t) in predicted.classes.iter().zip(&predicted.truth) {
-            counts[p as usize].prediction += 1;
-            counts[t as usize].truth += 1;
-            counts[p as usize].both += u64::from(p == t);
-        }
-        counts.remove(0);
-        Ok(counts)
+        Ok(self.groups.iter().map(|group| group.counts(&predicted.truth, &predicted.classes)).collect())
     }
 
     /// Loss of logits `[B, K, ...]` against classes `[B, ...]` of the same extent.
@@ -361,7 +364,7 @@ impl Downstream for SegmentationHead {
         stop: &dyn Fn() -> bool,
     ) -> Result<Option<Vec<(String, f64)>>> {
         let counts = each_scan(scans, stop, |scan| self.counts(encoder, scans, scan, device, place))?;
-        Ok(counts.map(|counts| summarise(&self.labels, &counts)))
+        Ok(counts.map(|counts| summarise(&self.groups, &counts)))
     }
 }
 

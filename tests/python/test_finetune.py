@@ -217,6 +217,26 @@ def test_folds_test_every_subject_once(folder, tmp_path):
     bad("--folds", 13, "--fold", 0, says=[store, "13 folds", "found 12"])
 
 
+def test_the_best_epoch_is_chosen_by_what_is_tested(folder, tmp_path):
+    """Of two runs that train alike, one validates what the other tests: by regions, both find the same scores."""
+    store = folder / "four"
+    ids = [entry["id"] for entry in read_json(store / "index.json")["subjects"]]
+    records = []
+    for n, (val, test) in enumerate([(ids[0], ids[1]), (ids[1], ids[0])]):
+        split = {"seed": 0, "train": sorted(ids[2:]), "val": [val], "test": [test]}
+        (tmp_path / f"{n}.json").write_text(json.dumps(split))
+        more = ["--split", tmp_path / f"{n}.json", "--regions", "brats", *SHAPE, "--epochs", 1, "--steps", 2]
+        pretext3d(*finetune(store, tmp_path / f"{n}", "none", *more))
+        (row,) = [json.loads(line) for line in (tmp_path / f"{n}/metrics.jsonl").read_text().splitlines()]
+        records.append((row, read_json(tmp_path / f"{n}/result.json")))
+    (row, result), (_, other) = records
+    metric = f"val/{result['validation_metric']}"
+    assert row[metric] == pytest.approx(other["score"], abs=1e-9)
+    regions = {name.split(".")[-1]: value for name, value in row.items() if name.startswith(f"{metric}.")}
+    assert set(regions) == {"WT", "TC", "ET"}
+    assert regions == pytest.approx({name: other["scores"][f"dice.{name}"] for name in regions}, abs=1e-9, nan_ok=True)
+
+
 class Decoder(nn.Module):
     """The decoder in plain PyTorch: a pyramid, finest first, to logits."""
 

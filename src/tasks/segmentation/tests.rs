@@ -132,12 +132,12 @@ fn cases_are_averaged_before_they_are_compared() {
     // a in neither, b 1, c 2 * 1 / 8 = 0.25.
     let second = case([[0, 0, 0], [7, 7, 7], [1, 2, 6]]);
     let empty = case([[0; 3]; 3]);
-    let found: Vec<(String, f64)> = summarise(&labels(), &[first, second, empty.clone()]);
+    let found: Vec<(String, f64)> = summarise(&Group::classes(&labels()), &[first, second, empty.clone()]);
     let expected = [("dice", (0.3 + 0.625) / 2.), ("dice.a", 0.6), ("dice.b", 0.5), ("dice.c", 0.25)];
     for ((name, value), (wanted, expected)) in found.iter().zip(expected) {
         assert!(name == wanted && (value - expected).abs() < 1e-12, "{found:?}");
     }
-    assert!(summarise(&labels(), &[empty]).iter().all(|(_, value)| value.is_nan()));
+    assert!(summarise(&Group::classes(&labels()), &[empty]).iter().all(|(_, value)| value.is_nan()));
 }
 
 #[test]
