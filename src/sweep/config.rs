@@ -228,13 +228,17 @@ impl SweepConfig {
     /// Pretrainings, the first repetition's first.
     pub fn pretrainings(&self) -> Result<Vec<Pretraining>> {
         let repetitions = self.repetitions()?;
-        let mut out = Vec::new();
+        let (mut out, mut drawn) = (Vec::new(), Vec::new());
         for draw in self.seeds.iter().map(|seed| repetitions.draws[seed]) {
             // Scans of their own are the same for every fold and split; of the labelled ones a test side must not be seen.
             let (folds, split) = match self.unlabelled {
                 Some(_) => (vec![None], None),
                 None => (self.folds(), repetitions.split_of(draw)),
             };
+            if drawn.contains(&(draw.pretraining, split)) {
+                continue;
+            }
+            drawn.push((draw.pretraining, split));
             for fold in folds {
                 for tasks in &self.tasks {
                     out.extend(self.unlabelled_fractions.iter().map(|&fraction| Pretraining {
@@ -247,13 +251,7 @@ impl SweepConfig {
                 }
             }
         }
-        let mut distinct: Vec<Pretraining> = Vec::new();
-        for pretraining in out {
-            if !distinct.contains(&pretraining) {
-                distinct.push(pretraining);
-            }
-        }
-        Ok(distinct)
+        Ok(out)
     }
 
     /// Every fine-tuning, the seeds and folds outermost, so that an unfinished sweep already compares all arms.

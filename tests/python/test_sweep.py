@@ -421,6 +421,8 @@ REFUSED = {
     "nothing": ({"seeds": []}, ["`seeds` is empty"]),
     "no weights": ({"tasks": []}, ["`tasks` is empty"]),
     "a seed twice": ({"seeds": [1, 1]}, ["scratch-scratch-f0.25-s1", "twice"]),
+    "a task twice": ({"tasks": ["rot", "rot"]}, ["rot-warmup", "twice"]),
+    "a seed of pretraining as a flag": ({"more": "[pretrain.rpl]\nseed = 1", "tasks": ["rpl"]}, ["[pretrain] seed", "the sweep sets it"]),
     "a task by two names": ({"tasks": ["rot", "rotation"]}, ["rot-warmup", "twice"]),
     "what the sweep sets": ({"more": "seed = 4"}, ["[finetune] seed"]),
     "another network": ({"more": "[pretrain.rpl]\nfilters = 4", "tasks": ["rot", "rpl"]}, ["`filters`", "4", "2", "rpl"]),
