@@ -374,6 +374,17 @@ def test_a_scan_is_known_again_whatever_the_preprocessing(tmp_path):
     save(scans["q", "t1"] + 1, affine, tmp_path / "data/copy_t1.nii.gz")
     text = preprocess(tmp_path / "data", tmp_path / "f", "--size", 16, "--labels", "0,1")
     assert "warning: 2 subjects hold the same scan: copy, p\n" in text
+    # Whichever of the two is held out, the other is not trained on.
+    small = ["--task", "rot", "--filters", 2, "--levels", 2, "--epochs", 1, "--steps", 1, "--batch-size", 2, "--device", "cpu"]
+    twins, apart = {"copy", "p"}, 0
+    for seed in range(4):
+        run = tmp_path / f"run{seed}"
+        command = [BINARY, "pretrain", "--data", tmp_path / "f", *small, "--val-fraction", 0.34, "--seed", seed, "--out", run]
+        subprocess.run([str(part) for part in command], check=True, capture_output=True, cwd=tmp_path)
+        split = json.loads((run / "split.json").read_text())
+        assert not twins & set(split["val"]) or not twins & set(split["train"])
+        apart += bool(twins & set(split["val"]))
+    assert apart
 
 
 def test_a_person_is_on_one_side(tmp_path):

@@ -87,11 +87,6 @@ impl Entry {
     pub fn marks(&self) -> impl Iterator<Item = &str> {
         self.images.iter().chain([&self.fingerprint]).map(String::as_str)
     }
-
-    /// Whether both were made from one scan, whatever the preprocessing and the channels that were kept.
-    pub fn same_scan(&self, other: &Entry) -> bool {
-        self.marks().any(|mark| other.marks().any(|m| m == mark))
-    }
 }
 
 /// A scan that is not in the store.
