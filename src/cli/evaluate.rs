@@ -42,7 +42,7 @@ pub struct Args {
     channel: Option<String>,
     /// Score regions, unions of classes, instead of classes
     #[arg(long, value_enum)]
-    regions: Option<Regions>,
+    regions: Option<RegionSet>,
     /// Label values that may occur beside the background 0, e.g. 1,2,4; any other is an error [default: those that the dataset
     /// describes, by its names, otherwise all that are found]
     #[arg(long, value_name = "VALUES", value_delimiter = ',', allow_hyphen_values = true)]
@@ -65,18 +65,18 @@ pub struct Args {
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum Regions {
+enum RegionSet {
     /// WT = {1, 2, 4}, TC = {1, 4}, ET = {4}, where 1 is necrosis, 2 oedema and 4, or 3 from 2023 on, enhancing tumour
     Brats,
 }
 
 /// What is scored.
-struct Plan {
+struct Scoring {
     /// Values that may occur, background first; `None`: any.
     labels: Option<Vec<LabelValue>>,
     /// Name and label values of each group; `None`: every value that is found.
     groups: Option<Vec<(String, Vec<i64>)>>,
-    regions: Option<Regions>,
+    regions: Option<RegionSet>,
     empty: Empty,
     /// Of the normalised surface Dice, millimetres.
     tolerance: f64,
@@ -88,11 +88,11 @@ struct Scored {
     values: BTreeSet<i64>,
 }
 
-impl Plan {
-    fn new(args: &Args, described: Option<Vec<LabelValue>>) -> Result<Plan> {
+impl Scoring {
+    fn new(args: &Args, described: Option<Vec<LabelValue>>) -> Result<Scoring> {
         // The dataset's names, even where --classes gives the values.
         let named = match (args.regions, &described) {
-            (Some(Regions::Brats), Some(labels)) => Some(brats::regions(labels)?),
+            (Some(RegionSet::Brats), Some(labels)) => Some(brats::regions(labels)?),
             _ => None,
         };
         let mut labels = described;
@@ -103,7 +103,7 @@ impl Plan {
             labels = Some(unnamed([0].into_iter().chain(args.classes.iter().copied())));
         }
         let groups = match (args.regions, &mut labels) {
-            (Some(Regions::Brats), labels) => {
+            (Some(RegionSet::Brats), labels) => {
                 let by_values = brats::REGIONS.map(|(name, values)| (name.to_string(), values.to_vec())).to_vec();
                 Some(match (named, labels.as_ref()) {
                     (Some(named), _) => named,
@@ -121,7 +121,7 @@ impl Plan {
         for (name, values) in groups.iter().flatten() {
             ensure!(names.insert(name), "label values {values:?} and another are both named {name:?}; give them as --classes");
         }
-        Ok(Plan { labels, groups, regions: args.regions, empty: args.empty, tolerance: args.nsd_tolerance })
+        Ok(Scoring { labels, groups, regions: args.regions, empty: args.empty, tolerance: args.nsd_tolerance })
     }
 
     /// Classes of a file's voxels: positions in `values`, to which new values are added.
@@ -184,7 +184,7 @@ impl Plan {
         if let Some(groups) = &self.groups {
             let with = |value: i64| cases.iter().find(|(_, case)| case.values.contains(&value)).map(|(id, _)| id);
             let both = groups.iter().any(|(name, values)| name == "ET" && values.contains(&3) && values.contains(&4));
-            if let (Some(Regions::Brats), true, Some(three), Some(four)) = (self.regions, both, with(3), with(4)) {
+            if let (Some(RegionSet::Brats), true, Some(three), Some(four)) = (self.regions, both, with(3), with(4)) {
                 bail!("label value 3 in case {three} and 4 in case {four}: enhancing tumour is one or the other");
             }
             return Ok(groups.clone());
@@ -246,7 +246,7 @@ pub fn run(args: Args) -> Result<()> {
     for problem in problems {
         note!("left out: {problem}");
     }
-    let plan = Plan::new(&args, labels)?;
+    let plan = Scoring::new(&args, labels)?;
     let pairs = pair(&truths, &predictions)?;
     let names = |of: &[Segmentation], which: &[usize]| which.iter().map(|&i| of[i].source.display()).collect::<Vec<_>>();
     let alone = names(&predictions, &pairs.without_truth);
@@ -318,7 +318,7 @@ pub fn run(args: Args) -> Result<()> {
 fn draw(
     path: &Path,
     images: &Images,
-    plan: &Plan,
+    plan: &Scoring,
     files: &[(&Segmentation, &Segmentation)],
     cases: &[(String, Vec<Scores>)],
 ) -> Result<bool> {

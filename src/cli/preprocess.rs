@@ -2,7 +2,7 @@
 
 use crate::data::layouts::{self, Dataset, LabelValue, Labels, Layout, Reading};
 use crate::data::names::some;
-use crate::data::preprocess::{Dtype, Foreground, Grid, Intensity, Plan, Settings};
+use crate::data::preprocess::{Dtype, Grid, Intensity, Plan, Settings, Threshold};
 use crate::data::store::build::{Filled, Options, fill};
 use crate::data::store::{Index, LeftOut};
 use crate::fs::check_folder;
@@ -141,7 +141,7 @@ impl Args {
             (None, Protocol::Paper) => Intensity::MinMax,
             (None, Protocol::Modern) => Intensity::ZScoreForeground,
         };
-        let foreground = self.foreground.map_or(Foreground::Auto, |value| Foreground::Above { value });
+        let foreground = self.foreground.map_or(Threshold::Auto, |value| Threshold::Above { value });
         let settings = Settings { grid, foreground, intensity, dtype: self.dtype };
         settings.check()?;
         Ok(settings)

@@ -1,6 +1,6 @@
 //! Weights out: TorchScript with real parameters, a plain state dict as safetensors, and a JSON description of both.
 
-use crate::data::preprocess::{Foreground, Intensity, Settings};
+use crate::data::preprocess::{Intensity, Settings, Threshold};
 use crate::data::slices::Slices;
 use crate::device::{DeviceChoice, Precision};
 use crate::dim::Rank;
@@ -131,10 +131,10 @@ fn preprocess_source(settings: &Settings, rank: Rank) -> String {
         Intensity::Window { lo, hi } => format!("    return torch.clamp((x - {lo:?}) / {:?}, 0.0, 1.0)\n", hi - lo),
         Intensity::ZScoreForeground => {
             let threshold = match settings.foreground {
-                Foreground::Above { value } => {
+                Threshold::Above { value } => {
                     format!("    threshold = torch.full_like(torch.amin(x, {dims}, True), {value:?})\n")
                 }
-                Foreground::Auto => format!(
+                Threshold::Auto => format!(
                     "    lo = torch.amin(x, {dims}, True)\n    middle = lo + (torch.mean(x, {dims}, True) - lo) / 2\n    threshold = torch.where(lo < -500.0, torch.full_like(lo, -500.0), middle)\n"
                 ),
             };

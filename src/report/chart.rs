@@ -55,7 +55,7 @@ pub enum Across {
     Names(Vec<String>),
 }
 
-pub struct Panel {
+pub struct ChartPanel {
     /// Above the box; a panel without a title has its legend there.
     pub title: Option<String>,
     pub across: Across,
@@ -70,7 +70,7 @@ pub struct Panel {
 
 pub struct Figure {
     pub title: String,
-    pub panels: Vec<Panel>,
+    pub panels: Vec<ChartPanel>,
     pub columns: usize,
     /// Width and height of a panel, pixels.
     pub size: [f32; 2],
@@ -93,7 +93,7 @@ impl Figure {
     /// Entries of the panels that have a title in the place of their own legend.
     fn common_legend(&self) -> Vec<(&str, Style)> {
         let mut entries: Vec<(&str, Style)> = Vec::new();
-        for entry in self.panels.iter().filter(|p| p.title.is_some()).flat_map(Panel::legend) {
+        for entry in self.panels.iter().filter(|p| p.title.is_some()).flat_map(ChartPanel::legend) {
             if entries.iter().all(|e| e.0 != entry.0) {
                 entries.push(entry);
             }
@@ -105,7 +105,7 @@ impl Figure {
         let (width, _, legend) = self.layout();
         surface.text(MARGIN + 4.0, MARGIN, TITLE, INK, Align::Start, &self.title);
         draw_legend(surface, [MARGIN + 4.0, HEAD], width as f32 - 2.0 * MARGIN, &self.common_legend());
-        let own: Vec<[f64; 2]> = self.panels.iter().map(Panel::extent).collect();
+        let own: Vec<[f64; 2]> = self.panels.iter().map(ChartPanel::extent).collect();
         let all = own.iter().fold([f64::INFINITY, f64::NEG_INFINITY], |[l, h], e| [l.min(e[0]), h.max(e[1])]);
         for (i, panel) in self.panels.iter().enumerate() {
             let up = if self.same_up { all } else { own[i] };
@@ -134,7 +134,7 @@ impl Figure {
     }
 }
 
-impl Panel {
+impl ChartPanel {
     fn legend(&self) -> Vec<(&str, Style)> {
         let drawn = self.series.iter().filter(|s| !s.points.is_empty()).map(|s| (s.name.as_str(), s.style));
         drawn.chain(self.level.as_ref().map(|l| (l.0.as_str(), LEVEL))).collect()

@@ -1,6 +1,6 @@
 //! Learning curves: loss and task metrics against the epoch.
 
-use super::chart::{Across, Figure, Panel, Point, Series, Style};
+use super::chart::{Across, ChartPanel, Figure, Point, Series, Style};
 use super::surface::Color;
 use crate::run::history::Row;
 use anyhow::Result;
@@ -22,7 +22,7 @@ const HALVES: [(&str, &str, Color); 2] = [("train", "training", [0, 114, 178]), 
 /// A value that is not finite breaks its line. Rows without any of the columns leave the panels empty.
 pub fn write_curves(path: &Path, title: &str, rows: &[Row], metrics: &[Metric]) -> Result<()> {
     let loss = Metric { column: "loss".into(), chance: None };
-    let panels: Vec<Panel> = std::iter::once(&loss).chain(metrics).map(|metric| panel(rows, metric)).collect();
+    let panels: Vec<ChartPanel> = std::iter::once(&loss).chain(metrics).map(|metric| panel(rows, metric)).collect();
     let (columns, size) = match panels.len() {
         1 => (1, [1200.0, 720.0]),
         2 => (2, [640.0, 520.0]),
@@ -32,7 +32,7 @@ pub fn write_curves(path: &Path, title: &str, rows: &[Row], metrics: &[Metric]) 
     Figure { title: title.into(), panels, columns, size, same_up: false }.save(path)
 }
 
-fn panel(rows: &[Row], metric: &Metric) -> Panel {
+fn panel(rows: &[Row], metric: &Metric) -> ChartPanel {
     let series = HALVES.map(|(half, name, color)| {
         let column = format!("{half}/{}", metric.column);
         let points: Vec<Point> =
@@ -42,7 +42,7 @@ fn panel(rows: &[Row], metric: &Metric) -> Panel {
         Series { name: name.into(), style: Style { color, dashes: &[], marker }, shift: 0.0, points }
     });
     let epochs = rows.iter().map(|r| r.epoch as f64);
-    Panel {
+    ChartPanel {
         title: None,
         across: Across::Whole(epochs.clone().fold(1.0, f64::min), epochs.fold(1.0, f64::max)),
         across_label: "epoch".into(),

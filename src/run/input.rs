@@ -1,6 +1,6 @@
 //! What a network expects of its scans.
 
-use crate::data::preprocess::{Foreground, Intensity, Settings};
+use crate::data::preprocess::{Intensity, Settings, Threshold};
 use crate::data::slices::Slices;
 use crate::data::store::Store;
 use anyhow::{Context, Result};
@@ -90,8 +90,8 @@ fn intensities(settings: &Settings) -> String {
     match (settings.intensity, settings.foreground) {
         (Intensity::MinMax, _) => "minimum and maximum to 0 and 1".into(),
         (Intensity::Window { lo, hi }, _) => format!("the window {lo} to {hi} to 0 and 1"),
-        (Intensity::ZScoreForeground, Foreground::Auto) => "mean and standard deviation over the foreground".into(),
-        (Intensity::ZScoreForeground, Foreground::Above { value }) => {
+        (Intensity::ZScoreForeground, Threshold::Auto) => "mean and standard deviation over the foreground".into(),
+        (Intensity::ZScoreForeground, Threshold::Above { value }) => {
             format!("mean and standard deviation over the foreground above {value}")
         }
     }
@@ -106,7 +106,7 @@ mod tests {
         let grid = Grid::Cube { side: 8 };
         Input {
             channels: channels.iter().map(|c| c.to_string()).collect(),
-            preprocessing: Settings { grid, foreground: Foreground::Auto, intensity, dtype: Dtype::F32 },
+            preprocessing: Settings { grid, foreground: Threshold::Auto, intensity, dtype: Dtype::F32 },
             mean_spacing: [1.; 3],
             fingerprint: String::new(),
             slices: None,
@@ -138,11 +138,11 @@ mod tests {
             assert!(warnings.len() == 1 && warnings[0].contains("minimum and maximum"), "{warnings:?}");
         }
         let mut above = input(&["CT"], Intensity::ZScoreForeground);
-        above.preprocessing.foreground = Foreground::Above { value: 3. };
+        above.preprocessing.foreground = Threshold::Above { value: 3. };
         assert_eq!(above.fit(&input(&["CT"], Intensity::ZScoreForeground)).warnings.len(), 1);
         // What does not change the intensities is no matter.
         let mut half = input(&["CT"], Intensity::MinMax);
-        (half.preprocessing.dtype, half.preprocessing.foreground) = (Dtype::F16, Foreground::Above { value: 3. });
+        (half.preprocessing.dtype, half.preprocessing.foreground) = (Dtype::F16, Threshold::Above { value: 3. });
         assert_eq!(minmax.fit(&half).warnings, [""; 0]);
     }
 }

@@ -130,15 +130,19 @@ fn some(scans: &[ClassVoxels]) -> String {
 pub(crate) mod tests {
     use super::*;
     use crate::data::layouts::Layout;
-    use crate::data::preprocess::{Dtype, Foreground as Box, Grid, Intensity, Settings};
+    use crate::data::preprocess::{Dtype, Grid, Intensity, Settings, Threshold};
     use crate::data::store::{Entry, Index, Store, file, file_name};
     use ndarray::Array3;
     use std::path::Path;
 
     /// A store of these labels, each also the image.
     pub fn store(folder: &Path, labels: &[Option<Array3<u8>>]) -> Store {
-        let settings =
-            Settings { grid: Grid::Cube { side: 8 }, foreground: Box::Auto, intensity: Intensity::MinMax, dtype: Dtype::F16 };
+        let settings = Settings {
+            grid: Grid::Cube { side: 8 },
+            foreground: Threshold::Auto,
+            intensity: Intensity::MinMax,
+            dtype: Dtype::F16,
+        };
         let mut index = Index::new(Layout::Folder, settings, vec!["t1".into()], None);
         for (n, label) in labels.iter().enumerate() {
             let (d, h, w) = label.as_ref().map_or((4, 4, 4), |l| l.dim());

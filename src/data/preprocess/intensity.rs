@@ -1,6 +1,6 @@
 //! Foreground, bounding box and normalisation of intensities, channel by channel.
 
-use super::{Foreground, Intensity};
+use super::{Intensity, Threshold};
 use crate::dim::{Region, Shape};
 use anyhow::{Result, bail, ensure};
 
@@ -45,11 +45,11 @@ pub fn summary(values: &[f32]) -> Summary {
 }
 
 /// Intensity above which a voxel is foreground.
-pub fn threshold(foreground: Foreground, channel: &Summary) -> f32 {
+pub fn threshold(foreground: Threshold, channel: &Summary) -> f32 {
     match foreground {
-        Foreground::Above { value } => value,
-        Foreground::Auto if channel.min < AIR_BELOW => AIR_BELOW,
-        Foreground::Auto => (f64::from(channel.min) + (channel.mean - f64::from(channel.min)) / 2.0) as f32,
+        Threshold::Above { value } => value,
+        Threshold::Auto if channel.min < AIR_BELOW => AIR_BELOW,
+        Threshold::Auto => (f64::from(channel.min) + (channel.mean - f64::from(channel.min)) / 2.0) as f32,
     }
 }
 
@@ -77,7 +77,7 @@ pub fn bounding_box(channels: &[(&[f32], f32)], shape: Shape) -> Option<Region> 
 }
 
 /// Normalises one channel. Errors where that is undefined: a constant channel, or no foreground.
-pub fn normalise(values: &mut [f32], intensity: Intensity, foreground: Foreground) -> Result<()> {
+pub fn normalise(values: &mut [f32], intensity: Intensity, foreground: Threshold) -> Result<()> {
     let (shift, scale) = match intensity {
         Intensity::Window { lo, hi } => {
             let scale = 1.0 / (hi - lo);
@@ -195,17 +195,17 @@ mod tests {
         let near = |got: Vec<f32>, expected: [f32; 6]| {
             assert!(got.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-5), "{got:?} {expected:?}");
         };
-        near(done(Intensity::MinMax, Foreground::Auto), raw.map(|v| (v + 1000.0) / 2000.0));
-        near(done(Intensity::Window { lo: -100.0, hi: 100.0 }, Foreground::Auto), [0.0, 0.0, 0.5, 0.7, 1.0, 1.0]);
+        near(done(Intensity::MinMax, Threshold::Auto), raw.map(|v| (v + 1000.0) / 2000.0));
+        near(done(Intensity::Window { lo: -100.0, hi: 100.0 }, Threshold::Auto), [0.0, 0.0, 0.5, 0.7, 1.0, 1.0]);
         // CT: the foreground is what is above -500, here 0, 40, 100 and 1000.
         let deviation = (([0.0f32, 40.0, 100.0, 1000.0].map(|v| (v - 285.0).powi(2)).iter().sum::<f32>()) / 4.0).sqrt();
-        near(done(Intensity::ZScoreForeground, Foreground::Auto), raw.map(|v| (v - 285.0) / deviation));
-        near(done(Intensity::ZScoreForeground, Foreground::Above { value: 50.0 }), raw.map(|v| (v - 550.0) / 450.0));
+        near(done(Intensity::ZScoreForeground, Threshold::Auto), raw.map(|v| (v - 285.0) / deviation));
+        near(done(Intensity::ZScoreForeground, Threshold::Above { value: 50.0 }), raw.map(|v| (v - 550.0) / 450.0));
         for intensity in [Intensity::MinMax, Intensity::ZScoreForeground] {
-            assert!(normalise(&mut [3.0; 20], intensity, Foreground::Auto).is_err());
+            assert!(normalise(&mut [3.0; 20], intensity, Threshold::Auto).is_err());
         }
         // Without negative air values: half-way between the minimum and the mean.
         let channel = Summary { min: 10.0, max: 90.0, mean: 30.0, non_finite: 0 };
-        assert_eq!(threshold(Foreground::Auto, &channel), 20.0);
+        assert_eq!(threshold(Threshold::Auto, &channel), 20.0);
     }
 }

@@ -17,7 +17,7 @@ pub fn line(bytes: usize, parts: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use crate::data::preprocess::{Dtype, Foreground, Grid, Intensity, Placement, Settings};
+    use crate::data::preprocess::{Dtype, Grid, Intensity, Placement, Settings, Threshold};
     use crate::data::volume::Volume;
     use ndarray::Array4;
 
@@ -27,7 +27,7 @@ mod tests {
         let data = Array4::from_shape_fn((2, 10, 10, 10), |(_, i, j, k)| (i + j + k) as f32);
         let scan = Volume { data, affine };
         let place = |mm: f64| {
-            let (foreground, intensity) = (Foreground::Above { value: -1. }, Intensity::MinMax);
+            let (foreground, intensity) = (Threshold::Above { value: -1. }, Intensity::MinMax);
             Placement::find(
                 &scan,
                 None,

@@ -24,7 +24,7 @@ use serde::{Deserialize, Serialize};
 #[serde(deny_unknown_fields)]
 pub struct Settings {
     pub grid: Grid,
-    pub foreground: Foreground,
+    pub foreground: Threshold,
     pub intensity: Intensity,
     pub dtype: Dtype,
 }
@@ -52,7 +52,7 @@ impl Grid {
 /// What counts as foreground, channel by channel.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
-pub enum Foreground {
+pub enum Threshold {
     /// Above -500 where the channel's minimum is below -500 (CT in HU: air and padding are left out); otherwise above
     /// `minimum + (mean - minimum) / 2`. In photographs above 0.04 of the brightest possible value.
     Auto,
@@ -99,7 +99,7 @@ impl Settings {
                 "spacing must be 0.01 to 1000 mm along every axis, found {mm:?}"
             ),
         }
-        if let Foreground::Above { value } = self.foreground {
+        if let Threshold::Above { value } = self.foreground {
             ensure!(value.is_finite(), "foreground must be a finite intensity, found {value}");
         }
         if let Intensity::Window { lo, hi } = self.intensity {

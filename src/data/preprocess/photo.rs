@@ -1,6 +1,6 @@
 //! Photographs of the eye's fundus: the dark border is cut off, the rest centred on a black square and resized.
 
-use super::Foreground;
+use super::Threshold;
 use crate::data::volume::Volume;
 use crate::dim::Region;
 use anyhow::{Context, Result, bail, ensure};
@@ -8,7 +8,7 @@ use image::imageops::{FilterType, resize};
 use image::{ImageBuffer, Luma};
 use ndarray::Array4;
 
-/// Brightest black of a border, noise and compression included: 10 of 255. [`Foreground::Auto`].
+/// Brightest black of a border, noise and compression included: 10 of 255. [`Threshold::Auto`].
 const BLACK: f32 = 0.04;
 /// Share of a line's pixels that must be brighter, so that dust and captions do not count. A circle's outermost line of pixels has 6 % of
 /// its diameter at 1000 pixels, so no more than one line is lost.
@@ -22,12 +22,12 @@ const SHARE: f64 = 0.02;
 /// `interpolate(antialias=True)` do): photographs are reduced ten times, and plain interpolation would turn vessels into dots.
 ///
 /// Errors: no foreground.
-pub fn fit(volume: &Volume, side: usize, foreground: Foreground) -> Result<(Volume, Region)> {
+pub fn fit(volume: &Volume, side: usize, foreground: Threshold) -> Result<(Volume, Region)> {
     let (channels, depth, height, width) = volume.data.dim();
     ensure!(depth == 1, "{depth} planes, expected a photograph");
     let threshold = match foreground {
-        Foreground::Auto => BLACK,
-        Foreground::Above { value } => value,
+        Threshold::Auto => BLACK,
+        Threshold::Above { value } => value,
     };
     let (mut rows, mut columns) = (vec![0usize; height], vec![0usize; width]);
     for (y, row) in rows.iter_mut().enumerate() {
@@ -89,7 +89,7 @@ mod tests {
     fn the_disc_fills_the_square_and_keeps_its_shape() {
         // Whole, and cut at the top and the bottom, where black is put.
         for (shape, centre) in [([300, 500], [150., 260.]), ([160, 500], [79.5, 260.])] {
-            let (fitted, crop) = fit(&disc(shape, centre, 100.), 50, Foreground::Auto).unwrap();
+            let (fitted, crop) = fit(&disc(shape, centre, 100.), 50, Threshold::Auto).unwrap();
             // The outermost line of pixels holds one pixel, which may be dust.
             assert_eq!((crop.start[2], crop.size), (161, [1, shape[0].min(199), 199]));
             assert_eq!(fitted.data.dim(), (3, 1, 50, 50));
@@ -115,13 +115,13 @@ mod tests {
     fn reduction_averages_and_the_same_size_changes_nothing() {
         // A checkerboard: plain interpolation would pick dots, the average is grey.
         let board = Array4::from_shape_fn((1, 1, 64, 64), |(_, _, y, x)| ((x + y) % 2) as f32);
-        let (fitted, _) = fit(&Volume { data: board, affine: IDENTITY }, 8, Foreground::Auto).unwrap();
+        let (fitted, _) = fit(&Volume { data: board, affine: IDENTITY }, 8, Threshold::Auto).unwrap();
         assert!(fitted.data.iter().all(|v| (v - 0.5).abs() < 0.02), "{:?}", fitted.data);
         let steps = Array4::from_shape_fn((1, 1, 9, 9), |(_, _, y, x)| 0.1 + (y * 9 + x) as f32 / 100.);
-        let (same, crop) = fit(&Volume { data: steps.clone(), affine: IDENTITY }, 9, Foreground::Auto).unwrap();
+        let (same, crop) = fit(&Volume { data: steps.clone(), affine: IDENTITY }, 9, Threshold::Auto).unwrap();
         assert!(same.data.iter().zip(&steps).all(|(a, b)| (a - b).abs() < 1e-6) && same.affine == IDENTITY);
         assert_eq!(crop, Region::whole([1, 9, 9]));
         let black = Volume { data: Array4::from_elem((1, 1, 9, 9), 0.01), affine: IDENTITY };
-        assert!(fit(&black, 9, Foreground::Auto).unwrap_err().to_string().contains("0.04"));
+        assert!(fit(&black, 9, Threshold::Auto).unwrap_err().to_string().contains("0.04"));
     }
 }

@@ -1,6 +1,6 @@
 use super::*;
 use crate::data::Arrays;
-use crate::data::preprocess::{Dtype, Foreground, Grid, Intensity};
+use crate::data::preprocess::{Dtype, Grid, Intensity, Threshold};
 use crate::rng::{Stream, rng};
 use ndarray::{Array3, Array4};
 use rand::Rng as _;
@@ -14,7 +14,7 @@ fn orientations() -> Vec<Orientation> {
 }
 
 fn settings(dtype: Dtype) -> Settings {
-    Settings { grid: Grid::Cube { side: 8 }, foreground: Foreground::Auto, intensity: Intensity::MinMax, dtype }
+    Settings { grid: Grid::Cube { side: 8 }, foreground: Threshold::Auto, intensity: Intensity::MinMax, dtype }
 }
 
 /// A store of random scans of different shapes, and the same values (rounded to the stored type) in memory.

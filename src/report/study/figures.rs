@@ -1,7 +1,7 @@
 //! A study's figures.
 
 use super::words::percent;
-use crate::report::chart::{Across, Figure, GREY, INK, Panel, Point, Series, Style};
+use crate::report::chart::{Across, ChartPanel, Figure, GREY, INK, Point, Series, Style};
 use crate::report::surface::Color;
 use crate::run::record::RANDOM;
 use crate::study::compare::{Arm, Comparison, Table};
@@ -51,7 +51,7 @@ impl Styles {
     }
 }
 
-fn figure(title: String, panels: Vec<Panel>) -> Figure {
+fn figure(title: String, panels: Vec<ChartPanel>) -> Figure {
     let (columns, size) = match panels.len() {
         0..=1 => (1, [1100.0, 620.0]),
         2 | 4 => (2, [640.0, 500.0]),
@@ -96,7 +96,7 @@ pub fn efficiency(records: &Records, styles: &Styles, tables: &[Table]) -> Figur
             let rows = table.arms.iter().zip(&table.means).filter(|(arm, _)| arm.rank == rank);
             let share =
                 if tables.len() > 1 { format!("{} of the unlabelled scans", percent(table.unlabelled)) } else { String::new() };
-            panels.push(Panel {
+            panels.push(ChartPanel {
                 title: Some(joined(&[&share, &name])),
                 across: Across::Names(table.fractions.iter().map(|f| percent(*f)).collect()),
                 across_label: "labelled training subjects".into(),
@@ -126,7 +126,7 @@ pub fn convergence(records: &Records, styles: &Styles, parts: &[Convergence]) ->
             });
             let share = unlabelled.map_or(String::new(), |u| format!("{} unlabelled", percent(u)));
             let goal = reach.iter().find(|r| r.scratch.rank == rank).map(|r| ("scratch at the end".to_string(), r.goal));
-            panels.push(Panel {
+            panels.push(ChartPanel {
                 title: Some(joined(&[&format!("{} of the labels", percent(*fraction)), &share, &name])),
                 across: Across::Whole(1.0, last as f64),
                 across_label: "epoch".into(),
@@ -149,7 +149,7 @@ pub fn scaling(records: &Records, styles: &Styles, tables: &[Table]) -> Figure {
             let here = |c: &&Comparison, arm: &Arm| c.arm == *arm && c.fraction == fraction;
             let estimate = |table: &Table, arm: &Arm| Some(table.scratch.iter().find(|c| here(c, arm))?.paired?.difference);
             let series = arms.map(|arm| (tables.iter().map(|t| estimate(t, &arm)).collect(), arm)).map(|(e, arm)| (arm, e));
-            panels.push(Panel {
+            panels.push(ChartPanel {
                 title: Some(joined(&[&format!("{} of the labels", percent(fraction)), &name])),
                 across: Across::Names(tables.iter().map(|t| percent(t.unlabelled)).collect()),
                 across_label: "unlabelled scans in pretraining".into(),
