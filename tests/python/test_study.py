@@ -476,10 +476,12 @@ def test_unfair_cells_are_named(tmp_path):
     sweep = Sweep(tmp_path / "sweep", ARMS, scores({}))
     sweep.results["rot-warmup-f0.1-s1-u1.0-r3"]["split_fingerprint"] = "another"
     sweep.results["rpl-full-f1.0-s0-u1.0-r3"]["epochs"] = 400
+    sweep.results["rpl-full-f0.1-s2-u1.0-r3"]["warnings"] = ["trained on other channels"]
     sweep.write()
     text = sweep.report()
     assert "rot-warmup-f0.1-s1-u1.0-r3 differ in their split" in text
     assert "rpl-full-f1.0-s0-u1.0-r3 differ in their epochs" in text
+    assert "fine-tuning warned of the weights of rpl-full-f0.1-s2-u1.0-r3; the first: trained on other channels" in text
 
 
 def test_bad_folders_are_refused(tmp_path):

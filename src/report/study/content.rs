@@ -97,6 +97,12 @@ fn warnings(records: &Records) -> Vec<String> {
     if !bare.is_empty() {
         said.push(format!("no metrics.jsonl, so no convergence of their arm and fraction, in {}", named(&bare)));
     }
+    let warned: Vec<(&str, &String)> =
+        records.done().filter_map(|(c, f)| Some((c.id.as_str(), f.result.warnings.first()?))).collect();
+    if let Some((_, first)) = warned.first() {
+        let cells: Vec<&str> = warned.iter().map(|(id, _)| *id).collect();
+        said.push(format!("fine-tuning warned of the weights of {}; the first: {first}", named(&cells)));
+    }
     said.extend(records.notes.iter().cloned());
     let unfair =
         [("all but the encoder's start", records.unfair()), ("their subjects in 2D and in 3D", records.unfair_ranks())];
