@@ -3,7 +3,8 @@
 use crate::data::layouts::{Dataset, Subject};
 use crate::data::preprocess::{Plan, Prepared, label, prepare};
 use crate::data::store::file::{self, Mapped};
-use crate::data::store::{Entry, INDEX, Index, LeftOut, file_name};
+use crate::data::store::index::INDEX;
+use crate::data::store::{Entry, Index, LeftOut, file_name};
 use crate::fs::{LOCK, lock_folder};
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;

@@ -2,158 +2,27 @@
 
 pub mod build;
 pub mod file;
+pub mod index;
 pub mod oriented;
+
+pub use index::{Entry, Index, LeftOut, is_store};
 
 use crate::data::Scans;
 use crate::data::identity::hex;
-use crate::data::layouts::{LabelValue, Layout};
-use crate::data::preprocess::{Outside, Settings};
+use crate::data::preprocess::Outside;
 use crate::data::slices::Slices;
 use crate::dim::{Rank, Region, Shape, voxels};
-use crate::fs::write_atomic;
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, bail, ensure};
 use file::{Mapped, Voxels};
 use rayon::prelude::*;
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-const FORMAT: &str = "pretext3d-store";
-const VERSION: u32 = 1;
-pub(crate) const INDEX: &str = "index.json";
 /// Files mapped at a time: well below Linux's 65530 maps a process.
 const MAX_MAPPED: usize = 8192;
-
-/// What a store holds: `index.json`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Index {
-    pub format: String,
-    pub version: u32,
-    /// False while `preprocess` has not finished.
-    pub complete: bool,
-    /// SHA-256 over settings, channels, labels and every subject's id, class and voxels; the same on every machine.
-    pub fingerprint: String,
-    pub layout: Layout,
-    pub settings: Settings,
-    /// Channel names, in order.
-    pub channels: Vec<String>,
-    /// Class `k` of the stored labels is the owners' value `labels[k].value`; `None`: no subject has labels.
-    pub labels: Option<Vec<LabelValue>>,
-    /// Names of the classes of whole scans; `None`: no subject has one.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub classes: Option<Vec<String>>,
-    /// Sorted by id.
-    pub subjects: Vec<Entry>,
-    /// Scans that could not be used, where the user accepted that.
-    pub left_out: Vec<LeftOut>,
-}
-
-/// One subject of a store.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Entry {
-    pub id: String,
-    /// File name in the store's folder.
-    pub file: String,
-    pub bytes: u64,
-    pub shape: Shape,
-    /// Millimetres along each axis of the stored grid.
-    pub spacing: [f64; 3],
-    /// Whether the file holds a label.
-    pub label: bool,
-    /// Class of the whole scan, a position in [`Index::classes`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub class: Option<u8>,
-    /// `train`, `val` or `test`, where the dataset says.
-    pub split: Option<String>,
-    /// SHA-256 of the stored voxels.
-    pub fingerprint: String,
-    /// Of the scan's images as read, see [`images`](crate::data::identity::images); empty in stores of earlier versions.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub images: Vec<String>,
-    /// Labelled voxels that a prediction does not reach.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub outside: Option<Outside>,
-    /// All values of the scan as it was read, where they are a few whole numbers as those of a label are; otherwise none.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    pub few_values: Vec<i64>,
-}
-
-impl Entry {
-    /// What the scan is known again by: its images as read, and its voxels as stored, which is all that an index of an earlier version
-    /// has. Two scans that share one of these are the same.
-    pub fn marks(&self) -> impl Iterator<Item = &str> {
-        self.images.iter().chain([&self.fingerprint]).map(String::as_str)
-    }
-}
-
-/// A scan that is not in the store.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LeftOut {
-    pub id: String,
-    pub reason: String,
-}
-
-impl Index {
-    /// An index of a store that is still being filled.
-    pub fn new(layout: Layout, settings: Settings, channels: Vec<String>, labels: Option<Vec<LabelValue>>) -> Index {
-        Index {
-            format: FORMAT.into(),
-            version: VERSION,
-            complete: false,
-            fingerprint: String::new(),
-            layout,
-            settings,
-            channels,
-            labels,
-            classes: None,
-            subjects: Vec::new(),
-            left_out: Vec::new(),
-        }
-    }
-
-    /// Reads a store's index; it may be of a store that is not complete.
-    pub fn read(folder: &Path) -> Result<Index> {
-        let path = folder.join(INDEX);
-        ensure!(path.is_file(), "{}: not a store (no {INDEX}); make one with `pretext3d preprocess`", folder.display());
-        let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
-
-        #[derive(Deserialize)]
-        struct Kind {
-            format: String,
-            version: u32,
-        }
-        let kind: Kind = serde_json::from_slice(&text).with_context(|| format!("{}: not a store's index", path.display()))?;
-        ensure!(kind.format == FORMAT, "{}: format is `{}`, expected `{FORMAT}`", path.display(), kind.format);
-        ensure!(
-            kind.version <= VERSION,
-            "{}: store of version {}, this program reads up to {VERSION}: update it, or preprocess again",
-            path.display(),
-            kind.version
-        );
-        serde_json::from_slice(&text).with_context(|| path.display().to_string())
-    }
-
-    /// Writes the index; a complete one gets its fingerprint.
-    pub fn write(&mut self, folder: &Path) -> Result<()> {
-        self.fingerprint = self.computed_fingerprint()?;
-        write_atomic(&folder.join(INDEX), |file| Ok(serde_json::to_writer_pretty(file, self)?))
-    }
-
-    fn computed_fingerprint(&self) -> Result<String> {
-        let mut hash = Sha256::new();
-        hash.update(serde_json::to_vec(&(&self.settings, &self.channels, &self.labels))?);
-        for subject in &self.subjects {
-            hash.update(format!("\n{}\n{}", subject.id, subject.fingerprint));
-            if let Some(class) = subject.class {
-                hash.update(format!("\nclass {class}"));
-            }
-        }
-        Ok(hex(&hash.finalize()))
-    }
-}
 
 /// A store opened for reading; clones share it. As [`Scans`] it gives volumes, or with [`Store::sliced`] their slices; all
 /// else speaks of what is stored.
@@ -426,11 +295,6 @@ impl Scans for Subset {
     fn foreground(&self, scan: usize) -> Region {
         self.store.foreground(self.scans[scan])
     }
-}
-
-/// Whether a folder holds a store, whatever its state.
-pub fn is_store(folder: &Path) -> bool {
-    folder.join(INDEX).is_file()
 }
 
 /// File name of a subject in the store: the id where it is a plain name, otherwise cleaned and told apart by its hash.

@@ -1,6 +1,8 @@
+use super::index::INDEX;
 use super::*;
 use crate::data::Arrays;
-use crate::data::preprocess::{Dtype, Grid, Intensity, Threshold};
+use crate::data::layouts::Layout;
+use crate::data::preprocess::{Dtype, Grid, Intensity, Settings, Threshold};
 use crate::rng::{Stream, rng};
 use ndarray::{Array3, Array4};
 use rand::Rng as _;
