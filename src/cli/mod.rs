@@ -88,17 +88,28 @@ fn run(command: Command) -> Result<ExitCode> {
 }
 
 /// Errors if `arguments`, from the subcommand on, would be refused before any data is read.
-pub fn check_arguments(arguments: &[String]) -> Result<()> {
-    let arguments = std::iter::once("pretext3d").chain(arguments.iter().map(String::as_str));
-    let parsed = Cli::try_parse_from(arguments);
-    match parsed
-        .map_err(|e| anyhow!("{}", e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: ")))?
-        .command
-    {
+fn check_arguments(arguments: &[String]) -> Result<()> {
+    match parse(arguments)? {
         Command::Pretrain(args) => args.settings.check(),
         Command::Finetune(args) => args.settings.check(),
         _ => Ok(()),
     }
+}
+
+/// Errors if `arguments` would be refused by what their store holds.
+fn check_data(arguments: &[String]) -> Result<()> {
+    match parse(arguments)? {
+        Command::Pretrain(args) => crate::train::pretrain::check(&args.settings),
+        Command::Finetune(args) => crate::finetune::check(&args.settings),
+        _ => Ok(()),
+    }
+}
+
+fn parse(arguments: &[String]) -> Result<Command> {
+    let arguments = std::iter::once("pretext3d").chain(arguments.iter().map(String::as_str));
+    let first_line =
+        |e: clap::Error| anyhow!("{}", e.to_string().lines().next().unwrap_or_default().trim_start_matches("error: "));
+    Ok(Cli::try_parse_from(arguments).map_err(first_line)?.command)
 }
 
 /// The process's arguments, with settings files turned into flags.

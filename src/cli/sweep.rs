@@ -45,11 +45,17 @@ pub fn run(args: Args) -> Result<ExitCode> {
     config.other_people |= args.other_people;
     let folder = args.out.unwrap_or_else(|| Path::new("runs").join(format!("sweep-{}", config.name)));
     let runner = Runner::plan(config, folder, args.shard, &super::check_arguments)?;
+    let fits = runner.check_data(&super::check_data);
     if args.dry_run {
+        // The plan may be looked at with other scans than it is for.
+        if let Err(error) = fits {
+            note!("warning: this sweep would be refused: {error:#}");
+        }
         note!("{}", runner.amount());
         runner.commands()?.iter().for_each(|command| say!("{command}"));
         return Ok(ExitCode::SUCCESS);
     }
+    fits?;
     if let Ended::Stopped = runner.run()? {
         return Ok(ExitCode::from(super::STOPPED));
     }

@@ -44,6 +44,14 @@ pub fn check(config: &FinetuneConfig, index: &Index) -> Result<()> {
     Ok(())
 }
 
+/// Errors if scans of this store do not fit the task on this encoder. After [`check`].
+pub fn check_shapes(config: &FinetuneConfig, store: &Store, encoder: &EncoderConfig) -> Result<()> {
+    match config.task {
+        DownstreamKind::Segmentation => config.segmentation.patch_shape(store, encoder.rank(), encoder.reduction()).map(drop),
+        DownstreamKind::Classification => common_shape(store).map(drop),
+    }
+}
+
 /// Builds the task for the scans that are trained on. After [`check`].
 pub fn build(
     config: &FinetuneConfig,

@@ -32,6 +32,17 @@ use std::path::Path;
 /// training.
 const STEPS: u64 = 50;
 
+/// Errors if the settings contradict each other or the store, as far as that shows without the weights and a split.
+pub fn check(config: &FinetuneConfig) -> Result<()> {
+    config.check()?;
+    let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
+    downstream::check(config, store.index())?;
+    if !config.random() {
+        return Ok(());
+    }
+    downstream::check_shapes(config, &store, &network(config, store.rank()?, store.channels(), None)?)
+}
+
 /// Trains until the last epoch or a signal, then scores the best epoch on the test side. `resume`: the folder of the run to
 /// continue.
 pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended> {

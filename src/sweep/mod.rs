@@ -59,7 +59,7 @@ pub struct Runner {
 
 impl Runner {
     /// Reads and checks all that can be known before anything runs; writes nothing. The lists of an earlier start in this folder
-    /// may grow; what else was set must stay. `check` errors on a command line that its command would refuse.
+    /// may grow; what else was set must stay. `check` errors on a command line that its command would refuse before it reads data.
     pub fn plan(config: SweepConfig, folder: PathBuf, shard: Shard, check: &dyn Fn(&[String]) -> Result<()>) -> Result<Runner> {
         let store = Store::open(&config.data)?.sliced(config.slices()?)?;
         let finetunings = config.finetunings(store.rank()?.n())?;
@@ -90,6 +90,22 @@ impl Runner {
             check(&runner.arguments(work)?).with_context(|| runner.name(work))?;
         }
         Ok(runner)
+    }
+
+    /// Errors on a command line that does not fit the stores, such as a patch larger than the scans, by `check`. What a kind of work asks of
+    /// the data does not depend on its seed or share.
+    pub fn check_data(&self, check: &dyn Fn(&[String]) -> Result<()>) -> Result<()> {
+        let mut tried = BTreeSet::new();
+        for work in self.work() {
+            let first = match work {
+                Work::Pretrain(p) => tried.insert(("pretrain", p.tasks.as_str())),
+                Work::Finetune(f) => tried.insert((f.cell.pretext.as_str(), f.cell.arm.as_str())),
+            };
+            if first {
+                check(&self.arguments(work)?).with_context(|| self.name(work))?;
+            }
+        }
+        Ok(())
     }
 
     /// Says where the scans that are pretrained on are others in kind than those that are fine-tuned on.

@@ -124,6 +124,18 @@ impl PretrainConfig {
     }
 }
 
+/// Errors if the settings contradict each other or the store, as far as that shows without a split.
+pub fn check(config: &PretrainConfig) -> Result<()> {
+    config.check()?;
+    let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
+    let (rank, window) = geometry(config, &store)?;
+    if let Some(init) = &config.init {
+        ensure!(init.exists(), "--init {}: no such file", init.display());
+    }
+    let scans = Arc::new(store);
+    config.trainer(Device::Cpu, rank, window, scans.clone(), scans).map(drop)
+}
+
 /// Trains until the last epoch or a signal. `resume`: the folder of the run to continue.
 pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended> {
     config.check()?;

@@ -218,9 +218,10 @@ def test_a_shard_alone_does_not_wait_for_ever(data, tmp_path):
 @pytest.mark.parametrize("shard", ["1/1", "2/2"])
 def test_what_fails_at_run_time_is_named(data, tmp_path, shard):
     """A pretraining that fails: its cells are given up, the others done, with one shard and with several."""
-    more = "[pretrain.exe]\nwindow = 64"
+    (tmp_path / "cut.safetensors").write_bytes(bytes(100))
+    more = f'[pretrain.exe]\ninit = "{tmp_path / "cut.safetensors"}"'
     out, config = tmp_path / "out", written(tmp_path / "bad.toml", data, tasks=["exe"], fractions=[1.0], more=more)
-    says = ["pretraining exe", "--window 64", "1 failed: pretraining exe and with it 2 cells"]
+    says = ["pretraining exe", "cut.safetensors", "1 failed: pretraining exe and with it 2 cells"]
     message = refused(*sweep(config, out, "--shard", shard), says=says)
     assert "log.txt" in message
     assert all(name.startswith("cells/scratch") for name in results(out))
@@ -434,6 +435,10 @@ REFUSED = {
     "more folds than subjects": ({"test": "folds = 12"}, ["12 folds", "found 11"]),
     "a fold that is none": ({"test": "folds = 3\nrun_folds = [3]"}, ["`run_folds`", "0 to 2"]),
     "another downstream task": ({"more": 'task = "detection"'}, ["[finetune] task", "detection"]),
+    "a patch that no scan holds": ({"more": "patch = 32"}, ["scratch", "--patch", "32", "at most 16"]),
+    "a patch that the encoder does not pool evenly": ({"more": "patch = 15"}, ["scratch", "15", "multiple of 2"]),
+    "weights that are not there": ({"more": '[pretrain.rpl]\ninit = "gone.pt"', "tasks": ["rpl"]}, ["--init gone.pt", "no such file"]),
+    "a window of pretraining that no scan holds": ({"more": "[pretrain.rpl]\nwindow = 20", "tasks": ["rpl"]}, ["--window 20", "rpl"]),
     "a table of no task": ({"more": "[pretrain.rott]\nlr = 1"}, ["pretrain.rott"]),
 }
 
