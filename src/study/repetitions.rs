@@ -75,15 +75,36 @@ impl Repetitions {
         self.splits_vary().then_some(draw.split)
     }
 
-    /// Runs of one group are averaged: those that train and test on the same sides, of which only folds give several.
+    /// Runs of one group are averaged: those that train and test on the same sides of one of several splits or folds.
     pub fn group(&self, seed: u64, fold: Option<u64>) -> (u64, Option<u64>) {
-        match fold {
-            Some(_) => (self.draws.get(&seed).copied().unwrap_or_default().split, fold),
-            None => (seed, None),
+        match fold.is_some() || self.splits_vary() {
+            true => (self.draws.get(&seed).copied().unwrap_or_default().split, fold),
+            false => (seed, None),
         }
     }
 }
 
 fn list<T: DeserializeOwned>(settings: &Value, key: &str) -> Result<Option<Vec<T>>> {
     settings.get(key).map(|list| serde_json::from_value(list.clone())).transpose().with_context(|| format!("`{key}`"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn runs_on_the_same_sides_are_one_repetition() {
+        let groups = |settings: Value, fold| {
+            let repetitions = Repetitions::of(&settings).unwrap();
+            (0..4).map(|seed| repetitions.group(seed, fold)).collect::<Vec<_>>()
+        };
+        let seeds = || json!({ "seeds": [0, 1, 2, 3] });
+        assert_eq!(groups(seeds(), None), [(0, None), (1, None), (2, None), (3, None)]);
+        assert_eq!(groups(seeds(), Some(2)), [(0, Some(2)); 4]);
+        let mut shared = seeds();
+        shared["split_seeds"] = json!([5, 5, 6, 6]);
+        assert_eq!(groups(shared.clone(), None), [(5, None), (5, None), (6, None), (6, None)]);
+        assert_eq!(groups(shared, Some(1))[1..3], [(5, Some(1)), (6, Some(1))]);
+    }
 }

@@ -122,6 +122,8 @@ pub fn repetitions(records: &Records) -> Vec<String> {
 fn varied(repetitions: &Repetitions, cells: &[Cell]) -> String {
     let seeds = repetitions.draws.len();
     let splits = repetitions.folds.is_some() || repetitions.splits_vary();
+    // The folds of one division all average the same seeds.
+    let seeds_vary = repetitions.folds.is_none() || repetitions.splits_vary();
     let (mut own, mut shared) = (Vec::new(), Vec::new());
     let mut put = |varies: bool, own_name: &str, shared_name: &str| match varies {
         true => own.push(own_name.to_owned()),
@@ -129,19 +131,26 @@ fn varied(repetitions: &Repetitions, cells: &[Cell]) -> String {
     };
     let of_each = if repetitions.folds.is_some() { "fold" } else { "repetition" };
     put(splits, "the split", "the split");
-    put(seeds > 1, "the initialisation and the order of samples", "the seed of the initialisation and of the order of samples");
+    let (samples, n) = ("the initialisation and of the order of samples", seeds);
+    let same = if seeds > 1 { format!("the {n} seeds of {samples}") } else { format!("the seed of {samples}") };
+    put(seeds > 1 && seeds_vary, "the initialisation and the order of samples", &same);
     if repetitions.subsets {
         put(splits || repetitions.distinct(|draw| draw.subset) > 1, "the label subset", "the label subset");
     }
     if cells.iter().any(|cell| !cell.is_baseline()) {
-        let by_seed = repetitions.distinct(|draw| draw.pretraining) > 1;
+        let encoders = repetitions.distinct(|draw| draw.pretraining);
         let by_split = repetitions.pretrained_by_split && splits;
-        let each = if by_seed { "repetition" } else { of_each };
-        put(
-            by_seed || by_split,
-            &format!("the pretraining (one encoder for each {each})"),
-            "the encoder (one for all repetitions)",
-        );
+        let each = match encoders {
+            0 | 1 => format!("one encoder for each {of_each}"),
+            n if n < seeds && !by_split => format!("{n} encoders"),
+            _ => "one encoder for each repetition".to_owned(),
+        };
+        let same = if encoders > 1 {
+            format!("the {encoders} encoders of every fold")
+        } else {
+            "the encoder (one for all repetitions)".to_owned()
+        };
+        put(by_split || encoders > 1 && seeds_vary, &format!("the pretraining ({each})"), &same);
     }
     let count = match repetitions.folds {
         Some(folds) => format!("{folds} folds of {}", units(seeds.max(1), false)),
@@ -204,5 +213,31 @@ mod tests {
     fn small_numbers_are_never_shown_as_zero() {
         assert_eq!([0.0, 0.1234, -0.0004, 5e-4, 0.99996].map(number), ["0.000", "0.123", "-4.0e-4", "0.001", "1.000"]);
         assert_eq!([0.05, 1.0, 1.0 / 3.0, 0.005].map(percent), ["5 %", "100 %", "33.33 %", "0.5 %"]);
+    }
+
+    #[test]
+    fn what_no_interval_holds_is_said() {
+        let cell = serde_json::json!({ "id": "a", "pretext": "rot", "arm": "full", "fraction": 1, "seed": 0, "unlabelled": 1, "rank": 3 });
+        let cells = [serde_json::from_value(cell).unwrap()];
+        let said = |more: serde_json::Value| {
+            let mut settings =
+                serde_json::json!({ "seeds": [0, 1, 2, 3], "pretrain_seeds": [0, 1, 2, 3], "unlabelled": "store" });
+            settings.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            varied(&Repetitions::of(&settings).unwrap(), &cells)
+        };
+        let by_seed = said(serde_json::json!({}));
+        assert!(by_seed.contains("the pretraining (one encoder for each repetition). The same"), "{by_seed}");
+        assert!(said(serde_json::json!({ "pretrain_seeds": [0, 0, 1, 1] })).contains("the pretraining (2 encoders). The same"));
+        // Every fold is the mean over the same seeds and encoders.
+        let folds = said(serde_json::json!({ "folds": 5 }));
+        assert!(
+            folds.ends_with(
+                "vary the split. The same for all, and in no interval: the 4 seeds of the initialisation and of the order of samples \
+                 and the 4 encoders of every fold."
+            ),
+            "{folds}"
+        );
+        let several = said(serde_json::json!({ "folds": 5, "split_seeds": [0, 1, 2, 3] }));
+        assert!(several.contains("the initialisation and the order of samples and the pretraining"), "{several}");
     }
 }
