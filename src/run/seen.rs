@@ -113,6 +113,22 @@ pub fn warnings(seen: Option<&Seen>, store: &Store, split: &Split, other_people:
             ));
         }
     }
+    let index = &store.index().subjects;
+    let unmarked = index.iter().filter(|scan| scan.images.is_empty()).count();
+    if unmarked > 0 {
+        warnings.push(format!(
+            "whether {unmarked} of the scans of {} were pretrained on under other ids or settings is not known, as an earlier version \
+             made the store: run the same `pretext3d preprocess` again",
+            store.folder().display()
+        ));
+    }
+    let groups = [&seen.train, &seen.val];
+    if groups.iter().any(|group| group.scans.is_empty() && !group.subjects.is_empty()) {
+        warnings.push(
+            "an earlier version pretrained it, which kept the subjects' ids alone: scans under other ids are not known"
+                .to_owned(),
+        );
+    }
     if !seen.complete {
         warnings.push("it started from weights that do not say whom they were pretrained on: there may be more".to_owned());
     }

@@ -101,6 +101,20 @@ def test_weights_that_say_nothing_are_said_to(folder, finetune, tmp_path):
     assert any("there may be more" in line for line in finetune(chained).said)
 
 
+def test_what_earlier_versions_did_not_keep_is_said(folder, finetune, tmp_path):
+    shutil.copytree(folder / "ba", folder / "old", dirs_exist_ok=True)
+    index = read_json(folder / "old/index.json")
+    for subject in index["subjects"]:
+        del subject["images"]
+    (folder / "old/index.json").write_text(json.dumps(index))
+    said = finetune(folder / "pretrained/w.pt", "old").said
+    assert any("whether 10 of the scans" in line and "not known" in line for line in said), said
+    run = shutil.copytree(folder / "pretrained/run", tmp_path / "old-run")
+    (run / "seen.json").unlink()
+    said = finetune(run).said
+    assert any("ids alone" in line for line in said) and any("have the ids" in line for line in said), said
+
+
 def test_other_intensities_and_channels_are_named(folder, finetune, tmp_path):
     pretext3d("preprocess", "--data", folder / "brats", "--out", folder / "z", "--protocol", "modern", "--spacing", 2,
               "--channels", "t1,t2")
