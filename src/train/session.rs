@@ -162,6 +162,7 @@ impl Session {
         }
         self.save("last")
     }
+
     /// Writes a checkpoint. The encoder's statistics in it are those of all tasks' inputs.
     fn save(&self, which: &str) -> Result<()> {
         let Trainer { network, optimizer, .. } = &self.trainer;
