@@ -2,12 +2,13 @@
 //!
 //! The first that a name has: a code that public data give to people (`sub-01`, `002_S_0295`); a word for a person with a number
 //! (`patient00`); what stands beside the mark of a visit, a date or a side of the body (`anna/visit1`, `P01_V1`, `10_left`). Where no name
-//! has any of it: a folder with several scans, or the number before the last one (`training01_02`), if there are many like it.
+//! has any of it: a folder with several scans, or the number before the last one (`training01_02`), or what stands before a word that
+//! others share (`kim_avant`), if there are many like it.
 
 use super::below;
 use crate::data::layouts::{Source, Subject};
 use regex::Regex;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::LazyLock;
 
@@ -42,12 +43,14 @@ static LETTER: LazyLock<Regex> = LazyLock::new(|| pattern(r"^([ps][_\- ]?\d+)(?:
 static VISIT: LazyLock<Regex> = LazyLock::new(|| {
     part(concat!(
         r"(?:ses|sess|session|visit|vis|tp|time[_\- ]?point)[_\- ]?(?:\d+[a-z]?|[a-z])|baseline|follow[_\- ]?up[_\- ]?\d*",
-        r"|(?:pre|post)[_\- ]?(?:op|treatment|rt)?|screening|re(?:test|scan)",
+        r"|(?:pre|post|intra)[_\- ]?(?:op(?:erative)?|treatment|therapy|surgery|rt|contrast)?|screening|re(?:test|scan)",
         r"|(?:19|20)\d\d[\-._]?(?:0[1-9]|1[0-2])[\-._]?(?:0[1-9]|[12]\d|3[01])(?:[t_\-]?\d{4,})?|\d\d[\-.]\d\d[\-.](?:19|20)\d\d",
     ))
 });
-/// A visit that is all of a name, or follows a number at once: `P01V2`.
-static JOINED: LazyLock<Regex> = LazyLock::new(|| pattern(r"^(?:.*\d)?((?:v|visit|ses|tp|fu)\d{1,3})$"));
+/// A visit that is all of a name, or follows a number at once: `P01V2`, `Subj1Sess2`.
+static JOINED: LazyLock<Regex> = LazyLock::new(|| {
+    pattern(r"^(?:(?:.*\d)?((?:v|visit|ses|tp|fu)\d{1,3})|.*\d((?:sess|session|scan|day|week|month|time|exam)\d{1,3}))$")
+});
 /// A visit, a time or a state, where a number stands before it: `brain_v1` is a version, `P01_v1` a visit.
 static STATE: LazyLock<Regex> = LazyLock::new(|| {
     part(concat!(
@@ -66,8 +69,10 @@ static KEPT: LazyLock<Regex> = LazyLock::new(|| {
         r"|(?:train(?:ing)?|val(?:idation)?|test(?:ing)?|raw(?:data)?|dataset|batch|part|fold|set)(?:[^a-z].*)?)$",
     ))
 });
-/// A number, and that of a scan.
-static NUMBERED: LazyLock<Regex> = LazyLock::new(|| pattern(r"^(.*\d)(?:[_\-]\d{1,2}|[_\-]?[a-e])$"));
+/// A number, and that of a scan, or its year, perhaps with words for how it was made.
+static NUMBERED: LazyLock<Regex> = LazyLock::new(|| pattern(r"^(.*\d)(?:[_\-]\d{1,7}|[_\-]?[a-e])(?:[_\-][a-z][a-z_\-]*)?$"));
+/// A name and a word at its end.
+static WORDED: LazyLock<Regex> = LazyLock::new(|| pattern(r"^(.+)[_\-. ]([a-z]+)$"));
 
 /// The person of every scan; `None` where names say none.
 pub fn by_names(subjects: &[Subject], root: &Path) -> Vec<Option<String>> {
@@ -78,8 +83,9 @@ pub fn by_names(subjects: &[Subject], root: &Path) -> Vec<Option<String>> {
         *person = names.beside_a_mark();
     }
     if people.iter().all(Option::is_none) {
-        people = by_folder(&names).or_else(|| by_number(&names)).unwrap_or(people);
+        people = by_folder(&names).or_else(|| by_number(&names)).or_else(|| by_word(&names)).unwrap_or(people);
     }
+    begins_like_another(&mut people, &names);
     // One beginning of all names, `study2_scan01`, names the dataset.
     let one = people.iter().all(|person| person.is_some() && *person == people[0]);
     if !stated && one { vec![None; subjects.len()] } else { people }
@@ -150,7 +156,7 @@ fn mark(name: &str) -> Option<(&str, &str)> {
     let numbered = |before: &str| before.contains(|c: char| c.is_ascii_digit());
     let find = |pattern: &Regex, fits: &dyn Fn(&str) -> bool| {
         let mut from = 0;
-        while let Some(found) = pattern.captures_at(name, from).and_then(|found| found.get(1)) {
+        while let Some(found) = pattern.captures_at(name, from).and_then(|found| found.iter().skip(1).flatten().next()) {
             let before = name[..found.start()].trim_end_matches(SEPARATORS);
             if fits(before) {
                 return Some((before, name[found.end()..].trim_start_matches(SEPARATORS)));
@@ -181,13 +187,42 @@ fn by_folder(names: &[Names]) -> Option<Vec<Option<String>>> {
     (most > 1 && counts.len() > 1 && people).then_some(folders)
 }
 
-/// The first of two numbers at a name's end, where several scans share it and more have another.
+/// The first of two numbers at a name's end.
 fn by_number(names: &[Names]) -> Option<Vec<Option<String>>> {
-    let number = |names: &Names| Some(NUMBERED.captures(&names.id.join("_"))?[1].to_string());
-    let numbers: Vec<Option<String>> = names.iter().map(number).collect();
+    shared(names.iter().map(|names| Some(NUMBERED.captures(&names.id.join("_"))?[1].to_string())).collect())
+}
+
+/// What stands before a word at a name's end, where names are a table of people and words: each word stands beside several.
+fn by_word(names: &[Names]) -> Option<Vec<Option<String>>> {
+    let split = |names: &Names| {
+        let name = names.id.join("_");
+        let found = WORDED.captures(&name)?;
+        Some((found[1].to_string(), found[2].to_string()))
+    };
+    let parts: Vec<(String, String)> = names.iter().map(split).collect::<Option<_>>()?;
+    let mut beside: HashMap<&str, usize> = HashMap::new();
+    parts.iter().for_each(|(_, word)| *beside.entry(word).or_default() += 1);
+    let table = beside.values().all(|people| *people > 1);
+    shared(parts.iter().map(|(person, _)| Some(person.clone())).collect()).filter(|_| table)
+}
+
+/// These beginnings of all names, if they are people by their numbers: at least three, of whom one has several scans, and not as few
+/// and large as sites.
+fn shared(people: Vec<Option<String>>) -> Option<Vec<Option<String>>> {
     let mut counts: HashMap<&String, usize> = HashMap::new();
-    numbers.iter().flatten().for_each(|number| *counts.entry(number).or_default() += 1);
+    people.iter().flatten().for_each(|person| *counts.entry(person).or_default() += 1);
     let most = counts.values().copied().max().unwrap_or(0);
-    let people = numbers.iter().all(Option::is_some) && counts.len() > 2 && (2..=MOST_OF_A_PERSON).contains(&most);
-    people.then_some(numbers)
+    let fit = counts.len() > 2 && most > 1 && (most <= MOST_OF_A_PERSON || counts.len() > most);
+    (fit && people.iter().all(Option::is_some)).then_some(people)
+}
+
+/// A scan whose name says no person may begin like one with a number that others say: `x7_other` beside `x7_pre`.
+fn begins_like_another(people: &mut [Option<String>], names: &[Names]) {
+    let numbered = |person: &&String| person.contains(|c: char| c.is_ascii_digit());
+    let known: HashSet<String> = people.iter().flatten().filter(numbered).cloned().collect();
+    for (person, names) in people.iter_mut().zip(names).filter(|(person, _)| person.is_none()) {
+        let name = names.id.join("_");
+        let mut beginnings = name.match_indices(SEPARATORS).map(|(at, _)| &name[..at]);
+        *person = beginnings.rfind(|beginning| known.contains(*beginning)).map(String::from);
+    }
 }

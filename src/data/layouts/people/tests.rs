@@ -15,7 +15,7 @@ fn reading(person: Option<&Regex>) -> Reading<'_> {
 
 #[test]
 fn people_are_told_by_folders_and_names() {
-    let cases: [(&[&str], &[&str]); 27] = [
+    let cases: [(&[&str], &[&str]); 33] = [
         // Visits in folders, or in the names of their files.
         (
             &["p03/visit1/T1", "p03/visit2/T1", "p04/visit1/T1", "p04/visit2/T1"],
@@ -73,6 +73,26 @@ fn people_are_told_by_folders_and_names() {
         (&["x/17", "x/18", "y/19", "y/20", "z/21"], &["x/17", "x/18", "y/19", "y/20", "z/21"]),
         (&["t01_01", "t01_02", "t02_01", "t03_01"], &["t01/01", "t01/02", "t02/01", "t03/01"]),
         (&["001A", "001B", "002A", "003A"], &["001/A", "001/B", "002/A", "003/A"]),
+        // With a contrast and more behind, numbers of studies, years, and what joins words without a separator.
+        (
+            &["training01_01_flair_pp", "training01_02_flair_pp", "training02_01_flair_pp", "training03_01_flair_pp"],
+            &["training01/01_flair_pp", "training01/02_flair_pp", "training02/01_flair_pp", "training03/01_flair_pp"],
+        ),
+        (
+            &["10000_1000000_t2w", "10000_1000001_t2w", "10001_1000002_t2w", "10002_1000003_t2w"],
+            &["10000/1000000", "10000/1000001", "10001/1000002", "10002/1000003"],
+        ),
+        (
+            &["10001/1999/ct", "10001/2000/ct", "10002/1999/ct", "10003/1999/ct"],
+            &["10001/1999", "10001/2000", "10002/1999", "10003/1999"],
+        ),
+        (&["Subj1Sess1", "Subj1Sess2", "Subj2Sess1"], &["Subj1/Sess1", "Subj1/Sess2", "Subj2/Sess1"]),
+        // Words that are not known to be marks.
+        (&["ReMIND-001-preop", "ReMIND-001-sometime", "x-2"], &["ReMIND-001/preop", "ReMIND-001/sometime", "x-2"]),
+        (
+            &["kim_avant", "kim_apres", "lee_avant", "lee_apres", "wu_avant"],
+            &["kim/apres", "kim/avant", "lee/apres", "lee/avant", "wu/avant"],
+        ),
         // Names of the data, not of people.
         (&["study2_scan_001", "study2_scan_002"], &["study2_scan_001", "study2_scan_002"]),
         (
@@ -83,6 +103,11 @@ fn people_are_told_by_folders_and_names() {
     for (names, expected) in cases {
         assert_eq!(ids(names), expected);
     }
+    // One person of many scans among many people, as in ChestX-ray14.
+    let xrays: Vec<String> =
+        (0..20).map(|scan| format!("00000001_{scan:03}")).chain((2..30).map(|person| format!("{person:08}_000"))).collect();
+    let found = ids(&xrays.iter().map(String::as_str).collect::<Vec<_>>());
+    assert_eq!(found[19..21], ["00000001/019", "00000002/000"]);
     // Many scans in each of few folders: sites.
     let sites: Vec<String> = (0..60).map(|n| format!("{}/{:03}", ["Utrecht", "Singapore"][n % 2], n / 2)).collect();
     let found = ids(&sites.iter().map(String::as_str).collect::<Vec<_>>());
