@@ -95,6 +95,10 @@ impl Scoring {
             (Some(RegionSet::Brats), Some(labels)) => Some(brats::regions(labels)?),
             _ => None,
         };
+        if let (true, Some(assumption)) = (args.regions.is_some(), brats::assumption(described.as_deref().unwrap_or_default()))
+        {
+            note!("--regions brats: {assumption}; a dataset as --labels, with its description, says it otherwise");
+        }
         let mut labels = described;
         if !args.classes.is_empty() {
             let distinct: BTreeSet<i64> = args.classes.iter().copied().collect();

@@ -10,6 +10,7 @@ use crate::data::Scans;
 use crate::data::store::Store;
 use crate::dim::{Rank, voxels};
 use crate::fs::check_folder;
+use crate::metrics::brats;
 use crate::nn::EncoderConfig;
 use crate::print::{self, note};
 use crate::run::folder::{Run, check_folders, object};
@@ -23,7 +24,7 @@ use crate::train::session::{Ended, Session};
 use crate::train::stop::Stop;
 use crate::train::trainer::{Setup, Trainer};
 use anyhow::{Context, Result, ensure};
-use config::{Arm, DownstreamKind, FinetuneConfig};
+use config::{Arm, DownstreamKind, FinetuneConfig, Regions};
 use serde_json::{Value, json};
 use sides::sides;
 use std::path::Path;
@@ -51,6 +52,11 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     let stop = Stop::on_signals()?;
     let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
     downstream::check(config, store.index())?;
+    if let (Regions::Brats, Some(assumed)) =
+        (config.regions, brats::assumption(store.index().labels.as_deref().unwrap_or_default()))
+    {
+        note!("{}: --regions brats: {assumed}; --labels of preprocess names them", config.train.data.display());
+    }
     let device = config.train.device.resolve()?;
     let input = Input::of(&store);
     let run = resume.map(|dir| Run::reopen(dir, settings::resolved(config), &RESUMABLE, &input)).transpose()?;

@@ -44,6 +44,15 @@ impl Part {
     }
 }
 
+/// What [`regions`] takes the values for where no label's name says what it is of; `None`: names do.
+pub fn assumption(labels: &[LabelValue]) -> Option<&'static str> {
+    let named = labels.iter().skip(1).any(|label| Part::of(&label.name).is_some());
+    (!named).then_some(
+        "no label's name says what it is of, so 1 is taken for necrosis, 2 for oedema and 3 or 4 for enhancing tumour; in the \
+         Decathlon's copy of BraTS 1 is oedema and 2 necrosis",
+    )
+}
+
 /// Label values of each region, in the order of [`REGIONS`]: by the labels' names, in whatever order datasets number them; where no
 /// name says anything, by the values, which then must be 1, 2 and either 3 or 4. Errors: names that say some parts only, other values.
 pub fn regions(labels: &[LabelValue]) -> Result<Vec<(String, Vec<i64>)>> {
@@ -128,6 +137,9 @@ mod tests {
     fn values_decide_where_no_name_says_anything() {
         assert_eq!(found(&[(1, "label 1"), (2, "label 2"), (4, "label 4")]), [vec![1, 2, 4], vec![1, 4], vec![4]]);
         assert_eq!(found(&[(1, "a"), (3, "b"), (2, "c")]), [vec![1, 2, 3], vec![1, 3], vec![3]]);
+        assert!(
+            assumption(&labels(&[(1, "a"), (3, "b"), (2, "c")])).is_some() && assumption(&labels(&[(1, "edema")])).is_none()
+        );
         let refused = |names: &[(i64, &str)]| regions(&labels(names)).unwrap_err().to_string();
         for names in [&[(1, ""), (2, ""), (3, ""), (4, "")][..], &[(1, ""), (2, "")], &[(5, "x"), (9, "y")], &[]] {
             assert!(refused(names).contains("the values 1, 2 and either 3 or 4"), "{names:?}");

@@ -264,6 +264,11 @@ def test_label_names_of_a_dataset(tmp_path):
         pretext3d("evaluate", *described, "--regions", "brats", *classes)
         groups = read_json(tmp_path / "out/scores.json")["settings"]["groups"]
         assert groups == {"WT": [1, 2, 3], "TC": [2, 3], "ET": [3]}
+    # Without the description the values are taken for those of the challenges, and that is said.
+    assumed = "1 is taken for necrosis, 2 for oedema"
+    assert assumed not in pretext3d("evaluate", *described, "--regions", "brats").stderr
+    bare = [tmp_path / "labelsTr" if flag == tmp_path else flag for flag in described]
+    assert assumed in pretext3d("evaluate", *bare, "--regions", "brats").stderr
     other = flags("background", "edema", "tumour", "enhancing")
     refused("evaluate", *other, "--regions", "brats", says=["\"tumour\" is of none of these", "--labels of preprocess"])
     twice = flags("background", "lesion", "lesion", "other")
