@@ -66,7 +66,8 @@ pub struct Args {
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum RegionSet {
-    /// WT = {1, 2, 4}, TC = {1, 4}, ET = {4}, where 1 is necrosis, 2 oedema and 4, or 3 from 2023 on, enhancing tumour
+    /// Whole tumour, tumour core and enhancing tumour, by the labels' names; without names 1 is necrosis, 2 oedema and 4, or 3 from
+    /// 2023 on, enhancing tumour
     Brats,
 }
 
