@@ -118,6 +118,12 @@ impl PretrainConfig {
         Trainer::new(Setup { config: &self.train, device, tasks, encoder, train, valid, mirror_zoom, frozen_epochs: 0 })
     }
 
+    /// With the network of the weights that it starts from. Errors if flags or scans ask for another one.
+    fn of_weights(&self, init: &Pretrained, rank: Rank) -> Result<PretrainConfig> {
+        let network = self.network.of_weights(&init.config, rank, &init.file).with_context(|| self.train.data_name())?;
+        Ok(PretrainConfig { network, ..self.clone() })
+    }
+
     /// Short name of the run's tasks: `rot`, or `rot-rpl-jig` for a joint run.
     pub fn name(&self) -> String {
         joined_names(&self.task)
@@ -129,8 +135,9 @@ pub fn check(config: &PretrainConfig) -> Result<()> {
     config.check()?;
     let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
     let (rank, window) = geometry(config, &store)?;
+    let mut config = config.clone();
     if let Some(init) = &config.init {
-        ensure!(init.exists(), "--init {}: no such file", init.display());
+        config = config.of_weights(&Pretrained::open(init)?, rank)?;
     }
     let scans = Arc::new(store);
     config.trainer(Device::Cpu, rank, window, scans.clone(), scans).map(drop)
@@ -162,7 +169,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let init = init.map(|file| Pretrained::open(file)).transpose()?;
     let mut config = config.clone();
     if let Some(init) = &init {
-        config.network = config.network.of_weights(&init.config, rank, &init.file).with_context(|| config.train.data_name())?;
+        config = config.of_weights(init, rank)?;
     }
     let trainer = config.trainer(device, rank, window, train, valid)?;
     let mut report = String::new();

@@ -125,3 +125,15 @@ def test_other_intensities_and_channels_are_named(folder, finetune, tmp_path):
     pretrain(folder / "z", tmp_path / "next", "--init", folder / "pretrained/w.pt")
     kept = (tmp_path / "next/run/load.txt").read_text()
     assert "minimum and maximum" in kept and "t1, t2" in kept
+
+
+def test_a_sweep_tries_the_network_of_the_weights_that_it_starts_from(folder, tmp_path):
+    """Patches of 4 voxels are too small for the default network, not for this one of two levels."""
+    config = tmp_path / "sweep.toml"
+    config.write_text(
+        f'name = "init"\ndata = "{folder / "ba"}"\ntasks = ["rpl"]\narms = ["full"]\nfractions = [1.0]\nseeds = [0]\n'
+        f'val_fraction = 0.2\ntest_fraction = 0.2\n[pretrain]\ninit = "{folder / "pretrained/w.pt"}"\n')
+    planned = pretext3d("sweep", "--config", config, "--out", tmp_path / "out", "--dry-run")
+    assert "would be refused" not in planned.stderr
+    config.write_text(config.read_text().split("[pretrain]")[0])
+    assert "too small" in pretext3d("sweep", "--config", config, "--out", tmp_path / "out", "--dry-run").stderr
