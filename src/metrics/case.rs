@@ -68,7 +68,7 @@ pub enum Empty {
     /// Undefined, as [`Scores`] says: left out of means, and counted
     #[default]
     Skip,
-    /// As the BraTS challenge of 2023: Dice and Jaccard 1 and HD95 0 mm where both masks are empty, HD95 374 mm where one is
+    /// As the BraTS challenge of 2023: Dice, Jaccard and surface Dice 1 and HD95 0 mm where both masks are empty, HD95 374 mm where one is
     Brats,
 }
 

@@ -180,6 +180,12 @@ impl Run {
         Ok(if given.filter(|weights| *weights != "none").count() == 0 { seen } else { seen.after(None) })
     }
 
+    /// What loading the weights that a pretraining started from warned of.
+    pub fn warnings(&self) -> Result<Vec<String>> {
+        let warnings = self.description()?.remove("warnings");
+        Ok(warnings.map(serde_json::from_value).transpose()?.unwrap_or_default())
+    }
+
     pub fn checkpoint(&self, which: &str) -> PathBuf {
         self.dir.join(format!("{which}.safetensors"))
     }

@@ -67,6 +67,9 @@ pub struct PretrainResult {
     pub unlabelled: f64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rank: Option<usize>,
+    /// Where the weights that it started from were trained on another input.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub warnings: Vec<String>,
     pub metric: String,
     /// On held-out scans; none where it is undefined.
     pub value: Option<f64>,

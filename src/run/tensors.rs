@@ -88,6 +88,11 @@ pub fn load_safetensors(path: &Path) -> Result<(Tensors, HashMap<String, String>
     read().with_context(|| format!("reading {} (expected a whole safetensors file)", path.display()))
 }
 
+/// Whether a safetensors file is a run's checkpoint, by its metadata.
+pub fn is_checkpoint(path: &Path) -> Result<bool> {
+    Ok(load_safetensors(path)?.1.contains_key("progress"))
+}
+
 /// Copies `saved` into `target` by name; both must hold the same names and shapes.
 pub fn restore(target: &HashMap<String, Tensor>, saved: &Tensors) -> Result<()> {
     let missing: Vec<_> = target.keys().filter(|n| !saved.contains_key(*n)).collect();

@@ -112,7 +112,8 @@ fn description(file: &Path) -> Result<(Value, Option<Seen>)> {
         Err(error) => return Err(error).with_context(|| beside.display().to_string()),
     }
     let run = Run::at(file.parent().unwrap_or(Path::new("")));
-    match run.config_file().exists() {
+    // Other weights that lie in a run's folder are not the run's.
+    match run.config_file().exists() && tensors::is_checkpoint(file)? {
         true => Ok((Value::Object(run.description()?), Some(run.seen()?))),
         false => Ok((Value::Null, None)),
     }
@@ -206,7 +207,16 @@ pub fn load_encoder(
         let mut tensor = target[name].shallow_clone();
         let Some(value) = saved.get(name) else { bail!("{}: {name} is missing", from.display()) };
         let (want, found) = (tensor.size(), value.size());
-        let order = order.filter(|order| is_first_convolution(name) && order.len() as i64 == found[1]);
+        let order = order.filter(|_| is_first_convolution(name));
+        if let Some(order) = order {
+            ensure!(
+                order.len() as i64 == found[1],
+                "{}: {name} takes {} channels, its description names {}",
+                from.display(),
+                found[1],
+                order.len()
+            );
+        }
         let value = if let (true, Some(order)) = (want == found, order) {
             report.adapted.push((name.clone(), format!("input channels taken in the order {order:?}")));
             value.index_select(1, &Tensor::from_slice(&order.iter().map(|&i| i as i64).collect::<Vec<_>>()))

@@ -37,6 +37,8 @@ impl Repetitions {
     pub fn of(settings: &Value) -> Result<Repetitions> {
         let number = |value: Option<&Value>| value.and_then(Value::as_u64);
         let seeds: Vec<u64> = list(settings, "seeds")?.unwrap_or_default();
+        let folds = number(settings.get("folds"));
+        ensure!(folds.is_none_or(|folds| folds >= 2), "`folds` is {}, expected at least 2", folds.unwrap_or_default());
         let split = number(settings.get("split_seed")).unwrap_or_default();
         let pretraining = number(settings.pointer("/pretrain/seed")).unwrap_or_default();
         let mut columns = Vec::new();
@@ -55,7 +57,7 @@ impl Repetitions {
         let fractions: Vec<f64> = list(settings, "fractions")?.unwrap_or_default();
         Ok(Repetitions {
             draws: seeds.iter().enumerate().map(|(i, &seed)| (seed, draw(i))).collect(),
-            folds: number(settings.get("folds")),
+            folds,
             pretrained_by_split: settings.get("unlabelled").is_none(),
             subsets: fractions.iter().any(|&f| f < 1.),
         })

@@ -172,10 +172,12 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
         config = config.of_weights(init, rank)?;
     }
     let trainer = config.trainer(device, rank, window, train, valid)?;
-    let mut report = String::new();
+    let (mut report, mut warnings) = (String::new(), Vec::new());
     if let Some(init) = &init {
-        report = format!("{}: {}", init.file.display(), init.load_into(&trainer.network.vs.variables(), &input)?);
+        let loaded = init.load_into(&trainer.network.vs.variables(), &input)?;
+        report = format!("{}: {loaded}", init.file.display());
         note!("{}", report.trim_end());
+        warnings = loaded.warnings;
     }
     let run = match run {
         Some(run) => run,
@@ -192,7 +194,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
                 settings::resolved(&resolved),
                 &split,
                 &seen,
-                object(json!({ "network": trainer.network.config, "input": input })),
+                object(json!({ "network": trainer.network.config, "input": input, "warnings": warnings })),
             )?
         }
     };
@@ -214,12 +216,12 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     }
     let written = export::export_run(&run, "best", &prefix)?;
     note!("exported {} from {}", written.join(", "), run.dir.display());
-    run.write("result.json", &record(&config, &session, rank))?;
+    run.write("result.json", &record(&config, &session, rank, run.warnings()?))?;
     Ok(Ended::Finished)
 }
 
 /// What a report shows of a finished pretraining. Of several tasks the means.
-fn record(config: &PretrainConfig, session: &Session, rank: Rank) -> PretrainResult {
+fn record(config: &PretrainConfig, session: &Session, rank: Rank, warnings: Vec<String>) -> PretrainResult {
     let firsts: Vec<_> = session.trainer().tasks.iter().map(|run| (run.task.name(), run.task.metrics().remove(0))).collect();
     let names: Vec<String> = firsts.iter().map(|(task, metric)| format!("{task}.{}", metric.name)).collect();
     let chances: Option<Vec<f64>> = firsts.iter().map(|(_, metric)| metric.chance).collect();
@@ -228,6 +230,7 @@ fn record(config: &PretrainConfig, session: &Session, rank: Rank) -> PretrainRes
         pretext: config.name(),
         unlabelled: config.train.fraction,
         rank: Some(rank.n()),
+        warnings,
         metric: if names.len() == 1 { names[0].clone() } else { format!("mean of {}", names.join(", ")) },
         value: session.best().map(|(_, value)| value),
         chance: chances.map(|c| c.iter().sum::<f64>() / c.len() as f64),

@@ -11,7 +11,7 @@ from sklearn.metrics import accuracy_score, cohen_kappa_score, confusion_matrix,
 
 GRADES = range(5)
 SHAPE = ["--filters", 4, "--levels", 3]
-QUICK = [*SHAPE, "--epochs", 3, "--steps", 4, "--batch-size", 8, "--lr", 3e-3, "--device", "cpu"]
+QUICK = [*SHAPE, "--epochs", 3, "--steps", 32, "--batch-size", 8, "--lr", 3e-3, "--device", "cpu"]
 CLASSIFY = ["--task", "classification", *QUICK]
 
 

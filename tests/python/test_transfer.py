@@ -125,6 +125,11 @@ def test_other_intensities_and_channels_are_named(folder, finetune, tmp_path):
     pretrain(folder / "z", tmp_path / "next", "--init", folder / "pretrained/w.pt")
     kept = (tmp_path / "next/run/load.txt").read_text()
     assert "minimum and maximum" in kept and "t1, t2" in kept
+    warned = read_json(tmp_path / "next/run/result.json")["warnings"]
+    assert len(warned) == 2 and all(f"warning: {line}" in kept for line in warned)
+    # Weights of others that lie in a run's folder are not taken for the run's.
+    stray = shutil.copy(folder / "pretrained/w.safetensors", tmp_path / "next/run/stray.safetensors")
+    assert any("does not say what scans" in line for line in finetune(stray, "z", "--val-fraction", 0.3).said)
 
 
 def test_a_sweep_tries_the_network_of_the_weights_that_it_starts_from(folder, tmp_path):
