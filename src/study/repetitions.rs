@@ -38,7 +38,7 @@ impl Repetitions {
         let number = |value: Option<&Value>| value.and_then(Value::as_u64);
         let seeds: Vec<u64> = list(settings, "seeds")?.unwrap_or_default();
         let folds = number(settings.get("folds"));
-        ensure!(folds.is_none_or(|folds| folds >= 2), "`folds` is {}, expected at least 2", folds.unwrap_or_default());
+        ensure!(folds.is_none_or(|folds| folds >= 2), "`folds` must be at least 2, found {}", folds.unwrap_or_default());
         let split = number(settings.get("split_seed")).unwrap_or_default();
         let pretraining = number(settings.pointer("/pretrain/seed")).unwrap_or_default();
         let mut columns = Vec::new();

@@ -218,10 +218,12 @@ def test_a_shard_alone_does_not_wait_for_ever(data, tmp_path):
 @pytest.mark.parametrize("shard", ["1/1", "2/2"])
 def test_what_fails_at_run_time_is_named(data, tmp_path, shard):
     """A pretraining that fails: its cells are given up, the others done, with one shard and with several."""
-    (tmp_path / "cut.safetensors").write_bytes(bytes(100))
-    more = f'[pretrain.exe]\ninit = "{tmp_path / "cut.safetensors"}"'
-    out, config = tmp_path / "out", written(tmp_path / "bad.toml", data, tasks=["exe"], fractions=[1.0], more=more)
-    says = ["pretraining exe", "cut.safetensors", "1 failed: pretraining exe and with it 2 cells"]
+    pretext3d("phantom", "--kind", "brain", "--subjects", 5, "--size", 32, "--seed", 9, "--out", tmp_path / "others")
+    # Too few for a validation side with a triplet, which shows when the split is drawn.
+    others = stored(tmp_path / "few", "--size", 16, data=tmp_path / "others")
+    out, config = tmp_path / "out", written(tmp_path / "bad.toml", data, tasks=["exe"], fractions=[1.0],
+                                            test=f'test_fraction = 0.2\nother_people = true\nunlabelled = "{others}"')
+    says = ["pretraining exe", "at least 2 validation scans", "1 failed: pretraining exe and with it 2 cells"]
     message = refused(*sweep(config, out, "--shard", shard), says=says)
     assert "log.txt" in message
     assert all(name.startswith("cells/scratch") for name in results(out))
@@ -437,7 +439,7 @@ REFUSED = {
     "another downstream task": ({"more": 'task = "detection"'}, ["[finetune] task", "detection"]),
     "a patch that no scan holds": ({"more": "patch = 32"}, ["scratch", "--patch", "32", "at most 16"]),
     "a patch that the encoder does not pool evenly": ({"more": "patch = 15"}, ["scratch", "15", "multiple of 2"]),
-    "weights that are not there": ({"more": '[pretrain.rpl]\ninit = "gone.pt"', "tasks": ["rpl"]}, ["--init gone.pt", "no such file"]),
+    "weights that are not there": ({"more": '[pretrain.rpl]\ninit = "gone.pt"', "tasks": ["rpl"]}, ["rpl", "gone.pt", "No such file"]),
     "a window of pretraining that no scan holds": ({"more": "[pretrain.rpl]\nwindow = 20", "tasks": ["rpl"]}, ["--window 20", "rpl"]),
     "a table of no task": ({"more": "[pretrain.rott]\nlr = 1"}, ["pretrain.rott"]),
 }
