@@ -1,16 +1,15 @@
 """`pretext3d phantom`: nibabel reads what it writes, in the layouts of BraTS 2018 and Decathlon Task07."""
 
 import json
-import os
 import subprocess
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from helpers import BINARY
 
 ROOT = Path(__file__).resolve().parents[2]
-BINARY = os.environ.get("PRETEXT3D", str(ROOT / "target" / "debug" / "pretext3d"))
 
 
 def phantom(*args):

@@ -1,20 +1,18 @@
 """`pretext3d preprocess` against nibabel, NumPy and PyTorch."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import time
-from pathlib import Path
 
 import nibabel
 import numpy
 import pytest
+from helpers import BINARY
 import torch
 from safetensors import safe_open
 
-BINARY = os.environ.get("PRETEXT3D", str(Path(__file__).parents[2] / "target/debug/pretext3d"))
 SIDE = 24
 
 

@@ -6,9 +6,9 @@ import subprocess
 from pathlib import Path
 
 import torch
+from helpers import BINARY
 
 ROOT = Path(__file__).resolve().parents[2]
-BINARY = os.environ.get("PRETEXT3D", str(ROOT / "target/debug/pretext3d"))
 
 
 def doctor(*flags, **environment):

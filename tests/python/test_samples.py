@@ -2,16 +2,14 @@
 
 import itertools
 import json
-import os
 import subprocess
-from pathlib import Path
 
 import numpy as np
 import pytest
+from helpers import BINARY
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
-BINARY = os.environ.get("PRETEXT3D", str(Path(__file__).parents[2] / "target/debug/pretext3d"))
 
 
 def inspect(store, task, out, *flags):
