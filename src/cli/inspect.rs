@@ -7,7 +7,7 @@ use crate::print::say;
 use crate::report::sheet::{Panel, write_sheet};
 use crate::rng::{Stream, rng};
 use crate::sample::patch::default_window;
-use crate::tasks::{self, Drawn, Task, TaskConfigs, TaskKind};
+use crate::tasks::{self, Drawn, Task, TaskConfigs, TaskKind, sample_length, split_clean};
 use anyhow::{Context, Result, ensure};
 use ndarray::ArrayView3;
 use rand::seq::SliceRandom;
@@ -24,7 +24,7 @@ const MAX_DRAWN: usize = 16;
 /// Write what the network sees: pictures and the exact batch
 ///
 /// Writes TASK.png, a sheet of every view's mid slices with the labels (the first 16 samples), and TASK.safetensors: `views` [N, V, C, D, H, W]
-/// float32, `targets` [N, T] int64, and, as JSON under the metadata key `inspect`, the settings and for every sample the scan's
+/// float32, `clean` (where the task has a target of voxels) the same, `targets` [N, T] int64, and, as JSON under the metadata key `inspect`, the settings and for every sample the scan's
 /// id, the caption and each number that was drawn, enough to cut the sample again.
 #[derive(clap::Args)]
 pub struct Args {
@@ -65,7 +65,7 @@ pub fn run(args: Args) -> Result<()> {
 
     let mut order: Vec<usize> = (0..store.len()).collect();
     order.shuffle(&mut rng(args.seed, Stream::Inspect, 0, 0));
-    let length = task.views() * store.channels() * voxels(task.view_shape());
+    let length = sample_length(&*task, store.channels());
     let mut views = vec![0f32; args.n * length];
     let mut samples = Vec::with_capacity(args.n);
     for (i, out) in views.chunks_exact_mut(length).enumerate() {
@@ -105,30 +105,36 @@ fn write_batch(
     description: String,
 ) -> Result<()> {
     let [d, h, w] = task.view_shape();
-    let shape = vec![samples.len(), task.views(), channels, d, h, w];
+    let shape = |views: usize| vec![samples.len(), views, channels, d, h, w];
+    let [seen, clean] = split_clean(task, channels, views.to_vec());
     let targets: Vec<i64> = samples.iter().flat_map(|(_, drawn)| drawn.targets.iter().copied()).collect();
-    let tensors = [
-        ("views", TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(views))?),
+    let mut tensors = vec![
+        ("views", TensorView::new(Dtype::F32, shape(task.views()), bytemuck::cast_slice(&seen))?),
         ("targets", TensorView::new(Dtype::I64, vec![samples.len(), task.targets()], bytemuck::cast_slice(&targets))?),
     ];
+    if task.clean_views() > 0 {
+        tensors.push(("clean", TensorView::new(Dtype::F32, shape(task.clean_views()), bytemuck::cast_slice(&clean))?));
+    }
     let metadata = [("inspect".to_string(), description)].into();
     write_atomic_path(path, |temporary| Ok(safetensors::serialize_to_file(tensors, Some(metadata), temporary)?))
 }
 
 fn draw(path: &Path, task: &dyn Task, store: &Store, views: &[f32], samples: &[(usize, Drawn)]) -> Result<()> {
     let names = &store.index().channels;
-    let shown = if task.views() * names.len() <= MAX_PANELS { names.len() } else { 1 };
+    let all = task.views() + task.clean_views();
+    let shown = if all * names.len() <= MAX_PANELS { names.len() } else { 1 };
     let size = voxels(task.view_shape());
     let mut images = views.chunks_exact(size).map(|image| ArrayView3::from_shape(task.view_shape(), image));
     let mut rows = Vec::with_capacity(samples.len());
     for (scan, drawn) in samples.iter().take(MAX_DRAWN) {
         let mut row = Vec::new();
-        for view in 0..task.views() {
+        for view in 0..all {
             for (channel, name) in names.iter().enumerate() {
                 let image = images.next().context("one image a view and channel")??;
                 if channel < shown {
                     let caption = match row.len() {
                         0 => format!("{}, {name}: {}", store.id(*scan), task.caption(drawn)),
+                        _ if view >= task.views() => format!("target, {name}"),
                         _ => format!("view {view}, {name}"),
                     };
                     row.push(Panel { image, caption });

@@ -2,11 +2,11 @@
 //! (seed, epoch, position) only, so threads and timing change nothing.
 
 use crate::data::Scans;
-use crate::dim::{Rank, voxels};
+use crate::dim::Rank;
 use crate::ffi;
 use crate::rng::{Stream, rng};
 use crate::sample::mirror_zoom::MirrorZoom;
-use crate::tasks::{Batch, Task};
+use crate::tasks::{Batch, Task, sample_length, split_clean};
 use anyhow::{Context, Result};
 use half::{bf16, slice::HalfFloatSliceExt};
 use rand::seq::SliceRandom;
@@ -62,8 +62,7 @@ impl Sampler {
 
     fn draw(&self, order: Vec<usize>, positions: Range<u64>, stream: Stream, epoch: u64) -> Result<LoadedBatch> {
         let (task, scans) = (&self.task, &self.scans);
-        let view = [scans.channels(), voxels(task.view_shape())];
-        let length = task.views() * view[0] * view[1];
+        let length = sample_length(task.as_ref(), scans.channels());
         let mut views = vec![0f32; order.len() * length];
         let mut targets = Vec::with_capacity(order.len() * task.targets());
         for ((&scan, position), out) in order.iter().zip(positions).zip(views.chunks_exact_mut(length)) {
@@ -79,8 +78,15 @@ impl Sampler {
         }
         let b = order.len() as i64;
         let shape = task.view_shape();
-        let mut dims = vec![b, task.views() as i64, scans.channels() as i64];
-        dims.extend(self.rank.axes().map(|a| shape[a] as i64));
+        let dims = |views: usize| {
+            let mut dims = vec![b, views as i64, scans.channels() as i64];
+            dims.extend(self.rank.axes().map(|a| shape[a] as i64));
+            dims
+        };
+        let float = |values: &[f32], dims: &[i64]| Tensor::from_data_size(bytemuck::cast_slice(values), dims, Kind::Float);
+        let [views, clean] = split_clean(task.as_ref(), scans.channels(), views);
+        let clean = (task.clean_views() > 0).then(|| float(&clean, &dims(task.clean_views())));
+        let dims = dims(task.views());
         let batch = Batch {
             views: match self.bf16 {
                 true => {
@@ -88,8 +94,9 @@ impl Sampler {
                     rounded.convert_from_f32_slice(&views);
                     Tensor::from_data_size(bytemuck::cast_slice(&rounded), &dims, Kind::BFloat16)
                 }
-                false => Tensor::from_data_size(bytemuck::cast_slice(&views), &dims, Kind::Float),
+                false => float(&views, &dims),
             },
+            clean,
             targets: Tensor::from_slice(&targets).reshape([b, task.targets() as i64]),
         };
         Ok(LoadedBatch { batch, scans: order })
@@ -101,6 +108,7 @@ impl LoadedBatch {
     pub fn pinned(mut self, device: Device) -> Result<Self> {
         if device.is_cuda() {
             ffi::pin(&mut self.batch.views)?;
+            self.batch.clean.as_mut().map(ffi::pin).transpose()?;
             ffi::pin(&mut self.batch.targets)?;
         }
         Ok(self)
@@ -108,6 +116,6 @@ impl LoadedBatch {
 
     pub fn on(&self, device: Device) -> Batch {
         let to = |t: &Tensor| t.to_device_(device, t.kind(), true, false);
-        Batch { views: to(&self.batch.views), targets: to(&self.batch.targets) }
+        Batch { views: to(&self.batch.views), clean: self.batch.clean.as_ref().map(to), targets: to(&self.batch.targets) }
     }
 }

@@ -11,12 +11,13 @@ pub mod rpl;
 pub mod segmentation;
 
 use crate::data::Scans;
-use crate::dim::{Rank, Shape};
+use crate::dim::{Rank, Shape, voxels};
 use crate::nn::{Encoder, Mode};
 use crate::print::note;
 use crate::rng::Rng;
 use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
+use std::ops::Range;
 use tch::{Device, Kind, Tensor, nn};
 
 /// The five pretext tasks, by their short names.
@@ -129,6 +130,10 @@ pub trait Task: Send + Sync {
     fn views(&self) -> usize {
         1
     }
+    /// Views after these that are what the network shall give, not what it sees: they stay float32 in every precision.
+    fn clean_views(&self) -> usize {
+        0
+    }
     /// Shape of each view.
     fn view_shape(&self) -> Shape;
     /// Class ids a sample carries.
@@ -137,7 +142,7 @@ pub trait Task: Send + Sync {
     fn allows_mirror_zoom(&self) -> bool {
         false
     }
-    /// Draws a sample of the scan and writes its views into `out`: `[V, C, D, H, W]`, row-major.
+    /// Draws a sample of the scan and writes its views into `out`, the clean ones last: `[V, C, D, H, W]`, row-major.
     fn sample(&self, scans: &dyn Scans, scan: usize, rng: &mut Rng, out: &mut [f32]) -> Result<Drawn>;
     /// Caption of a sample's label for people, e.g. `90 degrees about axis 0`.
     fn caption(&self, drawn: &Drawn) -> String;
@@ -161,10 +166,27 @@ pub trait Task: Send + Sync {
     fn metrics(&self) -> Vec<MetricInfo>;
 }
 
+/// Values of a sample's views, the clean ones included, in one volume of [`Task::sample`].
+pub fn sample_length(task: &dyn Task, channels: usize) -> usize {
+    (task.views() + task.clean_views()) * channels * voxels(task.view_shape())
+}
+
+/// The views and the clean views of whole samples in a row, apart.
+pub fn split_clean(task: &dyn Task, channels: usize, values: Vec<f32>) -> [Vec<f32>; 2] {
+    if task.clean_views() == 0 {
+        return [values, vec![]];
+    }
+    let (length, seen) = (sample_length(task, channels), task.views() * channels * voxels(task.view_shape()));
+    let part = |of: Range<usize>| values.chunks_exact(length).map(|sample| &sample[of.clone()]).collect::<Vec<_>>().concat();
+    [part(0..seen), part(seen..length)]
+}
+
 /// A batch on the network's device.
 pub struct Batch {
     /// `[B, V, C, D, H, W]`, for images `[B, V, C, H, W]`, float.
     pub views: Tensor,
+    /// The clean views, float32, of the same extent; `None` where the task has none.
+    pub clean: Option<Tensor>,
     /// `[B, targets]`, int64.
     pub targets: Tensor,
 }
@@ -238,7 +260,6 @@ fn classify(logits: &Tensor, targets: &Tensor) -> Outcome {
 pub(crate) mod tests {
     use super::*;
     use crate::data::Arrays;
-    use crate::dim::voxels;
     use crate::nn::heads::HeadKind;
     use crate::nn::{UNet, UNetConfig};
     use crate::rng::{Stream, rng};
@@ -255,7 +276,7 @@ pub(crate) mod tests {
     /// A batch of samples of scans 0, 1, ..., and what was drawn.
     pub fn batch(task: &dyn Task, scans: &Arrays, rank: Rank, size: usize) -> (Batch, Vec<Drawn>) {
         let [d, h, w] = task.view_shape();
-        let length = task.views() * scans.channels() * voxels([d, h, w]);
+        let length = sample_length(task, scans.channels());
         let (mut views, mut drawn) = (Vec::new(), Vec::new());
         for i in 0..size {
             let mut out = vec![f32::NAN; length];
@@ -264,11 +285,16 @@ pub(crate) mod tests {
             assert!(out.iter().all(|v| v.is_finite()), "{}: unwritten voxels", task.name());
             views.extend(out);
         }
-        let mut dims = vec![size as i64, task.views() as i64, scans.channels() as i64];
-        dims.extend([d, h, w][rank.axes()].iter().map(|&n| n as i64));
+        let tensor = |values: &[f32], views: usize| {
+            let mut dims = vec![size as i64, views as i64, scans.channels() as i64];
+            dims.extend([d, h, w][rank.axes()].iter().map(|&n| n as i64));
+            Tensor::from_slice(values).view(dims.as_slice())
+        };
         let targets: Vec<i64> = drawn.iter().flat_map(|d| d.targets.clone()).collect();
         let targets = Tensor::from_slice(&targets).view([size as i64, task.targets() as i64]);
-        (Batch { views: Tensor::from_slice(&views).view(dims.as_slice()), targets }, drawn)
+        let [views, clean] = split_clean(task, scans.channels(), views);
+        let clean = (task.clean_views() > 0).then(|| tensor(&clean, task.clean_views()));
+        (Batch { views: tensor(&views, task.views()), clean, targets }, drawn)
     }
 
     pub fn encoder(vs: &nn::VarStore, rank: Rank) -> UNet {

@@ -123,7 +123,7 @@ mod tests {
             let shape = tasks[task].view_shape();
             let dims = [3, tasks[task].views() as i64, 1, shape[1] as i64, shape[2] as i64];
             let views = Tensor::randn(dims, (Kind::Float, Device::Cpu)) + shift;
-            Batch { views, targets: Tensor::zeros([3, tasks[task].targets() as i64], (Kind::Int64, Device::Cpu)) }
+            Batch { views, clean: None, targets: Tensor::zeros([3, tasks[task].targets() as i64], (Kind::Int64, Device::Cpu)) }
         };
         let (a, b) = (batch(0, 0.), batch(1, 50.));
         tch::manual_seed(1);

@@ -199,7 +199,9 @@ impl Trainer {
 
     fn forward(&self, task: usize, loaded: &LoadedBatch, mode: Mode) -> Result<Outcome> {
         let batch = loaded.on(self.device);
-        let batch = Batch { views: layout_views(&batch.views, memory_format(self.device, self.bf16))?, targets: batch.targets };
+        let laid_out = |views: &Tensor| layout_views(views, memory_format(self.device, self.bf16));
+        let clean = batch.clean.as_ref().map(laid_out).transpose()?;
+        let batch = Batch { views: laid_out(&batch.views)?, clean, targets: batch.targets };
         Ok(ffi::with_autocast(self.device, self.bf16, || self.network.forward(task, &batch, mode)))
     }
 

@@ -84,7 +84,7 @@ fn heads_run_in_both_ranks_and_reach_every_parameter() {
         dims.extend(vec![8; rank.n()]);
         let views = Tensor::randn(&dims, (Kind::Float, Device::Cpu));
         let targets = Tensor::from_slice(&[0i64, 4, 2, 1]).reshape([4, 1]);
-        let outcome = head.forward(&encoder, &Batch { views, targets }, Mode::Train);
+        let outcome = head.forward(&encoder, &Batch { views, clean: None, targets }, Mode::Train);
         outcome.loss.backward();
         for (name, variable) in vs.variables().into_iter().filter(|(_, v)| v.requires_grad()) {
             assert!(variable.grad().defined() && bool::try_from(variable.grad().isfinite().all()).unwrap(), "{name}");

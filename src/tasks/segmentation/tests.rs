@@ -101,7 +101,7 @@ fn deep_supervision_halves_each_coarser_loss() {
         dims.extend(vec![16; rank.n()]);
         let views = Tensor::randn(&dims, (Kind::Float, Device::Cpu));
         let targets = Tensor::randint(CLASSES as i64, [2, voxels(patch) as i64], (Kind::Int64, Device::Cpu));
-        let batch = Batch { views: views.shallow_clone(), targets: targets.shallow_clone() };
+        let batch = Batch { views: views.shallow_clone(), clean: None, targets: targets.shallow_clone() };
         let found = head.forward(&encoder, &batch, Mode::Train).loss.double_value(&[]);
 
         let logits = head.decoder.forward(encoder.forward(&views.squeeze_dim(1), Mode::Train), Mode::Train);
