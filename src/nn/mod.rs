@@ -5,6 +5,7 @@ pub mod decoder;
 pub mod densenet;
 pub mod encoder;
 pub mod heads;
+pub mod loss;
 pub mod script;
 pub mod unet;
 

@@ -11,6 +11,7 @@ use crate::dim::{Rank, Shape, voxels};
 use crate::metrics::case::Group;
 use crate::metrics::overlap::Counts;
 use crate::metrics::summary::mean;
+use crate::nn::loss::{DiceLoss, SMOOTH};
 use crate::nn::script::ScriptModule;
 use crate::nn::{Decoder, Encoder, Mode};
 use crate::predict::window::{Forward, Window, default_batch};
@@ -24,10 +25,7 @@ use rand::Rng as _;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::sync::Arc;
-use tch::{Device, Kind, Reduction, Tensor, nn, no_grad};
-
-/// Keeps the soft Dice of a class that a batch lacks finite: a few voxels' worth of probability.
-const SMOOTH: f64 = 1.;
+use tch::{Device, Kind, Tensor, nn, no_grad};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
@@ -295,34 +293,9 @@ impl SegmentationHead {
 
     /// Loss of logits `[B, K, ...]` against classes `[B, ...]` of the same extent.
     fn loss(&self, logits: &Tensor, classes: &Tensor) -> Tensor {
-        let logits = logits.to_kind(Kind::Float);
-        let weights: Vec<f32> = self.weights.iter().map(|&w| w as f32).collect();
-        let weights = Tensor::from_slice(&weights).to_device(logits.device());
-        let log = logits.log_softmax(1, Kind::Float);
-        let dice = soft_dice_loss(&log.exp(), classes, &weights);
-        match self.config.loss {
-            Loss::Dice => dice,
-            Loss::DiceCe => {
-                // As `Reduction::Mean`, but 0 and not 0 / 0 where every voxel has a class of weight 0.
-                let total = weights.take(classes).sum(Kind::Float).clamp_min(f64::from(f32::MIN_POSITIVE));
-                dice + log.nll_loss_nd(classes, Some(&weights), Reduction::Sum, -100) / total
-            }
-        }
+        let cross_entropy = self.config.loss == Loss::DiceCe;
+        DiceLoss { weights: &self.weights, background: false, cross_entropy }.of(logits, classes)
     }
-}
-
-/// One minus soft Dice, summed over the whole batch so that a class which one patch lacks does not decide, averaged over the
-/// foreground classes with their weights. `probabilities` `[B, K, ...]`, `classes` `[B, ...]`, `weights` `[K]`.
-fn soft_dice_loss(probabilities: &Tensor, classes: &Tensor, weights: &Tensor) -> Tensor {
-    let k = probabilities.size()[1];
-    let truth = no_grad(|| classes.one_hot(k).movedim_int(-1, 1).to_kind(Kind::Float));
-    // Background (class 0) left out.
-    let [p, t] = [probabilities, &truth].map(|x| x.narrow(1, 1, k - 1).transpose(0, 1).flatten(1, -1));
-    let over = |x: Tensor| x.sum_dim_intlist(1, false, Kind::Float);
-    let (both, sum) = (over(&p * &t), over(p) + over(t));
-    let dice = (both * 2. + SMOOTH) / (sum + SMOOTH);
-    let weights = weights.narrow(0, 1, k - 1);
-    ((-dice + 1.) * &weights).sum(Kind::Float) / weights.sum(Kind::Float)
 }
 
 impl Head for SegmentationHead {
