@@ -2,33 +2,31 @@
 //! shared between machines.
 
 pub mod config;
+mod grow;
 mod leak;
 mod process;
+mod run;
 mod shard;
+mod splits;
 
 pub use shard::Shard;
 
-use crate::data::split::{Fold, Split};
+use crate::data::split::Split;
 use crate::data::store::Store;
-use crate::fs::{LOCK, Lock, check_folder, lock_part, try_lock, write_atomic};
-use crate::print::{self, note, say};
+use crate::fs::{LOCK, Lock, check_folder, lock_part, write_atomic};
+use crate::print::{self, note};
 use crate::report::study::write_report;
 use crate::run::input::Input;
-use crate::run::record::{self, CellResult};
-use crate::run::split::{TestSide, draw_split, warn_of_thin_classes};
-use crate::settings::CONFIG;
+use crate::run::record;
 use crate::study::read::{self as study, Cell, Sweep};
-use crate::study::repetitions::{Repetitions, SEED_LISTS};
-use crate::train::session::Ended;
-use crate::train::stop::Stop;
-use anyhow::{Context, Result, bail, ensure};
-use config::{Finetuning, Pretraining, SweepConfig, split_suffix};
-use process::{ProcessEnd, run_logged};
-use serde_json::{Value, json};
+use crate::study::repetitions::Repetitions;
+use anyhow::{Context, Result, bail};
+use config::{Finetuning, Pretraining, SweepConfig};
+use grow::same_settings;
+use splits::{split_file, splits};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 /// One unit of work.
 #[derive(Clone, Copy)]
@@ -36,12 +34,6 @@ enum Work<'a> {
     Pretrain(&'a Pretraining),
     Finetune(&'a Finetuning),
 }
-
-/// Locked in a cell's folder by the sweep that runs it and by the cell's process; that process locks [`LOCK`], too.
-const CELL_LOCK: &str = ".cell-lock";
-
-/// Seconds between looking whether another process has finished what this one waits for.
-const WAIT: Duration = Duration::from_secs(2);
 
 /// A sweep under way.
 pub struct Runner {
@@ -238,51 +230,6 @@ impl Runner {
         self.own().filter(|&work| !self.is_done(work)).collect()
     }
 
-    /// Runs what is left of this shard's work. Errors at the end if any of it failed; the rest is done nevertheless.
-    pub fn run(&self) -> Result<Ended> {
-        let stop = Stop::on_signals()?;
-        let _taken = self.prepare()?;
-        let mut left = self.left();
-        let total = self.own().count();
-        note!("{}: {}, {} of {total} in this shard to do", self.folder.display(), self.amount(), left.len());
-        let (started, earlier, mut done, mut failed) = (Instant::now(), total - left.len(), 0, Vec::new());
-        while let Some(work) = self.next(&mut left) {
-            match self.run_one(work, &stop)? {
-                ProcessEnd::Done => done += 1,
-                ProcessEnd::Stopped => {
-                    note!("stopped; run the same command to go on");
-                    return Ok(Ended::Stopped);
-                }
-                ProcessEnd::Failed(why) => {
-                    note!("{}: {why}", self.name(work));
-                    let before = left.len();
-                    if let Work::Pretrain(p) = work {
-                        left.retain(|w| self.pretraining(*w) != Some(p));
-                    }
-                    let lost = before - left.len();
-                    failed.push(self.name(work) + &if lost > 0 { format!(" and with it {lost} cells") } else { String::new() });
-                }
-            }
-            let each = started.elapsed().as_secs_f64() / done.max(1) as f64;
-            let minutes = (each * left.len() as f64 / 60.).ceil();
-            let time = if left.is_empty() { String::new() } else { format!(", about {minutes} min") };
-            note!("{} done, {} left{time}", earlier + done, left.len());
-        }
-        if !failed.is_empty() {
-            bail!("{} failed: {}; run the same command to try again", failed.len(), failed.join(", "));
-        }
-        Ok(Ended::Finished)
-    }
-
-    /// Takes the next work that can be done. Where all that is left lacks another shard's pretraining, that one: the other shard
-    /// may have failed, or may never come; if it is at it, its lock is waited for.
-    fn next<'a>(&'a self, left: &mut Vec<Work<'a>>) -> Option<Work<'a>> {
-        match left.iter().position(|&w| self.is_ready(w)) {
-            Some(ready) => Some(left.remove(ready)),
-            None => left.first().and_then(|&w| self.pretraining(w)).map(Work::Pretrain),
-        }
-    }
-
     /// Whether every cell of every shard is done.
     pub fn complete(&self) -> bool {
         self.work().all(|w| self.is_done(w))
@@ -307,113 +254,4 @@ impl Runner {
             Work::Finetune(f) => f.pretraining.map(|i| &self.pretrainings[i]),
         }
     }
-
-    /// Starts or resumes one process.
-    fn run_one(&self, work: Work, stop: &Stop) -> Result<ProcessEnd> {
-        let dir = self.dir(work);
-        fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
-        // A sweep that was killed leaves a process that is saving, and another number of shards shares the work out differently.
-        let mut told = false;
-        let lock = loop {
-            if let Some(lock) = try_lock(&dir.join(CELL_LOCK))? {
-                break lock;
-            }
-            if !told {
-                note!("{}: waiting for another process that is at it", self.name(work));
-                told = true;
-            }
-            std::thread::sleep(WAIT);
-            if stop.asked() {
-                return Ok(ProcessEnd::Stopped);
-            }
-        };
-        if self.is_done(work) {
-            return Ok(ProcessEnd::Done);
-        }
-        let arguments = match dir.join(CONFIG).is_file() {
-            true => {
-                let command = if matches!(work, Work::Pretrain(_)) { "pretrain" } else { "finetune" };
-                vec![command.to_owned(), format!("--resume={}", dir.display())]
-            }
-            false => self.arguments(work)?,
-        };
-        let started = Instant::now();
-        let outcome = run_logged(&arguments, &dir.join("log.txt"), &lock, stop)?;
-        if matches!(outcome, ProcessEnd::Done) {
-            ensure!(self.is_done(work), "{}: ended without a result.json", dir.display());
-            let score = match work {
-                Work::Finetune(_) => {
-                    let result: CellResult = study::read_json(&dir.join("result.json"))?;
-                    result.score.map_or("undefined".into(), |s| format!("{} {s:.4}", result.metric))
-                }
-                Work::Pretrain(_) => "pretrained".to_owned(),
-            };
-            say!("{}: {score}, {:.0} s", self.name(work), started.elapsed().as_secs_f64());
-        }
-        Ok(outcome)
-    }
-}
-
-/// Where the split of all cells, or of a seed or fold, is kept.
-fn split_file(folder: &Path, seed: Option<u64>, fold: Option<u64>) -> PathBuf {
-    folder.join(format!("split{}.json", split_suffix(seed, fold)))
-}
-
-/// The split of all cells, or one for each fold, also for folds that are not run. Splits of an earlier start are read again.
-fn splits(config: &SweepConfig, repetitions: &Repetitions, folder: &Path, store: &Store, again: bool) -> Result<Vec<Split>> {
-    let needs = config.downstream()?.needs();
-    let sides = match (config.folds, config.test_fraction) {
-        (Some(of), _) => (0..of).map(|number| TestSide::Fold(Fold { number, of })).collect::<Vec<_>>(),
-        (None, share) => vec![TestSide::Share(share.unwrap_or_default())],
-    };
-    let labelled = store.index().subjects.iter().any(|s| needs.met_by(s));
-    ensure!(labelled, "{}: no subject has a label for this task", config.data.display());
-    if let Some(folds) = config.folds {
-        warn_of_thin_classes(store, needs, folds);
-    }
-    let seeds: BTreeSet<u64> = repetitions.draws.values().map(|draw| draw.split).collect();
-    let several = repetitions.splits_vary();
-    let split = |(seed, side): (u64, TestSide)| {
-        let file = split_file(folder, several.then_some(seed), side.fold());
-        // Without `sweep.json` a split is left over from other settings.
-        match again && file.exists() {
-            true => Split::load(&file),
-            false => draw_split(store, needs, config.val_fraction, side, seed),
-        }
-    };
-    seeds.into_iter().flat_map(|seed| sides.iter().map(move |&side| (seed, side))).map(split).collect()
-}
-
-/// Errors with the first setting that differs; some lists may grow, but not shrink, which would drop finished cells. A seed stays what
-/// it was.
-fn same_settings(before: &Value, now: &Value) -> Result<()> {
-    let (was, is) = (Repetitions::of(before)?, Repetitions::of(now)?);
-    for (seed, was) in &was.draws {
-        if let Some(is) = is.draws.get(seed).filter(|is| *is != was) {
-            bail!(
-                "seed {seed} was of pretraining {}, label subset {} and split {}, and is now of {}, {} and {}: see `pretrain_seeds`, \
-                 `subset_seeds` and `split_seeds`",
-                was.pretraining,
-                was.subset,
-                was.split,
-                is.pretraining,
-                is.subset,
-                is.split
-            );
-        }
-    }
-    const MAY_GROW: [&str; 6] = ["tasks", "arms", "fractions", "seeds", "unlabelled_fractions", "run_folds"];
-    let (Some(before), Some(now)) = (before.as_object(), now.as_object()) else { bail!("settings are not a table") };
-    let free = |key: &str| ["published", "other_people", "split_seed"].contains(&key) || SEED_LISTS.contains(&key);
-    for key in before.keys().chain(now.keys()).filter(|key| !free(key)) {
-        let (was, is) = (before.get(key).unwrap_or(&json!(null)).clone(), now.get(key).unwrap_or(&json!(null)).clone());
-        let grown = match (&was, &is) {
-            (Value::Array(was), Value::Array(is)) if MAY_GROW.contains(&key.as_str()) => {
-                was.iter().all(|item| is.contains(item))
-            }
-            _ => was == is,
-        };
-        ensure!(grown, "`{key}` was {was} and is now {is}");
-    }
-    Ok(())
 }

@@ -1,0 +1,39 @@
+//! What may change when a sweep is started again in its folder.
+
+use crate::study::repetitions::{Repetitions, SEED_LISTS};
+use anyhow::{Result, bail, ensure};
+use serde_json::{Value, json};
+
+/// Errors with the first setting that differs; some lists may grow, but not shrink, which would drop finished cells. A seed stays what
+/// it was.
+pub fn same_settings(before: &Value, now: &Value) -> Result<()> {
+    let (was, is) = (Repetitions::of(before)?, Repetitions::of(now)?);
+    for (seed, was) in &was.draws {
+        if let Some(is) = is.draws.get(seed).filter(|is| *is != was) {
+            bail!(
+                "seed {seed} was of pretraining {}, label subset {} and split {}, and is now of {}, {} and {}: see `pretrain_seeds`, \
+                 `subset_seeds` and `split_seeds`",
+                was.pretraining,
+                was.subset,
+                was.split,
+                is.pretraining,
+                is.subset,
+                is.split
+            );
+        }
+    }
+    const MAY_GROW: [&str; 6] = ["tasks", "arms", "fractions", "seeds", "unlabelled_fractions", "run_folds"];
+    let (Some(before), Some(now)) = (before.as_object(), now.as_object()) else { bail!("settings are not a table") };
+    let free = |key: &str| ["published", "other_people", "split_seed"].contains(&key) || SEED_LISTS.contains(&key);
+    for key in before.keys().chain(now.keys()).filter(|key| !free(key)) {
+        let (was, is) = (before.get(key).unwrap_or(&json!(null)).clone(), now.get(key).unwrap_or(&json!(null)).clone());
+        let grown = match (&was, &is) {
+            (Value::Array(was), Value::Array(is)) if MAY_GROW.contains(&key.as_str()) => {
+                was.iter().all(|item| is.contains(item))
+            }
+            _ => was == is,
+        };
+        ensure!(grown, "`{key}` was {was} and is now {is}");
+    }
+    Ok(())
+}
