@@ -3,6 +3,7 @@ use crate::sweep::config::SweepConfig;
 use crate::sweep::{Runner, Shard};
 use crate::train::session::Ended;
 use anyhow::Result;
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -33,6 +34,9 @@ pub struct Args {
     /// Do the I-th of N parts of the work; the others may run elsewhere on the same folder
     #[arg(long, value_name = "I/N", default_value = "1/1")]
     shard: Shard,
+    /// Runs that go on at the same time, on one GPU or on the cores, which are shared out between them
+    #[arg(long, value_name = "N", default_value_t = NonZeroUsize::MIN)]
+    jobs: NonZeroUsize,
     /// Check the file, print the command of each run that is left to do, and do nothing
     #[arg(long)]
     dry_run: bool,
@@ -56,7 +60,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     fits?;
-    if let Ended::Stopped = runner.run()? {
+    if let Ended::Stopped = runner.run(args.jobs.get())? {
         return Ok(ExitCode::from(super::STOPPED));
     }
     if runner.complete() {

@@ -298,7 +298,7 @@ impl SweepConfig {
     }
 
     /// Settings of one pretraining: its task's table over the table of all tasks.
-    fn pretrain_settings(&self, pretraining: &Pretraining) -> Result<Map<String, Value>> {
+    pub fn pretrain_settings(&self, pretraining: &Pretraining) -> Result<Map<String, Value>> {
         let mut settings: Map<String, Value> = self.pretrain.clone();
         settings.retain(|_, value| !value.is_object());
         for (key, value) in self.pretrain.iter().filter(|(_, value)| value.is_object()) {

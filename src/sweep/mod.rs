@@ -23,16 +23,17 @@ use crate::study::repetitions::Repetitions;
 use anyhow::{Context, Result, bail};
 use config::{Finetuning, Pretraining, SweepConfig};
 use grow::same_settings;
+use serde_json::{Map, Value};
 use splits::{split_file, splits};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// One unit of work.
-#[derive(Clone, Copy)]
-enum Work<'a> {
-    Pretrain(&'a Pretraining),
-    Finetune(&'a Finetuning),
+/// One unit of work, by its place among those of its kind.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+enum Work {
+    Pretrain(usize),
+    Finetune(usize),
 }
 
 /// A sweep under way.
@@ -90,8 +91,11 @@ impl Runner {
         let mut tried = BTreeSet::new();
         for work in self.work() {
             let first = match work {
-                Work::Pretrain(p) => tried.insert(("pretrain", p.tasks.as_str())),
-                Work::Finetune(f) => tried.insert((f.cell.pretext.as_str(), f.cell.arm.as_str())),
+                Work::Pretrain(i) => tried.insert(("pretrain", self.pretrainings[i].tasks.as_str())),
+                Work::Finetune(i) => {
+                    let Cell { pretext, arm, .. } = &self.finetunings[i].cell;
+                    tried.insert((pretext.as_str(), arm.as_str()))
+                }
             };
             if first {
                 check(&self.arguments(work)?).with_context(|| self.name(work))?;
@@ -145,9 +149,9 @@ impl Runner {
         Ok(())
     }
 
-    fn work(&self) -> impl Iterator<Item = Work<'_>> {
-        let pretrain = self.pretrainings.iter().map(Work::Pretrain);
-        pretrain.chain(self.finetunings.iter().map(Work::Finetune))
+    fn work(&self) -> impl Iterator<Item = Work> + use<> {
+        let pretrain = (0..self.pretrainings.len()).map(Work::Pretrain);
+        pretrain.chain((0..self.finetunings.len()).map(Work::Finetune))
     }
 
     fn pretrain_dir(&self, p: &Pretraining) -> PathBuf {
@@ -156,15 +160,15 @@ impl Runner {
 
     fn dir(&self, work: Work) -> PathBuf {
         match work {
-            Work::Pretrain(p) => self.pretrain_dir(p),
-            Work::Finetune(f) => self.folder.join("cells").join(&f.cell.id),
+            Work::Pretrain(i) => self.pretrain_dir(&self.pretrainings[i]),
+            Work::Finetune(i) => self.folder.join("cells").join(&self.finetunings[i].cell.id),
         }
     }
 
     fn name(&self, work: Work) -> String {
         match work {
-            Work::Pretrain(p) => format!("pretraining {}", p.id()),
-            Work::Finetune(f) => f.cell.id.clone(),
+            Work::Pretrain(i) => format!("pretraining {}", self.pretrainings[i].id()),
+            Work::Finetune(i) => self.finetunings[i].cell.id.clone(),
         }
     }
 
@@ -176,12 +180,29 @@ impl Runner {
         self.dir(work).join("result.json").is_file()
     }
 
-    /// Whether what it starts from is there.
-    fn is_ready(&self, work: Work) -> bool {
+    /// What must be done before.
+    fn needs(&self, work: Work) -> Vec<Work> {
         match work {
-            Work::Pretrain(_) => true,
-            Work::Finetune(f) => f.pretraining.is_none_or(|i| self.is_done(Work::Pretrain(&self.pretrainings[i]))),
+            Work::Pretrain(_) => vec![],
+            Work::Finetune(i) => self.finetunings[i].pretraining.into_iter().map(Work::Pretrain).collect(),
         }
+    }
+
+    fn is_ready(&self, work: Work) -> bool {
+        self.needs(work).into_iter().all(|need| self.is_done(need))
+    }
+
+    /// Settings of the sweep's file for this work.
+    fn settings(&self, work: Work) -> Result<Map<String, Value>> {
+        match work {
+            Work::Pretrain(i) => self.config.pretrain_settings(&self.pretrainings[i]),
+            Work::Finetune(_) => Ok(self.config.finetune.clone()),
+        }
+    }
+
+    /// Whether the file says how many threads prepare batches.
+    fn sets_threads(&self, work: Work) -> Result<bool> {
+        Ok(self.settings(work)?.contains_key("threads"))
     }
 
     /// Arguments of the process that does the work, from its beginning.
@@ -192,7 +213,8 @@ impl Runner {
         let config = &self.config;
         let mut arguments;
         match work {
-            Work::Pretrain(p) => {
+            Work::Pretrain(i) => {
+                let p = &self.pretrainings[i];
                 let data = config.unlabelled.as_ref().unwrap_or(&config.data);
                 arguments = vec!["pretrain".to_owned(), format!("--data={}", path(data)), format!("--task={}", p.tasks)];
                 arguments.extend([format!("--fraction={}", p.fraction), format!("--seed={}", p.seed)]);
@@ -202,7 +224,8 @@ impl Runner {
                 arguments.push(format!("--weights={}", path(&self.weights(p))));
                 arguments.extend(config.pretrain_flags(p)?);
             }
-            Work::Finetune(f) => {
+            Work::Finetune(i) => {
+                let f = &self.finetunings[i];
                 let Cell { arm, fraction, seed, fold, .. } = &f.cell;
                 let weights = f.pretraining.map(|i| self.weights(&self.pretrainings[i]).with_extension("pt"));
                 let weights = weights.map_or("none".to_owned(), |w| path(&w));
@@ -222,11 +245,12 @@ impl Runner {
     }
 
     /// This shard's work.
-    fn own(&self) -> impl Iterator<Item = Work<'_>> {
-        self.work().filter(|&work| self.index_of(work) % self.shard.count == self.shard.index)
+    fn own(&self) -> impl Iterator<Item = Work> {
+        let Shard { index, count } = self.shard;
+        self.work().filter(move |&(Work::Pretrain(i) | Work::Finetune(i))| i % count == index)
     }
 
-    fn left(&self) -> Vec<Work<'_>> {
+    fn left(&self) -> Vec<Work> {
         self.own().filter(|&work| !self.is_done(work)).collect()
     }
 
@@ -238,20 +262,5 @@ impl Runner {
     /// Writes the report on what is done.
     pub fn report(&self) -> Result<String> {
         write_report(std::slice::from_ref(&self.folder), &self.folder.join("report"))
-    }
-
-    fn index_of(&self, work: Work) -> usize {
-        match work {
-            Work::Pretrain(p) => self.pretrainings.iter().position(|q| q == p).expect("one of them"),
-            Work::Finetune(f) => self.finetunings.iter().position(|g| g.cell.id == f.cell.id).expect("one of them"),
-        }
-    }
-
-    /// What a fine-tuning starts from.
-    fn pretraining<'a>(&'a self, work: Work<'a>) -> Option<&'a Pretraining> {
-        match work {
-            Work::Pretrain(_) => None,
-            Work::Finetune(f) => f.pretraining.map(|i| &self.pretrainings[i]),
-        }
     }
 }

@@ -1,13 +1,11 @@
 //! One cell as a process of its own, so that a crash or too little memory ends that cell alone.
 
 use crate::ffi;
-use crate::train::stop::Stop;
 use anyhow::{Context, Result};
 use std::fs::{File, OpenOptions};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
 
 /// How a process ended.
 pub enum ProcessEnd {
@@ -19,41 +17,57 @@ pub enum ProcessEnd {
 
 /// This very program, also when its file has been replaced by a newer build meanwhile.
 const PROGRAM: &str = "/proc/self/exe";
-/// Time between looking at a process.
-const POLL: Duration = Duration::from_millis(50);
 /// Exit code of a run that a signal stopped after saving.
 const SAVED: i32 = 130;
 const LAST_LINES: usize = 3;
+/// How many threads libtorch and the BLAS libraries compute with.
+pub const COMPUTE_THREADS: &str = "OMP_NUM_THREADS";
 
-/// Runs this program with `arguments`, its output appended to a log, `lock` held as long as it lives. A signal to this process is passed on and the process
-/// waited for.
-pub fn run_logged(arguments: &[String], log: &Path, lock: &File, stop: &Stop) -> Result<ProcessEnd> {
-    let open = || OpenOptions::new().create(true).append(true).open(log).with_context(|| log.display().to_string());
-    let mut command = Command::new(PROGRAM);
-    command.arg0("pretext3d").args(arguments).stdin(Stdio::null()).stdout(open()?).stderr(open()?);
-    let mut child = ffi::spawn_bound(&mut command, lock).with_context(|| format!("starting {}", PROGRAM))?;
-    let mut told = false;
-    let status = loop {
-        if let Some(status) = child.try_wait()? {
-            break status;
+/// A process under way.
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+    /// Held by the child as well, for as long as it lives.
+    _lock: File,
+    told: bool,
+}
+
+impl Process {
+    /// Starts this program with `arguments`, its output appended to a log, `lock` held as long as it lives; it computes with `threads`,
+    /// where they are given.
+    pub fn start(arguments: &[String], threads: Option<usize>, log: PathBuf, lock: File) -> Result<Process> {
+        let open = || OpenOptions::new().create(true).append(true).open(&log).with_context(|| log.display().to_string());
+        let mut command = Command::new(PROGRAM);
+        command.arg0("pretext3d").args(arguments).stdin(Stdio::null()).stdout(open()?).stderr(open()?);
+        if let Some(threads) = threads {
+            command.env(COMPUTE_THREADS, threads.to_string());
         }
-        if stop.asked() && !told {
-            ffi::terminate(&child);
-            told = true;
-        }
-        std::thread::sleep(POLL);
-    };
-    Ok(match (status.code(), status.signal()) {
-        (Some(0), _) => ProcessEnd::Done,
-        (Some(SAVED), _) => ProcessEnd::Stopped,
-        _ if stop.asked() => ProcessEnd::Stopped,
-        (Some(code), _) => ProcessEnd::Failed(format!("exit code {code}: {} ({})", last_lines(log), log.display())),
-        (None, signal) => {
-            let signal = signal.unwrap_or_default();
-            let hint = if signal == libc::SIGKILL { " (perhaps for want of memory)" } else { "" };
-            ProcessEnd::Failed(format!("killed by signal {signal}{hint}; its log: {}", log.display()))
-        }
-    })
+        let child = ffi::spawn_bound(&mut command, &lock).with_context(|| format!("starting {}", PROGRAM))?;
+        Ok(Process { child, log, _lock: lock, told: false })
+    }
+
+    /// How it ended, or nothing while it runs. `stop` asks it to save and end.
+    pub fn poll(&mut self, stop: bool) -> Result<Option<ProcessEnd>> {
+        let Some(status) = self.child.try_wait()? else {
+            if stop && !self.told {
+                ffi::terminate(&self.child);
+                self.told = true;
+            }
+            return Ok(None);
+        };
+        let log = self.log.display();
+        Ok(Some(match (status.code(), status.signal()) {
+            (Some(0), _) => ProcessEnd::Done,
+            (Some(SAVED), _) => ProcessEnd::Stopped,
+            _ if stop => ProcessEnd::Stopped,
+            (Some(code), _) => ProcessEnd::Failed(format!("exit code {code}: {} ({log})", last_lines(&self.log))),
+            (None, signal) => {
+                let signal = signal.unwrap_or_default();
+                let hint = if signal == libc::SIGKILL { " (perhaps for want of memory)" } else { "" };
+                ProcessEnd::Failed(format!("killed by signal {signal}{hint}; its log: {log}"))
+            }
+        }))
+    }
 }
 
 /// The end of a log, on one line.

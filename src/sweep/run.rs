@@ -1,112 +1,211 @@
-//! Runs what a shard has to do, one process after another.
+//! Runs what a shard has to do, several processes side by side.
 
-use super::process::{ProcessEnd, run_logged};
+use super::process::{COMPUTE_THREADS, Process, ProcessEnd};
 use super::{Runner, Work};
 use crate::fs::try_lock;
+use crate::machine::cores;
 use crate::print::{note, say};
 use crate::run::record::CellResult;
 use crate::settings::CONFIG;
 use crate::study::read as study;
 use crate::train::session::Ended;
 use crate::train::stop::Stop;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
+use std::collections::HashSet;
 use std::fs;
 use std::time::{Duration, Instant};
 
-/// Locked in a cell's folder by the sweep that runs it and by the cell's process; that process locks [`LOCK`], too.
+/// Locked in a cell's folder by the sweep that runs it and by the cell's process; that process locks [`crate::fs::LOCK`], too.
 const CELL_LOCK: &str = ".cell-lock";
 
-/// Seconds between looking whether another process has finished what this one waits for.
+/// Time between looking at the processes.
+const POLL: Duration = Duration::from_millis(50);
+
+/// Time between looking whether another sweep's process has finished what this one waits for.
 const WAIT: Duration = Duration::from_secs(2);
 
+struct Running {
+    work: Work,
+    process: Process,
+    started: Instant,
+}
+
+/// What came of an attempt to start.
+enum Start {
+    Running(Running),
+    /// Another process is at it.
+    Held,
+    /// Another process has finished it.
+    Done,
+}
+
+/// A shard's work under way.
+struct Queue<'a> {
+    runner: &'a Runner,
+    /// How many run at the same time, at most.
+    jobs: usize,
+    left: Vec<Work>,
+    running: Vec<Running>,
+    done: usize,
+    failed: Vec<String>,
+    /// Work of which was said that another process is at it.
+    told: HashSet<Work>,
+}
+
 impl Runner {
-    /// Runs what is left of this shard's work. Errors at the end if any of it failed; the rest is done nevertheless.
-    pub fn run(&self) -> Result<Ended> {
+    /// Runs what is left of this shard's work, `jobs` processes side by side. Errors at the end if any of it failed; the rest is done
+    /// nevertheless.
+    pub fn run(&self, jobs: usize) -> Result<Ended> {
         let stop = Stop::on_signals()?;
         let _taken = self.prepare()?;
-        let mut left = self.left();
+        let left = self.left();
         let total = self.own().count();
         note!("{}: {}, {} of {total} in this shard to do", self.folder.display(), self.amount(), left.len());
-        let (started, earlier, mut done, mut failed) = (Instant::now(), total - left.len(), 0, Vec::new());
-        while let Some(work) = self.next(&mut left) {
-            match self.run_one(work, &stop)? {
-                ProcessEnd::Done => done += 1,
-                ProcessEnd::Stopped => {
+        let (started, earlier) = (Instant::now(), total - left.len());
+        let (running, failed, told) = (Vec::new(), Vec::new(), HashSet::new());
+        let mut queue = Queue { runner: self, jobs, left, running, done: 0, failed, told };
+        let (mut looked, mut stopped): (Option<Instant>, bool) = (None, false);
+        while !(queue.left.is_empty() && queue.running.is_empty()) {
+            let ended = queue.collect(stopped || stop.asked())?;
+            stopped |= stop.asked() || ended.iter().any(|(_, end)| matches!(end, ProcessEnd::Stopped));
+            for (work, end) in &ended {
+                queue.note(*work, end);
+            }
+            let settled = ended.iter().any(|(_, end)| !matches!(end, ProcessEnd::Stopped));
+            if settled {
+                let left = queue.left.len() + queue.running.len();
+                let each = started.elapsed().as_secs_f64() / queue.done.max(1) as f64;
+                let minutes = (each * left as f64 / 60.).ceil();
+                let time = if left == 0 { String::new() } else { format!(", about {minutes} min") };
+                note!("{} done, {left} left{time}", earlier + queue.done);
+            }
+            if stopped {
+                if queue.running.is_empty() {
                     note!("stopped; run the same command to go on");
                     return Ok(Ended::Stopped);
                 }
-                ProcessEnd::Failed(why) => {
-                    note!("{}: {why}", self.name(work));
-                    let before = left.len();
-                    if let Work::Pretrain(p) = work {
-                        left.retain(|w| self.pretraining(*w) != Some(p));
-                    }
-                    let lost = before - left.len();
-                    failed.push(self.name(work) + &if lost > 0 { format!(" and with it {lost} cells") } else { String::new() });
-                }
+            } else if queue.running.len() < jobs && (settled || looked.is_none_or(|looked| looked.elapsed() >= WAIT)) {
+                queue.fill()?;
+                looked = Some(Instant::now());
             }
-            let each = started.elapsed().as_secs_f64() / done.max(1) as f64;
-            let minutes = (each * left.len() as f64 / 60.).ceil();
-            let time = if left.is_empty() { String::new() } else { format!(", about {minutes} min") };
-            note!("{} done, {} left{time}", earlier + done, left.len());
+            std::thread::sleep(POLL);
         }
+        let failed = queue.failed;
         if !failed.is_empty() {
             bail!("{} failed: {}; run the same command to try again", failed.len(), failed.join(", "));
         }
         Ok(Ended::Finished)
     }
 
-    /// Takes the next work that can be done. Where all that is left lacks another shard's pretraining, that one: the other shard
-    /// may have failed, or may never come; if it is at it, its lock is waited for.
-    fn next<'a>(&'a self, left: &mut Vec<Work<'a>>) -> Option<Work<'a>> {
-        match left.iter().position(|&w| self.is_ready(w)) {
-            Some(ready) => Some(left.remove(ready)),
-            None => left.first().and_then(|&w| self.pretraining(w)).map(Work::Pretrain),
-        }
-    }
-
-    /// Starts or resumes one process.
-    fn run_one(&self, work: Work, stop: &Stop) -> Result<ProcessEnd> {
+    /// Starts or resumes one process, beside `jobs - 1` others.
+    fn start(&self, work: Work, jobs: usize) -> Result<Start> {
         let dir = self.dir(work);
         fs::create_dir_all(&dir).with_context(|| format!("making {}", dir.display()))?;
         // A sweep that was killed leaves a process that is saving, and another number of shards shares the work out differently.
-        let mut told = false;
-        let lock = loop {
-            if let Some(lock) = try_lock(&dir.join(CELL_LOCK))? {
-                break lock;
-            }
-            if !told {
-                note!("{}: waiting for another process that is at it", self.name(work));
-                told = true;
-            }
-            std::thread::sleep(WAIT);
-            if stop.asked() {
-                return Ok(ProcessEnd::Stopped);
-            }
-        };
+        let Some(lock) = try_lock(&dir.join(CELL_LOCK))? else { return Ok(Start::Held) };
         if self.is_done(work) {
-            return Ok(ProcessEnd::Done);
+            return Ok(Start::Done);
         }
-        let arguments = match dir.join(CONFIG).is_file() {
+        let mut arguments = match dir.join(CONFIG).is_file() {
             true => {
                 let command = if matches!(work, Work::Pretrain(_)) { "pretrain" } else { "finetune" };
                 vec![command.to_owned(), format!("--resume={}", dir.display())]
             }
             false => self.arguments(work)?,
         };
-        let started = Instant::now();
-        let outcome = run_logged(&arguments, &dir.join("log.txt"), &lock, stop)?;
-        if matches!(outcome, ProcessEnd::Done) {
-            ensure!(self.is_done(work), "{}: ended without a result.json", dir.display());
-            let score = match work {
-                Work::Finetune(_) => {
-                    let result: CellResult = study::read_json(&dir.join("result.json"))?;
-                    result.score.map_or("undefined".into(), |s| format!("{} {s:.4}", result.metric))
-                }
-                Work::Pretrain(_) => "pretrained".to_owned(),
-            };
-            say!("{}: {score}, {:.0} s", self.name(work), started.elapsed().as_secs_f64());
+        // Runs that each took the whole machine would hinder one another.
+        let share = (cores() / jobs).max(1);
+        if jobs > 1 && !self.sets_threads(work)? {
+            arguments.push(format!("--threads={share}"));
         }
-        Ok(outcome)
+        let compute = (jobs > 1 && std::env::var_os(COMPUTE_THREADS).is_none()).then_some(share);
+        let process = Process::start(&arguments, compute, dir.join("log.txt"), lock)?;
+        Ok(Start::Running(Running { work, process, started: Instant::now() }))
+    }
+
+    /// Says what a finished run reached, or why it cannot have finished.
+    fn finish(&self, run: &Running) -> Result<(), String> {
+        let path = self.dir(run.work).join("result.json");
+        let score = match run.work {
+            _ if !path.is_file() => return Err("ended without a result.json".into()),
+            Work::Pretrain(_) => "pretrained".to_owned(),
+            Work::Finetune(_) => {
+                let result: CellResult = study::read_json(&path).map_err(|error| format!("{error:#}"))?;
+                result.score.map_or("undefined".into(), |s| format!("{} {s:.4}", result.metric))
+            }
+        };
+        say!("{}: {score}, {:.0} s", self.name(run.work), run.started.elapsed().as_secs_f64());
+        Ok(())
+    }
+}
+
+impl Queue<'_> {
+    /// Takes out what has ended; `stop` asks the others to save and end.
+    fn collect(&mut self, stop: bool) -> Result<Vec<(Work, ProcessEnd)>> {
+        let (mut ended, mut running) = (Vec::new(), Vec::new());
+        for mut run in std::mem::take(&mut self.running) {
+            match run.process.poll(stop)? {
+                None => running.push(run),
+                Some(ProcessEnd::Done) => {
+                    let end = self.runner.finish(&run).map_or_else(ProcessEnd::Failed, |()| ProcessEnd::Done);
+                    ended.push((run.work, end));
+                }
+                Some(end) => ended.push((run.work, end)),
+            }
+        }
+        self.running = running;
+        Ok(ended)
+    }
+
+    /// Keeps count of what has ended, and gives up what a failure leaves without a start.
+    fn note(&mut self, work: Work, end: &ProcessEnd) {
+        match end {
+            ProcessEnd::Done => self.done += 1,
+            ProcessEnd::Stopped => {}
+            ProcessEnd::Failed(why) => {
+                let runner = self.runner;
+                note!("{}: {why}", runner.name(work));
+                let before = self.left.len();
+                self.left.retain(|&w| !runner.needs(w).contains(&work));
+                let lost = before - self.left.len();
+                self.failed
+                    .push(runner.name(work) + &if lost > 0 { format!(" and with it {lost} cells") } else { String::new() });
+            }
+        }
+    }
+
+    /// Starts what can be started until `jobs` processes run.
+    fn fill(&mut self) -> Result<()> {
+        for work in self.candidates() {
+            if self.running.len() >= self.jobs {
+                break;
+            }
+            match self.runner.start(work, self.jobs)? {
+                Start::Running(run) => self.running.push(run),
+                Start::Done => self.done += 1,
+                Start::Held => {
+                    if self.told.insert(work) {
+                        note!("{}: waiting for another process that is at it", self.runner.name(work));
+                    }
+                    continue;
+                }
+            }
+            self.left.retain(|&w| w != work);
+        }
+        Ok(())
+    }
+
+    /// What can be done now, this shard's own first. Then what it waits for of other shards, which may have failed, or may never
+    /// come; if one is at it, its lock is waited for.
+    fn candidates(&self) -> Vec<Work> {
+        let runner = self.runner;
+        let (mut ready, waiting): (Vec<Work>, Vec<Work>) = self.left.iter().partition(|&&work| runner.is_ready(work));
+        for need in waiting.into_iter().flat_map(|work| runner.needs(work)) {
+            let taken = ready.contains(&need) || self.left.contains(&need) || self.running.iter().any(|run| run.work == need);
+            if !taken && !runner.is_done(need) && runner.is_ready(need) {
+                ready.push(need);
+            }
+        }
+        ready
     }
 }

@@ -1,5 +1,6 @@
 """Sweeps end to end: every cell once, killed and taken up again, sharded, grown, with failures, and bad configurations."""
 import json
+import os
 import re
 import shutil
 import signal
@@ -160,15 +161,17 @@ def test_killed_and_run_again(data, finished, tmp_path):
     process.communicate()
     before = results(out)
     assert 3 <= len(before) < 9
-    # Stopped by Ctrl-C: the cell is saved.
-    process = started(config, out)
-    wait_for(process, lambda: len(results(out)) > len(before))
+    # Stopped by Ctrl-C: every cell that runs is told, and saved.
+    process = started(config, out, "--jobs", 2)
+    side_by_side = wait_for(process, lambda: (pids := children(process))[1:] and pids)
     process.send_signal(signal.SIGINT)
     _, message = process.communicate(timeout=120)
     assert process.returncode == 130 and "run the same command to go on" in message, message
+    assert len(side_by_side) == 2 and not any(os.path.exists(f"/proc/{pid}") for pid in side_by_side)
     before |= results(out)
     assert len(before) < 9
-    pretext3d(*sweep(config, out))
+    done = pretext3d(*sweep(config, out, "--jobs", 4))
+    assert all(re.fullmatch(r"\S+: (dice [01]\.\d{4}|pretrained), \d+ s", line) for line in done.stdout.split("\n\n")[0].splitlines()[:-1])
     after = results(out)
     assert set(after) == names() and all(after[name] == when for name, when in before.items()), "done work was repeated"
     assert scores(out) == scores(finished[0])
@@ -178,9 +181,9 @@ def test_killed_and_run_again(data, finished, tmp_path):
 def test_a_killed_cell_is_named_and_the_others_are_done(data, tmp_path):
     out = tmp_path / "out"
     config = written(tmp_path / "long.toml", data, arms=["scratch"], tasks=[], fractions=[1.0], steps=100)
-    process = started(config, out)
+    process = started(config, out, "--jobs", 2)
     victim = wait_for(process, lambda: children(process))[0]
-    wait_for(process, lambda: list(out.glob("cells/*/config.json")))
+    wait_for(process, lambda: (out / "cells/scratch-scratch-f1-s0/config.json").exists())
     # By its own id, a child of the process above.
     subprocess.run(["kill", "-KILL", str(victim)], check=True)
     _, message = process.communicate(timeout=240)
@@ -458,6 +461,7 @@ def test_what_the_stores_rule_out(data, tmp_path):
     refused(*sweep(config, out, "--data", tmp_path / "nowhere"), says=[tmp_path / "nowhere"])
     refused(*sweep(config, out, "--unlabelled", data), says=[data, "is tested on"])
     refused(*sweep(config, out, "--shard", "3/2"), says=["3/2"], code=2)
+    refused(*sweep(config, out, "--jobs", "0"), says=["--jobs"], code=2)
     refused(*sweep(config, out, "--smoke"), says=[config, "[smoke]"])
     pretext3d("preprocess", "--data", data.parent / "brats", "--out", tmp_path / "bare", "--size", 16, "--no-labels")
     refused(*sweep(config, out, "--data", tmp_path / "bare"), says=[tmp_path / "bare", "label"])
