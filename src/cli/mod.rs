@@ -11,6 +11,7 @@ pub mod predict;
 pub mod preprocess;
 pub mod pretrain;
 pub mod report;
+mod scans;
 pub mod sweep;
 
 use crate::print::{self, note};

@@ -1,5 +1,6 @@
 //! `predict`: scans to labels in their own space.
 
+use super::scans::{Done, each_scan};
 use crate::data::layouts::Layout;
 use crate::data::nifti::{write_classes, write_floats};
 use crate::device::{DeviceChoice, Precision};
@@ -8,7 +9,7 @@ use crate::fs::{check_folder, check_writable};
 use crate::predict::inputs::Inputs;
 use crate::predict::model::{DownstreamConfig, Model};
 use crate::predict::window::{Window, default_batch};
-use crate::print::{note, say};
+use crate::print::say;
 use crate::report::classes::Predictions;
 use crate::report::progress::Counter;
 use crate::tasks::classification::Outputs;
@@ -18,7 +19,7 @@ use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Segment or classify scans with a fine-tuned network
 ///
@@ -64,13 +65,6 @@ pub struct Args {
     threads: Option<u16>,
 }
 
-/// How one scan ended.
-enum Done {
-    Predicted,
-    Bad(String),
-    Stopped,
-}
-
 pub fn run(args: Args) -> Result<ExitCode> {
     let overlap = args.overlap.unwrap_or(SegmentationConfig::default().overlap);
     ensure!((0.0..1.0).contains(&overlap), "--overlap must be 0 or more and less than 1, found {overlap}");
@@ -95,7 +89,8 @@ pub fn run(args: Args) -> Result<ExitCode> {
             let values = labels.iter().map(|l| l.value).collect();
             let segmenter = Segmenter { args: &args, model: &model, window, values, stop: &stop };
             let each = |scan: usize, id: &str, counter: &Counter| segmenter.predict(&inputs, scan, id, counter);
-            each_scan(&args, &inputs, &model, each)?.finish(&args.output.display().to_string())
+            each_scan("predict", &args.input, &inputs, model.device, each)?
+                .finish("predictions", &args.output.display().to_string())
         }
         DownstreamConfig::Classification { classes, shape, classification } => {
             ensure!(
@@ -116,9 +111,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
                     Ok((class, probabilities)) => predictions.add(id, inputs.class(scan), class, &probabilities),
                     Err(error) => return Ok(Done::Bad(format!("{error:#}"))),
                 }
-                Ok(Done::Predicted)
+                Ok(Done::Finished)
             };
-            let tally = each_scan(&args, &inputs, &model, each)?;
+            let tally = each_scan("predict", &args.input, &inputs, model.device, each)?;
             predictions.write(&table)?;
             match predictions.confusion() {
                 Some(confusion) => {
@@ -129,66 +124,9 @@ pub fn run(args: Args) -> Result<ExitCode> {
                 None if scores.exists() => fs::remove_file(&scores).with_context(|| scores.display().to_string())?,
                 None => {}
             }
-            tally.finish(&table.display().to_string())
+            tally.finish("predictions", &table.display().to_string())
         }
     }
-}
-
-/// What became of the scans of an input.
-struct Tally {
-    scans: usize,
-    predicted: usize,
-    bad: usize,
-    stopped: bool,
-    took: Duration,
-}
-
-impl Tally {
-    /// Says so, with where the predictions are.
-    fn finish(self, output: &str) -> Result<ExitCode> {
-        let Tally { scans, predicted, bad, stopped, took } = self;
-        if stopped {
-            note!("interrupted: {predicted} of {scans} predictions are in {output}");
-            return Ok(ExitCode::from(super::STOPPED));
-        }
-        ensure!(bad == 0, "{bad} scans cannot be used; {predicted} predictions are in {output}");
-        say!("{output}: {predicted} predictions in {:.1} s", took.as_secs_f64());
-        Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// Runs `each` for every scan and its id until a signal. Its error is one of writing, which ends the run.
-fn each_scan(
-    args: &Args,
-    inputs: &Inputs,
-    model: &Model,
-    mut each: impl FnMut(usize, &str, &Counter) -> Result<Done>,
-) -> Result<Tally> {
-    let started = Instant::now();
-    let ids = inputs.ids();
-    note!("{}: {} scans, on {:?}", args.input, ids.len(), model.device);
-    for problem in inputs.problems() {
-        note!("bad: {problem}");
-    }
-    let counter = Counter::new("predict", ids.len(), console::user_attended_stderr());
-    let bad = inputs.problems().len();
-    let mut tally = Tally { scans: ids.len(), predicted: 0, bad, stopped: false, took: Duration::ZERO };
-    for (scan, id) in ids.iter().enumerate() {
-        match each(scan, id, &counter)? {
-            Done::Predicted => tally.predicted += 1,
-            Done::Bad(reason) => {
-                tally.bad += 1;
-                counter.note(&format!("bad: {id}: {reason}"));
-            }
-            Done::Stopped => {
-                tally.stopped = true;
-                break;
-            }
-        }
-        counter.inc(id);
-    }
-    tally.took = started.elapsed();
-    Ok(tally)
 }
 
 /// Class and probabilities of one scan.
@@ -250,7 +188,7 @@ impl Segmenter<'_> {
         }
         write_classes(&output(args, id, ""), &header, classes.view(), &self.values)?;
         counter.note(&format!("{id}: {:.1} s", started.elapsed().as_secs_f64()));
-        Ok(Done::Predicted)
+        Ok(Done::Finished)
     }
 }
 

@@ -1,0 +1,75 @@
+//! Work on the scans of an `--input`, one after another: what cannot be used is named, and the others go on.
+
+use crate::predict::inputs::Inputs;
+use crate::print::{note, say};
+use crate::report::progress::Counter;
+use anyhow::{Result, ensure};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use tch::Device;
+
+/// How one scan ended.
+pub enum Done {
+    Finished,
+    Bad(String),
+    Stopped,
+}
+
+/// What became of the scans of an input.
+pub struct Tally {
+    scans: usize,
+    done: usize,
+    bad: usize,
+    /// A signal came before the last one.
+    pub stopped: bool,
+    took: Duration,
+}
+
+impl Tally {
+    /// Says so, with where the results are; `what`: what each scan gives, in the plural.
+    pub fn finish(self, what: &str, output: &str) -> Result<ExitCode> {
+        let Tally { scans, done, bad, stopped, took } = self;
+        if stopped {
+            note!("interrupted: {done} of {scans} {what} are in {output}");
+            return Ok(ExitCode::from(super::STOPPED));
+        }
+        ensure!(bad == 0, "{bad} scans cannot be used; {done} {what} are in {output}");
+        say!("{output}: {done} {what} in {:.1} s", took.as_secs_f64());
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// Runs `each` for every scan of the `input` and its id until a signal. Its error is one of writing, which ends the `command`.
+pub fn each_scan(
+    command: &str,
+    input: &str,
+    inputs: &Inputs,
+    device: Device,
+    mut each: impl FnMut(usize, &str, &Counter) -> Result<Done>,
+) -> Result<Tally> {
+    let started = Instant::now();
+    let ids = inputs.ids();
+    note!("{input}: {} scans, on {device:?}", ids.len());
+    for problem in inputs.problems() {
+        note!("bad: {problem}");
+    }
+    let counter = Counter::new(command, ids.len(), console::user_attended_stderr());
+    let bad = inputs.problems().len();
+    let mut tally = Tally { scans: ids.len(), done: 0, bad, stopped: false, took: Duration::ZERO };
+    for (scan, id) in ids.iter().enumerate() {
+        match each(scan, id, &counter)? {
+            Done::Finished => tally.done += 1,
+            Done::Bad(reason) => {
+                tally.bad += 1;
+                counter.note(&format!("bad: {id}: {reason}"));
+            }
+            Done::Stopped => {
+                tally.stopped = true;
+                break;
+            }
+        }
+        counter.inc(id);
+    }
+    tally.took = started.elapsed();
+    Ok(tally)
+}
