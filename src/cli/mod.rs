@@ -2,6 +2,7 @@
 
 pub mod bench;
 pub mod doctor;
+pub mod embed;
 pub mod evaluate;
 pub mod export;
 pub mod finetune;
@@ -40,6 +41,7 @@ enum Command {
     Predict(Box<predict::Args>),
     Evaluate(evaluate::Args),
     Inspect(Box<inspect::Args>),
+    Embed(Box<embed::Args>),
     Report(report::Args),
     Doctor(doctor::Args),
     #[command(hide = true)]
@@ -81,6 +83,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Predict(args) => predict::run(*args),
         Command::Evaluate(args) => evaluate::run(args).map(|()| ExitCode::SUCCESS),
         Command::Inspect(args) => inspect::run(*args).map(|()| ExitCode::SUCCESS),
+        Command::Embed(args) => embed::run(*args),
         Command::Report(args) => report::run(args).map(|()| ExitCode::SUCCESS),
         Command::Doctor(args) => doctor::run(args).map(|()| ExitCode::SUCCESS),
         Command::BenchStep(args) => bench::step(args).map(|()| ExitCode::SUCCESS),

@@ -27,6 +27,8 @@ pub enum Inputs {
     Files {
         subjects: Vec<Subject>,
         plan: Plan,
+        /// Names of the classes of whole scans, where these have any.
+        classes: Option<Vec<String>>,
         /// What looks like a scan and cannot be used.
         problems: Vec<Problem>,
     },
@@ -76,7 +78,7 @@ impl Inputs {
             available: dataset.channels,
             labels: None,
         };
-        Ok(Inputs::Files { subjects: dataset.subjects, plan, problems: dataset.problems })
+        Ok(Inputs::Files { subjects: dataset.subjects, plan, classes: dataset.classes, problems: dataset.problems })
     }
 
     /// One scan, in one file or in one for each channel; its id is the first file's name.
@@ -109,7 +111,7 @@ impl Inputs {
         };
         let channels = files.into_iter().map(Source::File).collect();
         let subjects = vec![Subject { id, channels, label: None, split: None, class: None }];
-        Ok(Inputs::Files { subjects, plan, problems: vec![] })
+        Ok(Inputs::Files { subjects, plan, classes: None, problems: vec![] })
     }
 
     fn store(path: &Path, channels: &[String], settings: &Settings) -> Result<Inputs> {
@@ -155,9 +157,28 @@ impl Inputs {
 
     /// As [`Inputs::load`], but the image alone, `[C, D, H, W]`: photographs have no way back.
     pub fn image(&self, scan: usize, tell: &dyn Fn(&str)) -> Result<Array4<f32>> {
+        self.marked_image(scan, tell).map(|(image, _)| image)
+    }
+
+    /// As [`Inputs::image`], and by what the scan is known again, see [`Entry::marks`](crate::data::store::Entry::marks).
+    pub fn marked_image(&self, scan: usize, tell: &dyn Fn(&str)) -> Result<(Array4<f32>, Vec<String>)> {
         match self {
-            Inputs::Files { subjects, plan, .. } => Ok(prepared(&subjects[scan], plan, tell)?.image),
-            Inputs::Store { store, channels } => stored(store, scan, channels),
+            Inputs::Files { subjects, plan, .. } => {
+                let prepared = prepared(&subjects[scan], plan, tell)?;
+                Ok((prepared.image, prepared.images))
+            }
+            Inputs::Store { store, channels } => {
+                let marks = store.index().subjects[scan].marks().map(str::to_owned).collect();
+                Ok((stored(store, scan, channels)?, marks))
+            }
+        }
+    }
+
+    /// Names of the classes that scans have; `None`: they have none.
+    pub fn classes(&self) -> Option<&[String]> {
+        match self {
+            Inputs::Files { classes, .. } => classes.as_deref(),
+            Inputs::Store { store, .. } => store.index().classes.as_deref(),
         }
     }
 

@@ -57,14 +57,6 @@ impl Window {
         Ok(())
     }
 
-    /// First voxels of the windows along one axis: a fixed distance apart, the last moved back to end at the border.
-    fn starts(&self, axis: usize, size: usize) -> Vec<usize> {
-        let patch = self.patch[axis];
-        let step = ((patch as f64 * (1.0 - self.overlap)) as usize).max(1);
-        let last = size - patch;
-        (0..last).step_by(step).chain([last]).collect()
-    }
-
     /// Weights of a window's voxels, `[d, h, w]`.
     fn weights(&self) -> Tensor {
         let options = (Kind::Double, Device::Cpu);
@@ -131,7 +123,7 @@ impl Window {
         let (padded, before) = pad(image, self.patch);
         let size: [i64; 3] = std::array::from_fn(|a| padded.size()[a + 1]);
         let [d, h, w] = self.patch.map(|n| n as i64);
-        let [slabs, rows, columns] = [0, 1, 2].map(|a| self.starts(a, size[a] as usize));
+        let [slabs, rows, columns] = [0, 1, 2].map(|a| starts(self.patch[a], self.overlap, size[a] as usize));
         // A slab is one patch thick; of images, which do not touch each other, as many as fill a batch.
         let images = (self.batch_size / (rows.len() * columns.len())).clamp(1, size[0] as usize);
         let (thick, slabs) = match self.rank {
@@ -184,8 +176,16 @@ impl Window {
     }
 }
 
+/// First voxels of windows of `patch` voxels along an axis of `size`, at least as many: a fixed distance apart, each with this share in common
+/// with the next, the last moved back to end at the border.
+pub fn starts(patch: usize, overlap: f64, size: usize) -> Vec<usize> {
+    let step = ((patch as f64 * (1.0 - overlap)) as usize).max(1);
+    let last = size - patch;
+    (0..last).step_by(step).chain([last]).collect()
+}
+
 /// `[C, D, H, W]` in the middle of a volume that is nowhere smaller than `patch`, and the voxels before it along each axis.
-fn pad(image: &Tensor, patch: Shape) -> (Tensor, [i64; 3]) {
+pub fn pad(image: &Tensor, patch: Shape) -> (Tensor, [i64; 3]) {
     let shape: [i64; 3] = std::array::from_fn(|a| image.size()[a + 1]);
     let missing: [i64; 3] = std::array::from_fn(|a| (patch[a] as i64 - shape[a]).max(0));
     let before = missing.map(|n| n / 2);

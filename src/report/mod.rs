@@ -6,6 +6,7 @@ mod chart;
 pub mod classes;
 pub mod confusion;
 pub mod curves;
+pub mod embeddings;
 pub mod progress;
 pub mod scores;
 pub mod sheet;

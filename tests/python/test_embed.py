@@ -1,0 +1,153 @@
+"""Features that `embed` writes, against PyTorch on the exported encoder, and their scores, against scikit-learn."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import SMALL
+from helpers import pretext3d, read_json, refused, rows, tensors
+from sklearn.linear_model import RidgeClassifierCV
+from sklearn.metrics import accuracy_score, cohen_kappa_score
+from sklearn.neighbors import KNeighborsClassifier
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+EMBED = ["--device", "cpu", "--precision", "fp32"]
+
+
+@pytest.fixture(scope="module")
+def fundus(tmp_path_factory):
+    """40 graded photographs, their store, and a 2D encoder."""
+    folder = tmp_path_factory.mktemp("fundus")
+    pretext3d("phantom", "--kind", "fundus", "--subjects", 40, "--size", 48, "--out", folder / "aptos")
+    pretext3d("preprocess", "--data", folder / "aptos", "--out", folder / "store", "--size", 32)
+    args = ["--task", "rot", "--epochs", 1, "--steps", 2, *SMALL, "--out", folder / "run", "--weights", folder / "rot"]
+    pretext3d("pretrain", "--data", folder / "store", *args)
+    return folder
+
+
+def features(table):
+    names = [name for name in table[0] if name.startswith("level")]
+    return np.array([[float(row[name]) for name in names] for row in table], dtype=np.float32)
+
+
+def expected(module, image):
+    with torch.no_grad():
+        return torch.cat([level.double().flatten(2).mean(2)[0] for level in module(image[None])]).numpy()
+
+
+def test_features_are_averages_of_the_exported_pyramid(trained, store, tmp_path):
+    outputs = []
+    for form in (trained.weights.with_suffix(".pt"), trained.weights.with_suffix(".safetensors"), trained.run):
+        pretext3d("embed", "--weights", form, "--input", store, "--out", tmp_path / "f", *EMBED, "--overwrite")
+        outputs.append((tmp_path / "f.csv").read_bytes())
+    assert outputs[0] == outputs[1] == outputs[2]
+    table, (found, metadata) = rows(tmp_path / "f.csv"), tensors(tmp_path / "f.safetensors")
+    subjects = read_json(store / "index.json")["subjects"]
+    assert [row["id"] for row in table] == json.loads(metadata["ids"]) == [s["id"] for s in subjects]
+    # No scan has a class: features alone.
+    assert list(table[0])[:2] == ["id", "level0.channel0"] and read_json(tmp_path / "f.json")["scores"] == {}
+    assert list(table[0])[-1] == "level2.channel15" and [found[f"level{i}"].shape[1] for i in range(3)] == [4, 8, 16]
+    np.testing.assert_array_equal(features(table), torch.cat([found[f"level{i}"] for i in range(3)], 1).numpy())
+    module = torch.jit.load(trained.weights.with_suffix(".pt")).eval()
+    for row, subject in zip(features(table), subjects):
+        image = tensors(store / subject["file"])[0]["image"].float()
+        np.testing.assert_allclose(row, expected(module, image), rtol=1e-4, atol=1e-5)
+
+    # Larger scans than the window are the mean of their windows.
+    cut = ["--out", tmp_path / "cut", "--window", 24]
+    pretext3d("embed", "--weights", trained.weights.with_suffix(".pt"), "--input", store, *cut, *EMBED)
+    for row, subject in zip(features(rows(tmp_path / "cut.csv")), subjects):
+        image = tensors(store / subject["file"])[0]["image"].float()
+        parts = [image[:, x : x + 24, y : y + 24, z : z + 24] for x in (0, 8) for y in (0, 8) for z in (0, 8)]
+        np.testing.assert_allclose(row, np.mean([expected(module, part) for part in parts], 0), rtol=1e-4, atol=1e-5)
+
+
+def test_files_are_preprocessed_as_in_training(brains, trained, store, tmp_path):
+    weights = trained.weights.with_suffix(".pt")
+    for name, source in (("store", store), ("files", brains)):
+        pretext3d("embed", "--weights", weights, "--input", source, "--out", tmp_path / name, *EMBED)
+    assert (tmp_path / "store.csv").read_bytes() == (tmp_path / "files.csv").read_bytes()
+    # A scan that cannot be read is named, and the others are written.
+    copy = tmp_path / "copy"
+    shutil.copytree(brains, copy)
+    (copy / "brain_0002/brain_0002_t1.nii.gz").write_bytes(b"no scan")
+    text = refused("embed", "--weights", weights, "--input", copy, "--out", tmp_path / "rest", *EMBED, says=["brain_0002"])
+    assert "5 embeddings" in text
+    assert [row["id"] for row in rows(tmp_path / "rest.csv")] == [f"brain_000{i}" for i in (0, 1, 3, 4, 5)]
+
+
+def test_scores_equal_those_of_scikit_learn(fundus, tmp_path):
+    out = tmp_path / "f"
+    printed = pretext3d("embed", "--weights", fundus / "rot.pt", "--input", fundus / "store", "--out", out, *EMBED).stdout
+    table, scores = rows(f"{out}.csv"), read_json(f"{out}.json")["scores"]
+    truth = np.array([int(row["class"]) for row in table])
+    classes = {s["id"]: s["class"] for s in read_json(fundus / "store/index.json")["subjects"]}
+    assert [classes[row["id"]] for row in table] == truth.tolist()
+    folds = np.array([int(row["fold"]) for row in table])
+    assert sorted(set(folds)) == list(range(10)) and max(np.bincount(folds)) - min(np.bincount(folds)) <= 1
+
+    everything = features(table).astype(float)
+    deepest = everything[:, [name.startswith("level2") for name in table[0] if name.startswith("level")]]
+    models = {
+        "linear": RidgeClassifierCV(alphas=[10.0**e for e in range(-2, 7)]),
+        "nearest_1": KNeighborsClassifier(1, metric="cosine"),
+        "nearest_5": KNeighborsClassifier(5, metric="cosine"),
+    }
+    for name, x in (("deepest", deepest), ("all", everything)):
+        for readout, model in models.items():
+            predicted = np.zeros_like(truth)
+            for fold in range(10):
+                tested = folds == fold
+                fitted = make_pipeline(StandardScaler(), model).fit(x[~tested], truth[~tested])
+                predicted[tested] = fitted.predict(x[tested])
+            kappa = cohen_kappa_score(truth, predicted, weights="quadratic")
+            wanted = {"quadratic_weighted_kappa": kappa, "accuracy": accuracy_score(truth, predicted)}
+            assert scores[name][readout] == pytest.approx(wanted, abs=1e-9), (name, readout)
+            assert f"{wanted['accuracy']:.3f}" in printed
+    majority = [np.bincount(truth[folds != fold]).argmax() for fold in folds]
+    assert scores["majority"]["accuracy"] == pytest.approx(np.mean(truth == majority))
+
+
+def test_a_copy_of_a_photograph_is_in_the_fold_of_the_photograph(fundus, tmp_path):
+    images = tmp_path / "aptos"
+    shutil.copytree(fundus / "aptos", images)
+    table = next(images.rglob("*.csv"))
+    line = table.read_text().splitlines()[8]
+    name = line.split(",")[0]
+    photograph = next(images.rglob(f"{name}.*"))
+    shutil.copy(photograph, photograph.with_stem("zzz_copy"))
+    with table.open("a") as file:
+        file.write(line.replace(name, "zzz_copy") + "\n")
+    for i, source in enumerate((images, None)):
+        if source is None:
+            source = tmp_path / "store"
+            pretext3d("preprocess", "--data", images, "--out", source, "--size", 32)
+        pretext3d("embed", "--weights", fundus / "rot.pt", "--input", source, "--out", tmp_path / f"f{i}", *EMBED)
+        fold = {row["id"]: row["fold"] for row in rows(tmp_path / f"f{i}.csv")}
+        assert len(fold) == 41 and fold[name] == fold["zzz_copy"]
+
+
+def test_slices_and_what_is_refused(fundus, trained, store, tmp_path):
+    args = ["--task", "rot", "--slices", "axial", "--epochs", 1, "--steps", 1, *SMALL]
+    pretext3d("pretrain", "--data", store, *args, "--out", tmp_path / "run", "--weights", tmp_path / "axial")
+    pretext3d("embed", "--weights", tmp_path / "axial.pt", "--input", store, "--out", tmp_path / "f", *EMBED)
+    module = torch.jit.load(tmp_path / "axial.pt").eval()
+    subject = read_json(store / "index.json")["subjects"][3]
+    image = tensors(store / subject["file"])[0]["image"].float()
+    wanted = np.mean([expected(module, image[..., k].contiguous()) for k in range(image.shape[-1])], 0)
+    np.testing.assert_allclose(features(rows(tmp_path / "f.csv"))[3], wanted, rtol=1e-4, atol=1e-5)
+
+    weights, out = trained.weights.with_suffix(".pt"), ["--out", tmp_path / "f", *EMBED]
+    refused("embed", "--weights", weights, "--input", store, *out, says=["f.csv", "--overwrite"])
+    new = ["--out", tmp_path / "new", *EMBED]
+    refused("embed", "--weights", weights, "--input", fundus / "store", *new, says=["rot.pt", "3D", "2D"])
+    refused("embed", "--weights", weights, "--input", store, "--window", 3, *new, says=["--window", "4", "3"])
+    # Weights that do not say how scans are prepared: a store is, files are not.
+    (tmp_path / "bare.safetensors").write_bytes(trained.weights.with_suffix(".safetensors").read_bytes())
+    message = refused("embed", "--weights", tmp_path / "bare.safetensors", "--input", store / "none.nii", *new, says=["store"])
+    assert "bare" in message
+    done = pretext3d("embed", "--weights", tmp_path / "bare.safetensors", "--input", store, *new)
+    assert "does not say what scans" in done.stderr
+    refused("embed", "--weights", weights, "--input", store, "--overwrite", "--out", trained.weights, *EMBED, says=["would replace"])
