@@ -11,6 +11,7 @@ Dice of each class on held-out subjects is printed. Needs torch and safetensors.
 import argparse
 import json
 import sys
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,13 +20,19 @@ from safetensors.torch import load_file
 from torch import nn
 
 
-class Stage(nn.Module):
-    """Two times convolution, ReLU, batch normalisation."""
+def norm(description):
+    """Kind of normalisation in an exported network; exports from before there was a choice do not name theirs."""
+    return description["network"].get("norm", "batch")
 
-    def __init__(self, inputs, outputs):
+
+class Stage(nn.Module):
+    """Two times convolution, ReLU, normalisation."""
+
+    def __init__(self, inputs, outputs, norm="batch"):
         super().__init__()
-        self.conv0, self.norm0 = nn.Conv3d(inputs, outputs, 3, padding=1), nn.BatchNorm3d(outputs)
-        self.conv1, self.norm1 = nn.Conv3d(outputs, outputs, 3, padding=1), nn.BatchNorm3d(outputs)
+        normalise = {"batch": nn.BatchNorm3d, "instance": partial(nn.InstanceNorm3d, affine=True)}[norm]
+        self.conv0, self.norm0 = nn.Conv3d(inputs, outputs, 3, padding=1), normalise(outputs)
+        self.conv1, self.norm1 = nn.Conv3d(outputs, outputs, 3, padding=1), normalise(outputs)
 
     def forward(self, x):
         return self.norm1(F.relu(self.conv1(self.norm0(F.relu(self.conv0(x))))))
@@ -34,11 +41,16 @@ class Stage(nn.Module):
 class Encoder(nn.Module):
     """The exported encoder as an ordinary module: `[B, C, D, H, W]` to a list of feature maps, finest first."""
 
-    def __init__(self, in_channels, channels):
+    def __init__(self, in_channels, channels, norm="batch"):
         super().__init__()
         self.depth = len(channels)
         for i, (inputs, outputs) in enumerate(zip([in_channels, *channels], channels)):
-            self.add_module(f"level{i}", Stage(inputs, outputs))
+            self.add_module(f"level{i}", Stage(inputs, outputs, norm))
+
+    @classmethod
+    def of(cls, description):
+        """As an export's description says."""
+        return cls(description["network"]["in_channels"], [level["channels"] for level in description["levels"]], norm(description))
 
     def forward(self, x):
         pyramid = [self.level0(x)]
@@ -50,12 +62,12 @@ class Encoder(nn.Module):
 class Segmenter(nn.Module):
     """A decoder on the pyramid of any encoder: class scores at the input's resolution."""
 
-    def __init__(self, encoder, channels, classes):
+    def __init__(self, encoder, channels, classes, norm):
         super().__init__()
         self.encoder = encoder
         pairs = list(zip(channels[1:], channels))[::-1]
         self.up = nn.ModuleList(nn.ConvTranspose3d(coarse, fine, 2, stride=2) for coarse, fine in pairs)
-        self.stages = nn.ModuleList(Stage(2 * fine, fine) for _, fine in pairs)
+        self.stages = nn.ModuleList(Stage(2 * fine, fine, norm) for _, fine in pairs)
         self.output = nn.Conv3d(channels[0], classes, 1)
 
     def forward(self, x):
@@ -69,7 +81,7 @@ def load_encoder(path, plain):
     """The encoder and its description."""
     if plain:
         description = json.loads(path.with_suffix(".json").read_text())
-        encoder = Encoder(description["network"]["in_channels"], [level["channels"] for level in description["levels"]])
+        encoder = Encoder.of(description)
         encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in load_file(path).items()})
         return encoder, description
     extra = {"pretext3d.json": ""}
@@ -146,7 +158,7 @@ def main():
     train, held_out = subjects[: args.train], subjects[args.train :]
     if not held_out:
         parser.error(f"--train {args.train}: no subject is left to test on, {args.store} has {len(subjects)}")
-    model = Segmenter(encoder, [level["channels"] for level in levels], len(classes)).to(device)
+    model = Segmenter(encoder, [level["channels"] for level in levels], len(classes), norm(description)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
     for step in range(1, args.steps + 1):
         model.train()

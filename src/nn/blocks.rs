@@ -3,11 +3,12 @@
 use super::script::ScriptModule;
 use crate::dim::Rank;
 use crate::ffi;
+use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use tch::nn::{self, Init, init};
 use tch::{Device, Kind, Tensor};
 
-/// As `torch.nn.BatchNorm*d`.
+/// As `torch.nn.BatchNorm*d` and `torch.nn.InstanceNorm*d`.
 pub const NORM_MOMENTUM: f64 = 0.1;
 pub const NORM_EPS: f64 = 1e-5;
 
@@ -69,46 +70,84 @@ impl Conv {
     }
 }
 
-/// Batch normalisation over all axes but the channels.
+/// What a normalisation takes mean and variance of, for each channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum NormKind {
+    /// All samples of the batch; in evaluation running statistics, which fit inputs like those of the training
+    Batch,
+    /// Each sample by itself, in training and evaluation alike
+    Instance,
+}
+
+impl NormKind {
+    /// Of a network that nothing else is said of.
+    pub const DEFAULT: NormKind = NormKind::Batch;
+
+    /// Of files from before there was a choice.
+    pub fn before_the_choice() -> NormKind {
+        NormKind::Batch
+    }
+}
+
+/// Normalisation of each channel, then an affine map; parameters `weight` and `bias`, of batch normalisation also the buffers
+/// `running_mean` and `running_var`, as in PyTorch.
 #[derive(Debug)]
 pub struct Norm {
     weight: Tensor,
     bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
+    /// Mean and variance; `None`: instance normalisation.
+    running: Option<[Tensor; 2]>,
 }
 
 impl Norm {
-    pub fn new(vs: nn::Path, channels: i64) -> Self {
+    pub fn new(vs: nn::Path, kind: NormKind, channels: i64) -> Self {
         Norm {
             weight: vs.var("weight", &[channels], Init::Const(1.)),
             bias: vs.var("bias", &[channels], Init::Const(0.)),
-            running_mean: vs.zeros_no_train("running_mean", &[channels]),
-            running_var: vs.ones_no_train("running_var", &[channels]),
+            running: (kind == NormKind::Batch)
+                .then(|| [vs.zeros_no_train("running_mean", &[channels]), vs.ones_no_train("running_var", &[channels])]),
         }
     }
 
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
-        x.batch_norm(
-            Some(&self.weight),
-            Some(&self.bias),
-            Some(&self.running_mean),
-            Some(&self.running_var),
-            train,
-            NORM_MOMENTUM,
-            NORM_EPS,
-            true,
-        )
+        match &self.running {
+            Some([mean, variance]) => self.batch_norm(x, Some(mean), Some(variance), train),
+            None => self.instance_norm(x),
+        }
+    }
+
+    fn batch_norm(&self, x: &Tensor, mean: Option<&Tensor>, variance: Option<&Tensor>, train: bool) -> Tensor {
+        x.batch_norm(Some(&self.weight), Some(&self.bias), mean, variance, train, NORM_MOMENTUM, NORM_EPS, true)
+    }
+
+    /// Each sample by itself: the same by three ways, each the fastest where it is taken.
+    fn instance_norm(&self, x: &Tensor) -> Tensor {
+        let (weight, bias) = (Some(&self.weight), Some(&self.bias));
+        if x.device() != Device::Cpu {
+            // Not `group_norm`: autocast would have it in float32.
+            return x.instance_norm(weight, bias, None::<&Tensor>, None::<&Tensor>, true, NORM_MOMENTUM, NORM_EPS, true);
+        }
+        if x.is_contiguous() {
+            return x.group_norm(x.size()[1], weight, bias, NORM_EPS, true);
+        }
+        // Channels last: `instance_norm` copies to another layout, and `group_norm` is ten times slower.
+        let samples: Vec<Tensor> = x.split(1, 0).iter().map(|sample| self.batch_norm(sample, None, None, true)).collect();
+        Tensor::cat(&samples, 0)
     }
 
     pub fn script(&self) -> ScriptModule {
-        ScriptModule::new(format!(
-            "def forward(self, x: Tensor) -> Tensor:\n    return torch.batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var, self.training, {NORM_MOMENTUM}, {NORM_EPS}, True)\n"
-        ))
-        .parameter("weight", &self.weight)
-        .parameter("bias", &self.bias)
-        .buffer("running_mean", &self.running_mean)
-        .buffer("running_var", &self.running_var)
+        let call = match self.running {
+            Some(_) => format!(
+                "batch_norm(x, self.weight, self.bias, self.running_mean, self.running_var, self.training, {NORM_MOMENTUM}, {NORM_EPS}, True)"
+            ),
+            None => format!("instance_norm(x, self.weight, self.bias, None, None, True, {NORM_MOMENTUM}, {NORM_EPS}, True)"),
+        };
+        let module = ScriptModule::new(format!("def forward(self, x: Tensor) -> Tensor:\n    return torch.{call}\n"))
+            .parameter("weight", &self.weight)
+            .parameter("bias", &self.bias);
+        let buffers = self.running.iter().flat_map(|running| ["running_mean", "running_var"].into_iter().zip(running));
+        buffers.fold(module, |module, (name, tensor)| module.buffer(name, tensor))
     }
 }
 
@@ -155,7 +194,7 @@ impl UpConv {
     }
 }
 
-/// Two times convolution, ReLU, batch normalisation, in the reference's order.
+/// Two times convolution, ReLU, normalisation, in the reference's order.
 #[derive(Debug)]
 pub struct Stage {
     convs: [Conv; 2],
@@ -164,9 +203,9 @@ pub struct Stage {
 }
 
 impl Stage {
-    pub fn new(vs: nn::Path, rank: Rank, inputs: i64, outputs: i64, dropout: f64) -> Self {
+    pub fn new(vs: nn::Path, rank: Rank, norm: NormKind, inputs: i64, outputs: i64, dropout: f64) -> Self {
         let conv = |i: usize, inputs| Conv::new(&vs / format!("conv{i}"), rank, inputs, outputs, 3);
-        let norm = |i: usize| Norm::new(&vs / format!("norm{i}"), outputs);
+        let norm = |i: usize| Norm::new(&vs / format!("norm{i}"), norm, outputs);
         Stage { convs: [conv(0, inputs), conv(1, outputs)], norms: [norm(0), norm(1)], dropout }
     }
 
@@ -210,4 +249,75 @@ pub fn avg_pool(x: &Tensor) -> Tensor {
 /// Mean over all spatial axes: `[B, C, ...]` to `[B, C]`.
 pub fn global_average(x: &Tensor) -> Tensor {
     x.flatten(2, -1).mean_dim(2, false, Kind::Float)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tch::nn::VarStore;
+
+    /// As its definition says, in float64.
+    fn by_hand(x: &Tensor, weight: &Tensor, bias: &Tensor) -> Tensor {
+        let axes: Vec<i64> = (2..x.dim() as i64).collect();
+        let mean = x.mean_dim(axes.as_slice(), true, Kind::Double);
+        let centred = x - mean;
+        let variance = centred.square().mean_dim(axes.as_slice(), true, Kind::Double);
+        let mut dims = vec![1; x.dim()];
+        dims[1] = -1;
+        centred / (variance + NORM_EPS).sqrt() * weight.view(dims.as_slice()) + bias.view(dims.as_slice())
+    }
+
+    #[test]
+    fn instance_norm_is_its_definition_in_every_layout() {
+        tch::manual_seed(2);
+        let vs = VarStore::new(Device::Cpu);
+        let norm = Norm::new(vs.root(), NormKind::Instance, 5);
+        assert_eq!(vs.variables().len(), 2, "no running statistics");
+        let variables = vs.variables();
+        let [weight, bias] = ["weight", "bias"].map(|name| variables[name].shallow_clone());
+        tch::no_grad(|| {
+            weight.shallow_clone().copy_(&Tensor::rand([5], (Kind::Float, Device::Cpu)));
+            bias.shallow_clone().copy_(&Tensor::randn([5], (Kind::Float, Device::Cpu)));
+        });
+        for (dims, bf16, format) in [
+            (&[3, 5, 6, 8][..], false, ffi::MemoryFormat::Contiguous),
+            (&[3, 5, 4, 6, 8], false, ffi::MemoryFormat::Contiguous),
+            (&[3, 5, 6, 8], true, ffi::MemoryFormat::ChannelsLast),
+            (&[3, 5, 4, 6, 8], true, ffi::MemoryFormat::ChannelsLast),
+            (&[1, 5, 2, 1, 1], true, ffi::MemoryFormat::ChannelsLast),
+        ] {
+            let kind = if bf16 { Kind::BFloat16 } else { Kind::Float };
+            // Each sample has a mean of its own, far from those of the others.
+            let shift = Tensor::arange(dims[0], (Kind::Float, Device::Cpu)).view([-1, 1, 1, 1]) * 3;
+            let shift = if dims.len() == 5 { shift.unsqueeze(-1) } else { shift };
+            let x = (Tensor::randn(dims, (Kind::Float, Device::Cpu)) + shift).to_kind(kind);
+            ffi::set_memory_format(&x, format).unwrap();
+            let given = Tensor::randn(dims, (Kind::Double, Device::Cpu));
+            let gradients = |y: &Tensor, x: &Tensor| {
+                let (weight, bias) = (weight.shallow_clone(), bias.shallow_clone());
+                Tensor::run_backward(
+                    &[(y.to_kind(Kind::Double) * &given).sum(Kind::Double)],
+                    &[x, &weight, &bias],
+                    false,
+                    false,
+                )
+            };
+            let x = x.set_requires_grad(true);
+            let train = norm.forward(&x, true);
+            let found = ffi::with_autocast(Device::Cpu, bf16, || norm.forward(&x, false));
+            assert_eq!((found.kind(), found.is_contiguous()), (kind, x.is_contiguous()), "{dims:?}");
+            assert_eq!(found, train, "training and evaluation are the same");
+            let double = x.to_kind(Kind::Double);
+            let expected = by_hand(&double, &weight, &bias);
+            let close = |a: &Tensor, b: &Tensor| {
+                let off = (a.to_kind(Kind::Double) - b.to_kind(Kind::Double)).abs().max().double_value(&[]);
+                let scale = b.abs().max().double_value(&[]).max(1.);
+                assert!(off < scale * if bf16 { 0.02 } else { 1e-5 }, "{dims:?} bf16 {bf16}: off by {off}");
+            };
+            close(&found, &expected);
+            for (ours, wanted) in gradients(&found, &x).iter().zip(gradients(&expected, &x)) {
+                close(ours, &wanted);
+            }
+        }
+    }
 }

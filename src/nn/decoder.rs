@@ -25,7 +25,7 @@ pub struct Decoder {
 }
 
 impl Decoder {
-    /// Mirrors the encoder: a transposed convolution doubles the resolution, the encoder's map of that resolution is put beside
+    /// Mirrors the encoder, with its kind of normalisation: a transposed convolution doubles the resolution, the encoder's map of that resolution is put beside
     /// it, two convolutions follow. An encoder whose finest map is coarser than its input gets a last step without a skip.
     /// `deep`: logits at every resolution while training.
     pub fn new(vs: nn::Path, encoder: &dyn Encoder, outputs: i64, deep: bool) -> Self {
@@ -46,7 +46,7 @@ impl Decoder {
                 let last = i + 2 == levels.len();
                 Step {
                     up: UpConv::new(&vs / format!("step{i}_up"), rank, coarse.channels, fine.channels, factor),
-                    stage: Stage::new(&vs / format!("step{i}"), rank, inputs, fine.channels, 0.),
+                    stage: Stage::new(&vs / format!("step{i}"), rank, encoder.norm(), inputs, fine.channels, 0.),
                     skip,
                     output: (last || deep).then(|| {
                         let name = if last { "output".to_owned() } else { format!("step{i}_output") };
@@ -104,6 +104,7 @@ impl Decoder {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::nn::NormKind;
     use tch::{Device, Kind, nn::VarStore};
 
     /// An encoder that is nothing but its pyramid.
@@ -124,6 +125,10 @@ mod tests {
 
         fn levels(&self) -> &[Level] {
             &self.1
+        }
+
+        fn norm(&self) -> NormKind {
+            NormKind::Batch
         }
 
         fn features(&self, x: &Tensor, _train: bool) -> Vec<Tensor> {

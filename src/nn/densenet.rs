@@ -1,7 +1,7 @@
 //! DenseNet-121 for images (Huang et al. 2017), operation by operation and name by name as torchvision's `densenet121().features`,
 //! so that its weights fit.
 
-use super::blocks::{Conv, Norm, avg_pool};
+use super::blocks::{Conv, Norm, NormKind, avg_pool};
 use super::script::ScriptModule;
 use super::{Encoder, Level};
 use crate::dim::{Rank, Shape};
@@ -41,6 +41,11 @@ impl DenseNetConfig {
     }
 }
 
+/// As torchvision's weights need it.
+fn norm(vs: nn::Path, channels: i64) -> Norm {
+    Norm::new(vs, NormKind::Batch, channels)
+}
+
 /// Normalisation, ReLU, 1x1 convolution, normalisation, ReLU, 3x3 convolution to [`GROWTH`] new channels.
 #[derive(Debug)]
 struct Layer {
@@ -52,7 +57,7 @@ impl Layer {
     fn new(vs: nn::Path, inputs: i64) -> Self {
         let conv = |name: &str, inputs, outputs, kernel| Conv::plain(&vs / name, Rank::Two, inputs, outputs, kernel, 1);
         Layer {
-            norms: [Norm::new(&vs / "norm1", inputs), Norm::new(&vs / "norm2", BOTTLENECK)],
+            norms: [norm(&vs / "norm1", inputs), norm(&vs / "norm2", BOTTLENECK)],
             convs: [conv("conv1", inputs, BOTTLENECK, 1), conv("conv2", BOTTLENECK, GROWTH, 3)],
         }
     }
@@ -89,10 +94,7 @@ struct Transition {
 
 impl Transition {
     fn new(vs: nn::Path, inputs: i64) -> Self {
-        Transition {
-            norm: Norm::new(&vs / "norm", inputs),
-            conv: Conv::plain(&vs / "conv", Rank::Two, inputs, inputs / 2, 1, 1),
-        }
+        Transition { norm: norm(&vs / "norm", inputs), conv: Conv::plain(&vs / "conv", Rank::Two, inputs, inputs / 2, 1, 1) }
     }
 
     fn forward(&self, x: &Tensor, train: bool) -> Tensor {
@@ -133,10 +135,10 @@ impl DenseNet {
         let transition = |i: usize| Transition::new(&vs / format!("transition{i}"), levels[i].channels);
         DenseNet {
             conv0: Conv::plain(&vs / "conv0", Rank::Two, config.in_channels, STEM, 7, 2),
-            norm0: Norm::new(&vs / "norm0", STEM),
+            norm0: norm(&vs / "norm0", STEM),
             blocks: (0..BLOCKS.len()).map(block).collect(),
             transitions: (1..BLOCKS.len()).map(transition).collect(),
-            norm5: Norm::new(&vs / "norm5", levels[BLOCKS.len()].channels),
+            norm5: norm(&vs / "norm5", levels[BLOCKS.len()].channels),
             config,
             levels,
         }
@@ -158,6 +160,10 @@ impl Encoder for DenseNet {
 
     fn levels(&self) -> &[Level] {
         &self.levels
+    }
+
+    fn norm(&self) -> NormKind {
+        NormKind::Batch
     }
 
     /// The first convolution and the first pooling pad, and so round up.

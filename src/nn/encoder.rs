@@ -1,11 +1,11 @@
 //! Which encoder a run has: `network` in its `config.json`.
 
-use super::{DenseNet, DenseNetConfig, Encoder, Level, UNet, UNetConfig};
+use super::{DenseNet, DenseNetConfig, Encoder, Level, NormKind, UNet, UNetConfig};
 use crate::dim::Rank;
 use anyhow::{Result, ensure};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use std::path::Path;
 use tch::{Tensor, nn};
@@ -33,6 +33,9 @@ pub struct EncoderFlags {
     /// Levels of the U-Net; it halves the resolution between them [default: those of the weights, without weights 5]
     #[arg(long)]
     pub levels: Option<usize>,
+    /// Normalisation of the U-Net and of a decoder on it [default: that of the weights, without weights batch]
+    #[arg(long, value_enum)]
+    pub norm: Option<NormKind>,
 }
 
 impl EncoderFlags {
@@ -50,12 +53,17 @@ impl EncoderFlags {
             Architecture::UNet => {
                 let paper = UNetConfig::paper(rank, in_channels);
                 let (filters, levels) = (self.filters.unwrap_or(paper.filters), self.levels.unwrap_or(paper.levels));
-                EncoderConfig::UNet(UNetConfig { filters, levels, dropout, ..paper })
+                let norm = self.norm.unwrap_or(NormKind::DEFAULT);
+                EncoderConfig::UNet(UNetConfig { filters, levels, dropout, norm, ..paper })
             }
             Architecture::DenseNet121 => {
                 ensure!(rank == Rank::Two, "--encoder densenet121 takes images, the store holds {}D data", rank.n());
                 let unet = self.filters.is_some() || self.levels.is_some();
                 ensure!(!unet, "--filters and --levels go with --encoder unet only");
+                ensure!(
+                    self.norm != Some(NormKind::Instance),
+                    "--norm instance goes with --encoder unet only: densenet121 is torchvision's, whose weights need BatchNorm"
+                );
                 EncoderConfig::DenseNet121(DenseNetConfig { in_channels, dropout })
             }
         })
@@ -70,15 +78,20 @@ impl EncoderFlags {
         ensure!(
             self.encoder.is_none_or(|asked| asked == architecture),
             "--encoder: {file} holds another one, {}",
-            serde_json::json!(architecture)
+            json!(architecture)
         );
         let mut flags = EncoderFlags { encoder: Some(architecture), ..self.clone() };
         if let EncoderConfig::UNet(has) = found {
-            let asked = [("filters", self.filters, has.filters), ("levels", self.levels.map(|l| l as i64), has.levels as i64)];
+            let asked = [
+                ("filters", json!(self.filters), json!(has.filters)),
+                ("levels", json!(self.levels), json!(has.levels)),
+                ("norm", json!(self.norm), json!(has.norm)),
+            ];
             for (flag, asked, has) in asked {
-                ensure!(asked.is_none_or(|asked| asked == has), "--{flag} {}: {file} has {has}", asked.unwrap_or_default());
+                let word = |value: &Value| value.as_str().map_or(value.to_string(), str::to_owned);
+                ensure!(asked.is_null() || asked == has, "--{flag} {}: {file} has {}", word(&asked), word(&has));
             }
-            (flags.filters, flags.levels) = (Some(has.filters), Some(has.levels));
+            (flags.filters, flags.levels, flags.norm) = (Some(has.filters), Some(has.levels), Some(has.norm));
         }
         Ok(flags)
     }
@@ -163,7 +176,6 @@ impl From<UNetConfig> for EncoderConfig {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
 
     #[test]
     fn configurations_without_an_architecture_are_those_of_a_unet() {

@@ -1,6 +1,6 @@
 //! Small networks on the deepest feature map, shared by the tasks.
 
-use super::blocks::{Norm, global_average, max_pool};
+use super::blocks::{Norm, NormKind, global_average, max_pool};
 use super::script::ScriptModule;
 use super::{Encoder, Mode};
 use crate::dim::{Rank, Shape, voxels};
@@ -92,7 +92,7 @@ impl Mlp {
             .map(|(i, &width)| {
                 let layer = linear(&vs / format!("linear{i}"), inputs, width);
                 inputs = width;
-                (layer, Norm::new(&vs / format!("norm{i}"), width))
+                (layer, Norm::new(&vs / format!("norm{i}"), NormKind::Batch, width))
             })
             .collect();
         Mlp { hidden, last: linear(&vs / "output", inputs, outputs), dropout }

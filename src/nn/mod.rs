@@ -13,6 +13,7 @@ use crate::dim::{Rank, Shape};
 use script::ScriptModule;
 use tch::{Tensor, no_grad};
 
+pub use blocks::NormKind;
 pub use decoder::Decoder;
 pub use densenet::{DenseNet, DenseNetConfig};
 pub use encoder::{Architecture, EncoderConfig, EncoderFlags};
@@ -53,6 +54,8 @@ pub trait Encoder {
     fn in_channels(&self) -> i64;
     /// The pyramid, finest first.
     fn levels(&self) -> &[Level];
+    /// Of every normalisation in it.
+    fn norm(&self) -> NormKind;
     /// `[B, C, D, H, W]` (images `[B, C, H, W]`) to one tensor a level, finest first. `train`: with batch statistics and dropout.
     fn features(&self, x: &Tensor, train: bool) -> Vec<Tensor>;
     /// The same network as TorchScript.

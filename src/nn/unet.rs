@@ -2,7 +2,7 @@
 
 use super::blocks::{Stage, max_pool};
 use super::script::ScriptModule;
-use super::{Encoder, Level};
+use super::{Encoder, Level, NormKind};
 use crate::dim::Rank;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -21,6 +21,8 @@ pub struct UNetConfig {
     pub levels: usize,
     /// Dropout probability after each level, 0 for none.
     pub dropout: f64,
+    #[serde(default = "NormKind::before_the_choice")]
+    pub norm: NormKind,
 }
 
 impl UNetConfig {
@@ -30,12 +32,16 @@ impl UNetConfig {
         let first = tensors.get(&format!("{prefix}level0.conv0.weight"))?.size();
         let rank = Rank::try_from(u8::try_from(first.len()).ok()?.checked_sub(2)?).ok()?;
         let levels = (0..).take_while(|i| tensors.contains_key(&format!("{prefix}level{i}.conv0.weight"))).count();
-        Some(UNetConfig { rank, in_channels: first[1], filters: first[0], levels, dropout: 0. })
+        let norm = match tensors.contains_key(&format!("{prefix}level0.norm0.running_mean")) {
+            true => NormKind::Batch,
+            false => NormKind::Instance,
+        };
+        Some(UNetConfig { rank, in_channels: first[1], filters: first[0], levels, dropout: 0., norm })
     }
 
     /// The paper's network.
     pub fn paper(rank: Rank, in_channels: i64) -> Self {
-        UNetConfig { rank, in_channels, filters: 16, levels: 5, dropout: 0. }
+        UNetConfig { rank, in_channels, filters: 16, levels: 5, dropout: 0., norm: NormKind::Batch }
     }
 
     /// The encoder's pyramid, finest first.
@@ -60,7 +66,8 @@ impl UNet {
             .iter()
             .enumerate()
             .map(|(i, level)| {
-                let stage = Stage::new(&vs / format!("level{i}"), config.rank, inputs, level.channels, config.dropout);
+                let path = &vs / format!("level{i}");
+                let stage = Stage::new(path, config.rank, config.norm, inputs, level.channels, config.dropout);
                 inputs = level.channels;
                 stage
             })
@@ -84,6 +91,10 @@ impl Encoder for UNet {
 
     fn levels(&self) -> &[Level] {
         &self.levels
+    }
+
+    fn norm(&self) -> NormKind {
+        self.config.norm
     }
 
     fn features(&self, x: &Tensor, train: bool) -> Vec<Tensor> {

@@ -94,7 +94,7 @@ const FINETUNE_OWN: [&str; 14] = [
     "fold",
 ];
 /// Flags that shape the encoder and its input.
-const SHAPE: [&str; 4] = ["encoder", "filters", "levels", "slices"];
+const SHAPE: [&str; 5] = ["encoder", "filters", "levels", "norm", "slices"];
 
 fn all() -> Vec<f64> {
     vec![1.]

@@ -9,7 +9,7 @@ use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
 use crate::data::Scans;
 use crate::dim::{Rank, Region, Shape, voxels};
 use crate::ffi;
-use crate::nn::blocks::Norm;
+use crate::nn::blocks::{Norm, NormKind};
 use crate::nn::heads::{HeadKind, Pool, linear};
 use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
@@ -120,7 +120,7 @@ impl Exemplar {
         let pool = Pool::new(HeadKind::Gap, encoder, self.view_shape())?;
         Ok(ExemplarHead {
             hidden: linear(vs / "hidden", pool.features, pool.features),
-            norm: Norm::new(vs / "norm", pool.features),
+            norm: Norm::new(vs / "norm", NormKind::Batch, pool.features),
             output: linear(vs / "output", pool.features, self.config.embedding as i64),
             pool,
             margin: self.config.margin,

@@ -168,7 +168,10 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let init = config.init.as_ref().filter(|_| !run.as_ref().is_some_and(Run::has_checkpoint));
     let init = init.map(|file| Pretrained::open(file)).transpose()?;
     let mut config = config.clone();
-    if let Some(init) = &init {
+    if let Some(run) = &run {
+        // As it began, whatever is the default now.
+        config.network = config.network.of_weights(&run.network()?, rank, &run.config_file())?;
+    } else if let Some(init) = &init {
         config = config.of_weights(init, rank)?;
     }
     let trainer = config.trainer(device, rank, window, train, valid)?;

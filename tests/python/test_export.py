@@ -25,7 +25,7 @@ def load(weights):
 def plain(weights):
     """The same weights in an ordinary module."""
     description = read_json(weights.with_suffix(".json"))
-    encoder = Encoder(description["network"]["in_channels"], [level["channels"] for level in description["levels"]])
+    encoder = Encoder.of(description)
     state, _ = tensors(weights.with_suffix(".safetensors"))
     encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in state.items()}, strict=True)
     return encoder

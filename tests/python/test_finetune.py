@@ -240,11 +240,11 @@ def test_the_best_epoch_is_chosen_by_what_is_tested(folder, tmp_path):
 class Decoder(nn.Module):
     """The decoder in plain PyTorch: a pyramid, finest first, to logits."""
 
-    def __init__(self, channels, classes):
+    def __init__(self, channels, classes, norm="batch"):
         super().__init__()
         for i, (coarse, fine) in enumerate(zip(channels[:0:-1], channels[-2::-1])):
             self.add_module(f"step{i}_up", nn.ConvTranspose3d(coarse, fine, 2, stride=2))
-            self.add_module(f"step{i}", Stage(2 * fine, fine))
+            self.add_module(f"step{i}", Stage(2 * fine, fine, norm))
         self.output = nn.Conv3d(channels[0], classes, 1)
 
     def forward(self, pyramid):

@@ -96,7 +96,7 @@ def test_a_joint_export_evaluates_with_the_statistics_of_all_tasks(store, tmp_pa
         torch.testing.assert_close(exported[f"{norm}running_var"], variance)
     module = torch.jit.load(run / "w.pt").eval()
     description = read_json(run / "w.json")
-    plain = Encoder(description["network"]["in_channels"], [level["channels"] for level in description["levels"]]).eval()
+    plain = Encoder.of(description).eval()
     plain.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in exported.items()}, strict=True)
     x = torch.rand(2, 4, 32, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

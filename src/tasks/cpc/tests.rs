@@ -1,6 +1,6 @@
 use super::*;
-use crate::nn::Level;
 use crate::nn::script::ScriptModule;
+use crate::nn::{Level, NormKind};
 use crate::rng::{Stream, rng};
 use crate::tasks::tests::{batch, check, encoder, scans};
 use crate::tasks::{TaskConfigs, TaskKind};
@@ -100,6 +100,9 @@ impl<E: Encoder> Encoder for Counting<E> {
     }
     fn levels(&self) -> &[Level] {
         self.0.levels()
+    }
+    fn norm(&self) -> NormKind {
+        self.0.norm()
     }
     fn features(&self, x: &Tensor, train: bool) -> Vec<Tensor> {
         self.1.borrow_mut().push(x.size()[0]);
