@@ -15,6 +15,7 @@ use crate::report::progress::Counter;
 use crate::tasks::classification::Outputs;
 use crate::tasks::segmentation::SegmentationConfig;
 use crate::train::stop::Stop;
+use crate::transform::mirror::Mirroring;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -46,7 +47,8 @@ pub struct Args {
     /// Windows a forward pass [default: 1, in 2D 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: Option<u16>,
-    /// Average over all combinations of mirrored axes: 8 times the work (images: 4 times)
+    /// Average over all combinations of mirrored axes: 8 times the work (images: 4 times). Classes whose names differ in left and right
+    /// alone are exchanged back; with a class that has a side and no counterpart, left and right do not change places
     #[arg(long)]
     flips: bool,
     /// Also write OUTPUT/ID.probabilities.nii.gz: 4D, a channel a class
@@ -74,6 +76,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     check_folder(&args.output).context("--output")?;
     let model = Model::load(&args.weights, args.device, args.precision)?;
     let inputs = Inputs::open(&args.input, args.layout, &model.channels, &model.settings)?;
+    let mirroring = args.flips.then(|| model.mirroring()).transpose()?;
     let stop = Stop::on_signals()?;
     match &model.downstream {
         DownstreamConfig::Segmentation { labels, patch, .. } => {
@@ -83,7 +86,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
                 patch: *patch,
                 overlap,
                 batch_size: args.batch_size.map_or_else(|| default_batch(model.rank), usize::from),
-                flips: args.flips,
+                mirroring,
                 device: model.device,
             };
             let values = labels.iter().map(|l| l.value).collect();
@@ -106,7 +109,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             }
             let mut predictions = Predictions::new(classes);
             let each = |scan: usize, id: &str, counter: &Counter| {
-                match classify(&args, &model, *shape, classification.outputs, &inputs, scan, counter) {
+                match classify(mirroring.as_ref(), &model, *shape, classification.outputs, &inputs, scan, counter) {
                     _ if stop.asked() => return Ok(Done::Stopped),
                     Ok((class, probabilities)) => predictions.add(id, inputs.class(scan), class, &probabilities),
                     Err(error) => return Ok(Done::Bad(format!("{error:#}"))),
@@ -131,7 +134,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 /// Class and probabilities of one scan.
 fn classify(
-    args: &Args,
+    mirroring: Option<&Mirroring>,
     model: &Model,
     shape: Shape,
     outputs: Outputs,
@@ -143,7 +146,7 @@ fn classify(
     let (_, d, h, w) = image.dim();
     ensure!([d, h, w] == shape, "{:?} voxels, expected {shape:?} as in training", [d, h, w]);
     let image = image.as_standard_layout();
-    model.classify(image.as_slice().context("not contiguous")?, shape, outputs, args.flips)
+    model.classify(image.as_slice().context("not contiguous")?, shape, outputs, mirroring)
 }
 
 struct Segmenter<'a> {

@@ -2,6 +2,7 @@
 
 pub mod identity;
 pub mod image;
+pub mod laterality;
 pub mod layouts;
 pub mod names;
 pub mod nifti;

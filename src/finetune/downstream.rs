@@ -8,11 +8,13 @@ use crate::dim::Rank;
 use crate::metrics::brats;
 use crate::nn::EncoderConfig;
 use crate::predict::model::DownstreamConfig;
+use crate::print::note;
 use crate::sample::foreground::Foreground;
 use crate::tasks::Task;
 use crate::tasks::class_weights::ClassWeights;
 use crate::tasks::classification::{Classification, ClassificationConfig, common_shape};
 use crate::tasks::segmentation::{Segmentation, SegmentationConfig};
+use crate::transform::augment::Augmenter;
 use anyhow::{Context, Result, ensure};
 use std::sync::Arc;
 
@@ -49,7 +51,17 @@ pub fn check_shapes(config: &FinetuneConfig, store: &Store, encoder: &EncoderCon
     match config.task {
         DownstreamKind::Segmentation => config.segmentation.patch_shape(store, encoder.rank(), encoder.reduction()).map(drop),
         DownstreamKind::Classification => common_shape(store).map(drop),
+    }?;
+    config.aug.augmenter(encoder.rank(), config.train.slices, &[]).map(drop)
+}
+
+/// Augmentation of samples with these classes; what it does with those that have a side is said.
+fn augmenter(config: &FinetuneConfig, rank: Rank, classes: &[&str]) -> Result<Augmenter> {
+    let augmenter = config.aug.augmenter(rank, config.train.slices, classes)?;
+    if let Some(text) = augmenter.note() {
+        note!("--aug-flip: {text}");
     }
+    Ok(augmenter)
 }
 
 /// Builds the task for the scans that are trained on. After [`check`].
@@ -70,7 +82,9 @@ pub fn build(
             let weights = weights(&foreground.per_class_counts())?;
             let segmentation = config.segmentation.clone();
             let groups = config.groups(&labels)?;
-            let task = Segmentation::new(&segmentation, &config.aug, rank, patch, labels.clone(), weights, foreground)?
+            let names: Vec<&str> = labels.iter().map(|label| label.name.as_str()).collect();
+            let augmenter = augmenter(config, rank, &names)?;
+            let task = Segmentation::new(&segmentation, augmenter, rank, patch, labels.clone(), weights, foreground)?
                 .judged_by(groups);
             (Arc::new(task), DownstreamConfig::Segmentation { labels, patch, segmentation })
         }
@@ -81,7 +95,9 @@ pub fn build(
             let mut counts = vec![0; classes.len()];
             (0..train.len()).filter_map(|scan| train.class(scan)).for_each(|class| counts[usize::from(class)] += 1);
             let classification = config.classification.clone();
-            let task = Classification::new(&classification, &config.aug, rank, shape, classes.clone(), weights(&counts)?);
+            let names: Vec<&str> = classes.iter().map(String::as_str).collect();
+            let augmenter = augmenter(config, rank, &names)?;
+            let task = Classification::new(&classification, augmenter, shape, classes.clone(), weights(&counts)?);
             (Arc::new(task), DownstreamConfig::Classification { classes, shape, classification })
         }
     })

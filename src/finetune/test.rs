@@ -79,7 +79,7 @@ fn segmentation(
 ) -> Result<Option<Tested>> {
     let groups = config.groups(labels)?;
     let (rank, device, overlap) = (model.rank, model.device, config.segmentation.overlap);
-    let window = Window { rank, patch, overlap, batch_size: default_batch(rank), flips: false, device };
+    let window = Window { rank, patch, overlap, batch_size: default_batch(rank), mirroring: None, device };
     let predict = |scan| Predicted::of(sides.test.as_ref(), scan, &window, &|x| model.forward(x));
     let entry = |scan| &sides.test.store().index().subjects[sides.test.scan(scan)];
     let outside: Vec<usize> = (0..sides.test.len()).filter_map(|scan| entry(scan).outside.as_ref().map(|o| o.voxels)).collect();

@@ -8,18 +8,21 @@ use crate::dim::{Rank, Shape};
 use crate::ffi;
 use crate::nn::script::ScriptModule;
 use crate::nn::{Encoder, EncoderConfig};
-use crate::predict::window::mirrorings;
+use crate::predict::window::over_mirror_images;
+use crate::print::note;
 use crate::run::folder::locate;
 use crate::run::input::Input;
 use crate::run::tensors::{self, ENCODER, split_checkpoint};
 use crate::tasks::Downstream;
 use crate::tasks::classification::{self, ClassificationConfig, ClassificationHead, Outputs};
 use crate::tasks::segmentation::{SegmentationConfig, SegmentationHead};
+use crate::transform::augment::AugmentConfig;
+use crate::transform::mirror::Mirroring;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 use tch::nn::{self, VarStore};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// What a fine-tuned run predicts: `downstream` in its `config.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -93,6 +96,8 @@ pub struct Model {
     pub slices: Option<Slices>,
     pub downstream: DownstreamConfig,
     pub device: Device,
+    /// Of its training.
+    augment: AugmentConfig,
     bf16: bool,
     vs: VarStore,
     encoder: Box<dyn Encoder>,
@@ -116,6 +121,7 @@ impl Model {
         let input: Input = serde_json::from_value(part("input")?)?;
         ensure!(file.exists(), "{}: no checkpoint `{which}` yet", run.dir.display());
         let (tensors, _) = tensors::load_safetensors(&file)?;
+        let augment = AugmentConfig::of_settings(&run.settings()?).with_context(|| config.display().to_string())?;
 
         let mut vs = VarStore::new(Device::Cpu);
         let encoder = network.build(&vs.root() / ENCODER.trim_end_matches('.'));
@@ -134,6 +140,7 @@ impl Model {
             slices: input.slices,
             downstream,
             device,
+            augment,
             bf16,
             vs,
             encoder,
@@ -149,17 +156,52 @@ impl Model {
         Ok(ffi::with_autocast(self.device, self.bf16, || tch::no_grad(|| head.logits(self.encoder.as_ref(), x))))
     }
 
-    /// Class and the probability of each, of one scan `[C, D, H, W]`, row-major. `flips`: average the logits of all mirror images.
-    pub fn classify(&self, image: &[f32], shape: Shape, outputs: Outputs, flips: bool) -> Result<(u8, Vec<f32>)> {
+    /// Class and the probability of each, of one scan `[C, D, H, W]`, row-major. `mirroring`: average the logits of all mirror images.
+    pub fn classify(
+        &self,
+        image: &[f32],
+        shape: Shape,
+        outputs: Outputs,
+        mirroring: Option<&Mirroring>,
+    ) -> Result<(u8, Vec<f32>)> {
         let mut dims = vec![1, self.channels.len() as i64];
         dims.extend(self.rank.axes().map(|a| shape[a] as i64));
         let x = Tensor::from_slice(image).reshape(dims).to_device(self.device);
-        let logits: Vec<Tensor> =
-            mirrorings(self.rank, flips).iter().map(|flipped| self.forward(&x.flip(flipped))).collect::<Result<_>>()?;
-        let logits = Tensor::cat(&logits, 0).mean_dim(0, true, Kind::Float);
+        let logits = over_mirror_images(&x, self.rank, mirroring, &|x| self.forward(x), &|logits, _| logits)?;
         let class = classification::classes(outputs, &logits).int64_value(&[0]);
         let probabilities = classification::probabilities(outputs, &logits).squeeze_dim(0).to_device(Device::Cpu);
         Ok((u8::try_from(class)?, Vec::try_from(probabilities)?))
+    }
+
+    /// Mirror images that a prediction may be averaged over: all, but for those that classes with a side do not allow. Says what becomes
+    /// of such classes, and along which axes the network has seen no mirror image.
+    pub fn mirroring(&self) -> Result<Mirroring> {
+        let names: Vec<&str> = match &self.downstream {
+            DownstreamConfig::Segmentation { labels, .. } => labels.iter().map(|label| label.name.as_str()).collect(),
+            DownstreamConfig::Classification { classes, .. } => classes.iter().map(String::as_str).collect(),
+        };
+        let mut mirroring = Mirroring::new(&[], self.rank, self.slices, &names)?;
+        if let DownstreamConfig::Classification {
+            classification: ClassificationConfig { outputs: Outputs::Ordinal, .. }, ..
+        } = &self.downstream
+        {
+            // Output k is "at least class k", which no exchange of outputs mirrors.
+            mirroring = mirroring.without_swap();
+        }
+        if let Some(text) = &mirroring.note {
+            note!("--flips: {text}");
+        }
+        let trained = match self.augment.mirrors() {
+            true => Mirroring::new(&self.augment.flip_axes, self.rank, self.slices, &names)?.axes,
+            false => [false; 3],
+        };
+        let unseen = mirroring.names([0, 1, 2].map(|a| mirroring.axes[a] && !trained[a]));
+        if !unseen.is_empty() {
+            note!(
+                "--flips: trained without mirror images along {unseen} (--aug-flip of finetune): averaging over them may cost accuracy"
+            );
+        }
+        Ok(mirroring)
     }
 
     /// The whole network as TorchScript, from an input to its logits; of a classification also to `probabilities`. `source`: further

@@ -4,6 +4,7 @@
 
 use crate::data::preprocess::undo::argmax;
 use crate::dim::{Rank, Shape};
+use crate::transform::mirror::Mirroring;
 use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -23,12 +24,30 @@ pub fn default_batch(rank: Rank) -> usize {
     }
 }
 
-/// Axes of `[B, C, ...]` to mirror for each image that is averaged: none, or with `flips` every combination of the rank's axes.
-pub fn mirrorings(rank: Rank, flips: bool) -> Vec<Vec<i64>> {
-    let axes: Vec<i64> = (2..2 + rank.n() as i64).collect();
-    let combinations = if flips { 1 << axes.len() } else { 1 };
-    let mirrored = |combination: i64| axes.iter().copied().filter(|a| combination >> (a - 2) & 1 == 1).collect();
-    (0..combinations).map(mirrored).collect()
+/// The mean of what `network` makes of `x`, `[B, C, ...]`, and of its mirror images: brought back with `back`, which is given the axes
+/// of `x` that were reversed, and with classes (axis 1) that have a side exchanged where they change places.
+pub fn over_mirror_images(
+    x: &Tensor,
+    rank: Rank,
+    mirroring: Option<&Mirroring>,
+    network: Forward,
+    back: &dyn Fn(Tensor, &[i64]) -> Tensor,
+) -> Result<Tensor> {
+    let combinations = mirroring.map_or(vec![[false; 3]], Mirroring::combinations);
+    let mut sum: Option<Tensor> = None;
+    for &flip in &combinations {
+        let axes: Vec<i64> = rank.axes().filter(|&a| flip[a]).map(|a| (a + rank.n() - 1) as i64).collect();
+        let mut output = back(network(&x.flip(&axes))?, &axes);
+        if let Some(classes) = mirroring.and_then(|mirroring| mirroring.classes(flip)) {
+            let classes: Vec<i64> = classes.iter().map(|&class| class.into()).collect();
+            output = output.index_select(1, &Tensor::from_slice(&classes).to_device(output.device()));
+        }
+        sum = Some(match sum {
+            Some(sum) => sum + output,
+            None => output,
+        });
+    }
+    Ok(sum.expect("at least one combination") / combinations.len() as f64)
 }
 
 /// How a scan is cut into windows, and what is done with each.
@@ -42,8 +61,8 @@ pub struct Window {
     pub overlap: f64,
     /// Windows a forward pass.
     pub batch_size: usize,
-    /// Average over all combinations of flips along the rank's axes.
-    pub flips: bool,
+    /// Average over all combinations of mirrored axes.
+    pub mirroring: Option<Mirroring>,
     pub device: Device,
 }
 
@@ -73,22 +92,17 @@ impl Window {
     fn predict(&self, windows: &Tensor, network: Forward) -> Result<Tensor> {
         let images = self.rank == Rank::Two;
         let x = if images { windows.squeeze_dim(2) } else { windows.shallow_clone() };
-        let mirrorings = mirrorings(self.rank, self.flips);
-        let mut sum: Option<Tensor> = None;
-        for flipped in &mirrorings {
-            let logits = network(&x.flip(flipped))?;
+        let checked = |x: &Tensor| {
+            let logits = network(x)?;
             let (expected, found) = (x.size(), logits.size());
             ensure!(
                 found.len() == expected.len() && found[0] == expected[0] && found[2..] == expected[2..] && found[1] <= 256,
                 "the network gives {found:?} for {expected:?}, expected the same but for the second, up to 256 classes"
             );
-            let probabilities = logits.softmax(1, Kind::Float).flip(flipped);
-            sum = Some(match sum {
-                Some(sum) => sum + probabilities,
-                None => probabilities,
-            });
-        }
-        let mean = sum.expect("at least one combination") / mirrorings.len() as f64;
+            Ok(logits)
+        };
+        let back = |logits: Tensor, axes: &[i64]| logits.softmax(1, Kind::Float).flip(axes);
+        let mean = over_mirror_images(&x, self.rank, self.mirroring.as_ref(), &checked, &back)?;
         Ok(if images { mean.unsqueeze(2) } else { mean })
     }
 

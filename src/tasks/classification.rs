@@ -5,14 +5,14 @@
 
 use super::{Amounts, Batch, Downstream, Drawn, Head, MetricInfo, Outcome, Task, each_scan};
 use crate::data::Scans;
-use crate::dim::{Rank, Region, Shape, voxels};
+use crate::dim::{Region, Shape, voxels};
 use crate::metrics::agreement::Confusion;
 use crate::nn::blocks::global_average;
 use crate::nn::heads::Mlp;
 use crate::nn::script::ScriptModule;
 use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
-use crate::transform::augment::AugmentConfig;
+use crate::transform::augment::Augmenter;
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -79,8 +79,7 @@ pub fn common_shape(scans: &dyn Scans) -> Result<Shape> {
 /// Classification of scans that have a class.
 pub struct Classification {
     config: ClassificationConfig,
-    augment: AugmentConfig,
-    rank: Rank,
+    augmenter: Augmenter,
     shape: Shape,
     /// Names, in order.
     classes: Vec<String>,
@@ -92,13 +91,12 @@ impl Classification {
     /// `shape`: of every scan; `weights`: of each class in the loss.
     pub fn new(
         config: &ClassificationConfig,
-        augment: &AugmentConfig,
-        rank: Rank,
+        augmenter: Augmenter,
         shape: Shape,
         classes: Vec<String>,
         weights: Vec<f64>,
     ) -> Self {
-        Classification { config: config.clone(), augment: augment.clone(), rank, shape, classes, weights }
+        Classification { config: config.clone(), augmenter, shape, classes, weights }
     }
 }
 
@@ -122,9 +120,9 @@ impl Task for Classification {
         ensure!(scans.shape(scan) == self.shape, "{:?} voxels, expected {:?}", scans.shape(scan), self.shape);
         let class = class_of(scans, scan)?;
         scans.read(scan, Region::whole(self.shape), Orientation::IDENTITY, out)?;
-        let augmentation = self.augment.draw(self.rank, scans.channels(), rng);
+        let augmentation = self.augmenter.draw(scans.channels(), rng);
         augmentation.apply(out, None, self.shape)?;
-        Ok(Drawn { targets: vec![class.into()], params: json!({ "augmentation": augmentation }) })
+        Ok(Drawn { targets: vec![augmentation.class(class).into()], params: json!({ "augmentation": augmentation }) })
     }
 
     fn caption(&self, drawn: &Drawn) -> String {

@@ -18,7 +18,7 @@ use crate::predict::window::{Forward, Window, default_batch};
 use crate::rng::Rng;
 use crate::sample::foreground::Foreground;
 use crate::sample::patch::max_window;
-use crate::transform::augment::AugmentConfig;
+use crate::transform::augment::Augmenter;
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
 use rand::Rng as _;
@@ -103,7 +103,7 @@ impl SegmentationConfig {
 /// Segmentation of scans with labels.
 pub struct Segmentation {
     config: SegmentationConfig,
-    augment: AugmentConfig,
+    augmenter: Augmenter,
     rank: Rank,
     patch: Shape,
     /// Class `k` is `labels[k]`, background first.
@@ -121,7 +121,7 @@ impl Segmentation {
     /// scans that [`Task::sample`] will be given.
     pub fn new(
         config: &SegmentationConfig,
-        augment: &AugmentConfig,
+        augmenter: Augmenter,
         rank: Rank,
         patch: Shape,
         labels: Vec<LabelValue>,
@@ -130,7 +130,7 @@ impl Segmentation {
     ) -> Result<Self> {
         ensure!(weights[1..].iter().any(|w| *w > 0.), "--class-weights are all 0 for the foreground: {weights:?}");
         let groups = Group::classes(&labels);
-        Ok(Segmentation { config: config.clone(), augment: augment.clone(), rank, patch, labels, weights, groups, foreground })
+        Ok(Segmentation { config: config.clone(), augmenter, rank, patch, labels, weights, groups, foreground })
     }
 
     /// Judges whole scans by these masks, and not by each class: what chooses the best epoch is what the test scores.
@@ -163,7 +163,7 @@ impl Task for Segmentation {
         scans.read(scan, region, Orientation::IDENTITY, out)?;
         let mut label = vec![0u8; voxels(self.patch)];
         scans.label(scan, region, Orientation::IDENTITY, &mut label)?;
-        let augmentation = self.augment.draw(self.rank, scans.channels(), rng);
+        let augmentation = self.augmenter.draw(scans.channels(), rng);
         augmentation.apply(out, Some(&mut label), self.patch)?;
         Ok(Drawn {
             targets: label.into_iter().map(i64::from).collect(),
@@ -283,7 +283,7 @@ impl SegmentationHead {
         place: &dyn Fn(&Tensor) -> Result<()>,
     ) -> Result<Vec<Counts>> {
         let (rank, patch, overlap) = (self.rank, self.patch, self.config.overlap);
-        let window = Window { rank, patch, overlap, batch_size: default_batch(rank), flips: false, device };
+        let window = Window { rank, patch, overlap, batch_size: default_batch(rank), mirroring: None, device };
         let predicted = Predicted::of(scans, scan, &window, &|x| {
             place(x)?;
             Ok(self.logits(encoder, x))

@@ -2,12 +2,15 @@
 //! nearest voxel only; the intensity part changes the image, each channel by itself. Probabilities and ranges follow nnU-Net.
 
 use super::intensity::{self, IntensityChange, Stats};
+use super::mirror::{MirrorAxis, Mirroring};
 use super::resample::{self, Interpolation, Resample};
+use crate::data::slices::Slices;
 use crate::dim::{Rank, Shape, voxels};
 use crate::rng::{Rng, normal_pair};
 use anyhow::{Context, Result, ensure};
 use rand::{Rng as _, SeedableRng};
 use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
 
 /// Smallest and largest value of a range, `LO,HI` as text.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
@@ -38,9 +41,13 @@ pub struct AugmentConfig {
     /// No augmentation at all
     #[arg(id = "aug-off", long = "aug-off")]
     pub off: bool,
-    /// Probability of a mirror image along each axis, by itself; along the first axis left and right change places
+    /// Probability of a mirror image along each of --aug-flip-axes, by itself. Where left and right change places, so do classes whose
+    /// names differ in left and right alone; a class with a side and no counterpart keeps that axis from being mirrored
     #[arg(id = "aug-flip", long = "aug-flip", value_name = "P", default_value_t = Self::default().flip)]
     pub flip: f64,
+    /// Axes that --aug-flip mirrors, separated by commas [default: all]
+    #[arg(id = "aug-flip-axes", long = "aug-flip-axes", value_name = "AXIS,...", value_enum, value_delimiter = ',')]
+    pub flip_axes: Vec<MirrorAxis>,
     /// Probability of a rotation with scaling
     #[arg(id = "aug-spatial", long = "aug-spatial", value_name = "P", default_value_t = Self::default().spatial)]
     pub spatial: f64,
@@ -80,7 +87,9 @@ impl Default for AugmentConfig {
     fn default() -> Self {
         AugmentConfig {
             off: false,
-            flip: 0.5,
+            // Anatomy has a side: mirror images cost much where labels or their surroundings have one.
+            flip: 0.,
+            flip_axes: vec![],
             spatial: 0.3,
             degrees: 15.,
             scale: Interval([0.85, 1.15]),
@@ -101,7 +110,18 @@ impl Default for AugmentConfig {
 #[serde(deny_unknown_fields)]
 pub struct Augmentation {
     pub spatial: Resample,
+    /// Class that each class becomes, where left and right have changed places and classes have a side.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub classes: Option<Vec<u8>>,
     pub channels: Vec<ChannelChange>,
+}
+
+/// Augmentation of images of one kind, with classes.
+#[derive(Clone, Debug)]
+pub struct Augmenter {
+    config: AugmentConfig,
+    rank: Rank,
+    mirroring: Mirroring,
 }
 
 /// Change of one channel's intensities, in the order of the fields; `None` leaves them as they are.
@@ -151,20 +171,28 @@ impl AugmentConfig {
         {
             ensure!((0. ..=most).contains(&value), "--aug-{name} must lie in 0 to {most}, found {value}");
         }
+        ensure!(
+            self.flip_axes.is_empty() || self.flip > 0.,
+            "--aug-flip-axes goes with --aug-flip, the probability of a mirror image, which is 0"
+        );
         Ok(())
     }
 
-    /// Draws the augmentation of a sample with this many channels. [`AugmentConfig::check`] has been passed.
-    pub fn draw(&self, rank: Rank, channels: usize, rng: &mut Rng) -> Augmentation {
-        if self.off {
-            return Augmentation { spatial: Resample::IDENTITY, channels: vec![ChannelChange::default(); channels] };
-        }
-        let ranges = resample::ResampleRanges { flip: self.flip, right_angle: 0., degrees: self.degrees, zoom: self.scale.0 };
-        let mut spatial = ranges.draw(rank, rng);
-        if !rng.random_bool(self.spatial) {
-            spatial = Resample { flip: spatial.flip, ..Resample::IDENTITY };
-        }
-        Augmentation { spatial, channels: (0..channels).map(|_| self.draw_channel(rng)).collect() }
+    /// Settings of a fine-tuned run, as [`crate::settings::resolved`] gives them.
+    pub fn of_settings(settings: &Map<String, Value>) -> Result<AugmentConfig> {
+        let own = |(key, value): (&String, &Value)| Some((key.strip_prefix("aug-")?.replace('-', "_"), value.clone()));
+        Ok(serde_json::from_value(Value::Object(settings.iter().filter_map(own).collect()))?)
+    }
+
+    /// For images of a rank, or slices of volumes, with these classes; see [`Mirroring::new`]. [`AugmentConfig::check`] has been passed.
+    pub fn augmenter(&self, rank: Rank, slices: Option<Slices>, classes: &[&str]) -> Result<Augmenter> {
+        let mirroring = Mirroring::new(&self.flip_axes, rank, slices, classes).context("--aug-flip-axes")?;
+        Ok(Augmenter { config: self.clone(), rank, mirroring })
+    }
+
+    /// Whether there are mirror images.
+    pub fn mirrors(&self) -> bool {
+        !self.off && self.flip > 0.
     }
 
     fn draw_channel(&self, rng: &mut Rng) -> ChannelChange {
@@ -187,6 +215,31 @@ impl AugmentConfig {
     }
 }
 
+impl Augmenter {
+    /// What the user is told of mirror images of classes that have a side.
+    pub fn note(&self) -> Option<&str> {
+        self.mirroring.note.as_deref().filter(|_| self.config.mirrors())
+    }
+
+    /// Draws the augmentation of a sample with this many channels.
+    pub fn draw(&self, channels: usize, rng: &mut Rng) -> Augmentation {
+        let config = &self.config;
+        if config.off {
+            let channels = vec![ChannelChange::default(); channels];
+            return Augmentation { spatial: Resample::IDENTITY, classes: None, channels };
+        }
+        let ranges =
+            resample::ResampleRanges { flip: config.flip, right_angle: 0., degrees: config.degrees, zoom: config.scale.0 };
+        let mut spatial = ranges.draw(self.rank, rng);
+        (0..3).for_each(|a| spatial.flip[a] &= self.mirroring.axes[a]);
+        if !rng.random_bool(config.spatial) {
+            spatial = Resample { flip: spatial.flip, ..Resample::IDENTITY };
+        }
+        let classes = self.mirroring.classes(spatial.flip).map(<[u8]>::to_vec);
+        Augmentation { spatial, classes, channels: (0..channels).map(|_| config.draw_channel(rng)).collect() }
+    }
+}
+
 /// Uniform in the logarithm, so that brightening by a factor is as likely as darkening by it; nnU-Net draws the two sides of 1 with
 /// equal probability, to the same end.
 fn gamma_between(low: f32, high: f32, rng: &mut Rng) -> f32 {
@@ -196,9 +249,9 @@ fn gamma_between(low: f32, high: f32, rng: &mut Rng) -> f32 {
 impl Augmentation {
     /// Augments `image`, `[C, D, H, W]`, and its `label`, `[D, H, W]`, both of `shape`, in place. In this order: flips, rotation and
     /// scaling in one map and one interpolation (image linear, label nearest; what enters from outside is the channel's minimum
-    /// and class 0); then for each channel contrast and brightness, gamma, noise. Mean, minimum and range of a channel are those before
+    /// and class 0); classes that have a side; then for each channel contrast and brightness, gamma, noise. Mean, minimum and range of a channel are those before
     /// anything was changed. Flips alone are exact. Errors on lengths that disagree.
-    pub fn apply(&self, image: &mut [f32], label: Option<&mut [u8]>, shape: Shape) -> Result<()> {
+    pub fn apply(&self, image: &mut [f32], mut label: Option<&mut [u8]>, shape: Shape) -> Result<()> {
         let (n, channels) = (voxels(shape), self.channels.len());
         ensure!(
             image.len() == channels * n && label.as_ref().is_none_or(|label| label.len() == n),
@@ -218,15 +271,18 @@ impl Augmentation {
             let fill: Vec<f32> = stats.iter().flatten().map(|stats| stats.min).collect();
             let input = image.to_vec();
             self.spatial.apply(&input, shape, Interpolation::Linear, &fill, image).context("augmentation")?;
-            if let Some(label) = label {
+            if let Some(label) = label.as_deref_mut() {
                 let input = label.to_vec();
                 self.spatial.apply_label(&input, shape, label).context("augmentation")?;
             }
         } else if self.spatial.flip != [false; 3] {
             image.chunks_exact_mut(n).for_each(|channel| flip(channel, shape, self.spatial.flip));
-            if let Some(label) = label {
+            if let Some(label) = label.as_deref_mut() {
                 flip(label, shape, self.spatial.flip);
             }
+        }
+        if let Some(label) = label {
+            label.iter_mut().for_each(|class| *class = self.class(*class));
         }
         for ((channel, change), stats) in image.chunks_exact_mut(n).zip(&self.channels).zip(stats) {
             if let Some(stats) = stats {
@@ -234,6 +290,11 @@ impl Augmentation {
             }
         }
         Ok(())
+    }
+
+    /// What a class becomes.
+    pub fn class(&self, class: u8) -> u8 {
+        self.classes.as_ref().and_then(|classes| classes.get(usize::from(class)).copied()).unwrap_or(class)
     }
 }
 

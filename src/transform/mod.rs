@@ -2,5 +2,6 @@
 
 pub mod augment;
 pub mod intensity;
+pub mod mirror;
 pub mod resample;
 pub mod spatial;

@@ -36,7 +36,7 @@ pub fn test(
         let id = scans.id(scan);
         let truth = scans.class(scan).with_context(|| format!("{id}: has no class"))?;
         let (class, probabilities) = model
-            .classify(&scans.whole(scan)?, scans.shape(scan), outputs, false)
+            .classify(&scans.whole(scan)?, scans.shape(scan), outputs, None)
             .with_context(|| format!("testing on {id}"))?;
         predictions.add(id, Some(truth), class, &probabilities);
         let distance = (f64::from(truth) - f64::from(class)) / (classes.len() - 1).max(1) as f64;

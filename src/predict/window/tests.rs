@@ -2,6 +2,7 @@
 
 use crate::predict::window::*;
 use crate::rng::{Stream, rng};
+use crate::transform::mirror::Mirroring;
 use rand::Rng as _;
 use std::cell::Cell;
 
@@ -99,7 +100,7 @@ fn difference(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 fn window(rank: Rank, patch: Shape, overlap: f64, batch_size: usize) -> Window {
-    Window { rank, patch, overlap, batch_size, flips: false, device: Device::Cpu }
+    Window { rank, patch, overlap, batch_size, mirroring: None, device: Device::Cpu }
 }
 
 #[test]
@@ -131,7 +132,8 @@ fn slab_by_slab_equals_all_windows_at_once() {
 #[test]
 fn flips_average_the_network_over_mirror_images() {
     for (rank, patch) in [(Rank::Three, [6, 7, 8]), (Rank::Two, [1, 7, 8])] {
-        let flips = Window { flips: true, ..window(rank, patch, 0.5, 2) };
+        let mirroring = Some(Mirroring::new(&[], rank, None, &[]).unwrap());
+        let flips = Window { mirroring, ..window(rank, patch, 0.5, 2) };
         let size = patch.map(|n| n as i64);
         let network = convolution(rank, 1);
         // One window, so that mirroring the scan is mirroring the window.
@@ -142,18 +144,30 @@ fn flips_average_the_network_over_mirror_images() {
             .filter(|axes| rank == Rank::Three || !axes.contains(&1))
             .collect();
         for axes in &combinations {
-            sum += collect(&Window { flips: false, ..flips.clone() }, &image.flip(axes), &network).flip(axes);
+            sum += collect(&Window { mirroring: None, ..flips.clone() }, &image.flip(axes), &network).flip(axes);
         }
         let expected = sum / combinations.len() as f64;
         let found = collect(&flips, &image, &network);
         assert!(difference(&found, &expected) < 1e-6);
-        let plain = collect(&Window { flips: false, ..flips.clone() }, &image, &network);
+        let plain = collect(&Window { mirroring: None, ..flips.clone() }, &image, &network);
         assert!(difference(&found, &plain) > 1e-2, "flips change what a network says that is not symmetric");
+
+        // Classes that are the left and the right one of a structure are exchanged where those change places.
+        let mirroring = Some(Mirroring::new(&[], rank, None, &["", "lung left", "lung right"]).unwrap());
+        let sided = collect(&Window { mirroring, ..flips.clone() }, &image, &network);
+        let across = if rank == Rank::Two { 3 } else { 1 };
+        let mut sum = sided.zeros_like();
+        for axes in &combinations {
+            let mirrored = collect(&Window { mirroring: None, ..flips.clone() }, &image.flip(axes), &network).flip(axes);
+            let classes = Tensor::from_slice(if axes.contains(&across) { &[0i64, 2, 1] } else { &[0, 1, 2] });
+            sum += mirrored.index_select(0, &classes);
+        }
+        assert!(difference(&sided, &(sum / combinations.len() as f64)) < 1e-6 && difference(&sided, &found) > 1e-3);
 
         // A network that looks at single voxels is symmetric: any number of windows, flips change nothing.
         let image = noise(&[1, if rank == Rank::Three { 11 } else { 1 }, 15, 20], 4);
         let pointwise = |x: &Tensor| Ok(Tensor::cat(&[x.shallow_clone(), x * 2.0 - 0.3, x.square()], 1));
-        let plain = collect(&Window { flips: false, ..flips.clone() }, &image, &pointwise);
+        let plain = collect(&Window { mirroring: None, ..flips.clone() }, &image, &pointwise);
         assert!(difference(&collect(&flips, &image, &pointwise), &plain) < 1e-6);
         assert!(difference(&plain, &pointwise(&image.unsqueeze(0)).unwrap().softmax(1, Kind::Float).get(0)) < 1e-6);
     }

@@ -1,6 +1,8 @@
 use super::*;
+use crate::dim::Rank;
 use crate::rng::{Stream, rng};
 use crate::tasks::tests::encoder;
+use crate::transform::augment::AugmentConfig;
 use rand::Rng as _;
 
 const CLASSES: usize = 5;
@@ -78,7 +80,8 @@ fn heads_run_in_both_ranks_and_reach_every_parameter() {
         let encoder = encoder(&vs, rank);
         let names = ["a", "b", "c", "d", "e"].map(String::from).to_vec();
         let config = ClassificationConfig::default();
-        let task = Classification::new(&config, &AugmentConfig::default(), rank, rank.cube(8), names, vec![1.; CLASSES]);
+        let augmenter = AugmentConfig::default().augmenter(rank, None, &[]).unwrap();
+        let task = Classification::new(&config, augmenter, rank.cube(8), names, vec![1.; CLASSES]);
         let head = task.head(&(vs.root() / "classification"), &encoder).unwrap();
         let mut dims = vec![4, 1, 2];
         dims.extend(vec![8; rank.n()]);

@@ -6,7 +6,7 @@ use crate::nn::{UNet, UNetConfig};
 use crate::rng::{Stream, rng};
 use crate::sample::foreground::tests::{all, store};
 use crate::tasks::tests::encoder;
-use crate::transform::augment::Augmentation;
+use crate::transform::augment::{AugmentConfig, Augmentation};
 use ndarray::{Array3, ArrayView2, Axis};
 
 const CLASSES: usize = 4;
@@ -119,7 +119,7 @@ fn slices_are_judged_as_the_volume_that_they_are_put_back_to() {
         let scans = volumes.clone().sliced(Some(slices)).unwrap();
         let found = head.counts(&encoder, &scans, 0, Device::Cpu, &|_| Ok(())).unwrap();
         // Slice by slice, put into a volume.
-        let window = Window { rank: Rank::Two, patch, overlap: 0.5, batch_size: 1, flips: false, device: Device::Cpu };
+        let window = Window { rank: Rank::Two, patch, overlap: 0.5, batch_size: 1, mirroring: None, device: Device::Cpu };
         let mut predicted = Array3::zeros(label.dim());
         for (truth, mut out) in label.axis_iter(Axis(axis)).zip(predicted.axis_iter_mut(Axis(axis))) {
             let dims = [1, 1, truth.nrows() as i64, truth.ncols() as i64];
@@ -160,8 +160,8 @@ fn samples_are_replayed_with_image_and_label_in_the_same_place() {
         let foreground = Arc::new(Foreground::of(&scans, CLASSES).unwrap());
         let mut config = config(Loss::Dice, false);
         config.foreground_share = 0.7;
-        let augment = AugmentConfig::default();
-        let task = Segmentation::new(&config, &augment, rank, patch, labels(), EQUAL.into(), foreground).unwrap();
+        let augmenter = AugmentConfig { flip: 0.5, ..AugmentConfig::default() }.augmenter(rank, None, &[]).unwrap();
+        let task = Segmentation::new(&config, augmenter, rank, patch, labels(), EQUAL.into(), foreground).unwrap();
         let n = voxels(patch);
         let (mut wanted, mut moved, mut apart, mut seen) = (0, 0, 0, 0);
         for i in 0..400 {

@@ -4,6 +4,7 @@ use crate::rng::{Stream, rng};
 const ALWAYS: AugmentConfig = AugmentConfig {
     off: false,
     flip: 0.5,
+    flip_axes: vec![],
     spatial: 1.,
     degrees: 40.,
     scale: Interval([0.7, 1.4]),
@@ -17,7 +18,13 @@ const ALWAYS: AugmentConfig = AugmentConfig {
     noise: 0.1,
 };
 /// Moves, and leaves intensities alone.
-const SPATIAL: AugmentConfig = AugmentConfig { brightness_p: 0., contrast_p: 0., gamma_p: 0., noise_p: 0., ..ALWAYS };
+fn spatial() -> AugmentConfig {
+    AugmentConfig { brightness_p: 0., contrast_p: 0., gamma_p: 0., noise_p: 0., ..ALWAYS }
+}
+fn draw(config: &AugmentConfig, rank: Rank, channels: usize, rng: &mut Rng) -> Augmentation {
+    config.augmenter(rank, None, &[]).unwrap().draw(channels, rng)
+}
+
 const SHAPES: [Shape; 3] = [[9, 12, 7], [1, 16, 11], [12, 12, 12]];
 
 fn image(channels: usize, shape: Shape, rng: &mut Rng) -> Vec<f32> {
@@ -45,7 +52,7 @@ fn a_record_replays_to_the_same_bits() {
     let mut rng = rng(1, Stream::Train, 0, 0);
     for shape in SHAPES {
         for _ in 0..20 {
-            let drawn = ALWAYS.draw(Rank::of(shape), 2, &mut rng);
+            let drawn = draw(&ALWAYS, Rank::of(shape), 2, &mut rng);
             let record: Augmentation = serde_json::from_str(&serde_json::to_string(&drawn).unwrap()).unwrap();
             assert_eq!(record, drawn);
             let (image, label) = (image(2, shape, &mut rng), label(shape, &mut rng));
@@ -63,11 +70,11 @@ fn a_record_replays_to_the_same_bits() {
 #[test]
 fn labels_move_as_the_image_does_and_gain_no_value() {
     let mut rng = rng(2, Stream::Train, 0, 0);
-    for config in [SPATIAL, AugmentConfig { spatial: 0., flip: 0.7, ..SPATIAL }] {
+    for config in [spatial(), AugmentConfig { spatial: 0., flip: 0.7, ..spatial() }] {
         for shape in SHAPES {
             for _ in 0..30 {
                 let before = label(shape, &mut rng);
-                let drawn = config.draw(Rank::of(shape), 1, &mut rng);
+                let drawn = draw(&config, Rank::of(shape), 1, &mut rng);
                 // The label as an image: where its eight neighbours agree, the interpolated image must say what the label says.
                 let mut image: Vec<f32> = before.iter().map(|&v| f32::from(v)).collect();
                 let mut after = before.clone();
@@ -85,6 +92,43 @@ fn labels_move_as_the_image_does_and_gain_no_value() {
                 }
             }
         }
+    }
+}
+
+#[test]
+fn classes_with_a_side_change_places_with_left_and_right() {
+    let mut rng = rng(8, Stream::Train, 0, 0);
+    // Class 3 is the right one of class 4.
+    let names = ["background", "spine", "aorta", "Right-Kidney", "Left-Kidney"];
+    for (shape, across) in [([9, 12, 7], 0), ([1, 16, 11], 2)] {
+        for config in [AugmentConfig { spatial: 0., flip: 0.7, ..spatial() }, spatial()] {
+            let augmenter = config.augmenter(Rank::of(shape), None, &names).unwrap();
+            assert!(augmenter.note().unwrap().contains("Left-Kidney and Right-Kidney"));
+            let mut swapped = 0;
+            for _ in 0..30 {
+                let drawn = augmenter.draw(1, &mut rng);
+                let before = label(shape, &mut rng);
+                let (mut image, mut after) = (vec![0.; before.len()], before.clone());
+                drawn.apply(&mut image, Some(&mut after), shape).unwrap();
+                let mut expected = vec![9; before.len()];
+                drawn.spatial.apply_label(&before, shape, &mut expected).unwrap();
+                if drawn.spatial.flip[across] {
+                    swapped += 1;
+                    expected.iter_mut().for_each(|class| *class = [0, 1, 2, 4, 3][usize::from(*class)]);
+                }
+                assert_eq!(after, expected);
+                let record: Augmentation = serde_json::from_str(&serde_json::to_string(&drawn).unwrap()).unwrap();
+                assert_eq!(record, drawn);
+            }
+            assert!((5..30).contains(&swapped));
+        }
+        // Without its counterpart a side keeps left and right where they are, and that is said only where something is mirrored.
+        let half = spatial().augmenter(Rank::of(shape), None, &names[..4]).unwrap();
+        assert!(half.note().unwrap().contains("Right-Kidney"));
+        let drawn: Vec<Augmentation> = (0..30).map(|_| half.draw(1, &mut rng)).collect();
+        assert!(drawn.iter().all(|a| !a.spatial.flip[across] && a.classes.is_none()));
+        assert!(drawn.iter().any(|a| a.spatial.flip[1]));
+        assert_eq!(AugmentConfig::default().augmenter(Rank::of(shape), None, &names).unwrap().note(), None);
     }
 }
 
@@ -112,7 +156,7 @@ fn a_blob_moves_where_the_map_says() {
             let mut label: Vec<u8> = (0..voxels(shape)).map(|i| u8::from(inside(i))).collect();
             let mut image: Vec<f32> = label.iter().map(|&v| f32::from(v)).collect();
             // Shrunken further, a ball of nine voxels would be sampled too coarsely for its centre to say anything.
-            let drawn = AugmentConfig { scale: Interval([0.9, 1.3]), ..SPATIAL }.draw(Rank::of(shape), 1, &mut rng);
+            let drawn = draw(&AugmentConfig { scale: Interval([0.9, 1.3]), ..spatial() }, Rank::of(shape), 1, &mut rng);
             let before = centre(label.iter().map(|&v| f64::from(v)), shape);
             drawn.apply(&mut image, Some(&mut label), shape).unwrap();
             let image = centre(image.iter().map(|&v| f64::from(v)), shape);
@@ -136,7 +180,7 @@ fn intensities_as_written_out() {
     let config = AugmentConfig { spatial: 0., flip: 0., noise_p: 0., ..ALWAYS };
     for shape in SHAPES {
         let before = image(3, shape, &mut rng);
-        let drawn = config.draw(Rank::of(shape), 3, &mut rng);
+        let drawn = draw(&config, Rank::of(shape), 3, &mut rng);
         let mut after = before.clone();
         drawn.apply(&mut after, None, shape).unwrap();
         let n = voxels(shape);
@@ -166,7 +210,7 @@ fn noise_has_its_standard_deviation_and_differs_between_channels() {
     let shape = [32, 32, 33];
     let n = voxels(shape);
     let change = |seed| ChannelChange { noise: Some(Noise { sd: 0.05, seed }), ..Default::default() };
-    let drawn = Augmentation { spatial: Resample::IDENTITY, channels: vec![change(1), change(2)] };
+    let drawn = Augmentation { spatial: Resample::IDENTITY, classes: None, channels: vec![change(1), change(2)] };
     // Range 4 in both channels.
     let before: Vec<f32> = (0..2 * n).map(|i| (i % 5) as f32).collect();
     let mut after = before.clone();
@@ -194,7 +238,7 @@ fn identity_ranges_and_off_change_no_bit() {
         for shape in SHAPES {
             let before = (image(2, shape, &mut rng), label(shape, &mut rng));
             let mut after = before.clone();
-            config.draw(Rank::of(shape), 2, &mut rng).apply(&mut after.0, Some(&mut after.1), shape).unwrap();
+            draw(&config, Rank::of(shape), 2, &mut rng).apply(&mut after.0, Some(&mut after.1), shape).unwrap();
             assert_eq!(after, before);
         }
     }
@@ -203,9 +247,11 @@ fn identity_ranges_and_off_change_no_bit() {
 #[test]
 fn draws_stay_in_their_ranges_at_their_probabilities() {
     let mut rng = rng(6, Stream::Train, 0, 0);
-    let config = AugmentConfig::default();
+    // Nothing is mirrored unless it is asked for.
+    assert!(!AugmentConfig::default().mirrors());
+    let config = AugmentConfig { flip: 0.5, ..AugmentConfig::default() };
     config.check().unwrap();
-    let drawn: Vec<Augmentation> = (0..2000).map(|_| config.draw(Rank::Three, 1, &mut rng)).collect();
+    let drawn: Vec<Augmentation> = (0..2000).map(|_| draw(&config, Rank::Three, 1, &mut rng)).collect();
     let share = |of: &dyn Fn(&Augmentation) -> bool| drawn.iter().filter(|a| of(a)).count() as f64 / 2000.;
     let near = |found: f64, expected: f64| assert!((found - expected).abs() < 0.04, "{found} instead of {expected}");
     near(share(&|a| a.spatial.degrees != 0. || a.spatial.zoom != [1.; 3]), 0.3);
@@ -221,7 +267,7 @@ fn draws_stay_in_their_ranges_at_their_probabilities() {
         assert!(change.gamma.is_none_or(|g| (0.7..=1.5).contains(&g)));
         assert!(change.noise.is_none_or(|n| (0. ..=0.05).contains(&n.sd)));
     }
-    let flat = ALWAYS.draw(Rank::Two, 1, &mut rng).spatial;
+    let flat = draw(&ALWAYS, Rank::Two, 1, &mut rng).spatial;
     assert_eq!((flat.axis, flat.flip[0], flat.zoom[0]), (0, false, 1.));
 }
 
@@ -235,23 +281,29 @@ fn settings_are_flags_and_bad_ones_are_refused() {
     let parse = |args: &[std::ffi::OsString]| <Cli as clap::Parser>::try_parse_from(std::iter::once(&"x".into()).chain(args));
     assert_eq!(parse(&[]).unwrap().aug, AugmentConfig::default());
     // What a run records, read back as flags.
-    let recorded = serde_json::json!({ "aug": AugmentConfig { off: true, ..ALWAYS } });
+    let config = AugmentConfig { off: true, flip_axes: vec![MirrorAxis::LeftRight, MirrorAxis::BottomTop], ..ALWAYS };
+    let recorded = serde_json::json!({ "aug": config });
     let mut flat = serde_json::Map::new();
     crate::settings::flatten("", recorded.as_object().unwrap().clone(), &mut flat);
     let known: Vec<String> = flat.keys().cloned().collect();
     let flags = crate::settings::to_flags(&flat, &known, std::path::Path::new("config.json")).unwrap();
-    assert_eq!(parse(&flags).unwrap().aug, AugmentConfig { off: true, ..ALWAYS });
+    assert_eq!(parse(&flags).unwrap().aug, config);
+    assert_eq!(AugmentConfig::of_settings(&flat).unwrap(), config);
 
     let refused = |config: AugmentConfig, part: &str| {
         let error = config.check().unwrap_err().to_string();
         assert!(error.contains(part), "{error}");
     };
     refused(AugmentConfig { flip: 1.5, ..ALWAYS }, "--aug-flip is a probability, 0 to 1, found 1.5");
+    refused(
+        AugmentConfig { flip: 0., flip_axes: vec![MirrorAxis::LeftRight], ..ALWAYS },
+        "--aug-flip-axes goes with --aug-flip",
+    );
     refused(AugmentConfig { scale: Interval([1.2, 0.8]), ..ALWAYS }, "found 1.2,0.8");
     refused(AugmentConfig { gamma: Interval([0., 1.]), ..ALWAYS }, "--aug-gamma");
     refused(AugmentConfig { noise: f32::NAN, ..ALWAYS }, "--aug-noise");
     assert!("1".parse::<Interval>().unwrap_err().contains("found `1`"));
     let mut rng = rng(7, Stream::Train, 0, 0);
-    let error = ALWAYS.draw(Rank::Three, 2, &mut rng).apply(&mut [0.; 8], None, [2; 3]).unwrap_err().to_string();
+    let error = draw(&ALWAYS, Rank::Three, 2, &mut rng).apply(&mut [0.; 8], None, [2; 3]).unwrap_err().to_string();
     assert!(error.contains("2 channels") && error.contains("image of 8"), "{error}");
 }
