@@ -20,7 +20,7 @@ use crate::run::split::choose_split;
 use crate::run::weights::Pretrained;
 use crate::settings;
 use crate::train::config::RESUMABLE;
-use crate::train::session::{Ended, Session};
+use crate::train::session::{Best, Ended, Session};
 use crate::train::stop::Stop;
 use crate::train::trainer::{Setup, Trainer};
 use anyhow::{Context, Result, ensure};
@@ -149,7 +149,8 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         trainer.steps
     );
     let metric = format!("{name}.{}", trainer.tasks[0].task.selects());
-    let mut session = Session::open(run.clone(), trainer, name.to_owned(), 1, config.train.save_minutes, stop.clone())?;
+    let (own, minutes) = (run.clone(), config.train.save_minutes);
+    let mut session = Session::open(own, trainer, name.to_owned(), 1, minutes, Best::Metric, stop.clone())?;
     let mut ended = session.train()?;
     drop(session);
     if let Ended::Finished = ended {

@@ -1,7 +1,7 @@
 //! A run's folder: its settings, its checkpoints, and where it stands.
 
 use crate::data::split::Split;
-use crate::fs::{Lock, check_folder, lock_folder, make_numbered, write_atomic};
+use crate::fs::{Lock, check_folder, lock_folder, make_numbered, write_atomic, write_atomic_path};
 use crate::nn::EncoderConfig;
 use crate::run::history::History;
 use crate::run::input::Input;
@@ -32,7 +32,7 @@ pub struct Progress {
     pub step: u64,
     /// Means over those steps.
     pub means: Means,
-    /// Epoch (from 0) and validation metric of the best checkpoint.
+    /// Epoch (from 0) of the best checkpoint, and what it was chosen by.
     pub best: Option<(u64, f64)>,
 }
 
@@ -202,6 +202,14 @@ impl Run {
             ("progress".to_owned(), serde_json::to_string(progress)?),
         ]);
         tensors::save_safetensors(&self.checkpoint(which), &tensors::join_checkpoint(model, optimizer), metadata)
+    }
+
+    /// Makes the checkpoint `best` the last one too, without writing it again where the file system can give a file two names.
+    pub fn best_is_last(&self) -> Result<()> {
+        let best = self.checkpoint("best");
+        write_atomic_path(&self.checkpoint("last"), |file| {
+            Ok(std::fs::hard_link(&best, file).or_else(|_| std::fs::copy(&best, file).map(drop))?)
+        })
     }
 
     /// The last checkpoint. `None`: the run was stopped before its first one and starts anew.

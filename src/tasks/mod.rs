@@ -156,6 +156,10 @@ pub trait Task: Send + Sync {
     fn selects(&self) -> &'static str {
         self.metrics()[0].name
     }
+    /// Whether a pretraining's last checkpoint is its best one: where the metric says little of the encoder, which goes on learning.
+    fn last_is_best(&self) -> bool {
+        false
+    }
     /// Scans that sampling needs, on either side of the split.
     fn min_scans(&self) -> usize {
         1

@@ -1,7 +1,7 @@
 //! Pretraining: one or several pretext tasks on unlabelled scans, then the export of the encoder.
 
 use super::config::{RESUMABLE, TrainConfig};
-use super::session::{Ended, Session};
+use super::session::{Best, Ended, Session};
 use super::stop::Stop;
 use super::trainer::{Setup, Trainer};
 use crate::data::Scans;
@@ -51,6 +51,9 @@ pub struct PretrainConfig {
     /// Start from this encoder (.pt, .safetensors or a run's checkpoint) instead of random weights
     #[arg(long, value_name = "FILE", help_heading = "Network")]
     pub init: Option<PathBuf>,
+    /// Which epoch's encoder is the best one [default: that of the metric; of mae, vf, gen and simclr the last]
+    #[arg(long, value_enum, help_heading = "Output")]
+    pub best: Option<Best>,
     /// Where the best encoder goes when the run ends: PATH.pt, PATH.safetensors, PATH.json [default: weights/<task>]
     #[arg(long, value_name = "PATH", help_heading = "Output")]
     pub weights: Option<PathBuf>,
@@ -175,6 +178,8 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
         config = config.of_weights(init, rank)?;
     }
     let trainer = config.trainer(device, rank, window, train, valid)?;
+    let last = trainer.tasks.iter().any(|run| run.task.last_is_best());
+    let best = config.best.unwrap_or(if last { Best::Last } else { Best::Metric });
     let (mut report, mut warnings) = (String::new(), Vec::new());
     if let Some(init) = &init {
         let loaded = init.load_into(&trainer.network.vs.variables(), &input)?;
@@ -186,7 +191,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
         Some(run) => run,
         None => {
             let mut resolved = config.clone();
-            (resolved.train.epochs, resolved.window) = (Some(trainer.epochs), Some(window));
+            (resolved.train.epochs, resolved.window, resolved.best) = (Some(trainer.epochs), Some(window), Some(best));
             if let [task] = &trainer.tasks[..] {
                 (resolved.train.batch_size, resolved.train.draws) = (Some(task.batch), Some(task.draws));
             }
@@ -209,7 +214,8 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
         if trainer.bf16 { "bf16" } else { "fp32" },
         trainer.steps
     );
-    let mut session = Session::open(run.clone(), trainer, config.name(), config.val_draws, config.train.save_minutes, stop)?;
+    let (own, minutes) = (run.clone(), config.train.save_minutes);
+    let mut session = Session::open(own, trainer, config.name(), config.val_draws, minutes, best, stop)?;
     if let Ended::Stopped = session.train()? {
         note!(
             "stopped and saved; continue with: {}",
@@ -227,7 +233,10 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
 fn record(config: &PretrainConfig, session: &Session, rank: Rank, warnings: Vec<String>) -> PretrainResult {
     let firsts: Vec<_> = session.trainer().tasks.iter().map(|run| (run.task.name(), run.task.metrics().remove(0))).collect();
     let names: Vec<String> = firsts.iter().map(|(task, metric)| format!("{task}.{}", metric.name)).collect();
+    let row = session.best().and_then(|(epoch, _)| session.rows().get(epoch as usize));
+    let values: Option<Vec<f64>> = names.iter().map(|name| row?.get(&format!("val/{name}"))).collect();
     let chances: Option<Vec<f64>> = firsts.iter().map(|(_, metric)| metric.chance).collect();
+    let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
     PretrainResult {
         version: record::VERSION,
         pretext: config.name(),
@@ -235,8 +244,8 @@ fn record(config: &PretrainConfig, session: &Session, rank: Rank, warnings: Vec<
         rank: Some(rank.n()),
         warnings,
         metric: if names.len() == 1 { names[0].clone() } else { format!("mean of {}", names.join(", ")) },
-        value: session.best().map(|(_, value)| value),
-        chance: chances.map(|c| c.iter().sum::<f64>() / c.len() as f64),
+        value: values.map(mean),
+        chance: chances.map(mean),
         seconds: session.rows().iter().filter_map(|r| r.get("seconds")).sum(),
         epochs: session.rows().len(),
     }

@@ -11,6 +11,7 @@ use crate::run::means::Means;
 use crate::run::tensors;
 use crate::sample::loader::Loader;
 use anyhow::{Context, Result};
+use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
 /// How a run ended.
@@ -18,6 +19,16 @@ pub enum Ended {
     Finished,
     /// Stopped by a signal, saved, and to be continued.
     Stopped,
+}
+
+/// Which checkpoint is the best one, which is exported and tested.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Best {
+    /// That of the last epoch
+    Last,
+    /// That with the highest validation metric, of several tasks with the highest mean
+    Metric,
 }
 
 /// A run under way.
@@ -33,6 +44,7 @@ pub struct Session {
     /// Samples of each validation scan.
     val_draws: u64,
     save_minutes: f64,
+    best: Best,
 }
 
 impl Session {
@@ -43,12 +55,13 @@ impl Session {
         name: String,
         val_draws: u64,
         save_minutes: f64,
+        best: Best,
         stop: Stop,
     ) -> Result<Session> {
         let progress = restore(&run, &mut trainer)?;
         let history = History::open(&run.dir, Some(progress.epoch as usize))?;
         let events = EventWriter::create(&run.dir, progress.epoch + u64::from(progress.epoch > 0))?;
-        Ok(Session { run, trainer, progress, history, events, stop, name, val_draws, save_minutes })
+        Ok(Session { run, trainer, progress, history, events, stop, name, val_draws, save_minutes, best })
     }
 
     /// What is trained.
@@ -56,7 +69,7 @@ impl Session {
         &self.trainer
     }
 
-    /// Epoch (from 0) and validation metric of the best checkpoint so far.
+    /// Epoch (from 0) of the best checkpoint so far, and what it was chosen by.
     pub fn best(&self) -> Option<(u64, f64)> {
         self.progress.best
     }
@@ -136,7 +149,7 @@ impl Session {
     fn finish_epoch(&mut self, row: Row, validation: &Means, bar: &mut EpochBar) -> Result<()> {
         let score = self.trainer.score(validation);
         let epoch = self.progress.epoch;
-        let better = self.progress.best.is_none_or(|(_, best)| score > best);
+        let better = self.best == Best::Last || self.progress.best.is_none_or(|(_, best)| score > best);
         self.progress = Progress { epoch: epoch + 1, step: 0, means: Means::default(), best: self.progress.best };
         if better {
             self.progress.best = Some((epoch, score));
@@ -157,10 +170,12 @@ impl Session {
             })
             .collect();
         write_curves(&self.run.dir.join("curves.png"), &self.name, self.history.rows(), &metrics)?;
-        if better {
-            self.save("best")?;
+        if !better {
+            return self.save("last");
         }
-        self.save("last")
+        // In this order: a run killed in between repeats the epoch.
+        self.save("best")?;
+        self.run.best_is_last()
     }
 
     /// Writes a checkpoint. The encoder's statistics in it are those of all tasks' inputs.

@@ -10,7 +10,7 @@ import pytest
 import torch
 from conftest import SMALL
 from finetune_pytorch import Encoder
-from helpers import ROOT, pretext3d, read_json, tensors
+from helpers import ROOT, pretext3d, read_json, rows, tensors
 
 EXTRA = "pretext3d.json"
 
@@ -159,3 +159,19 @@ def test_finetuning_example_runs(trained, store, form):
     losses = [float(line.split()[-1]) for line in done.stdout.splitlines() if line.startswith("step")]
     assert losses and all(loss == loss for loss in losses)
     assert "Dice on 3 held-out subjects" in done.stdout and "mean:" in done.stdout
+
+
+def test_best_says_which_epoch_is_exported(store, tmp_path):
+    """With a rate that destroys what was learnt, so that the last epoch is not that of the metric."""
+    for best in ("last", "metric"):
+        args = ["--task", "rot", "--epochs", 4, "--steps", 2, *SMALL, "--rot-head", "gap", "--lr", 0.1, "--schedule", "constant"]
+        out = ["--out", tmp_path / best, "--weights", tmp_path / "w" / best]
+        pretext3d("pretrain", "--data", store, *args, "--best", best, *out)
+        history = [float(row["val/rot.accuracy"]) for row in rows(tmp_path / best / "metrics.csv")]
+        chosen = 4 if best == "last" else 1 + history.index(max(history))
+        assert history.index(max(history)) < 3, "the metric would choose the last epoch too"
+        assert read_json(tmp_path / "w" / f"{best}.json")["epoch"] == chosen
+        assert read_json(tmp_path / best / "result.json")["value"] == history[chosen - 1]
+        state, _ = tensors(tmp_path / "w" / f"{best}.safetensors")
+        last, _ = tensors(tmp_path / best / "last.safetensors")
+        assert all(torch.equal(tensor, last[f"model.{name}"]) for name, tensor in state.items()) == (best == "last")
