@@ -3,10 +3,10 @@ use crate::data::slices::Slices;
 use crate::data::store::Store;
 use crate::dim::voxels;
 use crate::fs::{check_writable, write_atomic_path};
+use crate::nn::EncoderFlags;
 use crate::print::say;
 use crate::report::sheet::{Panel, write_sheet};
 use crate::rng::{Stream, rng};
-use crate::sample::patch::default_window;
 use crate::tasks::{self, Drawn, Task, TaskConfigs, TaskKind, sample_length, split_clean};
 use anyhow::{Context, Result, ensure};
 use ndarray::ArrayView3;
@@ -60,7 +60,8 @@ pub fn run(args: Args) -> Result<()> {
     check_writable([&batch, &sheet]).context("--out")?;
     let store = Store::open(&args.data)?.sliced(args.slices)?;
     let rank = store.rank()?;
-    let window = args.window.unwrap_or_else(|| default_window(&store, rank));
+    let encoder = EncoderFlags::default().config(rank, store.channels() as i64, 0.)?;
+    let window = args.window.unwrap_or_else(|| tasks::default_window(&[args.task], &store, rank, encoder.reduction()));
     let task = tasks::build(args.task, &args.tasks, window, store.channels(), rank, args.seed)?;
 
     let mut order: Vec<usize> = (0..store.len()).collect();
@@ -85,7 +86,6 @@ pub fn run(args: Args) -> Result<()> {
         "channels": store.index().channels,
         "samples": samples.iter().map(|(scan, drawn)| json!({
             "scan": store.id(*scan),
-            "targets": drawn.targets,
             "caption": task.caption(drawn),
             "params": drawn.params,
         })).collect::<Vec<_>>(),

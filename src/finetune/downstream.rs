@@ -84,8 +84,8 @@ pub fn build(
             let groups = config.groups(&labels)?;
             let names: Vec<&str> = labels.iter().map(|label| label.name.as_str()).collect();
             let augmenter = augmenter(config, rank, &names)?;
-            let task = Segmentation::new(&segmentation, augmenter, rank, patch, labels.clone(), weights, foreground)?
-                .judged_by(groups);
+            let task =
+                Segmentation::new(&segmentation, augmenter, patch, labels.clone(), weights, foreground)?.judged_by(groups);
             (Arc::new(task), DownstreamConfig::Segmentation { labels, patch, segmentation })
         }
         DownstreamKind::Classification => {

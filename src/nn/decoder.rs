@@ -3,7 +3,8 @@
 use super::blocks::{Conv, Stage, UpConv};
 use super::script::ScriptModule;
 use super::{Encoder, Level, Mode};
-use crate::dim::Rank;
+use crate::dim::{Rank, Shape};
+use anyhow::{Result, ensure};
 use std::fmt::Write;
 use tch::{Tensor, nn};
 
@@ -56,6 +57,21 @@ impl Decoder {
             })
             .collect();
         Decoder { steps }
+    }
+
+    /// Errors unless the sides of an input are multiples of the encoder's reduction, so that what is doubled fits what was halved.
+    pub fn check_input(encoder: &dyn Encoder, input: Shape) -> Result<()> {
+        let reduction = encoder.deepest().reduction as usize;
+        for side in encoder.rank().axes().map(|a| input[a]) {
+            let (below, above) = (side / reduction * reduction, side.next_multiple_of(reduction));
+            let works = if below > 0 { format!("{below} or {above}") } else { above.to_string() };
+            ensure!(
+                side > 0 && side == below,
+                "a side of {side} voxels, expected a multiple of {reduction}, by which the encoder pools: {works}, or any multiple of a \
+                 smaller number with fewer --levels"
+            );
+        }
+        Ok(())
     }
 
     /// Logits `[B, outputs, ...]` of a pyramid, finest first: the full resolution, and in training the coarser ones if the

@@ -45,7 +45,12 @@ impl DiceLoss<'_> {
 /// classes from `first` on with their weights. `probabilities` `[B, K, ...]`, `classes` `[B, ...]`, `weights` `[K]`.
 fn soft_dice_loss(probabilities: &Tensor, classes: &Tensor, weights: &Tensor, first: i64) -> Tensor {
     let k = probabilities.size()[1];
-    let truth = no_grad(|| classes.one_hot(k).movedim_int(-1, 1).to_kind(Kind::Float));
+    let truth = no_grad(|| {
+        let ids = Tensor::arange(k, (Kind::Int64, classes.device()));
+        // `[K, 1, ...]` beside `[B, 1, ...]`.
+        let ids = ids.reshape([&[k][..], &vec![1; classes.dim() - 1]].concat());
+        classes.unsqueeze(1).eq_tensor(&ids).to_kind(Kind::Float)
+    });
     let [p, t] = [probabilities, &truth].map(|x| x.narrow(1, first, k - first).transpose(0, 1).flatten(1, -1));
     let over = |x: Tensor| x.sum_dim_intlist(1, false, Kind::Float);
     let (both, sum) = (over(&p * &t), over(p) + over(t));

@@ -9,18 +9,21 @@ pub mod jigsaw;
 pub mod rotation;
 pub mod rpl;
 pub mod segmentation;
+pub mod vf;
 
 use crate::data::Scans;
 use crate::dim::{Rank, Shape, voxels};
 use crate::nn::{Encoder, Mode};
 use crate::print::note;
 use crate::rng::Rng;
+use crate::sample::patch;
 use anyhow::{Context, Result};
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 use std::ops::Range;
 use tch::{Device, Kind, Tensor, nn};
 
-/// The five pretext tasks, by their short names.
+/// The pretext tasks, by their short names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum TaskKind {
@@ -44,22 +47,40 @@ pub enum TaskKind {
     #[value(alias = "exemplar")]
     #[serde(alias = "exemplar")]
     Exe,
+    /// VolumeFusion
+    #[value(alias = "volume-fusion")]
+    #[serde(alias = "volume-fusion")]
+    Vf,
 }
 
 impl std::str::FromStr for TaskKind {
     type Err = anyhow::Error;
     /// Short and long names.
     fn from_str(name: &str) -> Result<Self> {
-        clap::ValueEnum::from_str(name, true)
-            .ok()
-            .with_context(|| format!("unknown task {name:?}, expected rot, rpl, jig, cpc or exe"))
+        <Self as clap::ValueEnum>::from_str(name, true).ok().with_context(|| {
+            format!(
+                "unknown task {name:?}, expected {}",
+                Self::value_variants().iter().map(|task| task.name()).collect::<Vec<_>>().join(", ")
+            )
+        })
+    }
+}
+
+impl TaskKind {
+    /// Short name.
+    pub fn name(self) -> String {
+        self.to_possible_value().expect("no task is skipped").get_name().to_owned()
+    }
+
+    /// Whether the head is a decoder, so that the window must be a multiple of what the encoder pools by.
+    pub fn decodes(self) -> bool {
+        matches!(self, TaskKind::Vf)
     }
 }
 
 /// Short names joined by `-`, as runs are called.
 pub fn joined_names(tasks: &[TaskKind]) -> String {
-    let name = |task: &TaskKind| clap::ValueEnum::to_possible_value(task).expect("no task is skipped").get_name().to_owned();
-    tasks.iter().map(name).collect::<Vec<_>>().join("-")
+    tasks.iter().map(|task| task.name()).collect::<Vec<_>>().join("-")
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, clap::Args)]
@@ -75,6 +96,17 @@ pub struct TaskConfigs {
     pub cpc: cpc::CpcConfig,
     #[command(flatten)]
     pub exe: exemplar::ExemplarConfig,
+    #[command(flatten)]
+    pub vf: vf::VfConfig,
+}
+
+/// Side of the window unless the user names one, for an encoder that pools by `reduction`: what fits into every scan.
+pub fn default_window(tasks: &[TaskKind], scans: &dyn Scans, rank: Rank, reduction: usize) -> usize {
+    let side = patch::default_window(scans, rank);
+    match side / reduction * reduction {
+        fitting if fitting > 0 && tasks.iter().any(|task| task.decodes()) => fitting,
+        _ => side,
+    }
 }
 
 /// Builds a task for samples cut from windows of `window` voxels a side. `seed` fixes what is drawn once a run (the jigsaw's
@@ -93,6 +125,7 @@ pub fn build(
         TaskKind::Jig => Box::new(jigsaw::Jigsaw::new(&configs.jig, window, channels, rank, seed)?),
         TaskKind::Cpc => Box::new(cpc::Cpc::new(&configs.cpc, window, channels, rank)?),
         TaskKind::Exe => Box::new(exemplar::Exemplar::new(&configs.exe, window, channels, rank)?),
+        TaskKind::Vf => Box::new(vf::VolumeFusion::new(&configs.vf, window, rank)?),
     })
 }
 
@@ -124,7 +157,7 @@ pub struct Amounts {
 
 /// One pretext task, built for a window of a given side, so that its geometry is checked before anything is read.
 pub trait Task: Send + Sync {
-    /// Short name: `rot`, `rpl`, `jig`, `cpc`, `exe`.
+    /// Short name, as [`TaskKind`] has it.
     fn name(&self) -> &'static str;
     /// Views (patches, rotated copies) in a sample.
     fn views(&self) -> usize {
@@ -193,6 +226,15 @@ pub struct Batch {
     pub clean: Option<Tensor>,
     /// `[B, targets]`, int64.
     pub targets: Tensor,
+}
+
+impl Batch {
+    /// Targets that are one for each voxel, `[B, D, H, W]`, for images `[B, H, W]`.
+    fn class_map(&self) -> Tensor {
+        let mut dims = self.views.size();
+        dims.drain(1..3);
+        self.targets.reshape(&dims)
+    }
 }
 
 /// What a forward pass gives.
@@ -362,6 +404,7 @@ pub(crate) mod tests {
             ("jig", "jigsaw"),
             ("cpc", "contrastive-predictive-coding"),
             ("exe", "exemplar"),
+            ("vf", "volume-fusion"),
         ] {
             let kind: TaskKind = short.parse().unwrap();
             assert_eq!(kind, long.parse().unwrap());

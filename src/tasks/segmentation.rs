@@ -104,7 +104,6 @@ impl SegmentationConfig {
 pub struct Segmentation {
     config: SegmentationConfig,
     augmenter: Augmenter,
-    rank: Rank,
     patch: Shape,
     /// Class `k` is `labels[k]`, background first.
     labels: Vec<LabelValue>,
@@ -122,7 +121,6 @@ impl Segmentation {
     pub fn new(
         config: &SegmentationConfig,
         augmenter: Augmenter,
-        rank: Rank,
         patch: Shape,
         labels: Vec<LabelValue>,
         weights: Vec<f64>,
@@ -130,7 +128,7 @@ impl Segmentation {
     ) -> Result<Self> {
         ensure!(weights[1..].iter().any(|w| *w > 0.), "--class-weights are all 0 for the foreground: {weights:?}");
         let groups = Group::classes(&labels);
-        Ok(Segmentation { config: config.clone(), augmenter, rank, patch, labels, weights, groups, foreground })
+        Ok(Segmentation { config: config.clone(), augmenter, patch, labels, weights, groups, foreground })
     }
 
     /// Judges whole scans by these masks, and not by each class: what chooses the best epoch is what the test scores.
@@ -179,12 +177,7 @@ impl Task for Segmentation {
     }
 
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>> {
-        let reduction = encoder.deepest().reduction as usize;
-        ensure!(
-            self.rank.axes().all(|a| self.patch[a].is_multiple_of(reduction)),
-            "a patch of {:?} voxels: each side must be a multiple of {reduction}, by which the encoder pools",
-            self.patch
-        );
+        Decoder::check_input(encoder, self.patch).context("--patch")?;
         let head = SegmentationHead::new(vs, encoder, &self.config, self.patch, &self.labels, &self.weights);
         Ok(Box::new(SegmentationHead { groups: self.groups.clone(), ..head }))
     }
@@ -301,9 +294,7 @@ impl SegmentationHead {
 impl Head for SegmentationHead {
     fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome {
         let x = batch.views.squeeze_dim(1);
-        let mut dims = vec![x.size()[0]];
-        dims.extend(&x.size()[2..]);
-        let classes = batch.targets.reshape(&dims);
+        let classes = batch.class_map();
         let logits = self.decoder.forward(encoder.forward(&x, mode), mode);
         let (mut loss, mut total, mut weight) = (Tensor::from(0f32).to_device(x.device()), 0., 1.);
         for (level, logits) in logits.iter().enumerate() {

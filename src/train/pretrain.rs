@@ -17,7 +17,6 @@ use crate::run::seen::Seen;
 use crate::run::split::{Needs, TestSide, choose_split, scans_of};
 use crate::run::weights::Pretrained;
 use crate::sample::mirror_zoom::MirrorZoom;
-use crate::sample::patch::default_window;
 use crate::settings;
 use crate::tasks::{self, Task, TaskConfigs, TaskKind, joined_names};
 use anyhow::{Context, Result, bail, ensure};
@@ -42,7 +41,8 @@ pub struct PretrainConfig {
     /// Samples drawn from each validation scan, the same in every epoch
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub val_draws: u64,
-    /// Side in voxels of the window that a sample is cut from [default: the smallest side of any scan, at most 128, in 2D 224]
+    /// Side in voxels of the window that a sample is cut from [default: the smallest side of any scan, at most 128, in 2D 224; for tasks with
+    /// a decoder the largest multiple within it of what the encoder pools by]
     #[arg(long, value_name = "VOXELS")]
     pub window: Option<usize>,
     #[command(flatten)]
@@ -137,11 +137,11 @@ impl PretrainConfig {
 pub fn check(config: &PretrainConfig) -> Result<()> {
     config.check()?;
     let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
-    let (rank, window) = geometry(config, &store)?;
     let mut config = config.clone();
     if let Some(init) = &config.init {
-        config = config.of_weights(&Pretrained::open(init)?, rank)?;
+        config = config.of_weights(&Pretrained::open(init)?, store.rank()?)?;
     }
+    let (rank, window) = geometry(&config, &store)?;
     let scans = Arc::new(store);
     config.trainer(Device::Cpu, rank, window, scans.clone(), scans).map(drop)
 }
@@ -164,7 +164,6 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let split = choose_split(file, &store, Needs::Nothing, config.train.val_fraction, TestSide::Share(0.), config.train.seed)?;
     let train = Arc::new(store.subset(&scans_of(&store, &split.fraction(config.train.fraction)?))?);
     let valid = Arc::new(store.subset(&scans_of(&store, &split.val))?);
-    let (rank, window) = geometry(config, &store)?;
     let (scans, held_out) = (train.len(), valid.len());
     let seen = Seen::of(&train, &valid);
     // A run that goes on has its weights in its checkpoint, unless it was killed before the first.
@@ -173,10 +172,11 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let mut config = config.clone();
     if let Some(run) = &run {
         // As it began, whatever is the default now.
-        config.network = config.network.of_weights(&run.network()?, rank, &run.config_file())?;
+        config.network = config.network.of_weights(&run.network()?, store.rank()?, &run.config_file())?;
     } else if let Some(init) = &init {
-        config = config.of_weights(init, rank)?;
+        config = config.of_weights(init, store.rank()?)?;
     }
+    let (rank, window) = geometry(&config, &store)?;
     let trainer = config.trainer(device, rank, window, train, valid)?;
     let last = trainer.tasks.iter().any(|run| run.task.last_is_best());
     let best = config.best.unwrap_or(if last { Best::Last } else { Best::Metric });
@@ -251,10 +251,11 @@ fn record(config: &PretrainConfig, session: &Session, rank: Rank, warnings: Vec<
     }
 }
 
-/// Rank and window side for these scans.
+/// Rank and window side for these scans. The network is known by now.
 fn geometry(config: &PretrainConfig, store: &Store) -> Result<(Rank, usize)> {
     let rank = store.rank()?;
-    let window = config.window.unwrap_or_else(|| default_window(store, rank));
+    let encoder = config.network.config(rank, store.channels() as i64, config.train.dropout)?;
+    let window = config.window.unwrap_or_else(|| tasks::default_window(&config.task, store, rank, encoder.reduction()));
     if let Some(small) = (0..store.len()).find(|&s| rank.axes().any(|a| store.shape(s)[a] < window)) {
         bail!(
             "--window {window} is larger than {}, which has {:?} voxels; lower --window or leave the scan out",

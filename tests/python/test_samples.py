@@ -130,6 +130,55 @@ def test_jigsaw(store, tmp_path):
     assert len({tuple(p) for p in seen.values()}) == len(seen) > 50
 
 
+def flipped(image, flip):
+    return np.flip(image, [a + 1 for a in range(3) if flip[a]])
+
+
+def augmented(window, augmentation):
+    """A window [C, D, H, W] with its intensities changed as recorded; None where noise was added, whose draws NumPy does not have."""
+    assert augmentation["spatial"]["degrees"] == 0 and augmentation["spatial"]["zoom"] == [1, 1, 1]
+    out = []
+    for channel, change in zip(flipped(window, augmentation["spatial"]["flip"]).astype(float), augmentation["channels"], strict=True):
+        low, high, mean = channel.min(), channel.max(), channel.mean()
+        if change["noise"]:
+            return None
+        if change["intensity"]:
+            moved = lambda x: mean + change["intensity"]["contrast"] * (x - mean) + change["intensity"]["shift"] * (high - low)  # noqa: B023
+            channel, low, high = moved(channel), *map(moved, (low, high))
+        if change["gamma"]:
+            channel = low + (high - low) * ((channel - low) / (high - low)).clip(0, 1) ** change["gamma"]
+        out.append(channel)
+    return np.stack(out)
+
+
+@pytest.mark.parametrize("flags, classes, flips", [([], 5, False), (["--vf-classes", 3, "--vf-flip", 0.5], 3, True)])
+def test_volume_fusion(store, tmp_path, flags, classes, flips):
+    folder, images, rank = store
+    views, targets, description = batch_of(folder, "vf", tmp_path, "--n", 30, "--window", 32, *flags)
+    axes = range(3 - rank, 3)
+    compared, sides = 0, []
+    for view, target, sample in zip(views, targets, description["samples"], strict=True):
+        params = sample["params"]
+        front, back = params["front"], params["back"]
+        assert front["id"] == sample["scan"] != back["id"]
+        assert 10 <= len(params["boxes"]) < 40
+        fused = np.zeros(side_of(rank, 32), int)
+        for box in params["boxes"]:
+            cut(fused[None], box["region"])[:] = box["class"]
+            sides += [box["region"]["size"][a] for a in axes]
+        np.testing.assert_array_equal(target.reshape(fused.shape), fused)
+        parts = [augmented(cut(images[part["id"]], part["window"]), part["augmentation"]) for part in (front, back)]
+        assert any(any(part["augmentation"]["spatial"]["flip"]) for part in (front, back)) <= flips
+        if all(part is not None for part in parts):
+            a = fused / (classes - 1)
+            expected = a * parts[0] + (1 - a) * parts[1]
+            np.testing.assert_allclose(view[0], expected, rtol=0, atol=1e-5 * np.ptp(expected))
+            compared += 1
+    assert compared > 8
+    assert set(targets.ravel()) == set(range(classes))
+    assert (min(sides), max(sides)) == (8, 20)
+
+
 @pytest.mark.parametrize("task", ["rpl", "jig"])
 def test_no_jitter_warns(store, tmp_path, task):
     done = inspect(store[0], task, tmp_path, "--n", 1, f"--{task}-jitter", 0)
@@ -161,6 +210,7 @@ def test_long_names(store, tmp_path):
         ("rot", ["--window", 65], ["scan0", "64", "65"]),
         ("rpl", ["--rpl-jitter", 21], ["64", "21"]),
         ("jig", ["--jig-permutations", 1], ["1 permutations"]),
+        ("vf", ["--vf-classes", 1], ["--vf-classes", "1"]),
     ],
 )
 def test_impossible(store, tmp_path, task, flags, parts):

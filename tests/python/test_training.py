@@ -104,6 +104,22 @@ def test_a_joint_export_evaluates_with_the_statistics_of_all_tasks(store, tmp_pa
             torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_windows_of_dense_tasks_fit_the_network(brains, tmp_path):
+    """Scans of 22 voxels and an encoder that pools by 4: what the decoder doubles must be what was halved."""
+    store, run = tmp_path / "store", tmp_path / "run"
+    pretext3d("preprocess", "--data", brains, "--out", store, "--size", 22)
+    step = ["--epochs", 1, "--steps", 1, "--val-fraction", 0.34]
+    assert "window 20," in pretext3d(*pretrain(store, run, *step, task="rot,vf")).stderr
+    row = rows(run / "metrics.csv")[0]
+    assert all(0 <= float(row[f"val/vf.{metric}"]) <= 1 for metric in ("dice", "accuracy")) and float(row["val/vf.loss"]) > 0
+    assert any(name.startswith("vf.decoder.output") for name in checkpoint(run)[0])
+    refused(*pretrain(store, tmp_path / "other", *step, "--window", 22, task="vf"), says=["vf", "--window", "22 voxels", "20 or 24"])
+    # Without a decoder nothing is rounded; a sheet is of windows for the default network, which pools by 16.
+    assert "window 22," in pretext3d(*pretrain(store, tmp_path / "rot", *step)).stderr
+    pretext3d("inspect", "--data", store, "--task", "vf", "--n", 1, "--out", tmp_path / "sheet")
+    assert list(tensors(tmp_path / "sheet/vf.safetensors")[0]["views"].shape) == [1, 1, 4, 16, 16, 16]
+
+
 def test_volumes_with_classes(store, tmp_path):
     """No layout brings classes of volumes yet: they are written into the index, as `preprocess` does for photographs."""
     copy = tmp_path / "store"

@@ -161,7 +161,7 @@ fn samples_are_replayed_with_image_and_label_in_the_same_place() {
         let mut config = config(Loss::Dice, false);
         config.foreground_share = 0.7;
         let augmenter = AugmentConfig { flip: 0.5, ..AugmentConfig::default() }.augmenter(rank, None, &[]).unwrap();
-        let task = Segmentation::new(&config, augmenter, rank, patch, labels(), EQUAL.into(), foreground).unwrap();
+        let task = Segmentation::new(&config, augmenter, patch, labels(), EQUAL.into(), foreground).unwrap();
         let n = voxels(patch);
         let (mut wanted, mut moved, mut apart, mut seen) = (0, 0, 0, 0);
         for i in 0..400 {
