@@ -15,6 +15,7 @@ pub mod report;
 mod scans;
 pub mod sweep;
 
+use crate::nn::EncoderConfig;
 use crate::print::{self, note};
 use crate::settings;
 use anyhow::{Result, anyhow, bail};
@@ -100,12 +101,12 @@ fn check_arguments(arguments: &[String]) -> Result<()> {
     }
 }
 
-/// Errors if `arguments` would be refused by what their store holds.
-fn check_data(arguments: &[String]) -> Result<()> {
+/// The network of a run with these arguments, as far as they say. Errors if they would be refused by what their store holds.
+fn check_data(arguments: &[String]) -> Result<Option<EncoderConfig>> {
     match parse(arguments)? {
-        Command::Pretrain(args) => crate::train::pretrain::check(&args.settings),
+        Command::Pretrain(args) => crate::train::pretrain::check(&args.settings).map(Some),
         Command::Finetune(args) => crate::finetune::check(&args.settings),
-        _ => Ok(()),
+        _ => Ok(None),
     }
 }
 

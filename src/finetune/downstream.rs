@@ -4,7 +4,7 @@ use super::config::{DownstreamKind, FinetuneConfig, Regions};
 use crate::data::Scans;
 use crate::data::layouts::check_labels;
 use crate::data::store::{Index, Store, Subset};
-use crate::dim::Rank;
+use crate::dim::{Rank, Shape};
 use crate::metrics::brats;
 use crate::nn::EncoderConfig;
 use crate::predict::model::DownstreamConfig;
@@ -48,11 +48,16 @@ pub fn check(config: &FinetuneConfig, index: &Index) -> Result<()> {
 
 /// Errors if scans of this store do not fit the task on this encoder. After [`check`].
 pub fn check_shapes(config: &FinetuneConfig, store: &Store, encoder: &EncoderConfig) -> Result<()> {
-    match config.task {
-        DownstreamKind::Segmentation => config.segmentation.patch_shape(store, encoder.rank(), encoder.reduction()).map(drop),
-        DownstreamKind::Classification => common_shape(store).map(drop),
-    }?;
+    encoder.check_input(input_shape(config, store, encoder.rank(), encoder.reduction())?)?;
     config.aug.augmenter(encoder.rank(), config.train.slices, &[]).map(drop)
+}
+
+/// Shape of the inputs of an encoder that pools by `reduction`. After [`check`].
+pub fn input_shape(config: &FinetuneConfig, store: &Store, rank: Rank, reduction: usize) -> Result<Shape> {
+    match config.task {
+        DownstreamKind::Segmentation => config.segmentation.patch_shape(store, rank, reduction),
+        DownstreamKind::Classification => common_shape(store),
+    }
 }
 
 /// Augmentation of samples with these classes; what it does with those that have a side is said.

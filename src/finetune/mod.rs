@@ -8,7 +8,7 @@ pub mod test;
 
 use crate::data::Scans;
 use crate::data::store::Store;
-use crate::dim::{Rank, voxels};
+use crate::dim::voxels;
 use crate::fs::check_folder;
 use crate::metrics::brats;
 use crate::nn::EncoderConfig;
@@ -33,15 +33,18 @@ use std::path::Path;
 /// training.
 const STEPS: u64 = 50;
 
-/// Errors if the settings contradict each other or the store, as far as that shows without the weights and a split.
-pub fn check(config: &FinetuneConfig) -> Result<()> {
+/// The network of a run with these settings, `None` if it depends on weights. Errors if they contradict each other or the store, as far
+/// as that shows without the weights and a split.
+pub fn check(config: &FinetuneConfig) -> Result<Option<EncoderConfig>> {
     config.check()?;
     let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
     downstream::check(config, store.index())?;
     if !config.random() {
-        return Ok(());
+        return Ok(None);
     }
-    downstream::check_shapes(config, &store, &network(config, store.rank()?, store.channels(), None)?)
+    let network = network(config, &store, None)?;
+    downstream::check_shapes(config, &store, &network)?;
+    Ok(Some(network))
 }
 
 /// Trains until the last epoch or a signal, then scores the best epoch on the test side. `resume`: the folder of the run to
@@ -72,7 +75,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     };
     let encoder = match &run {
         Some(run) => run.network()?,
-        None => network(config, store.rank()?, store.channels(), given.as_ref())?,
+        None => network(config, &store, given.as_ref())?,
     };
     let (task, downstream) = downstream::build(config, &store, &sides.train, &encoder)?;
     let view = task.view_shape();
@@ -166,9 +169,11 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
 }
 
 /// The encoder: that of the weights, or the one asked for.
-fn network(config: &FinetuneConfig, rank: Rank, channels: usize, given: Option<&Pretrained>) -> Result<EncoderConfig> {
-    let (flags, channels, dropout) = (&config.network, channels as i64, config.train.dropout);
-    let Some(given) = given else { return flags.config(rank, channels, dropout) };
-    let flags = flags.of_weights(&given.config, rank, &given.file).with_context(|| config.train.data_name())?;
-    flags.config(rank, channels, dropout)
+fn network(config: &FinetuneConfig, store: &Store, given: Option<&Pretrained>) -> Result<EncoderConfig> {
+    let (flags, rank) = (&config.network, store.rank()?);
+    let flags = match given {
+        Some(given) => flags.of_weights(&given.config, rank, &given.file).with_context(|| config.train.data_name())?,
+        None => flags.fitted(rank, &[downstream::input_shape(config, store, rank, 1)?])?,
+    };
+    flags.config(rank, store.channels() as i64, config.train.dropout)
 }

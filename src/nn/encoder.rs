@@ -1,8 +1,9 @@
 //! Which encoder a run has: `network` in its `config.json`.
 
 use super::{DenseNet, DenseNetConfig, Encoder, Level, NormKind, UNet, UNetConfig};
-use crate::dim::Rank;
-use anyhow::{Result, ensure};
+use crate::dim::{Rank, Shape};
+use crate::print::note;
+use anyhow::{Result, bail, ensure};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
@@ -30,7 +31,8 @@ pub struct EncoderFlags {
     /// Filters of the U-Net's first level, doubled at each further level [default: those of the weights, without weights 16]
     #[arg(long)]
     pub filters: Option<i64>,
-    /// Levels of the U-Net; it halves the resolution between them [default: those of the weights, without weights 5]
+    /// Levels of the U-Net; it halves the resolution between them [default: those of the weights, without weights 5, with --norm
+    /// instance as many of them as the inputs are large enough for]
     #[arg(long)]
     pub levels: Option<usize>,
     /// Normalisation of the U-Net and of a decoder on it [default: that of the weights, without weights batch]
@@ -67,6 +69,26 @@ impl EncoderFlags {
                 EncoderConfig::DenseNet121(DenseNetConfig { in_channels, dropout })
             }
         })
+    }
+
+    /// With fewer levels than the default, where nobody names a number, if inputs of these shapes are too small for instance
+    /// normalisation at the deepest one.
+    pub fn fitted(&self, rank: Rank, inputs: &[Shape]) -> Result<Self> {
+        let fits = |flags: &EncoderFlags| -> Result<bool> {
+            let config = flags.config(rank, 1, 0.)?;
+            Ok(inputs.iter().all(|&input| config.check_input(input).is_ok()))
+        };
+        if self.levels.is_some() || fits(self)? {
+            return Ok(self.clone());
+        }
+        for levels in (1..UNetConfig::paper(rank, 1).levels).rev() {
+            let fewer = EncoderFlags { levels: Some(levels), ..self.clone() };
+            if fits(&fewer)? {
+                note!("--levels {levels}: with more, --norm instance has a single voxel to normalise at the deepest one");
+                return Ok(fewer);
+            }
+        }
+        Ok(self.clone())
     }
 
     /// With what weights say of their encoder; `file`: of the weights. Errors if it is of data of another rank, or a flag asks for
@@ -158,6 +180,37 @@ impl EncoderConfig {
         self.levels().last().expect("an encoder has at least one level").reduction as usize
     }
 
+    pub fn norm(&self) -> NormKind {
+        match self {
+            EncoderConfig::UNet(config) => config.norm,
+            EncoderConfig::DenseNet121(_) => NormKind::Batch,
+        }
+    }
+
+    /// Whether weights of one fit the other, but for the number of input channels.
+    pub fn same_shape(&self, other: &EncoderConfig) -> bool {
+        let shape = |config: &EncoderConfig| (config.architecture(), config.rank(), config.levels(), config.norm());
+        shape(self) == shape(other)
+    }
+
+    /// Errors if instance normalisation would have the one voxel of a deepest map to normalise, which makes it 0.
+    pub fn check_input(&self, input: Shape) -> Result<()> {
+        let EncoderConfig::UNet(config @ UNetConfig { norm: NormKind::Instance, .. }) = self else { return Ok(()) };
+        let left = |levels: usize| config.rank.axes().map(|a| input[a] >> (levels - 1)).product::<usize>();
+        if left(config.levels) > 1 {
+            return Ok(());
+        }
+        let side = 2 * self.reduction();
+        let levels = (1..config.levels).rev().find(|&levels| left(levels) > 1);
+        let fewer = levels.map_or(String::new(), |levels| format!("--levels {levels}, or "));
+        bail!(
+            "inputs of {input:?} voxels with {} levels: {}, and --norm instance makes a single one 0; it works with {fewer}inputs of {side} \
+             voxels a side (a larger --window or --patch, or fewer cells in a task's grid), or with --norm batch",
+            config.levels,
+            if left(config.levels) == 0 { "no voxel is left in the deepest map" } else { "the deepest map is one voxel" }
+        )
+    }
+
     /// The encoder with new weights, its variables under `vs`.
     pub fn build(&self, vs: nn::Path) -> Box<dyn Encoder> {
         match self.clone() {
@@ -193,6 +246,31 @@ mod tests {
             let mut changed = old.clone();
             changed[key] = value;
             assert!(read(&changed).is_err(), "{key}");
+        }
+    }
+
+    #[test]
+    fn instance_norm_never_has_a_single_voxel_to_normalise() {
+        let flags = |norm, levels| EncoderFlags { norm: Some(norm), levels, ..EncoderFlags::default() };
+        let fitted = |norm, levels, rank: Rank, sides: &[usize]| {
+            let inputs: Vec<Shape> = sides.iter().map(|&side| rank.cube(side)).collect();
+            let config = flags(norm, levels).fitted(rank, &inputs).unwrap().config(rank, 1, 0.).unwrap();
+            (config.levels().len(), inputs.iter().all(|&input| config.check_input(input).is_ok()))
+        };
+        // The smallest input decides; one side of two voxels is enough; what is asked for stays, and is refused.
+        for rank in [Rank::Two, Rank::Three] {
+            for (sides, levels) in [(&[32][..], 5), (&[31], 4), (&[64, 15], 3), (&[9], 3), (&[5], 2), (&[2], 1)] {
+                assert_eq!(fitted(NormKind::Instance, None, rank, sides), (levels, true), "{sides:?}");
+                assert_eq!(fitted(NormKind::Instance, Some(levels), rank, sides), (levels, true));
+                assert_eq!(fitted(NormKind::Instance, Some(levels + 1), rank, sides), (levels + 1, false));
+                assert_eq!(fitted(NormKind::Batch, None, rank, sides), (5, true));
+            }
+        }
+        let five = flags(NormKind::Instance, Some(5)).config(Rank::Three, 1, 0.).unwrap();
+        assert!(five.check_input([16, 16, 32]).is_ok());
+        let message = five.check_input([15, 31, 31]).unwrap_err().to_string();
+        for part in ["[15, 31, 31]", "5 levels", "--levels 4", "32 voxels", "--window", "--norm batch"] {
+            assert!(message.contains(part), "{part}: {message}");
         }
     }
 }

@@ -14,13 +14,14 @@ pub use shard::Shard;
 use crate::data::split::Split;
 use crate::data::store::Store;
 use crate::fs::{LOCK, Lock, check_folder, lock_part, write_atomic};
+use crate::nn::EncoderConfig;
 use crate::print::{self, note};
 use crate::report::study::write_report;
 use crate::run::input::Input;
 use crate::run::record;
 use crate::study::read::{self as study, Cell, Sweep};
 use crate::study::repetitions::Repetitions;
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use config::{Finetuning, Pretraining, SweepConfig};
 use grow::same_settings;
 use serde_json::{Map, Value};
@@ -85,10 +86,11 @@ impl Runner {
         Ok(runner)
     }
 
-    /// Errors on a command line that does not fit the stores, such as a patch larger than the scans, by `check`. What a kind of work asks of
-    /// the data does not depend on its seed or share.
-    pub fn check_data(&self, check: &dyn Fn(&[String]) -> Result<()>) -> Result<()> {
+    /// Errors on a command line that does not fit the stores, such as a patch larger than the scans, by `check`, and where scans lead to
+    /// different networks. What a kind of work asks of the data does not depend on its seed or share.
+    pub fn check_data(&self, check: &dyn Fn(&[String]) -> Result<Option<EncoderConfig>>) -> Result<()> {
         let mut tried = BTreeSet::new();
+        let mut known: Option<(String, EncoderConfig)> = None;
         for work in self.work() {
             let first = match work {
                 Work::Pretrain(i) => tried.insert(("pretrain", self.pretrainings[i].tasks.as_str())),
@@ -98,7 +100,15 @@ impl Runner {
                 }
             };
             if first {
-                check(&self.arguments(work)?).with_context(|| self.name(work))?;
+                let name = self.name(work);
+                let Some(network) = check(&self.arguments(work)?).with_context(|| name.clone())? else { continue };
+                let (other, wanted) = known.get_or_insert_with(|| (name.clone(), network.clone()));
+                ensure!(
+                    network.same_shape(wanted),
+                    "{name} has {} levels, {other} {}; all arms need the same network: set `levels` in [pretrain] and [finetune]",
+                    network.levels().len(),
+                    wanted.levels().len()
+                );
             }
         }
         Ok(())

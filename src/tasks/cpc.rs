@@ -11,7 +11,7 @@ use crate::data::Scans;
 use crate::dim::{Rank, Region, Shape, voxels};
 use crate::ffi;
 use crate::nn::heads::{HeadKind, Pool, linear};
-use crate::nn::{Encoder, Mode};
+use crate::nn::{Encoder, Mode, NormKind};
 use crate::rng::Rng;
 use crate::sample::patch::{PatchGrid, draw_window};
 use crate::transform::intensity::Stats;
@@ -27,7 +27,8 @@ use tch::{Kind, Tensor, nn};
 #[serde(default, deny_unknown_fields)]
 #[command(next_help_heading = "Contrastive predictive coding (cpc)")]
 pub struct CpcConfig {
-    /// Half-overlapping patches a side [default: as many as keep a patch at 32 voxels or more, 3 to 4; images 16 voxels, 3 to 7]
+    /// Half-overlapping patches a side [default: as many as keep a patch at 32 voxels or more, 3 to 4; images 16, with --norm instance
+    /// 32, 3 to 7]
     #[arg(id = "cpc-grid", long = "cpc-grid", value_name = "N")]
     pub grid: Option<usize>,
     /// Planes from the last one seen to the first one predicted; 1 predicts neighbours that overlap what was seen
@@ -44,11 +45,13 @@ impl Default for CpcConfig {
     }
 }
 
-/// Default patches a side: the paper's 4 (2D: 7), fewer where patches would become too small for the encoder's 16-fold pooling.
-fn default_grid(rank: Rank, window: usize) -> usize {
-    let (most, side) = match rank {
-        Rank::Two => (7, 16),
-        Rank::Three => (4, 32),
+/// Default patches a side: the paper's 4 (2D: 7), fewer where patches would become too small for the encoder's 16-fold pooling, of which
+/// instance normalisation needs more than one voxel.
+pub fn default_grid(rank: Rank, window: usize, norm: NormKind) -> usize {
+    let (most, side) = match (rank, norm) {
+        (Rank::Two, NormKind::Batch) => (7, 16),
+        (Rank::Two, NormKind::Instance) => (7, 32),
+        (Rank::Three, _) => (4, 32),
     };
     (3..=most).rev().find(|n| 2 * (window / (n + 1)) >= side).unwrap_or(3)
 }
@@ -91,7 +94,7 @@ pub struct Cpc {
 impl Cpc {
     /// Errors if nothing is left to predict, or patches have no voxels.
     pub fn new(config: &CpcConfig, window: usize, channels: usize, rank: Rank) -> Result<Self> {
-        let n = config.grid.unwrap_or_else(|| default_grid(rank, window));
+        let n = config.grid.unwrap_or_else(|| default_grid(rank, window, NormKind::Batch));
         let CpcConfig { first_step, code, .. } = *config;
         ensure!(first_step >= 1, "cpc: the first step must be at least 1 plane, found {first_step}");
         ensure!(n > first_step, "cpc: with {n} patches a side, no patch lies {first_step} planes after another one");

@@ -6,8 +6,8 @@ use super::stop::Stop;
 use super::trainer::{Setup, Trainer};
 use crate::data::Scans;
 use crate::data::store::Store;
-use crate::dim::Rank;
-use crate::nn::EncoderFlags;
+use crate::dim::{Rank, Shape};
+use crate::nn::{EncoderConfig, EncoderFlags};
 use crate::predict::export;
 use crate::print::{self, note};
 use crate::run::folder::{Run, check_folders, object};
@@ -18,6 +18,7 @@ use crate::run::split::{Needs, TestSide, choose_split, scans_of};
 use crate::run::weights::Pretrained;
 use crate::sample::mirror_zoom::MirrorZoom;
 use crate::settings;
+use crate::tasks::cpc::default_grid;
 use crate::tasks::{self, Task, TaskConfigs, TaskKind, joined_names};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
@@ -104,14 +105,17 @@ impl PretrainConfig {
         train: Arc<dyn Scans>,
         valid: Arc<dyn Scans>,
     ) -> Result<Trainer> {
-        let channels = train.channels();
+        let (channels, dropout) = (train.channels(), self.train.dropout);
+        let encoder = |flags: &EncoderFlags| flags.config(rank, channels as i64, dropout);
+        let mut configs = self.tasks.clone();
+        configs.cpc.grid.get_or_insert(default_grid(rank, window, encoder(&self.network)?.norm()));
         let mut tasks: Vec<(Arc<dyn Task>, f64)> = Vec::new();
         for (slot, &kind) in self.task.iter().enumerate() {
-            let task = tasks::build(kind, &self.tasks, window, channels, rank, self.train.seed)?;
+            let task = tasks::build(kind, &configs, window, channels, rank, self.train.seed)?;
             tasks.push((task.into(), self.task_weights.get(slot).copied().unwrap_or(1.)));
         }
-        let (channels, dropout) = (channels as i64, self.train.dropout);
-        let encoder = self.network.config(rank, channels, dropout)?;
+        let views: Vec<Shape> = tasks.iter().map(|(task, _)| task.view_shape()).collect();
+        let encoder = encoder(&self.network.fitted(rank, &views)?)?;
         ensure!(
             self.mirror_zoom.is_off() || tasks.iter().any(|(task, _)| task.allows_mirror_zoom()),
             "--mirror and --zoom are not for {}, which have augmentation of their own",
@@ -133,8 +137,8 @@ impl PretrainConfig {
     }
 }
 
-/// Errors if the settings contradict each other or the store, as far as that shows without a split.
-pub fn check(config: &PretrainConfig) -> Result<()> {
+/// The network of a run with these settings. Errors if they contradict each other or the store, as far as that shows without a split.
+pub fn check(config: &PretrainConfig) -> Result<EncoderConfig> {
     config.check()?;
     let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
     let mut config = config.clone();
@@ -143,7 +147,7 @@ pub fn check(config: &PretrainConfig) -> Result<()> {
     }
     let (rank, window) = geometry(&config, &store)?;
     let scans = Arc::new(store);
-    config.trainer(Device::Cpu, rank, window, scans.clone(), scans).map(drop)
+    config.trainer(Device::Cpu, rank, window, scans.clone(), scans).map(|trainer| trainer.network.config)
 }
 
 /// Trains until the last epoch or a signal. `resume`: the folder of the run to continue.

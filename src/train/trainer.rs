@@ -13,7 +13,7 @@ use crate::sample::mirror_zoom::MirrorZoom;
 use crate::sample::sampler::{LoadedBatch, Sampler};
 use crate::tasks::{Batch, Downstream, Outcome, Task};
 use crate::train::optim::{Optimizer, Schedule};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::ops::Range;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -147,6 +147,9 @@ impl Trainer {
         let longest = runs.iter().map(|r| r.task.amounts().epochs).max().expect("at least one task");
         let epochs = config.epochs.unwrap_or(longest);
         let references: Vec<&dyn Task> = runs.iter().map(|r| r.task.as_ref()).collect();
+        for TaskRun { task, .. } in &runs {
+            encoder.check_input(task.view_shape()).with_context(|| format!("task {}", task.name()))?;
+        }
         let mut network = Network::new(encoder, &references, config.seed)?;
         network.place(device, memory_format(device, bf16))?;
         let optimizer = Optimizer::new(config.optimizer, &network.vs, config.weight_decay, config.clip);

@@ -85,3 +85,41 @@ def test_densenet_has_batch_norm(store, tmp_path):
     flags = ["--data", store, "--slices", "axial", "--encoder", "densenet121", *INSTANCE, "--out", tmp_path / "run"]
     refused("pretrain", "--task", "rot", *flags, says=["--norm instance", "densenet121", "torchvision", "BatchNorm"])
     refused("finetune", "--weights", "none", *flags, says=["--norm instance", "densenet121", "torchvision", "BatchNorm"])
+
+
+def test_networks_are_as_deep_as_instance_norm_allows(store, tmp_path):
+    """Patches of 9 voxels: of a deepest map of one voxel, nothing but 0 would be left."""
+    jig = ["--jig-permutations", 4, "--jig-shuffles", 2, "--jig-head", "gap", "--val-draws", 1]
+    flags = ["--data", store, "--filters", 2, "--epochs", 1, "--steps", 1, "--device", "cpu", *INSTANCE]
+    pretrain = ["pretrain", "--task", "jig", *jig, *flags, "--weights", tmp_path / "jig"]
+    done = pretext3d(*pretrain, "--out", tmp_path / "jig-run")
+    assert "--levels 3: " in done.stderr
+    assert read_json(tmp_path / "jig.json")["network"]["levels"] == 3
+    says = ["task jig", "one voxel", "--levels 3", "16 voxels a side"]
+    refused(*pretrain, "--levels", 4, "--out", tmp_path / "no", says=says)
+    # What a pretraining was given decides for its weights.
+    patch = ["--patch", 8, "--levels", 4]
+    says = ["task segmentation", "one voxel", "--levels 3", "--patch"]
+    refused("finetune", "--weights", "none", *flags, *patch, "--out", tmp_path / "no", says=says)
+    pretext3d("finetune", "--weights", "none", *flags, *patch[:2], "--out", tmp_path / "scratch")
+    assert read_json(tmp_path / "scratch/config.json")["network"]["levels"] == 3
+    assert not (tmp_path / "no").exists()
+    # A sweep would compare networks of different depths.
+    sweep = tmp_path / "sweep.toml"
+    sweep.write_text(f"""
+name = "depths"
+data = "{store}"
+tasks = ["jig"]
+arms = ["scratch", "full"]
+fractions = [1.0]
+seeds = [0]
+val_fraction = 0.2
+test_fraction = 0.2
+[pretrain]
+norm = "instance"
+[finetune]
+norm = "instance"
+""")
+    says = ["has 5 levels, pretraining jig 3", "`levels` in [pretrain] and [finetune]"]
+    refused("sweep", "--config", sweep, "--out", tmp_path / "sweep", says=says)
+    assert not (tmp_path / "sweep").exists()
