@@ -7,11 +7,13 @@ use crate::dim::{Rank, Shape, voxels};
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
-use tch::Tensor;
 use tch::nn::{self, Init, Module, init};
+use tch::{Kind, Tensor};
 
 /// Of the hidden layers of the pretext tasks' heads.
 pub const DROPOUT: f64 = 0.5;
+/// Added to squared lengths: the root's gradient at 0 is infinite.
+pub const EPS: f64 = 1e-12;
 
 /// How the deepest feature map becomes a vector, and the layers after it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -118,6 +120,12 @@ impl Mlp {
         });
         module.child("output", linear_script(&self.last))
     }
+}
+
+/// Rows `[..., E]` at length 1; a row of zeros stays one, with a finite gradient.
+pub fn unit_vectors(x: &Tensor) -> Tensor {
+    let length = (x.square().sum_dim_intlist(-1, true, Kind::Float) + EPS).sqrt();
+    x / length
 }
 
 fn linear_script(layer: &nn::Linear) -> ScriptModule {

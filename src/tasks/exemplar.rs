@@ -10,7 +10,7 @@ use crate::data::Scans;
 use crate::dim::{Rank, Region, Shape, voxels};
 use crate::ffi;
 use crate::nn::blocks::{Norm, NormKind};
-use crate::nn::heads::{HeadKind, Pool, linear};
+use crate::nn::heads::{EPS, HeadKind, Pool, linear, unit_vectors};
 use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
 use crate::sample::patch::draw_window;
@@ -24,11 +24,9 @@ use tch::nn::Module;
 use tch::{Kind, Tensor, nn};
 
 /// The paper's transforms.
-const SPATIAL: resample::ResampleRanges =
+pub(super) const SPATIAL: resample::ResampleRanges =
     resample::ResampleRanges { flip: 0.5, right_angle: 0.5, degrees: 180., zoom: [0.8, 1.2] };
 const INTENSITY: intensity::IntensityRanges = intensity::IntensityRanges { contrast: [0.5, 1.5], shift: 0.125 };
-/// Added to squared distances: the root's gradient at 0 is infinite.
-const EPS: f64 = 1e-12;
 
 // No doc comments on configurations' types: clap would take them for the command's.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, clap::Args)]
@@ -204,9 +202,7 @@ impl ExemplarHead {
         let features = self.pool.forward(&encoder.encode_views(views, mode));
         ffi::without_autocast(views.device(), || {
             let hidden = self.hidden.forward(&features.to_kind(Kind::Float)).relu();
-            let x = self.output.forward(&self.norm.forward(&hidden, mode.trains_head())).unflatten(0, [-1, 3]);
-            let length = (x.square().sum_dim_intlist(-1, true, Kind::Float) + EPS).sqrt();
-            x / length
+            unit_vectors(&self.output.forward(&self.norm.forward(&hidden, mode.trains_head()))).unflatten(0, [-1, 3])
         })
     }
 }

@@ -9,6 +9,7 @@ pub mod jigsaw;
 pub mod rotation;
 pub mod rpl;
 pub mod segmentation;
+pub mod simclr;
 pub mod vf;
 
 use crate::data::Scans;
@@ -51,6 +52,8 @@ pub enum TaskKind {
     #[value(alias = "volume-fusion")]
     #[serde(alias = "volume-fusion")]
     Vf,
+    /// SimCLR: contrast of two crops with those of other scans
+    Simclr,
 }
 
 impl std::str::FromStr for TaskKind {
@@ -98,6 +101,8 @@ pub struct TaskConfigs {
     pub exe: exemplar::ExemplarConfig,
     #[command(flatten)]
     pub vf: vf::VfConfig,
+    #[command(flatten)]
+    pub simclr: simclr::SimclrConfig,
 }
 
 /// Side of the window unless the user names one, for an encoder that pools by `reduction`: what fits into every scan.
@@ -125,6 +130,7 @@ pub fn build(
         TaskKind::Jig => Box::new(jigsaw::Jigsaw::new(&configs.jig, window, channels, rank, seed)?),
         TaskKind::Cpc => Box::new(cpc::Cpc::new(&configs.cpc, window, channels, rank)?),
         TaskKind::Exe => Box::new(exemplar::Exemplar::new(&configs.exe, window, channels, rank)?),
+        TaskKind::Simclr => Box::new(simclr::Simclr::new(&configs.simclr, window, channels, rank)?),
         TaskKind::Vf => Box::new(vf::VolumeFusion::new(&configs.vf, window, rank)?),
     })
 }
@@ -405,6 +411,7 @@ pub(crate) mod tests {
             ("cpc", "contrastive-predictive-coding"),
             ("exe", "exemplar"),
             ("vf", "volume-fusion"),
+            ("simclr", "simclr"),
         ] {
             let kind: TaskKind = short.parse().unwrap();
             assert_eq!(kind, long.parse().unwrap());

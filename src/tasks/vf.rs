@@ -228,6 +228,10 @@ impl Task for VolumeFusion {
         1
     }
 
+    fn last_is_best(&self) -> bool {
+        true
+    }
+
     /// The two that are fused.
     fn min_scans(&self) -> usize {
         2

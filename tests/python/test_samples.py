@@ -9,6 +9,7 @@ import pytest
 from helpers import BINARY
 from safetensors import safe_open
 from safetensors.numpy import save_file
+from scipy.ndimage import affine_transform
 
 
 
@@ -130,25 +131,25 @@ def test_jigsaw(store, tmp_path):
     assert len({tuple(p) for p in seen.values()}) == len(seen) > 50
 
 
-def flipped(image, flip):
-    return np.flip(image, [a + 1 for a in range(3) if flip[a]])
+def intensities(channel, change, before):
+    """A channel with its intensities changed as recorded, but for noise; `before`: as it was before it was moved."""
+    low, high, mean = before.min(), before.max(), before.mean()
+    if change["intensity"]:
+        moved = lambda x: mean + change["intensity"]["contrast"] * (x - mean) + change["intensity"]["shift"] * (high - low)
+        channel, (low, high) = moved(channel), map(moved, (low, high))
+    if change["gamma"]:
+        channel = low + (high - low) * ((channel - low) / (high - low)).clip(0, 1) ** change["gamma"]
+    return channel
 
 
 def augmented(window, augmentation):
-    """A window [C, D, H, W] with its intensities changed as recorded; None where noise was added, whose draws NumPy does not have."""
-    assert augmentation["spatial"]["degrees"] == 0 and augmentation["spatial"]["zoom"] == [1, 1, 1]
-    out = []
-    for channel, change in zip(flipped(window, augmentation["spatial"]["flip"]).astype(float), augmentation["channels"], strict=True):
-        low, high, mean = channel.min(), channel.max(), channel.mean()
-        if change["noise"]:
-            return None
-        if change["intensity"]:
-            moved = lambda x: mean + change["intensity"]["contrast"] * (x - mean) + change["intensity"]["shift"] * (high - low)  # noqa: B023
-            channel, low, high = moved(channel), *map(moved, (low, high))
-        if change["gamma"]:
-            channel = low + (high - low) * ((channel - low) / (high - low)).clip(0, 1) ** change["gamma"]
-        out.append(channel)
-    return np.stack(out)
+    """A window [C, D, H, W] changed as recorded; None where noise was added, whose draws NumPy does not have."""
+    spatial, changes = augmentation["spatial"], augmentation["channels"]
+    assert spatial["degrees"] == 0 and spatial["zoom"] == [1, 1, 1]
+    if any(change["noise"] for change in changes):
+        return None
+    flipped = np.flip(window, [a + 1 for a in range(3) if spatial["flip"][a]]).astype(float)
+    return np.stack([intensities(channel, change, channel) for channel, change in zip(flipped, changes, strict=True)])
 
 
 @pytest.mark.parametrize("flags, classes, flips", [([], 5, False), (["--vf-classes", 3, "--vf-flip", 0.5], 3, True)])
@@ -177,6 +178,48 @@ def test_volume_fusion(store, tmp_path, flags, classes, flips):
     assert compared > 8
     assert set(targets.ravel()) == set(range(classes))
     assert (min(sides), max(sides)) == (8, 20)
+
+
+def test_simclr(store, tmp_path):
+    folder, images, rank = store
+    views, targets, description = batch_of(folder, "simclr", tmp_path, "--n", 12, "--window", 40)
+    axes = range(3 - rank, 3)
+    turned, noisy, scans = 0, 0, {}
+    for pair, target, sample in zip(views, targets, description["samples"], strict=True):
+        assert scans.setdefault(sample["scan"], target[0]) == target[0]  # the same scan, the same target
+        first, second = (crop["region"] for crop in sample["params"]["crops"])
+        for axis in axes:
+            assert abs(first["start"][axis] - second["start"][axis]) <= 10  # three quarters of 40 overlap by two thirds or more
+        for view, crop in zip(pair, sample["params"]["crops"], strict=True):
+            assert crop["region"]["size"] == side_of(rank, 30) and inside(crop["region"], sample["params"]["window"])
+            spatial = crop["augmentation"]["spatial"]
+            channels = cut(images[sample["scan"]], crop["region"]).astype(float)
+            centre = [(n - 1) / 2 for n in channels.shape[1:]]
+            moved = [
+                affine_transform(channel, matrix(spatial), np.subtract(centre, matrix(spatial) @ centre), order=1, mode="grid-constant", cval=channel.min())
+                for channel in channels
+            ]
+            turned += spatial["degrees"] % 90 != 0
+            for channel, before, found, change in zip(moved, channels, view, crop["augmentation"]["channels"], strict=True):
+                expected = intensities(channel, change, before)
+                low, high = before.min(), before.max()
+                if change["noise"]:
+                    sd = change["noise"]["sd"] * (high - low)
+                    assert np.std(found - expected) == pytest.approx(sd, rel=0.15) and abs(np.mean(found - expected)) < sd / 4
+                    noisy += 1
+                else:
+                    # All but voxels on a border, where rounding decides on which side they lie.
+                    assert np.quantile(np.abs(found - expected), 0.99) < 1e-3 * (high - low)
+    assert len(scans) == 3 and turned > 4 and 10 < noisy < 40
+
+
+def matrix(spatial):
+    """Of a flip, a rotation and a zoom about the centre: from output to input coordinates."""
+    angle = np.deg2rad(spatial["degrees"])
+    b, c = [(1, 2), (0, 2), (0, 1)][spatial["axis"]]
+    turn = np.eye(3)
+    turn[[b, b, c, c], [b, c, b, c]] = np.cos(angle), np.sin(angle), -np.sin(angle), np.cos(angle)
+    return np.diag(np.where(spatial["flip"], -1, 1)) @ turn @ np.diag(1 / np.array(spatial["zoom"]))
 
 
 @pytest.mark.parametrize("task", ["rpl", "jig"])
@@ -211,6 +254,7 @@ def test_long_names(store, tmp_path):
         ("rpl", ["--rpl-jitter", 21], ["64", "21"]),
         ("jig", ["--jig-permutations", 1], ["1 permutations"]),
         ("vf", ["--vf-classes", 1], ["--vf-classes", "1"]),
+        ("simclr", ["--simclr-crop", 65], ["--simclr-crop", "64", "65"]),
     ],
 )
 def test_impossible(store, tmp_path, task, flags, parts):

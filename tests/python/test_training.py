@@ -109,9 +109,11 @@ def test_windows_of_dense_tasks_fit_the_network(brains, tmp_path):
     store, run = tmp_path / "store", tmp_path / "run"
     pretext3d("preprocess", "--data", brains, "--out", store, "--size", 22)
     step = ["--epochs", 1, "--steps", 1, "--val-fraction", 0.34]
-    assert "window 20," in pretext3d(*pretrain(store, run, *step, task="rot,vf")).stderr
+    assert "window 20," in pretext3d(*pretrain(store, run, *step, task="simclr,vf")).stderr
     row = rows(run / "metrics.csv")[0]
     assert all(0 <= float(row[f"val/vf.{metric}"]) <= 1 for metric in ("dice", "accuracy")) and float(row["val/vf.loss"]) > 0
+    # A batch of two scans: each crop has its partner and two others.
+    assert float(row["val/simclr.chance"]) == pytest.approx(1 / 3) and float(row["val/simclr.loss"]) > 0
     assert any(name.startswith("vf.decoder.output") for name in checkpoint(run)[0])
     refused(*pretrain(store, tmp_path / "other", *step, "--window", 22, task="vf"), says=["vf", "--window", "22 voxels", "20 or 24"])
     # Without a decoder nothing is rounded; a sheet is of windows for the default network, which pools by 16.
