@@ -2,7 +2,8 @@
 
 use crate::data::slices::Slices;
 use crate::device::{DeviceChoice, Precision};
-use crate::train::optim::{OptimizerKind, ScheduleKind};
+use crate::train::optim::OptimizerKind;
+use crate::train::schedule::ScheduleKind;
 use anyhow::{Result, ensure};
 use serde::Serialize;
 use std::path::PathBuf;
