@@ -8,10 +8,12 @@ use crate::metrics::table::{NSD_TOLERANCE_MM, check_tolerance};
 use crate::nn::EncoderFlags;
 use crate::run::record::{RANDOM, SCRATCH};
 use crate::run::split::{Needs, TestSide};
+use crate::run::tensors::ENCODER;
 use crate::tasks::class_weights::ClassWeights;
 use crate::tasks::classification::ClassificationConfig;
 use crate::tasks::segmentation::SegmentationConfig;
-use crate::train::config::{TrainConfig, share};
+use crate::train::config::{TrainConfig, from_zero, share};
+use crate::train::trainer::Given;
 use crate::transform::augment::AugmentConfig;
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -83,6 +85,13 @@ pub struct FinetuneConfig {
     /// Epochs in which --arm warmup keeps the encoder fixed [default: a fifth of the epochs, at least 1]
     #[arg(long, value_name = "N")]
     pub frozen_epochs: Option<u64>,
+    /// Epochs in which --arm warmup then raises the rates of the whole network anew; may be a fraction; never more than half of those that
+    /// are left [default: a tenth of the epochs]
+    #[arg(long, value_name = "EPOCHS", help_heading = "Optimization")]
+    pub unfreeze_warmup_epochs: Option<f64>,
+    /// Learning rate of the given weights, after warm-up [default: --lr]
+    #[arg(long, value_name = "LR", help_heading = "Optimization")]
+    pub encoder_lr: Option<f64>,
     #[command(flatten)]
     #[serde(flatten)]
     pub train: TrainConfig,
@@ -124,8 +133,9 @@ pub struct FinetuneConfig {
     pub aug: AugmentConfig,
 }
 
-/// Share of the epochs that the warm-up arm keeps the encoder fixed.
+/// Shares of the epochs that the warm-up arm keeps the encoder fixed, and that it then raises the rates in.
 const FROZEN_SHARE: f64 = 0.2;
+const UNFREEZE_WARMUP_SHARE: f64 = 0.1;
 
 impl FinetuneConfig {
     /// Whether no weights are given.
@@ -173,12 +183,33 @@ impl FinetuneConfig {
             }
             _ => {}
         }
-        ensure!(self.frozen_epochs.is_none() || self.arm() == Arm::Warmup, "--frozen-epochs goes with --arm warmup only");
-        Ok(())
+        for (name, given) in
+            [("frozen-epochs", self.frozen_epochs.is_some()), ("unfreeze-warmup-epochs", self.unfreeze_warmup_epochs.is_some())]
+        {
+            ensure!(!given || self.arm() == Arm::Warmup, "--{name} goes with --arm warmup only");
+        }
+        from_zero("unfreeze-warmup-epochs", self.unfreeze_warmup_epochs.unwrap_or(0.))?;
+        let Some(encoder_lr) = self.encoder_lr else { return Ok(()) };
+        match self.arm() {
+            Arm::Scratch => bail!("--encoder-lr is the rate of given weights, and --arm scratch has none: give --lr"),
+            Arm::Frozen => bail!("--encoder-lr: --arm frozen never trains the encoder; give --lr, or another arm"),
+            Arm::Warmup | Arm::Full => from_zero("encoder-lr", encoder_lr),
+        }
+    }
+
+    /// How the encoder is trained, beside the new layers; `None` where all is new.
+    pub fn given(&self, epochs: u64) -> Result<Option<Given>> {
+        let frozen_epochs = self.frozen_epochs(epochs)?;
+        Ok((self.arm() != Arm::Scratch).then(|| Given {
+            holds: |name| name.starts_with(ENCODER),
+            lr: self.encoder_lr.unwrap_or(self.train.lr),
+            frozen_epochs,
+            unfreeze_warmup_epochs: self.unfreeze_warmup_epochs.unwrap_or(UNFREEZE_WARMUP_SHARE * epochs as f64),
+        }))
     }
 
     /// Epochs in which the encoder is fixed. Errors if the warm-up arm would be another one, `full` or `frozen`.
-    pub fn frozen_epochs(&self, epochs: u64) -> Result<u64> {
+    fn frozen_epochs(&self, epochs: u64) -> Result<u64> {
         Ok(match self.arm() {
             Arm::Scratch | Arm::Full => 0,
             Arm::Frozen => u64::MAX,

@@ -85,9 +85,12 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     if config.train.draws.is_none() {
         resolved.train.steps.get_or_insert(STEPS);
     }
-    let frozen_epochs = config.frozen_epochs(epochs)?;
-    // Written down: with more epochs later it stays.
-    resolved.frozen_epochs = Some(frozen_epochs).filter(|_| config.arm() == Arm::Warmup);
+    let encoder_training = config.given(epochs)?;
+    if let (Arm::Warmup, Some(training)) = (config.arm(), &encoder_training) {
+        // Written down: with more epochs later they stay.
+        resolved.frozen_epochs = Some(training.frozen_epochs);
+        resolved.unfreeze_warmup_epochs = Some(training.unfreeze_warmup_epochs);
+    }
     let name = task.name();
     let trainer = Trainer::new(Setup {
         config: &resolved.train,
@@ -97,7 +100,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         train: sides.train.clone(),
         valid: sides.valid.clone(),
         mirror_zoom: None,
-        frozen_epochs,
+        given: encoder_training,
     })?;
     let batch = trainer.tasks[0].batch;
     resolved.train.batch_size = Some(batch);

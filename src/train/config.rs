@@ -49,14 +49,17 @@ pub struct TrainConfig {
     pub dropout: f64,
     #[arg(long, value_enum, default_value = "adamw", help_heading = "Optimization")]
     pub optimizer: OptimizerKind,
-    /// Learning rate, after warm-up
+    /// Learning rate, after warm-up; in fine-tuning that of the new layers, see --encoder-lr
     #[arg(long, default_value_t = 1e-3, help_heading = "Optimization")]
     pub lr: f64,
     #[arg(long, value_enum, default_value = "cosine", help_heading = "Optimization")]
     pub schedule: ScheduleKind,
-    /// Epochs of linear warm-up; may be a fraction; never more than half of the steps
+    /// Epochs of linear warm-up; may be a fraction; never more than half of the steps (or of those with the encoder fixed)
     #[arg(long, value_name = "EPOCHS", default_value_t = 1.0, help_heading = "Optimization")]
     pub warmup_epochs: f64,
+    /// Share of the learning rate that each warm-up starts with, 0 to 1
+    #[arg(long, value_name = "SHARE", default_value_t = 1e-3, help_heading = "Optimization")]
+    pub warmup_floor: f64,
     /// Weight decay; not applied to biases and normalisation
     #[arg(long, value_name = "L2", default_value_t = 1e-2, help_heading = "Optimization")]
     pub weight_decay: f64,
@@ -116,17 +119,25 @@ impl TrainConfig {
             Ok(())
         })?;
         ensure!((0. ..1.).contains(&self.dropout), "--dropout must be at least 0 and below 1, found {}", self.dropout);
-        for (name, value) in [
+        let floor = self.warmup_floor;
+        ensure!((0. ..=1.).contains(&floor), "--warmup-floor must be 0 to 1, found {floor}");
+        [
             ("lr", self.lr),
             ("weight-decay", self.weight_decay),
             ("clip", self.clip),
             ("warmup-epochs", self.warmup_epochs),
             ("save-minutes", self.save_minutes),
-        ] {
-            ensure!(value >= 0. && value.is_finite(), "--{name} must be a number from 0 on, found {value}");
-        }
+        ]
+        .into_iter()
+        .try_for_each(|(name, value)| from_zero(name, value))?;
         Ok(())
     }
+}
+
+/// Checks an amount.
+pub fn from_zero(name: &str, value: f64) -> Result<()> {
+    ensure!(value >= 0. && value.is_finite(), "--{name} must be a number from 0 on, found {value}");
+    Ok(())
 }
 
 /// Checks a share of something: above 0 and below 1, or `one` as well.

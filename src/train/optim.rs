@@ -2,6 +2,7 @@
 
 use crate::ffi::{self, Rule, StepSizes};
 use crate::run::tensors::Tensors;
+use crate::train::schedule::Rates;
 use anyhow::{Result, bail, ensure};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -23,8 +24,10 @@ pub enum OptimizerKind {
     Sgd,
 }
 
-/// Parameters that share a weight decay, with their moments.
+/// Parameters that share a learning rate and a weight decay, with their moments.
 struct ParameterGroup {
+    /// Whether they go by the rate of given weights, not by that of new ones.
+    given: bool,
     weight_decay: f64,
     names: Vec<String>,
     params: Vec<Tensor>,
@@ -41,23 +44,24 @@ pub struct Optimizer {
 }
 
 impl Optimizer {
-    /// Weight decay applies to tensors of two or more dimensions only: not to biases, not to normalisation. Gradients are
-    /// clipped to a joint norm of `clip`, 0 for no clipping.
-    pub fn new(kind: OptimizerKind, vs: &VarStore, weight_decay: f64, clip: f64) -> Self {
+    /// `given`: whether the variable of a name goes by the rate of given weights. Weight decay applies to tensors of two or more
+    /// dimensions only: not to biases, not to normalisation. Gradients are clipped to a joint norm of `clip`, 0 for no clipping.
+    pub fn new(kind: OptimizerKind, vs: &VarStore, given: impl Fn(&str) -> bool, weight_decay: f64, clip: f64) -> Self {
         let rule = match kind {
             OptimizerKind::AdamW => Rule::AdamW,
             OptimizerKind::Adam => Rule::Adam,
             OptimizerKind::Sgd => Rule::Sgd,
         };
         let trainable: BTreeMap<String, Tensor> = vs.variables().into_iter().filter(|(_, t)| t.requires_grad()).collect();
-        let group = |decayed: bool| {
+        let group = |from_given: bool, decayed: bool| {
             let (names, params): (Vec<_>, Vec<_>) = trainable
                 .iter()
-                .filter(|(_, t)| (t.dim() >= 2) == decayed)
+                .filter(|(n, t)| given(n) == from_given && (t.dim() >= 2) == decayed)
                 .map(|(n, t)| (n.clone(), t.shallow_clone()))
                 .unzip();
             let zeros = || params.iter().map(|p: &Tensor| no_grad(|| p.zeros_like())).collect();
             ParameterGroup {
+                given: from_given,
                 weight_decay: if decayed { weight_decay } else { 0. },
                 first: zeros(),
                 second: if rule == Rule::Sgd { vec![] } else { zeros() },
@@ -66,12 +70,13 @@ impl Optimizer {
                 params,
             }
         };
-        Optimizer { rule, groups: vec![group(true), group(false)], clip }
+        let groups = [(false, true), (false, false), (true, true), (true, false)].map(|(given, decayed)| group(given, decayed));
+        Optimizer { rule, groups: groups.into_iter().filter(|g| !g.params.is_empty()).collect(), clip }
     }
 
-    /// Applies the accumulated gradients at this rate and clears them; returns the joint gradient norm before clipping, a
+    /// Applies the accumulated gradients at these rates and clears them; returns the joint gradient norm before clipping, a
     /// scalar on the parameters' device.
-    pub fn step(&mut self, lr: f64) -> Result<Tensor> {
+    pub fn step(&mut self, rates: Rates) -> Result<Tensor> {
         let active: Vec<Vec<usize>> =
             self.groups.iter().map(|g| (0..g.params.len()).filter(|&i| g.params[i].grad().defined()).collect()).collect();
         let pick = |tensors: &[Tensor], indices: &[usize]| -> Vec<Tensor> {
@@ -92,6 +97,7 @@ impl Optimizer {
             } else {
                 pick(&group.second, active)
             };
+            let lr = if group.given { rates.given } else { rates.new };
             let beta1 = if self.rule == Rule::Sgd { SGD_MOMENTUM } else { BETA1 };
             let sizes = StepSizes { lr, beta1, beta2: BETA2, weight_decay: group.weight_decay, eps: EPS };
             let state = ffi::Moments { first: &first, second: &second, steps: &pick(&group.steps, active) };
@@ -178,19 +184,20 @@ mod tests {
                 let values = |t: &Tensor| Vec::<f64>::try_from(t.flatten(0, -1).to_kind(Kind::Double)).unwrap();
                 let start = |t: &Tensor| values(t).iter().map(|&p| Naive { kind, p, m: 0., v: 0., t: 0 }).collect::<Vec<_>>();
                 let (mut naive_weight, mut naive_bias) = (start(&weight), start(&bias));
-                let mut optimizer = Optimizer::new(kind, &vs, 0.1, clip);
+                // Each at a rate of its own, the gradients clipped jointly.
+                let mut optimizer = Optimizer::new(kind, &vs, |name| name == "bias", 0.1, clip);
                 for step in 0..6 {
                     let lr = 0.05 / (1. + step as f64);
                     let (gw, gb) =
                         (Tensor::randn([2, 3], (Kind::Float, Device::Cpu)), Tensor::randn([3], (Kind::Float, Device::Cpu)));
                     ((&weight * &gw).sum(Kind::Float) + (&bias * &gb).sum(Kind::Float)).backward();
-                    let norm = optimizer.step(lr).unwrap().double_value(&[]);
+                    let norm = optimizer.step(Rates { new: lr, given: 0.3 * lr }).unwrap().double_value(&[]);
                     let squares: f64 = values(&gw).iter().chain(&values(&gb)).map(|g| g * g).sum();
                     assert!((norm - squares.sqrt()).abs() < 1e-5);
                     let scale = if clip > 0. { (clip / norm).min(1.) } else { 1. };
                     naive_weight.iter_mut().zip(values(&gw)).for_each(|(n, g)| n.step(g * scale, lr, 0.1));
                     // No weight decay on a bias.
-                    naive_bias.iter_mut().zip(values(&gb)).for_each(|(n, g)| n.step(g * scale, lr, 0.));
+                    naive_bias.iter_mut().zip(values(&gb)).for_each(|(n, g)| n.step(g * scale, 0.3 * lr, 0.));
                 }
                 for (tensor, naive) in [(&weight, &naive_weight), (&bias, &naive_bias)] {
                     for (value, expected) in values(tensor).iter().zip(naive) {

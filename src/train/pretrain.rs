@@ -122,7 +122,7 @@ impl PretrainConfig {
             self.name()
         );
         let mirror_zoom = Some(self.mirror_zoom.clone()).filter(|change| !change.is_off());
-        Trainer::new(Setup { config: &self.train, device, tasks, encoder, train, valid, mirror_zoom, frozen_epochs: 0 })
+        Trainer::new(Setup { config: &self.train, device, tasks, encoder, train, valid, mirror_zoom, given: None })
     }
 
     /// With the network of the weights that it starts from. Errors if flags or scans ask for another one.

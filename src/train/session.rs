@@ -96,7 +96,11 @@ impl Session {
             let mut row = Row::new(self.progress.epoch as usize + 1);
             let steps = self.trainer.steps;
             row.set("step", ((self.progress.epoch + 1) * steps) as f64);
-            row.set("lr", self.trainer.lr(self.progress.epoch, steps - 1));
+            let rates = self.trainer.rates(self.progress.epoch, steps - 1);
+            row.set("lr", rates.new);
+            if self.trainer.rates_differ() {
+                row.set("lr_encoder", rates.given);
+            }
             self.progress.means.iter().for_each(|(name, value)| row.set(format!("train/{name}"), value));
             validation.iter().for_each(|(name, value)| row.set(format!("val/{name}"), value));
             row.set("seconds", seconds);

@@ -13,7 +13,7 @@ use crate::sample::mirror_zoom::MirrorZoom;
 use crate::sample::sampler::{LoadedBatch, Sampler};
 use crate::tasks::{Batch, Downstream, Outcome, Task};
 use crate::train::optim::Optimizer;
-use crate::train::schedule::Schedule;
+use crate::train::schedule::{Rates, Schedule};
 use anyhow::{Context, Result, bail, ensure};
 use std::ops::Range;
 use std::sync::Arc;
@@ -77,8 +77,20 @@ pub struct Setup<'a> {
     pub valid: Arc<dyn Scans>,
     /// Of training scans, for pretext tasks that take them changed.
     pub mirror_zoom: Option<MirrorZoom>,
-    /// Epochs in which the encoder is fixed, its BatchNorm statistics included.
+    /// Of a fine-tuning; without, all weights are trained alike.
+    pub given: Option<Given>,
+}
+
+/// Weights that are trained otherwise than the new layers above them.
+pub struct Given {
+    /// Whether the variable of a name is one of them.
+    pub holds: fn(&str) -> bool,
+    /// Learning rate, after warm-up.
+    pub lr: f64,
+    /// Epochs in which they are fixed, their BatchNorm statistics included.
     pub frozen_epochs: u64,
+    /// Epochs of the warm-up after these, see [`Schedule`].
+    pub unfreeze_warmup_epochs: f64,
 }
 
 /// Batches of one step or validation pass, one a task.
@@ -86,7 +98,7 @@ type StepBatches = Vec<LoadedBatch>;
 
 impl Trainer {
     pub fn new(setup: Setup) -> Result<Trainer> {
-        let Setup { config, device, tasks, encoder, train, valid, mirror_zoom, frozen_epochs } = setup;
+        let Setup { config, device, tasks, encoder, train, valid, mirror_zoom, given } = setup;
         if device == Device::Cpu {
             crate::machine::keep_freed_memory();
         }
@@ -153,11 +165,16 @@ impl Trainer {
         }
         let mut network = Network::new(encoder, &references, config.seed)?;
         network.place(device, memory_format(device, bf16))?;
-        let optimizer = Optimizer::new(config.optimizer, &network.vs, config.weight_decay, config.clip);
+        let given = given.unwrap_or(Given { holds: |_| false, lr: config.lr, frozen_epochs: 0, unfreeze_warmup_epochs: 0. });
+        let optimizer = Optimizer::new(config.optimizer, &network.vs, given.holds, config.weight_decay, config.clip);
+        let steps_of = |epochs: f64| (epochs * steps as f64).round() as u64;
         let schedule = Schedule {
             kind: config.schedule,
-            lr: config.lr,
-            warmup_steps: (config.warmup_epochs * steps as f64).round() as u64,
+            peak: Rates { new: config.lr, given: given.lr },
+            floor: config.warmup_floor,
+            warmup_steps: steps_of(config.warmup_epochs),
+            frozen_steps: given.frozen_epochs.saturating_mul(steps),
+            unfreeze_warmup_steps: steps_of(given.unfreeze_warmup_epochs),
             total_steps: epochs * steps,
         };
         Ok(Trainer {
@@ -175,7 +192,7 @@ impl Trainer {
             prefetch: config.prefetch,
             pending: Vec::new(),
             check_steps: if device.is_cuda() { GPU_CHECK_STEPS } else { 1 },
-            frozen_epochs,
+            frozen_epochs: given.frozen_epochs,
         })
     }
 
@@ -192,8 +209,13 @@ impl Trainer {
         })
     }
 
-    pub fn lr(&self, epoch: u64, step: u64) -> f64 {
+    pub fn rates(&self, epoch: u64, step: u64) -> Rates {
         self.schedule.at(epoch * self.steps + step)
+    }
+
+    /// Whether given weights have another rate than new layers in some step.
+    pub fn rates_differ(&self) -> bool {
+        self.schedule.differs()
     }
 
     /// Samples of all tasks that one step uses.
@@ -227,8 +249,7 @@ impl Trainer {
             }
             sums.push(values.iter().map(|v| v.to_kind(Kind::Float)).collect());
         }
-        let lr = self.lr(epoch, step);
-        let norm = self.optimizer.step(lr)?;
+        let norm = self.optimizer.step(self.rates(epoch, step))?;
         let micro: Vec<Tensor> = sums.iter().map(|values| Tensor::stack(values, 0)).collect();
         let values = no_grad(|| Tensor::cat(&[Tensor::stack(&micro, 0).mean_dim(0, false, Kind::Float), norm.reshape([1])], 0));
         self.pending.push(Pending { step, values, scans });

@@ -73,17 +73,17 @@ def one(folder):
 
 @pytest.fixture(scope="module")
 def arms(folder, four):
-    """A run of every arm, `random` being the frozen one without weights."""
+    """A run of every arm, `random` being the frozen one without weights. Rates do not depend on the phase."""
     flags = {
         "scratch": ["none", *SHAPE],
         "random": ["none", "--arm", "frozen", *SHAPE],
         "frozen": [four.pt, "--arm", "frozen"],
-        "warmup": [four.pt, "--frozen-epochs", 2],
+        "warmup": [four.pt, "--frozen-epochs", 2, "--unfreeze-warmup-epochs", 0],
         "full": [four.pt, "--arm", "full"],
     }
     runs = {}
     for arm, (weights, *more) in flags.items():
-        pretext3d(*finetune(folder / "four", folder / arm, weights, *more))
+        pretext3d(*finetune(folder / "four", folder / arm, weights, *more, "--schedule", "constant", "--warmup-epochs", 0))
         runs[arm] = folder / arm
     return runs
 
