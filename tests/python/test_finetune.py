@@ -18,6 +18,8 @@ SHAPE = ["--filters", 4, "--levels", 3]
 FAST = ["--device", "cpu", "--precision", "fp32", "--threads", 1]
 # Seconds a run: 24^3 voxels, 3 epochs of 2 steps.
 SETTINGS = ["--epochs", 3, "--steps", 2, "--lr", 3e-3, *FAST]
+# The same rate in every step.
+EVEN = ["--schedule", "constant", "--warmup-epochs", 0]
 # Nothing is learnt, so that the last checkpoint holds the first weights.
 STILL = ["--epochs", 2, "--steps", 1, "--lr", 0]
 ENCODER, DECODER = "model.encoder.", "model.segmentation.decoder."
@@ -73,7 +75,7 @@ def one(folder):
 
 @pytest.fixture(scope="module")
 def arms(folder, four):
-    """A run of every arm, `random` being the frozen one without weights. Rates do not depend on the phase."""
+    """A run of every arm, `random` being the frozen one without weights."""
     flags = {
         "scratch": ["none", *SHAPE],
         "random": ["none", "--arm", "frozen", *SHAPE],
@@ -83,7 +85,7 @@ def arms(folder, four):
     }
     runs = {}
     for arm, (weights, *more) in flags.items():
-        pretext3d(*finetune(folder / "four", folder / arm, weights, *more, "--schedule", "constant", "--warmup-epochs", 0))
+        pretext3d(*finetune(folder / "four", folder / arm, weights, *more, *EVEN))
         runs[arm] = folder / arm
     return runs
 
@@ -266,7 +268,7 @@ def test_scores_equal_those_of_the_network_in_plain_pytorch(folder, tmp_path):
     from monai.metrics import compute_dice, compute_hausdorff_distance, compute_iou
 
     run = tmp_path / "run"
-    more = ["--steps", 15, "--epochs", 2, "--foreground-share", 1, "--lr", 1e-2, "--aug-off", *SHAPE]
+    more = ["--steps", 15, "--epochs", 2, *EVEN, "--foreground-share", 1, "--lr", 1e-2, "--aug-off", *SHAPE]
     pretext3d(*finetune(folder / "four", run, "none", *more))
     pretext3d("export", "--run", run, "--out", tmp_path / "network")
     exported = torch.jit.load(tmp_path / "network.pt").eval()
@@ -487,7 +489,7 @@ def test_where_it_cannot_write(folder, arms, tmp_path):
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 
     run = tmp_path / "run"
-    args = finetune(folder / "four", run, "none", *SHAPE)
+    args = finetune(folder / "four", run, "none", *SHAPE, *EVEN)
     refused(*args, says=[run, ".safetensors"], preexec_fn=small_disk, restore_signals=False)
     pretext3d("finetune", "--resume", run)
     assert_same(run, arms["scratch"])
