@@ -44,6 +44,10 @@ pub trait Scans: Send + Sync {
     fn foreground(&self, scan: usize) -> Region {
         Region::whole(self.shape(scan))
     }
+    /// Whether intensities are z-scores, so that 0 is the mean of a channel's foreground.
+    fn zero_is_mean(&self) -> bool {
+        false
+    }
     /// All voxels of a scan, `[C, D, H, W]`, row-major.
     fn whole(&self, scan: usize) -> Result<Vec<f32>> {
         let shape = self.shape(scan);

@@ -6,7 +6,7 @@ use crate::ffi;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use tch::nn::{self, Init, init};
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Kind, Tensor, no_grad};
 
 /// As `torch.nn.BatchNorm*d` and `torch.nn.InstanceNorm*d`.
 pub const NORM_MOMENTUM: f64 = 0.1;
@@ -38,6 +38,11 @@ impl Conv {
         // He initialisation: each convolution feeds a ReLU.
         let he = init::DEFAULT_KAIMING_NORMAL;
         Conv { weight: vs.var("weight", &dims, he), bias: None, rank, stride, padding: kernel / 2 }
+    }
+
+    /// Sets the weights to 0, and so, until it has learnt, all that it gives.
+    pub fn silence(&self) {
+        let _ = no_grad(|| self.weight.shallow_clone().zero_());
     }
 
     pub fn forward(&self, x: &Tensor) -> Tensor {

@@ -74,6 +74,12 @@ impl Decoder {
         Ok(())
     }
 
+    /// Starts from 0 in every output, where random values would be far from what regression must reach.
+    pub fn silent(self) -> Self {
+        self.steps.iter().flat_map(|step| &step.output).for_each(Conv::silence);
+        self
+    }
+
     /// Logits `[B, outputs, ...]` of a pyramid, finest first: the full resolution, and in training the coarser ones if the
     /// decoder is deeply supervised. The input's sides must be multiples of the encoder's deepest reduction.
     pub fn forward(&self, mut pyramid: Vec<Tensor>, mode: Mode) -> Vec<Tensor> {

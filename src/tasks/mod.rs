@@ -6,6 +6,8 @@ pub mod classification;
 pub mod cpc;
 pub mod exemplar;
 pub mod jigsaw;
+pub mod mae;
+pub mod restoration;
 pub mod rotation;
 pub mod rpl;
 pub mod segmentation;
@@ -48,6 +50,10 @@ pub enum TaskKind {
     #[value(alias = "exemplar")]
     #[serde(alias = "exemplar")]
     Exe,
+    /// Masked autoencoding
+    #[value(alias = "masked-autoencoding")]
+    #[serde(alias = "masked-autoencoding")]
+    Mae,
     /// VolumeFusion
     #[value(alias = "volume-fusion")]
     #[serde(alias = "volume-fusion")]
@@ -77,7 +83,7 @@ impl TaskKind {
 
     /// Whether the head is a decoder, so that the window must be a multiple of what the encoder pools by.
     pub fn decodes(self) -> bool {
-        matches!(self, TaskKind::Vf)
+        matches!(self, TaskKind::Mae | TaskKind::Vf)
     }
 }
 
@@ -99,6 +105,8 @@ pub struct TaskConfigs {
     pub cpc: cpc::CpcConfig,
     #[command(flatten)]
     pub exe: exemplar::ExemplarConfig,
+    #[command(flatten)]
+    pub mae: mae::MaeConfig,
     #[command(flatten)]
     pub vf: vf::VfConfig,
     #[command(flatten)]
@@ -130,6 +138,7 @@ pub fn build(
         TaskKind::Jig => Box::new(jigsaw::Jigsaw::new(&configs.jig, window, channels, rank, seed)?),
         TaskKind::Cpc => Box::new(cpc::Cpc::new(&configs.cpc, window, channels, rank)?),
         TaskKind::Exe => Box::new(exemplar::Exemplar::new(&configs.exe, window, channels, rank)?),
+        TaskKind::Mae => Box::new(mae::Mae::new(&configs.mae, window, rank)?),
         TaskKind::Simclr => Box::new(simclr::Simclr::new(&configs.simclr, window, channels, rank)?),
         TaskKind::Vf => Box::new(vf::VolumeFusion::new(&configs.vf, window, rank)?),
     })
@@ -191,9 +200,13 @@ pub trait Task: Send + Sync {
     fn min_batch(&self) -> u64 {
         2
     }
-    /// Metric that selects the best checkpoint (higher is better).
+    /// Metric that selects the best checkpoint.
     fn selects(&self) -> &'static str {
         self.metrics()[0].name
+    }
+    /// Whether the best value of that metric is its lowest.
+    fn lower_is_better(&self) -> bool {
+        false
     }
     /// Whether a pretraining's last checkpoint is its best one: where the metric says little of the encoder, which goes on learning.
     fn last_is_best(&self) -> bool {
@@ -410,6 +423,7 @@ pub(crate) mod tests {
             ("jig", "jigsaw"),
             ("cpc", "contrastive-predictive-coding"),
             ("exe", "exemplar"),
+            ("mae", "masked-autoencoding"),
             ("vf", "volume-fusion"),
             ("simclr", "simclr"),
         ] {

@@ -235,11 +235,14 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
 
 /// What a report shows of a finished pretraining. Of several tasks the means.
 fn record(config: &PretrainConfig, session: &Session, rank: Rank, warnings: Vec<String>) -> PretrainResult {
-    let firsts: Vec<_> = session.trainer().tasks.iter().map(|run| (run.task.name(), run.task.metrics().remove(0))).collect();
+    let tasks: Vec<&dyn Task> = session.trainer().tasks.iter().map(|run| run.task.as_ref()).collect();
+    let firsts: Vec<_> = tasks.iter().map(|task| (task.name(), task.metrics().remove(0))).collect();
     let names: Vec<String> = firsts.iter().map(|(task, metric)| format!("{task}.{}", metric.name)).collect();
     let row = session.best().and_then(|(epoch, _)| session.rows().get(epoch as usize));
     let values: Option<Vec<f64>> = names.iter().map(|name| row?.get(&format!("val/{name}"))).collect();
     let chances: Option<Vec<f64>> = firsts.iter().map(|(_, metric)| metric.chance).collect();
+    // Where high is good for one and low for another, the mean says nothing.
+    let comparable = tasks.iter().all(|task| task.lower_is_better() == tasks[0].lower_is_better());
     let mean = |values: Vec<f64>| values.iter().sum::<f64>() / values.len() as f64;
     PretrainResult {
         version: record::VERSION,
@@ -248,8 +251,8 @@ fn record(config: &PretrainConfig, session: &Session, rank: Rank, warnings: Vec<
         rank: Some(rank.n()),
         warnings,
         metric: if names.len() == 1 { names[0].clone() } else { format!("mean of {}", names.join(", ")) },
-        value: values.map(mean),
-        chance: chances.map(mean),
+        value: values.filter(|_| comparable).map(mean),
+        chance: chances.filter(|_| comparable).map(mean),
         seconds: session.rows().iter().filter_map(|r| r.get("seconds")).sum(),
         epochs: session.rows().len(),
     }

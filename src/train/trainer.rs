@@ -375,11 +375,13 @@ impl Trainer {
         Ok(true)
     }
 
-    /// What the best checkpoint is chosen by: [`Task::selects`] of each task, averaged.
+    /// What the best checkpoint is chosen by, higher being better: [`Task::selects`] of each task, averaged; those of which the lowest is
+    /// the best count negative.
     pub fn score(&self, validation: &Means) -> f64 {
         let selected = |run: &TaskRun| {
             let metric = format!("{}.{}", run.task.name(), run.task.selects());
-            validation.get(&metric).expect("validation reports every metric")
+            let value = validation.get(&metric).expect("validation reports every metric");
+            if run.task.lower_is_better() { -value } else { value }
         };
         self.tasks.iter().map(selected).sum::<f64>() / self.tasks.len() as f64
     }

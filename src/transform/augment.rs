@@ -247,6 +247,15 @@ fn gamma_between(low: f32, high: f32, rng: &mut Rng) -> f32 {
 }
 
 impl Augmentation {
+    /// The part that moves voxels, and the part that changes their intensities, each without the other.
+    pub fn apart(self) -> (Augmentation, Augmentation) {
+        let unchanged = vec![ChannelChange::default(); self.channels.len()];
+        (
+            Augmentation { channels: unchanged, ..self.clone() },
+            Augmentation { spatial: Resample::IDENTITY, classes: None, ..self },
+        )
+    }
+
     /// Augments `image`, `[C, D, H, W]`, and its `label`, `[D, H, W]`, both of `shape`, in place. In this order: flips, rotation and
     /// scaling in one map and one interpolation (image linear, label nearest; what enters from outside is the channel's minimum
     /// and class 0); classes that have a side; then for each channel contrast and brightness, gamma, noise. Mean, minimum and range of a channel are those before

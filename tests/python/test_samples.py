@@ -180,6 +180,39 @@ def test_volume_fusion(store, tmp_path, flags, classes, flips):
     assert (min(sides), max(sides)) == (8, 20)
 
 
+def clean_of(out, task):
+    with safe_open(out / f"{task}.safetensors", "np") as file:
+        return file.get_tensor("clean")
+
+
+def test_masked_autoencoding(store, tmp_path):
+    folder, images, rank = store
+    still = ["--mae-spatial", 0, "--mae-intensity", 0]
+    views, targets, description = batch_of(folder, "mae", tmp_path, "--n", 5, *still)
+    clean, grid = clean_of(tmp_path, "mae"), side_of(rank, 8)
+    assert description["window"] == 64 and views.shape == clean.shape == (5, 1, 2, *side_of(rank, 64))
+    for view, whole, target, sample in zip(views, clean, targets, description["samples"], strict=True):
+        np.testing.assert_array_equal(whole[0], cut(images[sample["scan"]], sample["params"]["window"]))
+        # Blocks of 8, three quarters of them, each whole.
+        assert target.sum() == round(0.75 * np.prod(grid)) and set(target) == {0, 1}
+        block = np.ones(side_of(rank, 8))
+        masked = np.kron(target.reshape(grid), block).astype(bool)
+        for image, wanted, fill in zip(view[0], whole[0], sample["params"]["fill"], strict=True):
+            np.testing.assert_array_equal(image[~masked], wanted[~masked])
+            # The store has no z-scores, where 0 would be the mean.
+            np.testing.assert_allclose(image[masked], wanted[~masked].mean(), rtol=1e-5)
+            assert fill == image[masked][0]
+    assert len({tuple(target) for target in targets}) == 5
+
+    flags = ["--mae-block", 5, "--mae-ratio", 0.3, "--window", 20, "--mae-fill", "zero", "--mae-intensity", 1]
+    views, targets, _ = batch_of(folder, "mae", tmp_path / "other", "--n", 3, "--mae-spatial", 0, *flags)
+    clean, grid = clean_of(tmp_path / "other", "mae"), side_of(rank, 4)
+    for view, whole, target in zip(views, clean, targets, strict=True):
+        assert target.sum() == round(0.3 * np.prod(grid))
+        masked = np.kron(target.reshape(grid), np.ones(side_of(rank, 5))).astype(bool)
+        assert (view[0][:, masked] == 0).all() and (view[0][:, ~masked] != whole[0][:, ~masked]).mean() > 0.99
+
+
 def test_simclr(store, tmp_path):
     folder, images, rank = store
     views, targets, description = batch_of(folder, "simclr", tmp_path, "--n", 12, "--window", 40)
@@ -231,7 +264,7 @@ def test_no_jitter_warns(store, tmp_path, task):
     assert "warning" not in inspect(store[0], task, tmp_path, "--n", 1).stderr
 
 
-@pytest.mark.parametrize("task", ["rot", "rpl", "jig"])
+@pytest.mark.parametrize("task", ["rot", "rpl", "jig", "mae"])
 def test_seed_decides(store, tmp_path, task):
     folder, _, _ = store
     first, again, other = (tmp_path / name for name in ("first", "again", "other"))
@@ -254,6 +287,7 @@ def test_long_names(store, tmp_path):
         ("rpl", ["--rpl-jitter", 21], ["64", "21"]),
         ("jig", ["--jig-permutations", 1], ["1 permutations"]),
         ("vf", ["--vf-classes", 1], ["--vf-classes", "1"]),
+        ("mae", ["--mae-block", 64], ["--mae-block", "masks 1 of the 1 blocks"]),
         ("simclr", ["--simclr-crop", 65], ["--simclr-crop", "64", "65"]),
     ],
 )

@@ -9,7 +9,7 @@ pub use index::{Entry, Index, LeftOut, is_store};
 
 use crate::data::Scans;
 use crate::data::identity::hex;
-use crate::data::preprocess::Outside;
+use crate::data::preprocess::{Intensity, Outside};
 use crate::data::slices::Slices;
 use crate::dim::{Rank, Region, Shape, voxels};
 use crate::transform::spatial::Orientation;
@@ -210,6 +210,10 @@ impl Scans for Store {
         self.slices.map_or(stored, |slices| slices.orientation().output(stored))
     }
 
+    fn zero_is_mean(&self) -> bool {
+        self.index().settings.intensity == Intensity::ZScoreForeground
+    }
+
     fn read(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [f32]) -> Result<()> {
         let (region, orientation) = self.stored(scan, region, orientation, self.channels(), out.len())?;
         let (file, shape) = (self.file(scan)?, self.index().subjects[scan].shape);
@@ -278,6 +282,10 @@ impl Scans for Subset {
 
     fn shape(&self, scan: usize) -> Shape {
         self.store.shape(self.scans[scan])
+    }
+
+    fn zero_is_mean(&self) -> bool {
+        self.store.zero_is_mean()
     }
 
     fn read(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [f32]) -> Result<()> {

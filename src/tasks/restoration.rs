@@ -1,0 +1,74 @@
+//! What the tasks share that give a window back as it was: the decoder above the encoder, and the error of what it gives.
+
+use super::Batch;
+use crate::dim::Shape;
+use crate::ffi;
+use crate::nn::{Decoder, Encoder, Mode};
+use anyhow::{Context, Result};
+use tch::{Kind, Tensor, nn, no_grad};
+
+/// Variance, in the store's units, below which a window counts as blank: there is no error relative to that of its mean.
+const BLANK: f64 = 1e-4;
+
+/// U-Net decoder that gives every channel of the input again.
+pub struct Restorer {
+    decoder: Decoder,
+}
+
+impl Restorer {
+    /// Its variables lie under `decoder`. Errors if the encoder's maps do not fit into windows of this shape.
+    pub fn new(vs: &nn::Path, encoder: &dyn Encoder, window: Shape) -> Result<Self> {
+        Decoder::check_input(encoder, window).context("--window")?;
+        Ok(Restorer { decoder: Decoder::new(vs / "decoder", encoder, encoder.in_channels(), false).silent() })
+    }
+
+    /// Windows `[B, C, ...]` restored, of the same extent, float32.
+    pub fn forward(&self, encoder: &dyn Encoder, x: &Tensor, mode: Mode) -> Tensor {
+        self.decoder.forward(encoder.forward(x, mode), mode).remove(0).to_kind(Kind::Float)
+    }
+}
+
+/// Inputs `[B, C, ...]` of a batch of single views.
+pub fn inputs(batch: &Batch) -> Tensor {
+    batch.views.squeeze_dim(1)
+}
+
+/// What shall come out, as [`inputs`], float32.
+pub fn targets(batch: &Batch) -> Tensor {
+    batch.clean.as_ref().expect("a task that restores has a clean view").squeeze_dim(1)
+}
+
+/// Squared error, summed over the batch, as a share of that of each window's and channel's mean: 1 for a network that has learnt nothing
+/// but the mean, 0 for a perfect one, whatever the intensities' scale. All `[B, C, ...]`, float32, outside of autocast; `mask`,
+/// `[B, 1, ...]` of 0 and 1, says which voxels count.
+pub fn relative_error(restored: &Tensor, clean: &Tensor, mask: Option<&Tensor>) -> Tensor {
+    let spread = no_grad(|| {
+        let axes: Vec<i64> = (2..clean.dim() as i64).collect();
+        let mean_over = |x: &Tensor| x.sum_dim_intlist(axes.as_slice(), true, Kind::Float);
+        let mean = match mask {
+            Some(mask) => mean_over(&(clean * mask)) / mean_over(mask).clamp_min(1.),
+            None => clean.mean_dim(axes.as_slice(), true, Kind::Float),
+        };
+        let voxels = match mask {
+            Some(mask) => mask.sum(Kind::Float) * clean.size()[1],
+            None => Tensor::from(clean.numel() as f32).to_device(clean.device()),
+        };
+        squared_error(&mean, clean, mask).maximum(&(voxels * BLANK))
+    });
+    squared_error(restored, clean, mask) / spread
+}
+
+/// Squared error over the batch's voxels that count.
+pub fn squared_error(a: &Tensor, b: &Tensor, mask: Option<&Tensor>) -> Tensor {
+    let square = (a - b).square();
+    match mask {
+        Some(mask) => square * mask,
+        None => square,
+    }
+    .sum(Kind::Float)
+}
+
+/// Runs in float32: a squared difference of bfloat16 numbers is noise.
+pub fn in_float32<T>(batch: &Batch, f: impl FnOnce() -> T) -> T {
+    ffi::without_autocast(batch.views.device(), f)
+}
