@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common import BINARY, ROOT, save
 
-TASKS = ["rot", "rpl", "jig", "cpc", "exe"]
+TASKS = ["rot", "rpl", "jig", "cpc", "exe", "vf", "simclr"]
 CORES = 2
 
 
@@ -47,7 +47,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", default=ROOT / "data/stores/phantom-brain", help="store (default: %(default)s, made by `make pretrain`)")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--tasks", nargs="+", default=TASKS, help="default: all five")
+    parser.add_argument("--tasks", nargs="+", default=TASKS, help="default: all")
     parser.add_argument("--section", default="tasks", help="name in the results file (default: %(default)s)")
     parser.add_argument("--pinned", action="store_true", help=f"run them at the same time, each on {CORES} cores of its own")
     args, extra = parser.parse_known_args()

@@ -1,5 +1,5 @@
-"""The networks of the rotation and the jigsaw task in plain PyTorch, on volumes the U-Net's encoder, on images torchvision's
-DenseNet-121, and their training step.
+"""The networks of some tasks in plain PyTorch, on volumes the U-Net (its encoder, with a decoder where voxels are predicted), on
+images torchvision's DenseNet-121, and their training step.
 
     python3 torch_steps.py --task rot --window 64 --batch 2 --steps 5 [--tuned] [--device cuda]
     python3 torch_steps.py --task rot --encoder densenet121 --window 224 --batch 32 --channels 3 --steps 5
@@ -19,11 +19,13 @@ import torch.nn.functional as F
 from torch import nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-from finetune_pytorch import Encoder  # noqa: E402
+from finetune_pytorch import Encoder, Segmenter, loss_of  # noqa: E402
 
 CHANNELS = [16, 32, 64, 128, 256]
 ROTATIONS = {"unet": 10, "densenet121": 4}
 PATCHES, PERMUTATIONS, SHUFFLES = 27, 100, 32
+COEFFICIENTS = 5
+TEMPERATURE = 0.1
 
 
 def pool(deepest):
@@ -87,22 +89,48 @@ class Jigsaw(nn.Module):
         return self.head(shuffled.flatten(2).flatten(0, 1))
 
 
+class Simclr(nn.Module):
+    """Crops `[2 * B, C, s, s, s]`, partners one after the other, to unit vectors `[2 * B, 128]`."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.encoder = Encoder(channels, CHANNELS)
+        width = CHANNELS[-1]
+        self.head = nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 128))
+
+    def forward(self, x):
+        return F.normalize(self.head(self.encoder(x)[-1].mean((2, 3, 4))).float(), dim=1)
+
+
+def nt_xent(x, partners):
+    scores = (x @ x.T / TEMPERATURE).masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), float("-inf"))
+    return F.cross_entropy(scores, partners)
+
+
 def build(task, encoder, window, batch, channels):
-    """Network, its inputs and its targets."""
+    """Network, its inputs, its targets and its loss."""
+    if task == "vf":
+        fused = torch.randn(batch, channels, window, window, window)
+        classes = torch.randint(COEFFICIENTS, (batch, window, window, window))
+        return Segmenter(Encoder(channels, CHANNELS), CHANNELS, COEFFICIENTS, "batch"), (fused,), classes, loss_of
+    if task == "simclr":
+        crops = torch.randn(2 * batch, channels, *[window * 3 // 4] * 3)
+        return Simclr(channels), (crops,), torch.arange(2 * batch) ^ 1, nt_xent
     if task == "rot":
         flat = encoder == "densenet121"
         network = ImageRotation(window) if flat else Rotation(channels, window)
         inputs = torch.randn(batch, channels, *[window] * (2 if flat else 3))
-        return network, (inputs,), torch.randint(ROTATIONS[encoder], (batch,))
+        return network, (inputs,), torch.randint(ROTATIONS[encoder], (batch,)), F.cross_entropy
     # As the binary: 3 voxels of jitter at a window of 128, in proportion.
     patch = window // 3 - max((3 * window + 64) // 128, 1)
     ids = torch.stack([torch.randperm(PERMUTATIONS)[:SHUFFLES] for _ in range(batch)])
-    return Jigsaw(channels, patch), (torch.randn(batch * PATCHES, channels, patch, patch, patch), ids), ids.flatten()
+    patches = torch.randn(batch * PATCHES, channels, patch, patch, patch)
+    return Jigsaw(channels, patch), (patches, ids), ids.flatten(), F.cross_entropy
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=["rot", "jig"], required=True)
+    parser.add_argument("--task", choices=["rot", "jig", "vf", "simclr"], required=True)
     parser.add_argument("--encoder", choices=["unet", "densenet121"], default="unet", help="densenet121: --task rot on images of 3 channels")
     parser.add_argument("--window", type=int, required=True)
     parser.add_argument("--batch", type=int, required=True)
@@ -115,7 +143,7 @@ def main():
         parser.error("--encoder densenet121 goes with --task rot and --channels 3")
 
     torch.manual_seed(0)
-    network, inputs, targets = build(args.task, args.encoder, args.window, args.batch, args.channels)
+    network, inputs, targets, criterion = build(args.task, args.encoder, args.window, args.batch, args.channels)
     network, targets = network.to(args.device), targets.to(args.device)
     inputs = [x.to(args.device) for x in inputs]
     autocast = contextlib.nullcontext
@@ -131,8 +159,8 @@ def main():
         synchronize()
         start = time.perf_counter()
         with autocast():
-            logits = network(*inputs)
-        loss = F.cross_entropy(logits.float(), targets)
+            outputs = network(*inputs)
+        loss = criterion(outputs.float(), targets)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -30,6 +30,8 @@ CASES = [
     Case("rot", 64, timed=6),
     Case("rot", 96),
     Case("jig", 96),
+    Case("vf", 64, timed=6),
+    Case("simclr", 64, batch=4, timed=6),
     Case("rot", 224, encoder="densenet121", rank=2, channels=3, batch=32, gpu_batch=32, timed=2, warmup=1),
 ]
 GPU_STEPS = {"timed": 20, "warmup": 2}
@@ -68,13 +70,16 @@ def main():
                 seconds = [line["seconds"] for line in lines if "seconds" in line][case.warmup :]
                 device_mib = next((line["device_mib"] for line in lines if "device_mib" in line), None)
                 runs[name].append({"seconds": seconds, "peak_mib": peak, "device_mib": device_mib})
+                runs[name][-1]["wait_share"] = next((line["wait_share"] for line in lines if "wait_share" in line), None)
         print(f"{case}, {batch} scans a step, {args.device}; medians of {args.rounds} rounds, peak memory")
         base = None
         for name, rounds in runs.items():
             median = statistics.median(statistics.median(r["seconds"]) for r in rounds)
             peak = statistics.median(r["peak_mib"] for r in rounds)
             base = base or median
-            print(f"  {name:16} {median:8.4f} s  {median / base:5.2f} x ours  {peak:7.0f} MiB")
+            waits = [r["wait_share"] for r in rounds if r["wait_share"] is not None]
+            wait = f"  waits {100 * statistics.median(waits):.1f} %" if waits else ""
+            print(f"  {name:16} {median:8.4f} s  {median / base:5.2f} x ours  {peak:7.0f} MiB{wait}")
             entry = {"task": case.task, "encoder": case.encoder, "rank": case.rank, "window": case.window, "batch": batch}
             entry |= {"device": args.device, "name": name}
             figures.append({**entry, "seconds_a_step": median, "peak_mib": peak, "rounds": rounds})

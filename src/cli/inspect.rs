@@ -31,7 +31,7 @@ pub struct Args {
     /// Store made by `pretext3d preprocess`
     #[arg(long, value_name = "STORE")]
     data: PathBuf,
-    /// Pretext task; long names work as well (rotation, relative-patch-location, jigsaw, contrastive-predictive-coding, exemplar)
+    /// Pretext task; long names work as well, such as rotation for rot
     #[arg(long, value_enum)]
     task: TaskKind,
     /// Samples, each of another scan as far as there are enough

@@ -4,7 +4,7 @@
 //! The vectors come from the deepest map's average alone, as what classification reads; who wants every level of the pyramid trained
 //! takes a task with a decoder beside it (`--task simclr,mae`). Two samples of one scan in a batch are not each other's negatives.
 
-use super::exemplar::SPATIAL;
+use super::exemplar;
 use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
 use crate::data::Scans;
 use crate::dim::{Rank, Region, Shape, voxels};
@@ -15,6 +15,7 @@ use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
 use crate::sample::patch::draw_window;
 use crate::transform::augment::{AugmentConfig, Augmentation, Augmenter, Interval};
+use crate::transform::resample::ResampleRanges;
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
 use rand::Rng as _;
@@ -36,6 +37,9 @@ pub struct SimclrConfig {
     /// What similarities, -1 to 1, are divided by; lower numbers weigh the most similar other crops more
     #[arg(id = "simclr-temperature", long = "simclr-temperature", value_name = "T", default_value_t = Self::default().temperature)]
     pub temperature: f64,
+    /// Probability of a mirror image of each crop along each axis, by itself; what cannot tell left from right is of no help where labels do
+    #[arg(id = "simclr-flip", long = "simclr-flip", value_name = "P", default_value_t = Self::default().flip)]
+    pub flip: f64,
     /// Length of an embedding
     #[arg(id = "simclr-embedding", long = "simclr-embedding", value_name = "N", default_value_t = Self::default().embedding)]
     pub embedding: usize,
@@ -43,7 +47,7 @@ pub struct SimclrConfig {
 
 impl Default for SimclrConfig {
     fn default() -> Self {
-        SimclrConfig { crop: None, temperature: 0.1, embedding: 128 }
+        SimclrConfig { crop: None, temperature: 0.1, flip: exemplar::SPATIAL.flip, embedding: 128 }
     }
 }
 
@@ -95,13 +99,14 @@ pub struct Simclr {
 impl Simclr {
     /// Errors if a crop is larger than the window, or a setting out of range.
     pub fn new(config: &SimclrConfig, window: usize, channels: usize, rank: Rank) -> Result<Self> {
-        let SimclrConfig { crop, temperature, embedding } = *config;
+        let SimclrConfig { crop, temperature, flip, embedding } = *config;
         let crop = crop.unwrap_or(window * 3 / 4);
         ensure!(
             (1..=window).contains(&crop),
             "simclr: --simclr-crop must be 1 to {window}, the window's side, found {crop} voxels"
         );
         ensure!((0.01..=10.).contains(&temperature), "simclr: --simclr-temperature must be 0.01 to 10, found {temperature}");
+        ensure!((0. ..=1.).contains(&flip), "simclr: --simclr-flip is a probability, 0 to 1, found {flip}");
         ensure!(embedding >= 2, "simclr: an embedding needs at least 2 numbers, found {embedding}");
         Ok(Simclr { rank, window, channels, crop, config: config.clone(), augment: strong().augmenter(rank, None, &[])? })
     }
@@ -117,7 +122,7 @@ impl Simclr {
             starts[1][a] += second;
         }
         let crops = starts.map(|start| {
-            let spatial = SPATIAL.draw(self.rank, rng);
+            let spatial = ResampleRanges { flip: self.config.flip, ..exemplar::SPATIAL }.draw(self.rank, rng);
             let augmentation = Augmentation { spatial, ..self.augment.draw(self.channels, rng) };
             Crop { region: Region { start, size: self.view_shape() }, augmentation }
         });

@@ -194,7 +194,7 @@ def test_damaged_store(small_store, tmp_path):
     [
         (["--epoch", 3], ["--epoch"]),
         (["--lr", "fast"], ["--lr", "fast"]),
-        (["--task", "rotate"], ["rotate", "rot", "rpl", "jig", "cpc", "exe", "mae"]),
+        (["--task", "rotate"], ["rotate", "rot", "rpl", "jig", "cpc", "exe", "vf", "simclr", "mae"]),
         (["--precision", "fp8"], ["fp8", "bf16"]),
         (["--device", "gpu"], ["gpu", "cuda"]),
     ],

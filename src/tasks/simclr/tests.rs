@@ -137,6 +137,7 @@ fn what_cannot_be_is_refused() {
     assert!(refused(|c| c.crop = Some(33)).contains("1 to 32, the window's side, found 33"));
     assert!(refused(|c| c.temperature = 0.).contains("found 0"));
     assert!(refused(|c| c.temperature = f64::NAN).contains("found NaN"));
+    assert!(refused(|c| c.flip = -0.5).contains("found -0.5"));
     assert!(refused(|c| c.embedding = 1).contains("found 1"));
     let batches = |window, rank| task(window, None, rank).amounts().batch;
     assert_eq!([batches(64, Rank::Three), batches(128, Rank::Three), batches(224, Rank::Two)], [16, 8, 32]);
