@@ -3,8 +3,8 @@
 use crate::data::layouts::{self, Dataset, LabelValue, Labels, Layout, Reading};
 use crate::data::names::some;
 use crate::data::preprocess::{Dtype, Grid, Intensity, Plan, Settings, Threshold};
-use crate::data::store::build::{Filled, Options, fill};
-use crate::data::store::{Index, LeftOut};
+use crate::data::store::LeftOut;
+use crate::data::store::build::{Filled, Options, disagree, fill};
 use crate::fs::check_folder;
 use crate::print::{self, note, say};
 use crate::report::progress::Counter;
@@ -13,7 +13,6 @@ use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::HumanBytes;
 use regex::Regex;
-use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -47,6 +46,9 @@ pub struct Args {
     /// Spacing in millimetres, 0.01 to 1000, one number or X,Y,Z along the RAS+ axes (protocol modern) [default: 1.5]
     #[arg(long, value_name = "MM", value_parser = spacing)]
     spacing: Option<[f64; 3]>,
+    /// Normalisation of each channel of each scan, for scans without a common unit, such as MR [default: the protocol's]
+    #[arg(long, value_enum, conflicts_with = "window")]
+    intensity: Option<Scaling>,
     /// Intensities LO to HI become 0 to 1, clipped, instead of the protocol's normalisation; HU for CT, e.g. -100,240
     #[arg(long, value_name = "LO,HI", value_parser = window, allow_hyphen_values = true)]
     window: Option<[f32; 2]>,
@@ -73,6 +75,10 @@ pub struct Args {
     /// Make the store without the scans that cannot be used; they are listed, and recorded in its index
     #[arg(long)]
     skip_bad: bool,
+    /// Make the store without copies: of scans that share an image the first stays, none where their classes or labels differ; they are
+    /// listed, and recorded in its index
+    #[arg(long)]
+    skip_duplicates: bool,
     /// Replace a store of other settings or of other subjects
     #[arg(long)]
     overwrite: bool,
@@ -84,6 +90,14 @@ enum Protocol {
     Paper,
     /// Resample to a spacing, mean 0 and standard deviation 1 over the foreground
     Modern,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Scaling {
+    /// Minimum to 0, maximum to 1
+    MinMax,
+    /// Mean 0 and standard deviation 1 over the foreground
+    ZScore,
 }
 
 fn numbers<T: std::str::FromStr>(text: &str) -> Result<Vec<T>, String> {
@@ -134,12 +148,16 @@ impl Args {
                 Grid::Spacing { mm: self.spacing.unwrap_or([1.5; 3]) }
             }
         };
-        let intensity = match (self.window, self.protocol) {
+        let scaling = match self.protocol {
+            Protocol::Paper => Scaling::MinMax,
+            Protocol::Modern => Scaling::ZScore,
+        };
+        let intensity = match (self.window, self.intensity.unwrap_or(scaling)) {
             (Some([lo, hi]), _) => Intensity::Window { lo, hi },
             // A photograph's exposure and colour are alike for all channels; darkest and brightest possible are 0 and 1.
-            (None, Protocol::Paper) if photographs => Intensity::Window { lo: 0., hi: 1. },
-            (None, Protocol::Paper) => Intensity::MinMax,
-            (None, Protocol::Modern) => Intensity::ZScoreForeground,
+            (None, _) if photographs && self.intensity.is_none() => Intensity::Window { lo: 0., hi: 1. },
+            (None, Scaling::MinMax) => Intensity::MinMax,
+            (None, Scaling::ZScore) => Intensity::ZScoreForeground,
         };
         let foreground = self.foreground.map_or(Threshold::Auto, |value| Threshold::Above { value });
         let settings = Settings { grid, foreground, intensity, dtype: self.dtype };
@@ -235,6 +253,7 @@ pub fn run(args: Args) -> Result<()> {
     let options = Options {
         threads,
         skip_bad: args.skip_bad,
+        skip_duplicates: args.skip_duplicates,
         overwrite: args.overwrite,
         stop: &|| stop.asked(),
         progress: &progress,
@@ -265,8 +284,14 @@ fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Res
         "{bad} scans cannot be used; {stored} are done and kept in {out}: mend the others and run the same command, or add \
          --skip-bad to go on without them"
     );
-    for ids in duplicates(&index) {
-        note!("warning: {} subjects hold the same scan: {}", ids.len(), some(&ids));
+    for group in index.duplicates() {
+        let ids: Vec<&str> = group.iter().map(|entry| entry.id.as_str()).collect();
+        let differ = if disagree(&group) { "; their classes or labels differ" } else { "" };
+        note!(
+            "warning: {} subjects hold the same scan: {}{differ}; --skip-duplicates leaves copies out",
+            ids.len(),
+            some(&ids)
+        );
     }
     let outside: Vec<&str> = index.subjects.iter().filter(|s| s.outside.is_some()).map(|s| s.id.as_str()).collect();
     if !outside.is_empty() {
@@ -304,15 +329,4 @@ fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Res
     );
     say!("next: {}", print::command_line(["pretrain", "--task", "rot", "--data", &args.out.to_string_lossy()]));
     Ok(())
-}
-
-/// Subjects that hold the same scan: copies under several names would stand on both sides of a split.
-fn duplicates(index: &Index) -> Vec<Vec<&str>> {
-    let mut alike: BTreeMap<&str, BTreeSet<&str>> = BTreeMap::new();
-    for subject in &index.subjects {
-        subject.marks().for_each(|mark| _ = alike.entry(mark).or_default().insert(&subject.id));
-    }
-    // Copies may share many marks, and are named once.
-    let groups: BTreeSet<_> = alike.into_values().filter(|ids| ids.len() > 1).collect();
-    groups.into_iter().map(Vec::from_iter).collect()
 }

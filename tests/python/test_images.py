@@ -151,6 +151,17 @@ def test_grades_are_kept_and_what_does_not_fit_is_named(tmp_path):
     index = read_json(tmp_path / "store" / "index.json")
     assert {s["id"]: s.get("class") for s in index["subjects"]} == {"a": 0, "b": 4, "c": 2, "copy": None, "e": None}
     assert len(index["classes"]) == 5 and len(index["left_out"]) == 3
+    # Of copies the one with a grade stays; where grades differ, which is right is not known.
+    (data / "train_images" / "twin.png").write_bytes((data / "train_images" / "b.png").read_bytes())
+    (data / "train.csv").write_text("id_code,diagnosis\na,0\nb,4\nc,2\nlost,1\nd,9\nbroken,1\ntwin,3\n")
+    done = pretext3d("preprocess", "--data", data, *out, "--skip-bad")
+    assert "2 subjects hold the same scan: b, twin; their classes or labels differ; --skip-duplicates" in done.stderr
+    done = pretext3d("preprocess", "--data", data, *out, "--skip-bad", "--skip-duplicates")
+    assert "copy: a copy of a" in done.stderr and "hold the same scan" not in done.stderr
+    index = read_json(tmp_path / "store" / "index.json")
+    assert {s["id"]: s.get("class") for s in index["subjects"]} == {"a": 0, "c": 2, "e": None}
+    reasons = {left["id"]: left["reason"] for left in index["left_out"]}
+    assert reasons["b"] == reasons["twin"] == "the same scan as b, twin, whose classes or labels differ"
     refused("preprocess", "--data", data, "--out", tmp_path / "other", "--protocol", "modern", says=["no spacing in millimetres"])
 
 

@@ -185,6 +185,14 @@ def test_window_and_channels(tmp_path):
         assert image.min() >= 0 and image.max() <= 1
         unclipped = image[0] < 1
         assert numpy.allclose(image[0][unclipped], 4 * image[1][unclipped], atol=1e-5) and unclipped.mean() > 0.3
+    # The protocol's grid with another normalisation: contrasts four times as bright become equal.
+    preprocess(data, tmp_path / "z", "--size", 16, "--channels", "flair,t1", "--intensity", "z-score", "--dtype", "f32")
+    for entry in index(tmp_path / "z")["subjects"]:
+        image, _, _ = read(tmp_path / "z", entry)
+        low = image.min((1, 2, 3), keepdims=True)
+        inside = image > low + (image.mean((1, 2, 3), keepdims=True) - low) / 2
+        assert numpy.allclose([[c[i].mean(), c[i].std()] for c, i in zip(image, inside)], [0, 1], atol=1e-4)
+        assert image.shape == (2, 16, 16, 16) and numpy.allclose(image[0], image[1], atol=1e-4)
     assert "no channel `pd`" in preprocess(data, tmp_path / "x", "--channels", "pd", code=1)
 
 
@@ -371,7 +379,7 @@ def test_a_scan_is_known_again_whatever_the_preprocessing(tmp_path):
     nibabel.save(nibabel.load(tmp_path / "turned/p_t2.nii"), tmp_path / "data/copy_t2.nii")
     save(scans["q", "t1"] + 1, affine, tmp_path / "data/copy_t1.nii.gz")
     text = preprocess(tmp_path / "data", tmp_path / "f", "--size", 16, "--labels", "0,1")
-    assert "warning: 2 subjects hold the same scan: copy, p\n" in text
+    assert "warning: 2 subjects hold the same scan: copy, p; --skip-duplicates" in text
     # Whichever of the two is held out, the other is not trained on.
     small = ["--task", "rot", "--filters", 2, "--levels", 2, "--epochs", 1, "--steps", 1, "--batch-size", 2, "--device", "cpu"]
     twins, apart = {"copy", "p"}, 0

@@ -9,7 +9,7 @@ use crate::fs::{LOCK, lock_folder};
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
 use serde_json::Value;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -21,6 +21,8 @@ pub struct Options<'a> {
     pub threads: usize,
     /// A store without the scans that cannot be used is complete.
     pub skip_bad: bool,
+    /// Leave out copies of scans, and scans that are there several times with different classes or labels.
+    pub skip_duplicates: bool,
     /// Delete what a store in the folder holds, if it is of another kind or of other subjects.
     pub overwrite: bool,
     /// Asked before each subject: whether to stop after those in work.
@@ -99,8 +101,38 @@ pub fn fill(dataset: &Dataset, plan: &Plan, folder: &Path, options: &Options) ->
     let problems = dataset.problems.iter().map(|p| LeftOut { id: p.path.display().to_string(), reason: p.reason.clone() });
     index.left_out.extend(problems);
     index.complete = !stopped && !index.subjects.is_empty() && (options.skip_bad || index.left_out.is_empty());
+    if index.complete && options.skip_duplicates {
+        leave_out_duplicates(&mut index);
+    }
     index.write(folder)?;
     Ok(Filled { index, kept, stopped })
+}
+
+/// Whether scans that are one and the same have different classes or labels, so that at least one is wrong.
+pub fn disagree(copies: &[&Entry]) -> bool {
+    let classes: BTreeSet<u8> = copies.iter().filter_map(|entry| entry.class).collect();
+    // The fingerprint is that of image and label.
+    let labels: BTreeSet<&str> = copies.iter().filter(|entry| entry.label).map(|entry| entry.fingerprint.as_str()).collect();
+    classes.len() > 1 || labels.len() > 1
+}
+
+/// Takes copies out of the index; their files stay, so that they are not made anew when the store is completed.
+fn leave_out_duplicates(index: &mut Index) {
+    let mut left_out = BTreeMap::new();
+    for group in index.duplicates() {
+        let ids = group.iter().map(|entry| entry.id.as_str()).collect::<Vec<_>>().join(", ");
+        // One with a class or label is worth more.
+        let kept = group.iter().find(|entry| entry.class.is_some() || entry.label).unwrap_or(&group[0]);
+        let (kept, why) = match disagree(&group) {
+            true => (None, format!("the same scan as {ids}, whose classes or labels differ")),
+            false => (Some(&kept.id), format!("a copy of {}", kept.id)),
+        };
+        for entry in group.iter().filter(|entry| Some(&entry.id) != kept) {
+            left_out.entry(entry.id.clone()).or_insert_with(|| why.clone());
+        }
+    }
+    index.subjects.retain(|entry| !left_out.contains_key(&entry.id));
+    index.left_out.extend(left_out.into_iter().map(|(id, reason)| LeftOut { id, reason }));
 }
 
 /// Layouts without a description cannot say which values their labels hold.

@@ -8,6 +8,7 @@ use crate::fs::write_atomic;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 const FORMAT: &str = "pretext3d-store";
@@ -121,6 +122,17 @@ impl Index {
             kind.version
         );
         serde_json::from_slice(&text).with_context(|| path.display().to_string())
+    }
+
+    /// Subjects that hold the same scan, group by group: copies under several names would stand on both sides of a split.
+    pub fn duplicates(&self) -> Vec<Vec<&Entry>> {
+        let mut alike: BTreeMap<&str, BTreeSet<usize>> = BTreeMap::new();
+        for (i, subject) in self.subjects.iter().enumerate() {
+            subject.marks().for_each(|mark| _ = alike.entry(mark).or_default().insert(i));
+        }
+        // Copies may share many marks, and are named once.
+        let groups: BTreeSet<_> = alike.into_values().filter(|group| group.len() > 1).collect();
+        groups.into_iter().map(|group| group.into_iter().map(|i| &self.subjects[i]).collect()).collect()
     }
 
     /// Writes the index; a complete one gets its fingerprint.
