@@ -26,16 +26,19 @@ def norm(description):
 
 
 class Stage(nn.Module):
-    """Two times convolution, ReLU, normalisation."""
+    """Two times convolution, ReLU, batch normalisation; instance normalisation stands before the ReLU."""
 
     def __init__(self, inputs, outputs, norm="batch"):
         super().__init__()
         normalise = {"batch": nn.BatchNorm3d, "instance": partial(nn.InstanceNorm3d, affine=True)}[norm]
+        self.norm_first = norm == "instance"
         self.conv0, self.norm0 = nn.Conv3d(inputs, outputs, 3, padding=1), normalise(outputs)
         self.conv1, self.norm1 = nn.Conv3d(outputs, outputs, 3, padding=1), normalise(outputs)
 
     def forward(self, x):
-        return self.norm1(F.relu(self.conv1(self.norm0(F.relu(self.conv0(x))))))
+        for conv, norm in [(self.conv0, self.norm0), (self.conv1, self.norm1)]:
+            x = F.relu(norm(conv(x))) if self.norm_first else norm(F.relu(conv(x)))
+        return x
 
 
 class Encoder(nn.Module):

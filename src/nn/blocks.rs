@@ -115,6 +115,10 @@ impl Norm {
         }
     }
 
+    pub fn kind(&self) -> NormKind {
+        if self.running.is_some() { NormKind::Batch } else { NormKind::Instance }
+    }
+
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         match &self.running {
             Some([mean, variance]) => self.batch_norm(x, Some(mean), Some(variance), train),
@@ -199,7 +203,8 @@ impl UpConv {
     }
 }
 
-/// Two times convolution, ReLU, normalisation, in the reference's order.
+/// Two times convolution, ReLU, batch normalisation, in the reference's order. Instance normalisation stands before the ReLU: last, it
+/// would give every channel the same mean in every sample, its bias, and averages over a map would say nothing.
 #[derive(Debug)]
 pub struct Stage {
     convs: [Conv; 2],
@@ -217,15 +222,23 @@ impl Stage {
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         let mut x = x.shallow_clone();
         for (conv, norm) in self.convs.iter().zip(&self.norms) {
-            x = norm.forward(&conv.forward(&x).relu_(), train);
+            x = match norm.kind() {
+                NormKind::Batch => norm.forward(&conv.forward(&x).relu_(), train),
+                NormKind::Instance => norm.forward(&conv.forward(&x), train).relu_(),
+            };
         }
         if self.dropout > 0. { x.dropout(self.dropout, train) } else { x }
     }
 
     pub fn script(&self) -> ScriptModule {
-        let mut source = String::from(
-            "def forward(self, x: Tensor) -> Tensor:\n    x = self.norm0.forward(torch.relu(self.conv0.forward(x)))\n    x = self.norm1.forward(torch.relu(self.conv1.forward(x)))\n",
-        );
+        let mut source = String::from("def forward(self, x: Tensor) -> Tensor:\n");
+        for (i, norm) in self.norms.iter().enumerate() {
+            let line = match norm.kind() {
+                NormKind::Batch => format!("self.norm{i}.forward(torch.relu(self.conv{i}.forward(x)))"),
+                NormKind::Instance => format!("torch.relu(self.norm{i}.forward(self.conv{i}.forward(x)))"),
+            };
+            writeln!(source, "    x = {line}").unwrap();
+        }
         if self.dropout > 0. {
             writeln!(source, "    x = torch.dropout(x, {}, self.training)", self.dropout).unwrap();
         }

@@ -38,6 +38,8 @@ def test_an_exported_encoder_is_the_plain_module_and_the_same_in_training(instan
         for found, alone, wanted in zip(module.train(train)(x), module(x[:1]), plain.train(train)(x)):
             torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
             torch.testing.assert_close(alone, found[:1], rtol=1e-4, atol=1e-4)
+            # Averages over a map, which heads read, tell samples apart.
+            assert (found.mean((2, 3, 4))[0] - found.mean((2, 3, 4))[1]).abs().max() > 1e-4
 
 
 @torch.no_grad()
