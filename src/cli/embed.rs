@@ -13,7 +13,7 @@ use crate::readout::cross::{Labelled, READOUTS, Readout, folds, score};
 use crate::report::embeddings::{Embedding, Scored, scores_json, scores_text, write_csv, write_safetensors};
 use crate::report::progress::Counter;
 use crate::run::input::Input;
-use crate::run::weights::Pretrained;
+use crate::run::weights::{Pretrained, Transfer};
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::json;
@@ -108,7 +108,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     write_safetensors(tensors, &embeddings)?;
     let text = json!({
         "weights": args.weights,
-        "fingerprint": given.fingerprint(),
+        "fingerprint": given.fingerprint(Transfer::Encoder)?,
         "input": args.input,
         "levels": embedder.levels(),
         "classes": classes,

@@ -6,12 +6,14 @@ use crate::metrics::brats;
 use crate::metrics::case::Group;
 use crate::metrics::table::{NSD_TOLERANCE_MM, check_tolerance};
 use crate::nn::EncoderFlags;
+use crate::nn::decoder::is_output;
 use crate::run::record::{RANDOM, SCRATCH};
 use crate::run::split::{Needs, TestSide};
 use crate::run::tensors::ENCODER;
+use crate::run::weights::Transfer;
 use crate::tasks::class_weights::ClassWeights;
 use crate::tasks::classification::ClassificationConfig;
-use crate::tasks::segmentation::SegmentationConfig;
+use crate::tasks::segmentation::{self, SegmentationConfig};
 use crate::train::config::{TrainConfig, from_zero, share};
 use crate::train::trainer::Given;
 use crate::transform::augment::AugmentConfig;
@@ -79,6 +81,9 @@ pub struct FinetuneConfig {
     /// Pretrained encoder: an exported .pt or .safetensors, a run's checkpoint, or `none`
     #[arg(long, value_name = "FILE|none")]
     pub weights: PathBuf,
+    /// What is taken of the weights. A decoder that travels is given as the encoder is: it has its rate, and is fixed when it is
+    #[arg(long, value_enum, default_value = "encoder")]
+    pub transfer: Transfer,
     /// What is done with the encoder [default: warmup, with --weights none scratch]
     #[arg(long, value_enum)]
     pub arm: Option<Arm>,
@@ -189,6 +194,13 @@ impl FinetuneConfig {
             ensure!(!given || self.arm() == Arm::Warmup, "--{name} goes with --arm warmup only");
         }
         from_zero("unfreeze-warmup-epochs", self.unfreeze_warmup_epochs.unwrap_or(0.))?;
+        if self.transfer == Transfer::All {
+            ensure!(!self.random(), "--transfer all takes the decoder of weights, and --weights none gives none");
+            ensure!(
+                self.task == DownstreamKind::Segmentation,
+                "--transfer all: --task classification has no decoder that one could be loaded into; leave it out"
+            );
+        }
         let Some(encoder_lr) = self.encoder_lr else { return Ok(()) };
         match self.arm() {
             Arm::Scratch => bail!("--encoder-lr is the rate of given weights, and --arm scratch has none: give --lr"),
@@ -197,11 +209,14 @@ impl FinetuneConfig {
         }
     }
 
-    /// How the encoder is trained, beside the new layers; `None` where all is new.
+    /// How what was given is trained, beside the new layers; `None` where all is new.
     pub fn given(&self, epochs: u64) -> Result<Option<Given>> {
         let frozen_epochs = self.frozen_epochs(epochs)?;
         Ok((self.arm() != Arm::Scratch).then(|| Given {
-            holds: |name| name.starts_with(ENCODER),
+            holds: match self.transfer {
+                Transfer::Encoder => |name| name.starts_with(ENCODER),
+                Transfer::All => |name| name.starts_with(ENCODER) || in_given_decoder(name),
+            },
             lr: self.encoder_lr.unwrap_or(self.train.lr),
             frozen_epochs,
             unfreeze_warmup_epochs: self.unfreeze_warmup_epochs.unwrap_or(UNFREEZE_WARMUP_SHARE * epochs as f64),
@@ -236,4 +251,9 @@ impl FinetuneConfig {
             (true, _) => Some(RANDOM),
         }
     }
+}
+
+/// Whether a variable belongs to the decoder that [`Transfer::All`] takes.
+fn in_given_decoder(name: &str) -> bool {
+    name.strip_prefix(segmentation::DECODER).is_some_and(|name| !is_output(name))
 }

@@ -9,6 +9,7 @@ use crate::metrics::brats;
 use crate::nn::EncoderConfig;
 use crate::predict::model::DownstreamConfig;
 use crate::print::note;
+use crate::run::weights::Transfer;
 use crate::sample::foreground::Foreground;
 use crate::tasks::Task;
 use crate::tasks::class_weights::ClassWeights;
@@ -89,8 +90,9 @@ pub fn build(
             let groups = config.groups(&labels)?;
             let names: Vec<&str> = labels.iter().map(|label| label.name.as_str()).collect();
             let augmenter = augmenter(config, rank, &names)?;
-            let task =
-                Segmentation::new(&segmentation, augmenter, patch, labels.clone(), weights, foreground)?.judged_by(groups);
+            let task = Segmentation::new(&segmentation, augmenter, patch, labels.clone(), weights, foreground)?
+                .judged_by(groups)
+                .with_given_decoder(config.transfer == Transfer::All);
             (Arc::new(task), DownstreamConfig::Segmentation { labels, patch, segmentation })
         }
         DownstreamKind::Classification => {

@@ -112,13 +112,13 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     );
     let (mut pretrained, mut report) = (Value::Null, String::new());
     if let Some(given) = &given {
-        let mut loaded = given.load_into(&trainer.network.vs.variables(), &input)?;
+        let mut loaded = given.load_into(&trainer.network.vs.variables(), &input, config.transfer)?;
         loaded.warnings.extend(seen::warnings(given.seen.as_ref(), &store, &split, config.other_people));
         report = format!("{}: {loaded}", config.weights.display());
         note!("{}", report.trim_end());
         pretrained = json!({
             "file": config.weights,
-            "fingerprint": given.fingerprint(),
+            "fingerprint": given.fingerprint(config.transfer)?,
             "pretext": given.about.pretext,
             "unlabelled": given.about.fraction,
             "warnings": loaded.warnings,

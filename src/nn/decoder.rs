@@ -6,7 +6,7 @@ use super::{Encoder, Level, Mode};
 use crate::dim::{Rank, Shape};
 use anyhow::{Result, ensure};
 use std::fmt::Write;
-use tch::{Tensor, nn};
+use tch::{Tensor, nn, no_grad};
 
 /// From one level of the pyramid to the next finer one.
 #[derive(Debug)]
@@ -23,6 +23,14 @@ struct Step {
 #[derive(Debug)]
 pub struct Decoder {
     steps: Vec<Step>,
+    /// Whether it is fixed where the encoder is, its outputs excepted.
+    given: bool,
+}
+
+/// Whether a tensor of a decoder belongs to an output layer.
+pub fn is_output(name: &str) -> bool {
+    let layer = name.split('.').next().unwrap_or_default();
+    layer == "output" || (layer.starts_with("step") && layer.ends_with("_output"))
 }
 
 impl Decoder {
@@ -56,7 +64,12 @@ impl Decoder {
                 }
             })
             .collect();
-        Decoder { steps }
+        Decoder { steps, given: false }
+    }
+
+    /// `given`: while the encoder is fixed ([`Mode::Frozen`]) the decoder is fixed as well, and only its output layers learn.
+    pub fn given(self, given: bool) -> Self {
+        Decoder { given, ..self }
     }
 
     /// Errors unless the sides of an input are multiples of the encoder's reduction, so that what is doubled fits what was halved.
@@ -85,13 +98,15 @@ impl Decoder {
     pub fn forward(&self, mut pyramid: Vec<Tensor>, mode: Mode) -> Vec<Tensor> {
         let mut x = pyramid.pop().expect("an encoder has at least one level");
         let mut logits = Vec::new();
+        let fixed = self.given && mode == Mode::Frozen;
         for (i, step) in self.steps.iter().enumerate() {
-            x = step.up.forward(&x);
-            if step.skip {
-                let skip = pyramid.pop().expect("one map for every step with a skip");
-                x = Tensor::cat(&[skip, x], 1);
-            }
-            x = step.stage.forward(&x, mode.trains_head());
+            let finer = |x: &Tensor, skip: Option<Tensor>| {
+                let x = step.up.forward(x);
+                let x = skip.map_or(x.shallow_clone(), |skip| Tensor::cat(&[skip, x], 1));
+                step.stage.forward(&x, mode.trains_head() && !fixed)
+            };
+            let skip = step.skip.then(|| pyramid.pop().expect("one map for every step with a skip"));
+            x = if fixed { no_grad(|| finer(&x, skip)) } else { finer(&x, skip) };
             if let Some(output) = step.output.as_ref().filter(|_| mode.trains_head() || i + 1 == self.steps.len()) {
                 logits.insert(0, output.forward(&x));
             }

@@ -8,7 +8,7 @@ use crate::nn::{Encoder, EncoderFlags, Level, Mode};
 use crate::predict::window::{default_batch, pad, starts};
 use crate::run::input::Input;
 use crate::run::tensors::ENCODER;
-use crate::run::weights::{LoadReport, Pretrained};
+use crate::run::weights::{LoadReport, Pretrained, Transfer};
 use anyhow::{Result, ensure};
 use ndarray::Array4;
 use tch::nn::VarStore;
@@ -47,7 +47,7 @@ impl Embedder {
         let flags = EncoderFlags::default().of_weights(&given.config, rank, &given.file)?;
         let mut vs = VarStore::new(Device::Cpu);
         let encoder = flags.config(rank, input.channels.len() as i64, 0.)?.build(&vs.root() / ENCODER.trim_end_matches('.'));
-        let report = given.load_into(&vs.variables(), &input)?;
+        let report = given.load_into(&vs.variables(), &input, Transfer::Encoder)?;
         let bf16 = precision.is_bf16(device);
         if device == Device::Cpu {
             crate::machine::keep_freed_memory();

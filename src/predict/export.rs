@@ -4,13 +4,14 @@ use crate::data::preprocess::{Intensity, Settings, Threshold};
 use crate::data::slices::Slices;
 use crate::device::{DeviceChoice, Precision};
 use crate::dim::Rank;
-use crate::nn::EncoderConfig;
 use crate::nn::script::ScriptModule;
+use crate::nn::{Decoder, EncoderConfig};
 use crate::predict::model::Model;
+use crate::run::decoder::PretrainedDecoder;
 use crate::run::folder::{self, Checkpoint, Run};
 use crate::run::history::History;
 use crate::run::input::Input;
-use crate::run::tensors::{self, ENCODER, EXPORT_VERSION, Tensors};
+use crate::run::tensors::{self, DECODER, ENCODER, EXPORT_VERSION, Tensors};
 use crate::run::weights;
 use crate::{ffi, fs};
 use anyhow::{Context, Result, ensure};
@@ -34,7 +35,7 @@ pub fn files(prefix: &Path) -> Result<[PathBuf; 3]> {
 }
 
 /// Exports a run's checkpoint (`best` or `last`) as `PREFIX.pt`, `PREFIX.safetensors` and `PREFIX.json`; returns the paths. Of a
-/// pretraining run the encoder, of a fine-tuned one the whole network.
+/// pretraining run the encoder, and the decoder of its first task that has one, of a fine-tuned one the whole network.
 pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> {
     let files = files(prefix)?;
     let [module, state_dict, description_file] = &files;
@@ -52,11 +53,20 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
     let vs = VarStore::new(Device::Cpu);
     let encoder = config.build(&vs.root() / ENCODER.trim_end_matches('.'));
     let downstream = description.get("downstream");
+    let decoder = PretrainedDecoder::find(&saved, &Value::Object(description.clone())).filter(|_| downstream.is_none());
     let (script, state): (ScriptModule, Tensors) = match downstream {
         None => {
             weights::load_encoder(&vs.variables(), &saved, &file, None)?;
             let source = "def forward(self, x: Tensor) -> List[Tensor]:\n    return self.encoder.forward(x)\n";
-            let script = ScriptModule::new(format!("{source}{preprocess}")).child("encoder", encoder.script());
+            let mut script = ScriptModule::new(format!("{source}{preprocess}")).child("encoder", encoder.script());
+            if let Some(given) = &decoder {
+                let (outputs, deep) = given.outputs().with_context(|| file.display().to_string())?;
+                let path = vs.root() / DECODER.trim_end_matches('.');
+                let decoder = Decoder::new(path, encoder.as_ref(), outputs, deep);
+                let own = vs.variables().into_iter().filter_map(|(name, t)| Some((name.strip_prefix(DECODER)?.to_owned(), t)));
+                tensors::restore(&own.collect(), &given.tensors).with_context(|| file.display().to_string())?;
+                script = script.child("decoder", decoder.script());
+            }
             (script, vs.variables().into_iter().collect())
         }
         Some(_) => {
@@ -95,6 +105,9 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
     });
     if let Some(downstream) = downstream {
         about["downstream"] = downstream.clone();
+    }
+    if let Some(decoder) = decoder {
+        about["decoder"] = json!({ "task": decoder.task, "outputs": decoder.outputs()?.0 });
     }
     let text = serde_json::to_string_pretty(&about)?;
 

@@ -1,5 +1,6 @@
 //! What a run is on disk: its folder, tensors, split, history and record, and the weights that it hands on. Knows no training loop.
 
+pub mod decoder;
 pub mod folder;
 pub mod history;
 pub mod input;

@@ -21,6 +21,8 @@ pub const MODEL: &str = "model.";
 pub const OPTIMIZER: &str = "optimizer.";
 /// Prefix of every encoder parameter, in checkpoints (after [`MODEL`]), exports and the variable store.
 pub const ENCODER: &str = "encoder.";
+/// Prefix of a decoder's parameters in exports; in checkpoints and the variable store it follows the task's name.
+pub const DECODER: &str = "decoder.";
 
 const DTYPES: [(Kind, Dtype); 6] = [
     (Kind::Float, Dtype::F32),

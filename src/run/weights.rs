@@ -4,11 +4,17 @@
 use crate::data::identity::hex;
 use crate::ffi;
 use crate::nn::EncoderConfig;
+use crate::run::decoder::PretrainedDecoder;
 use crate::run::folder::{Run, locate};
 use crate::run::input::{Fit, Input};
 use crate::run::seen::Seen;
-use crate::run::tensors::{self, ENCODER, EXPORT_VERSION, MODEL, Tensors, VERSION, load_safetensors, split_checkpoint};
+use crate::run::tensors::{
+    self, DECODER, ENCODER, EXPORT_VERSION, MODEL, Tensors, VERSION, load_safetensors, split_checkpoint,
+};
+use crate::tasks::{TaskKind, segmentation};
 use anyhow::{Context, Result, bail, ensure};
+use clap::ValueEnum;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -16,6 +22,17 @@ use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
+
+/// What is taken of weights.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum Transfer {
+    /// The encoder alone
+    #[default]
+    Encoder,
+    /// The decoder as well, all but its output layer
+    All,
+}
 
 /// Weights as a file gives them, with what it says of itself.
 pub struct Pretrained {
@@ -30,6 +47,8 @@ pub struct Pretrained {
     pub seen: Option<Seen>,
     /// Without the optimizer's.
     pub tensors: Tensors,
+    /// The decoder in it, where the tasks have one.
+    pub decoder: Option<PretrainedDecoder>,
 }
 
 /// Where weights come from, as far as they say.
@@ -56,29 +75,55 @@ impl Pretrained {
         let config = config.with_context(|| path.display().to_string())?;
         let input =
             Input::described(&description).with_context(|| format!("{}: `input` in its description", path.display()))?;
-        Ok(Pretrained { file: path.to_owned(), about: About::of(&description, &file), config, input, seen, tensors })
+        let decoder = PretrainedDecoder::find(&tensors, &description);
+        Ok(Pretrained { file: path.to_owned(), about: About::of(&description, &file), config, input, seen, tensors, decoder })
     }
 
     /// Copies the encoder into `target`, as [`load_encoder`] does, for scans as `now` says: channels in another order than it was trained on
-    /// are put in order, and where the scans are others in kind the report warns.
-    pub fn load_into(&self, target: &HashMap<String, Tensor>, now: &Input) -> Result<LoadReport> {
+    /// are put in order, and where the scans are others in kind the report warns. With [`Transfer::All`] the decoder too, into that of a
+    /// segmentation; errors if there is none.
+    pub fn load_into(&self, target: &HashMap<String, Tensor>, now: &Input, transfer: Transfer) -> Result<LoadReport> {
         let fit = match &self.input {
             Some(trained) => trained.fit(now),
             None => Fit { order: None, warnings: vec!["it does not say what scans it was trained on".to_owned()] },
         };
         let mut report = load_encoder(target, &self.tensors, &self.file, fit.order.as_deref())?;
         report.warnings = fit.warnings;
+        if transfer == Transfer::All {
+            let decoder = self.given_decoder()?;
+            let loaded = decoder.load_into(target, segmentation::DECODER, &self.file)?;
+            report.left_out.retain(|name| !loaded.contains(name));
+            report.loaded.extend(loaded);
+            report.decoder_of = Some(decoder.task.clone());
+        }
         Ok(report)
     }
 
-    /// SHA-256 over the encoder's tensors, with their names and shapes.
-    pub fn fingerprint(&self) -> String {
+    fn given_decoder(&self) -> Result<&PretrainedDecoder> {
+        self.decoder.as_ref().with_context(|| {
+            let tasks: Vec<String> =
+                TaskKind::value_variants().iter().filter(|task| task.decodes()).map(|task| task.name()).collect();
+            format!(
+                "{}: --transfer all, but it holds no decoder; weights of {} have one, exported by this version or later",
+                self.file.display(),
+                tasks.join(", ")
+            )
+        })
+    }
+
+    /// SHA-256 over the tensors that are taken, with their names and shapes.
+    pub fn fingerprint(&self, transfer: Transfer) -> Result<String> {
         let mut hash = Sha256::new();
-        for (name, tensor) in self.tensors.iter().filter(|(name, _)| name.starts_with(ENCODER)) {
+        let mut add = |name: &str, tensor: &Tensor| {
             hash.update(format!("\n{name} {:?}\n", tensor.size()));
             hash.update(tensors::bytes(tensor));
+        };
+        self.tensors.iter().filter(|(name, _)| name.starts_with(ENCODER)).for_each(|(name, tensor)| add(name, tensor));
+        if transfer == Transfer::All {
+            // Named as in an export, whatever it is taken from.
+            self.given_decoder()?.taken().for_each(|(name, tensor)| add(&format!("{DECODER}{name}"), tensor));
         }
-        hex(&hash.finalize())
+        Ok(hex(&hash.finalize()))
     }
 }
 
@@ -160,13 +205,15 @@ fn check_version(found: Option<u64>, path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// What [`load_encoder`] did.
+/// What loading did.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct LoadReport {
     pub loaded: Vec<String>,
     /// Tensors that were changed to fit, each with how.
     pub adapted: Vec<(String, String)>,
-    /// Tensors of the file that are not part of an encoder (heads, optimizer state).
+    /// Task whose decoder was loaded, where one was.
+    pub decoder_of: Option<String>,
+    /// Tensors of the file that were not asked for (heads, optimizer state).
     pub left_out: Vec<String>,
     /// Where the encoder was trained on another input than it meets now, and what it does not say.
     pub warnings: Vec<String>,
@@ -174,7 +221,9 @@ pub struct LoadReport {
 
 impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        writeln!(f, "{} tensors loaded, {} adapted, {} left out", self.loaded.len(), self.adapted.len(), self.left_out.len())?;
+        let decoder = self.decoder_of.as_ref().map_or(String::new(), |task| format!(", the decoder of {task} among them"));
+        let [loaded, left_out] = [&self.loaded, &self.left_out].map(Vec::len);
+        writeln!(f, "{loaded} tensors loaded{decoder}, {} adapted, {left_out} left out", self.adapted.len())?;
         self.adapted.iter().try_for_each(|(name, how)| writeln!(f, "  adapted  {name}: {how}"))?;
         self.left_out.iter().try_for_each(|name| writeln!(f, "  left out {name}"))?;
         self.warnings.iter().try_for_each(|warning| writeln!(f, "warning: {warning}"))

@@ -113,7 +113,11 @@ pub struct Segmentation {
     groups: Vec<Group>,
     /// Of the scans that are trained on.
     foreground: Arc<Foreground>,
+    given_decoder: bool,
 }
+
+/// Prefix of the decoder's parameters in the variable store.
+pub const DECODER: &str = "segmentation.decoder.";
 
 impl Segmentation {
     /// `patch`: shape of the training patches; `weights`: of each class in the loss, not all 0 for the foreground; `foreground`: of the
@@ -128,12 +132,18 @@ impl Segmentation {
     ) -> Result<Self> {
         ensure!(weights[1..].iter().any(|w| *w > 0.), "--class-weights are all 0 for the foreground: {weights:?}");
         let groups = Group::classes(&labels);
-        Ok(Segmentation { config: config.clone(), augmenter, patch, labels, weights, groups, foreground })
+        let config = config.clone();
+        Ok(Segmentation { config, augmenter, patch, labels, weights, groups, foreground, given_decoder: false })
     }
 
     /// Judges whole scans by these masks, and not by each class: what chooses the best epoch is what the test scores.
     pub fn judged_by(self, groups: Vec<Group>) -> Self {
         Segmentation { groups, ..self }
+    }
+
+    /// Whether the decoder is given as the encoder is, see [`Decoder::given`].
+    pub fn with_given_decoder(self, given_decoder: bool) -> Self {
+        Segmentation { given_decoder, ..self }
     }
 }
 
@@ -179,7 +189,8 @@ impl Task for Segmentation {
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>> {
         Decoder::check_input(encoder, self.patch).context("--patch")?;
         let head = SegmentationHead::new(vs, encoder, &self.config, self.patch, &self.labels, &self.weights);
-        Ok(Box::new(SegmentationHead { groups: self.groups.clone(), ..head }))
+        let decoder = head.decoder.given(self.given_decoder);
+        Ok(Box::new(SegmentationHead { groups: self.groups.clone(), decoder, ..head }))
     }
 
     fn amounts(&self) -> Amounts {

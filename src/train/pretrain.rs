@@ -15,7 +15,7 @@ use crate::run::input::Input;
 use crate::run::record::{self, PretrainResult};
 use crate::run::seen::Seen;
 use crate::run::split::{Needs, TestSide, choose_split, scans_of};
-use crate::run::weights::Pretrained;
+use crate::run::weights::{Pretrained, Transfer};
 use crate::sample::mirror_zoom::MirrorZoom;
 use crate::settings;
 use crate::tasks::cpc::default_grid;
@@ -186,7 +186,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let best = config.best.unwrap_or(if last { Best::Last } else { Best::Metric });
     let (mut report, mut warnings) = (String::new(), Vec::new());
     if let Some(init) = &init {
-        let loaded = init.load_into(&trainer.network.vs.variables(), &input)?;
+        let loaded = init.load_into(&trainer.network.vs.variables(), &input, Transfer::Encoder)?;
         report = format!("{}: {loaded}", init.file.display());
         note!("{}", report.trim_end());
         warnings = loaded.warnings;
