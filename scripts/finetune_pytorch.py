@@ -85,7 +85,8 @@ def load_encoder(path, plain):
     if plain:
         description = json.loads(path.with_suffix(".json").read_text())
         encoder = Encoder.of(description)
-        encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in load_file(path).items()})
+        weights = {name: tensor for name, tensor in load_file(path).items() if name.startswith("encoder.")}
+        encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in weights.items()})
         return encoder, description
     extra = {"pretext3d.json": ""}
     encoder = torch.jit.load(path, map_location="cpu", _extra_files=extra)

@@ -210,4 +210,27 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn a_given_decoder_is_fixed_with_the_encoder() {
+        let levels = [1, 2, 4].map(|reduction| Level { channels: 2 + reduction, reduction }).to_vec();
+        let encoder = Pyramid(Rank::Three, levels);
+        for given in [true, false] {
+            let vs = VarStore::new(Device::Cpu);
+            let decoder = Decoder::new(vs.root(), &encoder, 3, true).given(given);
+            let x = Tensor::randn([2, 1, 8, 8, 8], (Kind::Float, Device::Cpu));
+            let pyramid = encoder.features(&x, false);
+            let copy = |pyramid: &[Tensor]| pyramid.iter().map(Tensor::shallow_clone).collect();
+            let evaluated = decoder.forward(copy(&pyramid), Mode::Eval).remove(0);
+            let before: Vec<(String, Tensor)> = vs.variables().into_iter().map(|(n, t)| (n, t.detach().copy())).collect();
+            let logits = decoder.forward(copy(&pyramid), Mode::Frozen);
+            assert!(logits[0].allclose(&evaluated, 1e-5, 1e-6, false) == given && logits.len() == 2);
+            logits.iter().map(|l| l.sum(Kind::Float)).sum::<Tensor>().backward();
+            for (name, variable) in vs.variables().iter().filter(|(_, v)| v.requires_grad()) {
+                assert_eq!(variable.grad().defined(), !given || is_output(name), "{name}");
+            }
+            // Statistics, too.
+            assert_eq!(before.iter().all(|(name, value)| vs.variables()[name] == *value), given);
+        }
+    }
 }
