@@ -29,7 +29,7 @@ help: ## List the targets
 #:   ARGS             further arguments of `pretext3d pretrain` (--help lists them)
 #:   PREPROCESS_ARGS  arguments of `pretext3d preprocess`
 #:
-#: make reproduce EXP=brats|brats2d|pancreas|pancreas2d|retina|scaling|phantom|phantom2d|fundus [DATA=dir] [UNLABELLED=dir] [SMOKE=1] [ARGS="..."]
+#: make reproduce EXP=hippocampus|idrid|brats|brats2d|pancreas|pancreas2d|retina|scaling|phantom|phantom2d|fundus [DATA=dir] [UNLABELLED=dir] [SMOKE=1] [ARGS="..."]
 #:   EXP              an experiment of the paper; scripts/README.md says what each asks, needs and costs
 #:   DATA             the dataset, as its owners distribute it
 #:   UNLABELLED       other scans to pretrain on (brats, brats2d, retina, scaling)
@@ -83,8 +83,8 @@ pretrain: ## Set up, build, prepare data, train, and export weights/<task>.pt
 
 reproduce: ## Run an experiment of the paper: scripts/EXP.sh
 	@case $$EXP in
-	brats | brats2d | pancreas | pancreas2d | retina | scaling | phantom | phantom2d | fundus) exec "scripts/$$EXP.sh" ;;
-	*) echo "error: EXP=$$EXP: expected brats, brats2d, pancreas, pancreas2d, retina, scaling, phantom, phantom2d or fundus" >&2; exit 2 ;;
+	hippocampus | idrid | brats | brats2d | pancreas | pancreas2d | retina | scaling | phantom | phantom2d | fundus) exec "scripts/$$EXP.sh" ;;
+	*) echo "error: EXP=$$EXP: expected hippocampus, idrid, brats, brats2d, pancreas, pancreas2d, retina, scaling, phantom, phantom2d or fundus" >&2; exit 2 ;;
 	esac
 
 test: ## Check formatting and lints, then run the Rust and the Python tests

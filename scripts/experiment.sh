@@ -42,10 +42,31 @@ scans() {
     [ -z "${!1}" ] || [ -e "${!1}" ] || usage_error "$1=${!1}: no such folder. $2"
 }
 
-# needs_data HINT: where the labelled scans come from and how they lie.
+# needs_data HINT FILE...: where the labelled scans come from and how they lie; what the folder must hold.
 needs_data() {
     scans DATA "$1"
-    [ -n "$SMOKE" ] || [ -n "$DATA" ] || usage_error "DATA is missing. $1 SMOKE=1 tries everything on phantoms instead."
+    [ -z "$SMOKE" ] || return 0
+    [ -n "$DATA" ] || usage_error "DATA is missing. $1 SMOKE=1 tries everything on phantoms instead."
+    local file below missing=
+    for file in "${@:2}"; do
+        [ -e "$DATA/$file" ] || missing="$missing${missing:+, }$file"
+    done
+    [ -n "$missing" ] || return 0
+    # Often the folder around it is named, or one within.
+    for below in "$DATA"/*/ "$(dirname "$DATA")/"; do
+        [ ! -e "$below$2" ] || usage_error "DATA=$DATA: has no $missing, but $below has $2: DATA=${below%/}"
+    done
+    usage_error "DATA=$DATA: has no $missing. $1"
+}
+
+# decathlon TASK: DATA is this task of the Medical Segmentation Decathlon, e.g. Task07_Pancreas.
+decathlon() {
+    local hint="Get $1 of the Medical Segmentation Decathlon, unpack it, and name the folder with dataset.json, imagesTr and labelsTr: \
+DATA=/path/to/$1 (scripts/README.md)."
+    [ -n "$SMOKE" ] || [ ! -e "$DATA/$1" ] || usage_error "DATA=$DATA: it holds $1; name that folder: DATA=${DATA%/}/$1"
+    needs_data "$hint" dataset.json imagesTr labelsTr
+    [ -n "$SMOKE" ] || grep -qi "${1#*_}" "$DATA/dataset.json" ||
+        usage_error "DATA=$DATA: its dataset.json does not speak of ${1#*_}. $hint"
 }
 
 # takes_unlabelled: other scans are welcome.
@@ -131,8 +152,7 @@ brats_sweeps() {
 # the end of the sweep's name (`suffix`).
 pancreas() {
     takes_no UNLABELLED
-    needs_data "Get Task07_Pancreas of the Medical Segmentation Decathlon, unpack it, and name the folder with dataset.json, imagesTr \
-and labelsTr: DATA=/path/to/Task07_Pancreas (scripts/README.md)."
+    decathlon Task07_Pancreas
     build
     suffix=
     local size=128

@@ -4,7 +4,7 @@
 
 takes_unlabelled
 needs_data "Get APTOS 2019 Blindness Detection, unpack it, and name the folder that holds train.csv and train_images: \
-DATA=/path/to/aptos (scripts/README.md)."
+DATA=/path/to/aptos (scripts/README.md)." train.csv train_images
 build
 
 suffix=

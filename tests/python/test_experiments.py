@@ -1,4 +1,5 @@
 """The paper's experiments: `experiments/*.toml`, `scripts/*.sh` and `make reproduce`, without running any training."""
+import json
 import os
 import shlex
 import shutil
@@ -11,7 +12,10 @@ from pathlib import Path
 import pytest
 from helpers import BINARY, ROOT, command, pretext3d, refused, renamed
 
-EXPERIMENTS = ["brats", "brats2d", "pancreas", "pancreas2d", "retina", "scaling", "phantom", "phantom2d", "fundus"]
+# The proof on public data that is small enough for two cores.
+PROOF = ["hippocampus", "idrid"]
+PAPER = ["brats", "brats2d", "pancreas", "pancreas2d", "retina", "scaling", "phantom", "phantom2d", "fundus"]
+EXPERIMENTS = [*PROOF, *PAPER]
 # Small studies whose results are committed: nothing to name, and no smoke run.
 STUDIES = ["phantom", "phantom2d", "fundus"]
 CONFIGURATIONS = sorted(path.stem for path in (ROOT / "experiments").glob("*.toml"))
@@ -25,7 +29,7 @@ SETTINGS = ("EXP", "DATA", "UNLABELLED", "SMOKE", "JOBS", "OUT", "ARGS", "PRETEX
 def stores(tmp_path_factory):
     """Stores of labelled scans, so many that the smallest share of the labels leaves one: brains, and photographs with grades."""
     folder = tmp_path_factory.mktemp("stores")
-    for kind, subjects, size in [("brain", 20, 32), ("fundus", 30, 64)]:
+    for kind, subjects, size in [("brain", 28, 32), ("fundus", 40, 64)]:
         pretext3d("phantom", "--kind", kind, "--subjects", subjects, "--size", size, "--seed", 2, "--out", folder / kind)
         pretext3d("preprocess", "--data", folder / kind, "--out", folder / f"{kind}-store", "--size", 32)
     return {"segmentation": folder / "brain-store", "classification": folder / "fundus-store"}
@@ -72,12 +76,15 @@ def test_configurations_are_accepted_and_complete(name, smoke, stores, store, tm
     times = (1 if "unlabelled" in config else folds) * encoders
     assert sorted(pretrained) == sorted([(task, share) for task in config["tasks"] for share in shares] * times)
     cells = [flags for kind, flags in runs if kind == "finetune"]
-    grid = len(config["fractions"]) * len(config["seeds"]) * folds
+    # Numbers of labelled subjects are shares of the training side.
+    fractions = {float(cell["fraction"]) for cell in cells}
+    assert len(fractions) == len(config.get("fractions", config.get("labelled")))
+    grid = len(fractions) * len(config["seeds"]) * folds
     baselines = len({"scratch", "random"} & set(config["arms"]))
     assert len(cells) == len({flags["out"] for flags in cells})
     assert len(cells) == grid * (baselines + (len(config["arms"]) - baselines) * len(pretrained) // times)
     assert {(float(c["fraction"]), int(c["seed"])) for c in cells if c["arm"] == "scratch"} == {
-        (fraction, seed) for fraction in config["fractions"] for seed in config["seeds"]
+        (fraction, seed) for fraction in config.get("fractions", fractions) for seed in config["seeds"]
     }
     # The same training for every arm: nothing but weights, arm, fraction, seed, fold and folder differs.
     own = {"weights", "arm", "fraction", "seed", "subset-seed", "out", "split"}
@@ -92,7 +99,7 @@ def test_configurations_are_accepted_and_complete(name, smoke, stores, store, tm
 
 def test_protocol_of_the_paper():
     five = JOINT.split(",")
-    for name in EXPERIMENTS:
+    for name in PAPER:
         config = settings(name)
         assert set(config["tasks"]) >= set(["exe"] if name == "phantom2d" else five)
         assert len(config["seeds"]) >= 3 or config["folds"] == 5
@@ -134,6 +141,21 @@ def test_protocol_of_the_paper():
     assert not settings("brats", smoke=True)["published"]
 
 
+def test_protocol_of_the_proof():
+    for name, fractions in [("hippocampus", None), ("idrid", [0.1, 1.0])]:
+        config = settings(name)
+        assert set(config["tasks"]) >= {"rot", "rpl", "jig", "cpc", "exe", "mae", "simclr"}
+        assert config.get("fractions") == fractions and (len(config["seeds"]) >= 5 or config["folds"] == 5)
+        # Every repetition has an encoder and a label subset of its own, seen by no scan that is held out.
+        assert not {"unlabelled", "pretrain_seeds", "subset_seeds"} & set(config)
+        assert config["pretrain"]["norm"] == config["finetune"]["norm"] and settings(name, smoke=True)["tasks"] == config["tasks"]
+    hippocampus = settings("hippocampus")
+    assert hippocampus["labelled"] == [1, 3, 6, 13, "all"] and "vf" in hippocampus["tasks"]
+    assert hippocampus["arms"] == ["scratch", "full", "warmup", "frozen", "random"]
+    # Left and right are the same eye to a grade, and not the same hippocampus.
+    assert settings("idrid")["finetune"]["aug-flip"] > 0 and "aug-flip" not in hippocampus["finetune"]
+
+
 def test_a_misspelt_flag_shows_before_anything_is_written(labelled, tmp_path):
     config = tmp_path / "sweep.toml"
     config.write_text((ROOT / "experiments/brats.toml").read_text().replace("batch-size", "batch-sizes"))
@@ -163,6 +185,10 @@ def environment(**more):
         (["EXP=phantom", "DATA=/"], ["phantom takes no DATA"]),
         (["EXP=pancreas2d"], ["DATA is missing", "Task07_Pancreas"]),
         (["EXP=retina"], ["DATA is missing", "APTOS 2019", "train.csv"]),
+        (["EXP=hippocampus"], ["DATA is missing", "Task04_Hippocampus", "SMOKE=1"]),
+        (["EXP=hippocampus", "DATA=/"], ["DATA=/: has no dataset.json, imagesTr, labelsTr", "Task04_Hippocampus"]),
+        (["EXP=idrid", "DATA=/"], ["DATA=/: has no labels.csv, images", "id_code"]),
+        (["EXP=idrid", "UNLABELLED=/"], ["idrid takes no UNLABELLED"]),
         (["EXP=fundus", "UNLABELLED=/"], ["fundus takes no UNLABELLED"]),
         (["EXP=phantom", "SMOKE=1"], ["phantom takes no SMOKE"]),
         (["EXP=brats", "SMOKE=1", "JOBS=two"], ["JOBS=two", "whole number"]),
@@ -175,6 +201,25 @@ def test_make_reproduce_says_what_is_wrong(arguments, says, stub):
     for part in says:
         assert part in done.stderr.splitlines()[0], done.stderr
     assert not stub.commands()
+
+
+def test_a_folder_that_is_another_one_is_named(stub, tmp_path):
+    for task in ("Task04_Hippocampus", "Task07_Pancreas"):
+        for part in ("imagesTr", "labelsTr"):
+            (tmp_path / "msd" / task / part).mkdir(parents=True)
+        (tmp_path / "msd" / task / "dataset.json").write_text(json.dumps({"name": task.split("_")[1]}))
+    here = tmp_path / "msd/Task04_Hippocampus"
+    for data, says in [
+        (here.parent, f"it holds Task04_Hippocampus; name that folder: DATA={here}"),
+        (here / "imagesTr", f"has dataset.json: DATA={here}"),
+        (here.parent / "Task07_Pancreas", "its dataset.json does not speak of Hippocampus"),
+    ]:
+        done = stub.run(ROOT / "scripts/hippocampus.sh", tmp_path, DATA=data)
+        assert done.returncode == 2 and f"error: DATA={data}: " in done.stderr and says in done.stderr, done.stderr
+        assert not stub.commands()
+    done = stub.run(ROOT / "scripts/hippocampus.sh", tmp_path, DATA=here, JOBS=1)
+    assert done.returncode == 0 and [line[0] for line in stub.commands()] == ["preprocess", "sweep", "report"]
+    assert stub.commands()[0][-3:] == ["--intensity", "z-score", "--skip-duplicates"]
 
 
 def test_shell_syntax():
