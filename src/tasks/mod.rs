@@ -5,6 +5,7 @@ pub mod class_weights;
 pub mod classification;
 pub mod cpc;
 pub mod exemplar;
+pub mod genesis;
 pub mod jigsaw;
 pub mod mae;
 pub mod restoration;
@@ -54,6 +55,10 @@ pub enum TaskKind {
     #[value(alias = "masked-autoencoding")]
     #[serde(alias = "masked-autoencoding")]
     Mae,
+    /// Models Genesis
+    #[value(alias = "models-genesis")]
+    #[serde(alias = "models-genesis")]
+    Gen,
     /// VolumeFusion
     #[value(alias = "volume-fusion")]
     #[serde(alias = "volume-fusion")]
@@ -83,7 +88,7 @@ impl TaskKind {
 
     /// Whether the head is a decoder, so that the window must be a multiple of what the encoder pools by.
     pub fn decodes(self) -> bool {
-        matches!(self, TaskKind::Mae | TaskKind::Vf)
+        matches!(self, TaskKind::Mae | TaskKind::Gen | TaskKind::Vf)
     }
 }
 
@@ -107,6 +112,8 @@ pub struct TaskConfigs {
     pub exe: exemplar::ExemplarConfig,
     #[command(flatten)]
     pub mae: mae::MaeConfig,
+    #[command(flatten)]
+    pub r#gen: genesis::GenesisConfig,
     #[command(flatten)]
     pub vf: vf::VfConfig,
     #[command(flatten)]
@@ -139,6 +146,7 @@ pub fn build(
         TaskKind::Cpc => Box::new(cpc::Cpc::new(&configs.cpc, window, channels, rank)?),
         TaskKind::Exe => Box::new(exemplar::Exemplar::new(&configs.exe, window, channels, rank)?),
         TaskKind::Mae => Box::new(mae::Mae::new(&configs.mae, window, rank)?),
+        TaskKind::Gen => Box::new(genesis::Genesis::new(&configs.r#gen, window, rank)?),
         TaskKind::Simclr => Box::new(simclr::Simclr::new(&configs.simclr, window, channels, rank)?),
         TaskKind::Vf => Box::new(vf::VolumeFusion::new(&configs.vf, window, rank)?),
     })
@@ -424,6 +432,7 @@ pub(crate) mod tests {
             ("cpc", "contrastive-predictive-coding"),
             ("exe", "exemplar"),
             ("mae", "masked-autoencoding"),
+            ("gen", "models-genesis"),
             ("vf", "volume-fusion"),
             ("simclr", "simclr"),
         ] {

@@ -42,24 +42,31 @@ pub fn targets(batch: &Batch) -> Tensor {
 /// but the mean, 0 for a perfect one, whatever the intensities' scale. All `[B, C, ...]`, float32, outside of autocast; `mask`,
 /// `[B, 1, ...]` of 0 and 1, says which voxels count.
 pub fn relative_error(restored: &Tensor, clean: &Tensor, mask: Option<&Tensor>) -> Tensor {
-    let spread = no_grad(|| {
+    let mean = no_grad(|| {
         let axes: Vec<i64> = (2..clean.dim() as i64).collect();
-        let mean_over = |x: &Tensor| x.sum_dim_intlist(axes.as_slice(), true, Kind::Float);
-        let mean = match mask {
-            Some(mask) => mean_over(&(clean * mask)) / mean_over(mask).clamp_min(1.),
+        let over = |x: &Tensor| x.sum_dim_intlist(axes.as_slice(), true, Kind::Float);
+        match mask {
+            Some(mask) => over(&(clean * mask)) / over(mask).clamp_min(1.),
             None => clean.mean_dim(axes.as_slice(), true, Kind::Float),
-        };
+        }
+    });
+    share(restored, &mean, clean, mask)
+}
+
+/// Squared error as a share of that of `other`, as [`relative_error`].
+pub fn share(restored: &Tensor, other: &Tensor, clean: &Tensor, mask: Option<&Tensor>) -> Tensor {
+    let of_other = no_grad(|| {
         let voxels = match mask {
             Some(mask) => mask.sum(Kind::Float) * clean.size()[1],
             None => Tensor::from(clean.numel() as f32).to_device(clean.device()),
         };
-        squared_error(&mean, clean, mask).maximum(&(voxels * BLANK))
+        squared_error(other, clean, mask).maximum(&(voxels * BLANK))
     });
-    squared_error(restored, clean, mask) / spread
+    squared_error(restored, clean, mask) / of_other
 }
 
 /// Squared error over the batch's voxels that count.
-pub fn squared_error(a: &Tensor, b: &Tensor, mask: Option<&Tensor>) -> Tensor {
+fn squared_error(a: &Tensor, b: &Tensor, mask: Option<&Tensor>) -> Tensor {
     let square = (a - b).square();
     match mask {
         Some(mask) => square * mask,

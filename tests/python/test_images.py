@@ -181,7 +181,7 @@ def test_a_two_dimensional_run_from_phantom_to_weights(tmp_path):
     assert classes == [int(row["diagnosis"]) for row in table]
     small = ["--filters", 4, "--levels", 3, "--batch-size", 4, "--epochs", 1, "--draws", 1, "--device", "cpu"]
     change = ["--mirror", 0.5, "--zoom", "0.9,1.1"]
-    for task, more in [("rot", change), ("rpl,jig", change), ("cpc", []), ("exe", []), ("mae,rot", change), ("vf,simclr", [])]:
+    for task, more in [("rot", change), ("rpl,jig", change), ("cpc", []), ("exe", []), ("mae,rot", change), ("vf,simclr,gen", [])]:
         weights = tmp_path / "weights" / task.replace(",", "-")
         pretext3d("pretrain", "--data", store, "--task", task, *small, *more, "--out", tmp_path / task, "--weights", weights)
         described = read_json(f"{weights}.json")

@@ -79,7 +79,7 @@ def test_threads_do_not_matter(store, straight, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("task", ["rot", "rpl", "jig", "cpc", "exe", "mae", "vf", "simclr", "rot,exe", "mae,rot"])
+@pytest.mark.parametrize("task", ["rot", "rpl", "jig", "cpc", "exe", "mae", "gen", "vf", "simclr", "rot,exe", "mae,rot"])
 def test_more_epochs_later_equal_all_at_once(store, tmp_path, task):
     """N epochs, then N more. The schedule is constant: a cosine's length would follow --epochs."""
     (tmp_path / "once").mkdir()
