@@ -10,6 +10,9 @@ pub const VERSION: u64 = 1;
 pub const SCRATCH: &str = "scratch";
 pub const RANDOM: &str = "random";
 
+/// The arm whose encoder is never trained, as `finetune --arm` takes it.
+pub const FROZEN: &str = "frozen";
+
 /// Of a fine-tuning.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -1,9 +1,10 @@
 //! What a sweep's cells say: means of arms, and differences of pairs that share rank, fraction, seed and fold.
 
+use super::labels::Labels;
 use super::read::{Cell, Finished, Records};
 use super::repetitions::Repetitions;
 use super::stats::{Estimate, Paired, SignedRank, estimate, holm, paired, signed_rank};
-use crate::run::record::{CellResult, RANDOM, SCRATCH};
+use crate::run::record::{CellResult, FROZEN, RANDOM, SCRATCH};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Rows of a table: what was trained and how.
@@ -12,6 +13,8 @@ pub struct Arm {
     pub rank: usize,
     pub pretext: String,
     pub arm: String,
+    /// What the arm is a variant of, or itself.
+    pub base: String,
 }
 
 /// What makes two cells of one fraction a pair: seed and fold.
@@ -39,7 +42,7 @@ pub enum Verdict {
 /// An arm against another one that shares everything but the encoder's start, or its rank.
 pub struct Comparison {
     pub arm: Arm,
-    pub fraction: f64,
+    pub labels: Labels,
     /// Pairs of runs that the sweep plans, and those that are finished.
     pub planned: usize,
     pub pairs: usize,
@@ -56,10 +59,10 @@ pub struct Comparison {
 pub struct Table {
     pub unlabelled: f64,
     pub arms: Vec<Arm>,
-    pub fractions: Vec<f64>,
-    /// Over repetitions; `[arm][fraction]`.
+    pub labels: Vec<Labels>,
+    /// Over repetitions; `[arm][labels]`.
     pub means: Vec<Vec<Option<Estimate>>>,
-    /// Pretrained arms with scratch.
+    /// Pretrained arms, and variants of scratch, with scratch.
     pub scratch: Vec<Comparison>,
     /// Frozen pretrained encoders with frozen random ones.
     pub random: Vec<Comparison>,
@@ -69,24 +72,25 @@ pub struct Table {
 
 impl Arm {
     fn of(cell: &Cell) -> Arm {
-        Arm { rank: cell.rank, pretext: cell.pretext.clone(), arm: cell.arm.clone() }
+        Arm { rank: cell.rank, pretext: cell.pretext.clone(), arm: cell.arm.clone(), base: cell.base().to_owned() }
     }
 
+    /// What the others are compared with, no variant of it.
     pub fn is_scratch(&self) -> bool {
-        self.pretext == SCRATCH
+        self.pretext == SCRATCH && self.arm == SCRATCH
     }
 
     pub fn is_pretrained(&self) -> bool {
-        !self.is_scratch() && self.pretext != RANDOM
+        self.pretext != SCRATCH && self.pretext != RANDOM
     }
 
     fn baseline(&self, pretext: &str, arm: &str) -> Arm {
-        Arm { rank: self.rank, pretext: pretext.into(), arm: arm.into() }
+        Arm { rank: self.rank, pretext: pretext.into(), arm: arm.into(), base: arm.into() }
     }
 
     /// With the rank if the report has several.
     pub fn label(&self, ranks: &[usize]) -> String {
-        let name = if self.is_scratch() { SCRATCH.to_string() } else { format!("{} {}", self.pretext, self.arm) };
+        let name = if self.pretext == SCRATCH { self.arm.clone() } else { format!("{} {}", self.pretext, self.arm) };
         if ranks.len() > 1 { format!("{name} {}D", self.rank) } else { name }
     }
 }
@@ -122,10 +126,6 @@ impl Records {
         self.sweep.cells.iter().any(|c| c.fold.is_some())
     }
 
-    pub fn fractions(&self) -> Vec<f64> {
-        distinct(self.sweep.cells.iter().map(|c| c.fraction))
-    }
-
     /// Shares of unlabelled scans; where nothing is pretrained, the baselines' own.
     pub fn unlabelled(&self) -> Vec<f64> {
         let all = |baselines| self.sweep.cells.iter().filter(move |c| c.is_baseline() == baselines).map(|c| c.unlabelled);
@@ -146,12 +146,12 @@ impl Records {
         arms
     }
 
-    /// Planned cells of an arm at a fraction, by unit.
-    pub fn cells(&self, arm: &Arm, fraction: f64, unlabelled: f64) -> BTreeMap<Unit, Repeat<'_>> {
+    /// Planned cells of an arm with so many labels, by unit.
+    pub fn cells(&self, arm: &Arm, labels: Labels, unlabelled: f64) -> BTreeMap<Unit, Repeat<'_>> {
         let planned = self.sweep.cells.iter().zip(&self.finished).zip(&self.origins);
         let mut runs = BTreeMap::new();
         for ((cell, finished), origin) in planned {
-            if Arm::of(cell) == *arm && cell.fraction == fraction && (cell.is_baseline() || cell.unlabelled == unlabelled) {
+            if Arm::of(cell) == *arm && Labels::of(cell) == labels && (cell.is_baseline() || cell.unlabelled == unlabelled) {
                 let repetitions = &self.repetitions[*origin];
                 let group = repetitions.group(cell.seed, cell.fold);
                 runs.insert((cell.seed, cell.fold), Repeat { group, finished: finished.as_ref(), repetitions });
@@ -165,31 +165,33 @@ impl Records {
     }
 
     fn table(&self, unlabelled: f64) -> Table {
-        let (arms, fractions) = (self.arms(unlabelled), self.fractions());
-        let mean = |arm: &Arm, &fraction: &f64| {
-            let runs: Vec<Repeat> = self.cells(arm, fraction, unlabelled).into_values().collect();
+        let (arms, labels) = (self.arms(unlabelled), self.labels());
+        let mean = |arm: &Arm, &labels: &Labels| {
+            let runs: Vec<Repeat> = self.cells(arm, labels, unlabelled).into_values().collect();
             let scores: Vec<_> = runs.iter().filter_map(|run| Some((run.group, run.finished?.result.score?))).collect();
             estimate(&averaged(&scores), overlap(&runs))
         };
-        let means = arms.iter().map(|arm| fractions.iter().map(|fraction| mean(arm, fraction)).collect()).collect();
+        let means = arms.iter().map(|arm| labels.iter().map(|labels| mean(arm, labels)).collect()).collect();
         let family = |pairs: Vec<(&Arm, Arm)>| {
-            let all = pairs.iter().flat_map(|(arm, other)| fractions.iter().map(move |&fraction| (*arm, other, fraction)));
-            adjusted(all.filter_map(|(arm, other, fraction)| self.compare(arm, other, fraction, unlabelled)).collect())
+            let all = pairs.iter().flat_map(|(arm, other)| labels.iter().map(move |&labels| (*arm, other, labels)));
+            adjusted(all.filter_map(|(arm, other, labels)| self.compare(arm, other, labels, unlabelled)).collect())
         };
-        let compare = |pretext: &str, own: &str, frozen: bool| {
-            let pretrained = arms.iter().filter(|a| a.is_pretrained() && (!frozen || a.arm == own));
-            family(pretrained.map(|arm| (arm, arm.baseline(pretext, own))).collect())
+        let with = |arms: Vec<&Arm>, pretext: &str, own: &str| {
+            family(arms.into_iter().map(|arm| (arm, arm.baseline(pretext, own))).collect())
         };
-        let (scratch, random) = (compare(SCRATCH, SCRATCH, false), compare(RANDOM, "frozen", true));
+        let others = |arm: &&Arm| arm.is_pretrained() || arm.pretext == SCRATCH && !arm.is_scratch();
+        let scratch = with(arms.iter().filter(others).collect(), SCRATCH, SCRATCH);
+        let frozen = |arm: &&Arm| arm.is_pretrained() && arm.base == FROZEN;
+        let random = with(arms.iter().filter(frozen).collect(), RANDOM, FROZEN);
         let volumes = arms.iter().filter(|arm| arm.rank == 3);
         let flat = family(volumes.map(|arm| (arm, Arm { rank: 2, ..arm.clone() })).collect());
-        Table { unlabelled, means, scratch, random, flat, arms, fractions }
+        Table { unlabelled, means, scratch, random, flat, arms, labels }
     }
 
     /// Nothing where the sweep plans no pair.
-    fn compare(&self, arm: &Arm, other: &Arm, fraction: f64, unlabelled: f64) -> Option<Comparison> {
-        let others = self.cells(other, fraction, unlabelled);
-        let runs = self.cells(arm, fraction, unlabelled);
+    fn compare(&self, arm: &Arm, other: &Arm, labels: Labels, unlabelled: f64) -> Option<Comparison> {
+        let others = self.cells(other, labels, unlabelled);
+        let runs = self.cells(arm, labels, unlabelled);
         let planned: Vec<(Repeat, &Repeat)> =
             runs.into_iter().filter_map(|(unit, own)| Some((own, others.get(&unit)?))).collect();
         let done = planned.iter().filter_map(|(own, other)| Some((own.group, own.finished?, other.finished?)));
@@ -203,7 +205,7 @@ impl Records {
         let differences = case_differences(&done);
         (!runs.is_empty()).then(|| Comparison {
             arm: arm.clone(),
-            fraction,
+            labels,
             planned: runs.len(),
             pairs: own.len(),
             paired: paired(&averaged(&own), &averaged(&others), overlap(&runs)),

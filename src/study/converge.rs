@@ -1,6 +1,7 @@
 //! Validation scores against the epoch, and when an arm first reaches what scratch ends with.
 
 use super::compare::Arm;
+use super::labels::Labels;
 use super::read::{Finished, Records};
 
 /// An arm's validation score at each epoch that all its histories have, mean over seeds and folds.
@@ -9,10 +10,10 @@ pub struct Curve {
     pub points: Vec<(usize, f64)>,
 }
 
-/// When the arms of one fraction reach scratch's last score.
+/// When the arms with so many labels reach scratch's last score.
 pub struct Reach {
     pub scratch: Arm,
-    pub fraction: f64,
+    pub labels: Labels,
     /// Mean of the last epoch of scratch.
     pub goal: f64,
     pub epochs: usize,
@@ -22,12 +23,12 @@ pub struct Reach {
     pub first: Vec<(Arm, Option<usize>)>,
 }
 
-/// The curves of the fine-tunings of one fraction; an arm without any finished cell or any common epoch has none.
-pub fn curves(records: &Records, fraction: f64, unlabelled: f64) -> Vec<Curve> {
+/// The curves of the fine-tunings with so many labels; an arm without any finished cell or any common epoch has none.
+pub fn curves(records: &Records, labels: Labels, unlabelled: f64) -> Vec<Curve> {
     let arms = records.arms(unlabelled).into_iter();
     let curves = arms.map(|arm| {
         let done: Vec<&Finished> =
-            records.cells(&arm, fraction, unlabelled).into_values().filter_map(|run| run.finished).collect();
+            records.cells(&arm, labels, unlabelled).into_values().filter_map(|run| run.finished).collect();
         Curve { arm, points: mean(&done) }
     });
     curves.filter(|c| !c.points.is_empty()).collect()
@@ -47,7 +48,7 @@ fn mean(cells: &[&Finished]) -> Vec<(usize, f64)> {
 }
 
 /// One entry for every rank whose scratch arm has a curve.
-pub fn reach(curves: &[Curve], fraction: f64) -> Vec<Reach> {
+pub fn reach(curves: &[Curve], labels: Labels) -> Vec<Reach> {
     let scratch = curves.iter().filter(|c| c.arm.is_scratch());
     let reach = scratch.filter_map(|scratch| {
         let &(epochs, goal) = scratch.points.last()?;
@@ -55,7 +56,7 @@ pub fn reach(curves: &[Curve], fraction: f64) -> Vec<Reach> {
         let own = first(scratch)?;
         let arms = curves.iter().filter(|c| c.arm.rank == scratch.arm.rank && !c.arm.is_scratch());
         let first = arms.map(|c| (c.arm.clone(), first(c))).collect();
-        Some(Reach { scratch: scratch.arm.clone(), fraction, goal, epochs, own, first })
+        Some(Reach { scratch: scratch.arm.clone(), labels, goal, epochs, own, first })
     });
     reach.collect()
 }

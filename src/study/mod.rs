@@ -2,6 +2,7 @@
 
 pub mod compare;
 pub mod converge;
+pub mod labels;
 pub mod read;
 pub mod repetitions;
 pub mod results;
@@ -10,26 +11,27 @@ mod unite;
 
 use compare::{Arm, Table};
 use converge::{Curve, Reach, curves, reach};
+use labels::Labels;
 use read::Records;
 
-/// Convergence of one share of labels and of unlabelled scans (none if there is only one).
+/// Convergence with so many labels, of one share of unlabelled scans (none if there is only one).
 pub struct Convergence {
     pub unlabelled: Option<f64>,
-    pub fraction: f64,
+    pub labels: Labels,
     pub curves: Vec<Curve>,
     pub reach: Vec<Reach>,
 }
 
-/// Curves of every share of labels and of unlabelled scans; those without one are left out.
+/// Curves of every number of labels and share of unlabelled scans; those without one are left out.
 pub fn convergence(records: &Records) -> Vec<Convergence> {
     let shares = records.unlabelled();
     let several = shares.len() > 1;
     let mut parts = Vec::new();
-    for fraction in records.fractions() {
+    for labels in records.labels() {
         for &share in &shares {
-            let curves = curves(records, fraction, share);
-            let reach = reach(&curves, fraction);
-            parts.push(Convergence { unlabelled: several.then_some(share), fraction, curves, reach });
+            let curves = curves(records, labels, share);
+            let reach = reach(&curves, labels);
+            parts.push(Convergence { unlabelled: several.then_some(share), labels, curves, reach });
         }
     }
     parts.retain(|p| !p.curves.is_empty());

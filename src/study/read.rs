@@ -33,8 +33,14 @@ pub struct Cell {
     pub id: String,
     pub pretext: String,
     pub arm: String,
+    /// What the arm is a variant of, as `finetune --arm` takes it; none: itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<String>,
     /// Share of the labelled training subjects, 0 to 1.
     pub fraction: f64,
+    /// How many they are, where the sweep says that and not the share.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labelled: Option<u64>,
     pub seed: u64,
     /// Of a cross-validation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -122,6 +128,11 @@ impl Cell {
     pub fn is_baseline(&self) -> bool {
         self.pretext == SCRATCH || self.pretext == RANDOM
     }
+
+    /// As `finetune --arm` takes it.
+    pub fn base(&self) -> &str {
+        self.base.as_deref().unwrap_or(&self.arm)
+    }
 }
 
 /// Errors on cells that could not be told apart or do not make sense.
@@ -129,12 +140,13 @@ pub fn check(sweep: &Sweep) -> Result<()> {
     ensure!(!sweep.cells.is_empty(), "`cells` is empty");
     let mut ids = HashSet::new();
     for cell in &sweep.cells {
-        let Cell { id, pretext, arm, fraction, unlabelled, rank, .. } = cell;
+        let Cell { id, pretext, fraction, unlabelled, rank, .. } = cell;
         ensure!(!id.is_empty() && !id.contains(['/', '\\']) && id != "..", "cell {id:?}: not the name of a folder");
         ensure!(ids.insert(id), "cell {id:?} is listed twice");
         for (name, share) in [("fraction", fraction), ("unlabelled", unlabelled)] {
             ensure!(*share > 0.0 && *share <= 1.0, "cell {id:?}: `{name}` is above 0 and at most 1, found {share}");
         }
+        let arm = cell.base();
         ensure!((pretext == SCRATCH) == (arm == SCRATCH), "cell {id:?}: pretext {pretext:?} with arm {arm:?}");
         ensure!([2, 3].contains(rank), "cell {id:?}: `rank` is 2 or 3, found {rank}");
     }
@@ -145,9 +157,10 @@ pub fn check(sweep: &Sweep) -> Result<()> {
 pub fn check_places(cells: &[Cell]) -> Result<()> {
     let mut places = HashMap::new();
     for cell in cells {
-        let Cell { id, pretext, arm, fraction, seed, fold, unlabelled, rank } = cell;
+        let Cell { id, pretext, arm, fraction, labelled, seed, fold, unlabelled, rank, .. } = cell;
         let share = (!cell.is_baseline()).then(|| unlabelled.to_bits());
-        if let Some(other) = places.insert((pretext, arm, fraction.to_bits(), seed, fold, share, rank), id) {
+        let labels = labelled.ok_or(fraction.to_bits());
+        if let Some(other) = places.insert((pretext, arm, labels, seed, fold, share, rank), id) {
             bail!("cell {id:?}: {other:?} has the same pretext, arm, fraction, seed, fold, unlabelled share and rank");
         }
     }
@@ -173,7 +186,7 @@ fn read_cell(folder: &Path, cell: &Cell) -> Result<Option<Finished>> {
     let result: CellResult = read_json(&path)?;
     let r = &result;
     let found = (&r.pretext, &r.arm, r.fraction, r.seed, r.fold, r.unlabelled, r.rank);
-    let expected = (&cell.pretext, &cell.arm, cell.fraction, cell.seed, cell.fold, cell.unlabelled, cell.rank);
+    let expected = (&cell.pretext, &cell.base().to_owned(), cell.fraction, cell.seed, cell.fold, cell.unlabelled, cell.rank);
     ensure!(
         found == expected,
         "{}: (pretext, arm, fraction, seed, fold, unlabelled, rank) is {found:?}, sweep.json has {expected:?}",

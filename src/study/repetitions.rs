@@ -24,7 +24,7 @@ pub struct Repetitions {
     pub folds: Option<u64>,
     /// Every fold, or split, has pretrainings of its own on its training side.
     pub pretrained_by_split: bool,
-    /// Some label fraction is below 1.
+    /// Some cells are trained on a part of the labelled subjects.
     pub subsets: bool,
 }
 
@@ -55,11 +55,12 @@ impl Repetitions {
         let at = |column: usize, i: usize| columns[column][i.min(columns[column].len() - 1)];
         let draw = |i: usize| Draw { pretraining: at(0, i), subset: at(1, i), split: at(2, i) };
         let fractions: Vec<f64> = list(settings, "fractions")?.unwrap_or_default();
+        let labelled: Vec<Value> = list(settings, "labelled")?.unwrap_or_default();
         Ok(Repetitions {
             draws: seeds.iter().enumerate().map(|(i, &seed)| (seed, draw(i))).collect(),
             folds,
             pretrained_by_split: settings.get("unlabelled").is_none(),
-            subsets: fractions.iter().any(|&f| f < 1.),
+            subsets: fractions.iter().any(|&f| f < 1.) || labelled.iter().any(Value::is_number),
         })
     }
 

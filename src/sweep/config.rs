@@ -1,12 +1,13 @@
 //! What a sweep runs: a TOML file, see `experiments/`.
 
+use super::arms::{SweepArm, short_names};
 use crate::data::slices::Slices;
-use crate::finetune::config::{Arm, DownstreamKind};
-use crate::run::record::{RANDOM, SCRATCH};
+use crate::finetune::config::DownstreamKind;
 use crate::settings::to_flag;
+use crate::study::labels::Labels;
 use crate::study::read::{Cell, Published};
 use crate::study::repetitions::{Draw, Repetitions};
-use crate::tasks::{TaskKind, joined_names};
+use crate::tasks::TaskKind;
 use crate::train::config::share;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -32,10 +33,15 @@ pub struct SweepConfig {
     pub other_people: bool,
     /// Pretext tasks; several joined by `,` are trained jointly.
     pub tasks: Vec<String>,
-    /// Arms of method 6: `scratch`, `warmup`, `full`, `frozen`, and `random`, a frozen encoder with random weights.
+    /// Arms of method 6: `scratch`, `warmup`, `full`, `frozen`, and `random`, a frozen encoder with random weights; or variants of
+    /// them, by the tables of `finetune`.
     pub arms: Vec<String>,
     /// Shares of the labelled training subjects.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub fractions: Vec<f64>,
+    /// In their place numbers of labelled training subjects, and `"all"`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub labelled: Vec<Value>,
     /// Of the fine-tunings, one a repetition: they draw the decoder's first weights and the samples.
     pub seeds: Vec<u64>,
     /// What else a repetition varies: seeds of the pretraining, of the label subset and of the split (or folds), each one for all
@@ -67,7 +73,8 @@ pub struct SweepConfig {
     /// Flags of `pretext3d pretrain`; a table with a task's name holds those of that task alone.
     #[serde(default)]
     pub pretrain: Map<String, Value>,
-    /// Flags of `pretext3d finetune`, the same for every arm.
+    /// Flags of `pretext3d finetune`, the same for every arm but for two kinds of tables: `pretext.TASK` holds those of the arms that
+    /// start from that task's weights, `arm.NAME` those of one arm, or of a variant of the arm that its key `base` names.
     #[serde(default)]
     pub finetune: Map<String, Value>,
     /// Numbers of others, shown beside the results with their source.
@@ -77,7 +84,7 @@ pub struct SweepConfig {
 
 /// Flags that the sweep itself gives to `pretrain` and to `finetune`.
 const PRETRAIN_OWN: [&str; 9] = ["data", "task", "fraction", "seed", "split", "weights", "out", "config", "resume"];
-const FINETUNE_OWN: [&str; 14] = [
+pub const FINETUNE_OWN: [&str; 14] = [
     "data",
     "split",
     "weights",
@@ -94,7 +101,7 @@ const FINETUNE_OWN: [&str; 14] = [
     "fold",
 ];
 /// Flags that shape the encoder and its input.
-const SHAPE: [&str; 5] = ["encoder", "filters", "levels", "norm", "slices"];
+pub const SHAPE: [&str; 5] = ["encoder", "filters", "levels", "norm", "slices"];
 
 fn all() -> Vec<f64> {
     vec![1.]
@@ -115,6 +122,8 @@ pub struct Pretraining {
 /// One fine-tuning with the number of the pretraining that it starts from.
 pub struct Finetuning {
     pub cell: Cell,
+    /// Its name in the sweep's file.
+    pub arm: String,
     pub draw: Draw,
     pub pretraining: Option<usize>,
 }
@@ -145,17 +154,14 @@ impl SweepConfig {
     fn check(&self) -> Result<()> {
         let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
         ensure!(!self.name.is_empty() && self.name.chars().all(plain), "`name` is made of letters, digits, -, _ and .");
-        let lists = [
-            ("arms", self.arms.len()),
-            ("fractions", self.fractions.len()),
-            ("seeds", self.seeds.len()),
-            ("unlabelled_fractions", self.unlabelled_fractions.len()),
-        ];
+        let lists =
+            [("arms", self.arms.len()), ("seeds", self.seeds.len()), ("unlabelled_fractions", self.unlabelled_fractions.len())];
         for (key, n) in lists {
             ensure!(n > 0, "`{key}` is empty");
         }
         ensure!(self.split_seeds.is_none() || self.split_seed == 0, "give `split_seed` or `split_seeds`, not both");
         self.repetitions()?;
+        self.labels()?;
         for (key, values) in [("fractions", &self.fractions), ("unlabelled_fractions", &self.unlabelled_fractions)] {
             values.iter().try_for_each(|&v| share(key, v, true))?;
         }
@@ -173,13 +179,8 @@ impl SweepConfig {
         for task in self.tasks.iter().flat_map(|t| t.split(',')) {
             task.parse::<TaskKind>()?;
         }
-        for arm in &self.arms {
-            ensure!(
-                arm == RANDOM || arm_of(arm).is_some(),
-                "`arms`: {arm:?}, expected scratch, warmup, full, frozen or random"
-            );
-        }
-        let needs_weights = self.arms.iter().any(|a| a != SCRATCH && a != RANDOM);
+        self.check_arms()?;
+        let needs_weights = self.sweep_arms()?.iter().any(SweepArm::has_weights);
         ensure!(
             !needs_weights || !self.tasks.is_empty(),
             "`tasks` is empty, and arms other than scratch and random need weights"
@@ -197,6 +198,15 @@ impl SweepConfig {
             );
         }
         Ok(())
+    }
+
+    /// How many labels there are to be, in the file's order.
+    pub fn labels(&self) -> Result<Vec<Labels>> {
+        match (self.fractions.is_empty(), self.labelled.is_empty()) {
+            (false, true) => Ok(self.fractions.iter().copied().map(Labels::Share).collect()),
+            (true, false) => self.labelled.iter().map(subjects).collect(),
+            _ => bail!("give `fractions`, shares of the labels, or `labelled`, numbers of labelled subjects, and not both"),
+        }
     }
 
     /// How volumes are sliced, the same in both tables.
@@ -254,45 +264,54 @@ impl SweepConfig {
         Ok(out)
     }
 
-    /// Every fine-tuning, the seeds and folds outermost, so that an unfinished sweep already compares all arms.
-    pub fn finetunings(&self, rank: usize) -> Result<Vec<Finetuning>> {
-        let (pretrainings, repetitions) = (self.pretrainings()?, self.repetitions()?);
-        let units = self.seeds.iter().flat_map(|&seed| self.folds().into_iter().map(move |fold| (seed, fold)));
+    /// Every fine-tuning, the seeds and folds outermost, so that an unfinished sweep already compares all arms. `subjects` are on the
+    /// training side of a split and fold.
+    pub fn finetunings(&self, rank: usize, subjects: &dyn Fn(u64, Option<u64>) -> usize) -> Result<Vec<Finetuning>> {
+        let repetitions = self.repetitions()?;
         let mut out = Vec::new();
-        for (seed, fold) in units {
-            let draw = repetitions.draws[&seed];
-            let split = repetitions.split_of(draw);
-            for &fraction in &self.fractions {
-                for arm in &self.arms {
-                    let cell = |pretext: String, arm: &str, unlabelled: f64, suffix: String| Cell {
-                        id: format!("{pretext}{suffix}-{arm}-f{fraction}-s{seed}{}", fold_suffix(fold)),
-                        pretext,
-                        arm: arm.to_owned(),
-                        fraction,
-                        seed,
-                        fold,
-                        unlabelled,
-                        rank,
-                    };
-                    match arm.as_str() {
-                        SCRATCH | RANDOM => {
-                            let real = if arm == RANDOM { "frozen" } else { SCRATCH };
-                            out.push(Finetuning { cell: cell(arm.clone(), real, 1., String::new()), draw, pretraining: None });
-                        }
-                        _ => {
-                            let own = pretrainings.iter().enumerate().filter(|(_, p)| {
-                                p.seed == draw.pretraining
-                                    && (p.fold.is_none() || p.fold == fold)
-                                    && (p.split.is_none() || p.split == split)
-                            });
-                            out.extend(own.map(|(i, p)| {
-                                let cell = cell(p.name(), arm, p.fraction, p.suffix());
-                                Finetuning { cell, draw, pretraining: Some(i) }
-                            }));
-                        }
-                    }
+        for &seed in &self.seeds {
+            for fold in self.folds() {
+                let draw = repetitions.draws[&seed];
+                for labels in self.labels()? {
+                    let fraction = labels.fraction(subjects(draw.split, fold));
+                    out.extend(self.cells(&Unit { seed, fold, draw, labels, fraction, rank })?);
                 }
             }
+        }
+        Ok(out)
+    }
+
+    /// One fine-tuning of every arm.
+    fn cells(&self, unit: &Unit) -> Result<Vec<Finetuning>> {
+        let &Unit { seed, fold, draw, labels, fraction, rank } = unit;
+        let split = self.repetitions()?.split_of(draw);
+        let pretrainings = self.pretrainings()?;
+        let mut out = Vec::new();
+        for arm in self.sweep_arms()? {
+            let cell = |pretext: String, unlabelled: f64, suffix: String| Cell {
+                id: format!("{pretext}{suffix}-{}-{}-s{seed}{}", arm.shown(), labels.suffix(), fold_suffix(fold)),
+                pretext,
+                arm: arm.shown().to_owned(),
+                base: (arm.shown() != arm.flag()).then(|| arm.flag().to_owned()),
+                fraction,
+                labelled: if let Labels::Subjects(n) = labels { Some(n) } else { None },
+                seed,
+                fold,
+                unlabelled,
+                rank,
+            };
+            if !arm.has_weights() {
+                let cell = cell(arm.base.clone(), 1., String::new());
+                out.push(Finetuning { cell, arm: arm.name, draw, pretraining: None });
+                continue;
+            }
+            let own = pretrainings.iter().enumerate().filter(|(_, p)| {
+                p.seed == draw.pretraining && (p.fold.is_none() || p.fold == fold) && (p.split.is_none() || p.split == split)
+            });
+            out.extend(own.map(|(i, p)| {
+                let cell = cell(p.name(), p.fraction, p.suffix());
+                Finetuning { cell, arm: arm.name.clone(), draw, pretraining: Some(i) }
+            }));
         }
         Ok(out)
     }
@@ -302,12 +321,20 @@ impl SweepConfig {
         let mut settings: Map<String, Value> = self.pretrain.clone();
         settings.retain(|_, value| !value.is_object());
         for (key, value) in self.pretrain.iter().filter(|(_, value)| value.is_object()) {
-            ensure!(self.tasks.iter().any(|t| t == key) || key.parse::<TaskKind>().is_ok(), "[pretrain.{key}]: not a task");
-            if *key == pretraining.tasks {
+            self.check_task(key).with_context(|| format!("[pretrain.{key}]: not a task"))?;
+            if short_names(key)? == pretraining.name() {
                 settings.extend(value.as_object().cloned().unwrap_or_default());
             }
         }
         Ok(settings)
+    }
+
+    /// A table is for a pretext task, or for tasks that this sweep trains jointly.
+    pub fn check_task(&self, key: &str) -> Result<()> {
+        let names = short_names(key)?;
+        let joint = self.tasks.iter().any(|tasks| short_names(tasks).is_ok_and(|tasks| tasks == names));
+        ensure!(joint || !key.contains(','), "`tasks` has no {key:?}");
+        Ok(())
     }
 
     /// Flags of one pretraining.
@@ -315,17 +342,35 @@ impl SweepConfig {
         flags("pretrain", &self.pretrain_settings(pretraining)?, &PRETRAIN_OWN)
     }
 
-    /// Flags that every fine-tuning shares.
-    pub fn finetune_flags(&self) -> Result<Vec<String>> {
-        flags("finetune", &self.finetune, &FINETUNE_OWN)
+    /// Flags of one fine-tuning.
+    pub fn finetune_flags(&self, settings: &Map<String, Value>) -> Result<Vec<String>> {
+        flags("finetune", settings, &FINETUNE_OWN)
+    }
+}
+
+/// Where cells of all arms stand side by side.
+struct Unit {
+    seed: u64,
+    fold: Option<u64>,
+    draw: Draw,
+    labels: Labels,
+    fraction: f64,
+    rank: usize,
+}
+
+/// An entry of `labelled`.
+fn subjects(value: &Value) -> Result<Labels> {
+    match (value.as_u64(), value.as_str()) {
+        (Some(n), _) if n > 0 => Ok(Labels::Subjects(n)),
+        (_, Some("all")) => Ok(Labels::Share(1.)),
+        _ => bail!("`labelled`: expected numbers of subjects from 1 on, or \"all\", found {value}"),
     }
 }
 
 impl Pretraining {
     /// Short task names joined by `-`, as runs are called.
     pub fn name(&self) -> String {
-        let kind = |task: &str| task.parse::<TaskKind>().expect("checked when the configuration was read");
-        joined_names(&self.tasks.split(',').map(kind).collect::<Vec<_>>())
+        short_names(&self.tasks).expect("checked when the configuration was read")
     }
 
     /// Tells shares of the unlabelled scans apart, in the names of cells, which have a seed of their own.
@@ -348,11 +393,6 @@ pub fn split_suffix(split: Option<u64>, fold: Option<u64>) -> String {
 /// Tells folds apart, in the names of cells.
 fn fold_suffix(fold: Option<u64>) -> String {
     fold.map_or(String::new(), |fold| format!("-k{fold}"))
-}
-
-/// The arm of this name, as `finetune --arm` takes it.
-fn arm_of(name: &str) -> Option<Arm> {
-    clap::ValueEnum::from_str(name, false).ok()
 }
 
 /// `own`: keys that must not be given.

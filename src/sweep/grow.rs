@@ -22,12 +22,14 @@ pub fn same_settings(before: &Value, now: &Value) -> Result<()> {
             );
         }
     }
-    const MAY_GROW: [&str; 6] = ["tasks", "arms", "fractions", "seeds", "unlabelled_fractions", "run_folds"];
+    const MAY_GROW: [&str; 7] = ["tasks", "arms", "fractions", "labelled", "seeds", "unlabelled_fractions", "run_folds"];
     let (Some(before), Some(now)) = (before.as_object(), now.as_object()) else { bail!("settings are not a table") };
+    let arms = before.get("arms");
     let free = |key: &str| ["published", "other_people", "split_seed"].contains(&key) || SEED_LISTS.contains(&key);
     for key in before.keys().chain(now.keys()).filter(|key| !free(key)) {
         let (was, is) = (before.get(key).unwrap_or(&json!(null)).clone(), now.get(key).unwrap_or(&json!(null)).clone());
         let grown = match (&was, &is) {
+            (Value::Object(_), Value::Object(_)) if key == "finetune" => of_arms(&was, arms) == of_arms(&is, arms),
             (Value::Array(was), Value::Array(is)) if MAY_GROW.contains(&key.as_str()) => {
                 was.iter().all(|item| is.contains(item))
             }
@@ -36,4 +38,17 @@ pub fn same_settings(before: &Value, now: &Value) -> Result<()> {
         ensure!(grown, "`{key}` was {was} and is now {is}");
     }
     Ok(())
+}
+
+/// Settings of fine-tuning without the tables of arms that are new.
+fn of_arms(finetune: &Value, arms: Option<&Value>) -> Value {
+    let (mut kept, was) =
+        (finetune.clone(), |name: &String| arms.and_then(Value::as_array).is_some_and(|a| a.iter().any(|a| a == name)));
+    if let Some(tables) = kept.get_mut("arm").and_then(Value::as_object_mut) {
+        tables.retain(|name, _| was(name));
+        if tables.is_empty() {
+            kept.as_object_mut().map(|kept| kept.remove("arm"));
+        }
+    }
+    kept
 }

@@ -1,6 +1,7 @@
 //! Sweeps: every combination of pretext task, arm, label fraction and seed once, each in a process of its own, resumable and
 //! shared between machines.
 
+mod arms;
 pub mod config;
 mod grow;
 mod leak;
@@ -21,11 +22,11 @@ use crate::run::input::Input;
 use crate::run::record;
 use crate::study::read::{self as study, Cell, Sweep};
 use crate::study::repetitions::Repetitions;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use config::{Finetuning, Pretraining, SweepConfig};
 use grow::same_settings;
 use serde_json::{Map, Value};
-use splits::{split_file, splits};
+use splits::{check_labels, split_file, splits, train_subjects};
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -56,27 +57,26 @@ impl Runner {
     /// may grow; what else was set must stay. `check` errors on a command line that its command would refuse before it reads data.
     pub fn plan(config: SweepConfig, folder: PathBuf, shard: Shard, check: &dyn Fn(&[String]) -> Result<()>) -> Result<Runner> {
         let store = Store::open(&config.data)?.sliced(config.slices()?)?;
-        let finetunings = config.finetunings(store.rank()?.n())?;
-        let pretrainings = config.pretrainings()?;
-        let repetitions = config.repetitions()?;
+        let (pretrainings, repetitions) = (config.pretrainings()?, config.repetitions()?);
+        let (settings, record) = (serde_json::to_value(&config)?, folder.join("sweep.json"));
+        if record.exists() {
+            let before: Sweep = study::read_json(&record)?;
+            same_settings(&before.settings, &settings)
+                .with_context(|| format!("{}: holds a sweep of other settings; give another --out", folder.display()))?;
+        }
+        let splits = splits(&config, &repetitions, &folder, &store, record.exists())?;
+        check_labels(&config.labels()?, &splits)?;
+        let finetunings = config.finetunings(store.rank()?.n(), &|seed, fold| train_subjects(&splits, seed, fold))?;
         let sweep = Sweep {
             version: record::VERSION,
             name: config.name.clone(),
             title: config.title.clone(),
-            settings: serde_json::to_value(&config)?,
+            settings,
             cells: finetunings.iter().map(|f| f.cell.clone()).collect(),
             published: config.published.clone(),
         };
         study::check(&sweep)?;
-        let record = folder.join("sweep.json");
-        if record.exists() {
-            let before: Sweep = study::read_json(&record)?;
-            same_settings(&before.settings, &sweep.settings)
-                .with_context(|| format!("{}: holds a sweep of other settings; give another --out", folder.display()))?;
-        }
-        let splits = splits(&config, &repetitions, &folder, &store, record.exists())?;
         let runner = Runner { config, folder, shard, pretrainings, finetunings, sweep, repetitions, splits };
-        runner.check_fractions()?;
         leak::check(&runner.config, &store, &runner.splits)?;
         runner.compare_inputs(&store)?;
         // A misspelt flag shows now, not hours later.
@@ -148,17 +148,6 @@ impl Runner {
         format!("{} pretrainings and {} fine-tunings", self.pretrainings.len(), self.finetunings.len())
     }
 
-    /// Every label fraction leaves a subject.
-    fn check_fractions(&self) -> Result<()> {
-        for split in &self.splits {
-            let n = split.train.len();
-            if let Some(few) = self.config.fractions.iter().find(|&&f| (f * n as f64).round() < 1.) {
-                bail!("`fractions`: {few} leaves no subject of the {n} on the training side");
-            }
-        }
-        Ok(())
-    }
-
     fn work(&self) -> impl Iterator<Item = Work> + use<> {
         let pretrain = (0..self.pretrainings.len()).map(Work::Pretrain);
         pretrain.chain((0..self.finetunings.len()).map(Work::Finetune))
@@ -206,7 +195,10 @@ impl Runner {
     fn settings(&self, work: Work) -> Result<Map<String, Value>> {
         match work {
             Work::Pretrain(i) => self.config.pretrain_settings(&self.pretrainings[i]),
-            Work::Finetune(_) => Ok(self.config.finetune.clone()),
+            Work::Finetune(i) => {
+                let Finetuning { arm, pretraining, .. } = &self.finetunings[i];
+                self.config.finetune_settings(pretraining.map(|i| self.pretrainings[i].tasks.as_str()), arm)
+            }
         }
     }
 
@@ -236,18 +228,18 @@ impl Runner {
             }
             Work::Finetune(i) => {
                 let f = &self.finetunings[i];
-                let Cell { arm, fraction, seed, fold, .. } = &f.cell;
+                let Cell { fraction, seed, fold, .. } = &f.cell;
                 let weights = f.pretraining.map(|i| self.weights(&self.pretrainings[i]).with_extension("pt"));
                 let weights = weights.map_or("none".to_owned(), |w| path(&w));
                 arguments = vec!["finetune".to_owned(), format!("--data={}", path(&config.data))];
                 arguments.push(format!("--split={}", split(self.repetitions.split_of(f.draw), *fold)));
-                arguments.extend([format!("--weights={weights}"), format!("--arm={arm}")]);
+                arguments.extend([format!("--weights={weights}"), format!("--arm={}", f.cell.base())]);
                 arguments.extend([format!("--fraction={fraction}"), format!("--seed={seed}")]);
                 arguments.push(format!("--subset-seed={}", f.draw.subset));
                 if config.other_people && f.pretraining.is_some() {
                     arguments.push("--other-people".into());
                 }
-                arguments.extend(config.finetune_flags()?);
+                arguments.extend(config.finetune_flags(&self.settings(work)?)?);
             }
         }
         arguments.push(format!("--out={dir}"));

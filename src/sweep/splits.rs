@@ -4,6 +4,7 @@ use super::config::{SweepConfig, split_suffix};
 use crate::data::split::{Fold, Split};
 use crate::data::store::Store;
 use crate::run::split::{TestSide, draw_split, warn_of_thin_classes};
+use crate::study::labels::Labels;
 use crate::study::repetitions::Repetitions;
 use anyhow::{Result, ensure};
 use std::collections::BTreeSet;
@@ -43,4 +44,33 @@ pub fn splits(
         }
     };
     seeds.into_iter().flat_map(|seed| sides.iter().map(move |&side| (seed, side))).map(split).collect()
+}
+
+/// How many subjects are on the training side of a fold, of the split drawn by this seed.
+pub fn train_subjects(splits: &[Split], seed: u64, fold: Option<u64>) -> usize {
+    // A split that the dataset gives, or that is read again, may say another seed: it is the only one.
+    let of_fold = |split: &&Split| split.fold.map(|f| f.number) == fold;
+    let own = splits.iter().filter(of_fold).find(|split| split.seed == seed);
+    own.or(splits.iter().find(of_fold)).map_or(0, |split| split.train.len())
+}
+
+/// Every number and share of labels leaves a subject, and no more than there are.
+pub fn check_labels(labels: &[Labels], splits: &[Split]) -> Result<()> {
+    let all = labels.contains(&Labels::Share(1.));
+    for (n, &labels) in splits.iter().flat_map(|split| labels.iter().map(|labels| (split.train.len(), labels))) {
+        match labels {
+            Labels::Share(few) => {
+                let left = (few * n as f64).round() >= 1.;
+                ensure!(left, "`fractions`: {few} leaves no subject of the {n} on the training side");
+            }
+            Labels::Subjects(k) => {
+                ensure!(k as usize <= n, "`labelled`: {k} subjects, but the training side has {n}");
+                ensure!(
+                    !all || (k as usize) < n,
+                    "`labelled`: {k} subjects are all of the training side: leave them out, or \"all\""
+                );
+            }
+        }
+    }
+    Ok(())
 }

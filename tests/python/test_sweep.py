@@ -291,6 +291,96 @@ def test_a_repetition_varies_what_the_user_says(data, tmp_path):
     assert not out.exists()
 
 
+VARIANTS = """
+[finetune.pretext.rotation]
+dropout = 0.1
+batch-size = 3
+
+[finetune.arm.scratch]
+lr = 0.01
+
+[finetune.arm.slow]
+base = "full"
+lr = 1e-4
+batch_size = 4
+"""
+
+
+def test_arms_and_variants_have_settings_of_their_own(data, tmp_path):
+    out, fixed = tmp_path / "out", {"seeds": [0], "fractions": [1.0]}
+    config = written(tmp_path / "arms.toml", data, arms=["scratch", "full", "slow", "random"], more=VARIANTS, **fixed)
+    runs = flags_of(pretext3d(*sweep(config, out, "--dry-run")).stdout.splitlines())
+    found = {run["out"].split("/")[-1]: {key: run.get(key) for key in ("arm", "lr", "dropout", "batch-size")}
+             for kind, run in runs if kind == "finetune"}
+    assert found == {
+        "scratch-scratch-f1-s0": {"arm": "scratch", "lr": "0.01", "dropout": None, "batch-size": None},
+        "rot-full-f1-s0": {"arm": "full", "lr": None, "dropout": "0.1", "batch-size": "3"},
+        "rot-slow-f1-s0": {"arm": "full", "lr": "0.0001", "dropout": "0.1", "batch-size": "4"},
+        "random-frozen-f1-s0": {"arm": "frozen", "lr": None, "dropout": None, "batch-size": None},
+    }
+    # As they run and are reported; more variants may follow, those that ran keep their settings.
+    written(config, data, arms=["scratch", "full"], more=VARIANTS, **fixed)
+    pretext3d(*sweep(config, out))
+    before = results(out)
+    more = VARIANTS + '\n[finetune.arm.slower]\nbase = "full"\nlr = 1e-5'
+    written(config, data, arms=["scratch", "full", "slower"], more=more, **fixed)
+    pretext3d(*sweep(config, out))
+    assert set(results(out)) - set(before) == {"cells/rot-slower-f1-s0"}
+    assert read_json(out / "cells/rot-slower-f1-s0/config.json")["settings"]["lr"] == 1e-5
+    text = (out / "report/report.md").read_text()
+    assert "| rot slower |" in text and "slower, a variant of full: lr = 0.00001" in text and "scratch: lr = 0.01" in text
+    assert "after pretraining by rotation: batch-size = 3, dropout = 0.1" in text and "slow," not in text
+    written(config, data, arms=["scratch", "full", "slower"], more=more.replace("0.01", "0.02"), **fixed)
+    refused(*sweep(config, out), says=["`finetune` was", "is now", out])
+    for table, says in {
+        "arm.slow]\nlr = 1": ['"slow"', "scratch, warmup, full, frozen or random", "`base`"],
+        'arm.slow]\nbase = "ful"': ['"ful" as the base of a variant'],
+        'arm.slow]\nbase = "full"\nlearning-rate = 1': ["rot-slow-f1-s0", "--learning-rate"],
+        'arm.full]\nbase = "warmup"': ["[finetune.arm.full] base"],
+        "arm.full]\nfilters = 4": ["[finetune.arm.full] filters", "all arms need the same"],
+        "arm.full]\nseed = 4": ["[finetune.arm.full] seed", "the sweep sets it"],
+        "pretext.rott]\nlr = 1": ["[finetune.pretext.rott]", "rott"],
+        'pretext."rot,jig"]\nlr = 1': ["rot,jig"],
+        'pretext.rot]\ntask = "classification"': ["[finetune.pretext.rot] task"],
+    }.items():
+        arms = ["scratch", "slow" if "arm.slow" in table else "full"]
+        refused(*sweep(written(config, data, arms=arms, more=f"[finetune.{table}", **fixed), tmp_path / "new"), says=says)
+    assert not (tmp_path / "new").exists()
+
+
+def test_numbers_of_labelled_subjects(data, tmp_path):
+    """Exactly so many, on training sides of different sizes."""
+    out = tmp_path / "out"
+
+    def of(labelled, *more, **changes):
+        text = written(tmp_path / "numbers.toml", data, **({"seeds": [0], "arms": ["scratch"], "tasks": []} | changes)).read_text()
+        # Folds of 3, 3, 3 and 2 subjects.
+        config = tmp_path / "numbers.toml"
+        config.write_text(re.sub("fractions = .*", labelled, text))
+        return sweep(config, out, *more)
+
+    folds = {"test": "folds = 4\nrun_folds = [0, 3]"}
+    pretext3d(*of('labelled = [3, "all"]', **folds))
+    sizes = {k: len(read_json(out / f"split-k{k}.json")["train"]) for k in (0, 3)}
+    assert len(set(sizes.values())) > 1
+    runs = flags_of(pretext3d(*of('labelled = [1, 3, "all"]', "--dry-run", **folds)).stdout.splitlines())
+    shares = {run["out"].split("/")[-1]: float(run["fraction"]) for _, run in runs}
+    assert shares == {f"scratch-scratch-n1-s0-k{k}": 1 / n for k, n in sizes.items()}
+    for k, n in sizes.items():
+        found = [read_json(out / f"cells/scratch-scratch-{labels}-s0-k{k}/result.json") for labels in ("n3", "f1")]
+        assert [result["train_subjects"] for result in found] == [3, n]
+    text = (out / "report/report.md").read_text()
+    assert f"| arm | 3 labelled subjects ({300 / sizes[0]:.4g} %) | 100 % of the labels |" in text and "warning" not in text.lower()
+    for labelled, says in {
+        "labelled = [8]": ["`labelled`: 8 subjects", "has 7"],
+        'labelled = [7, "all"]': ["`labelled`: 7 subjects are all"],
+        "labelled = [0.5]": ["`labelled`", '"all"', "0.5"],
+        "labelled = [1]\nfractions = [0.5]": ["`fractions`", "not both"],
+        "": ["`fractions`", "`labelled`"],
+    }.items():
+        refused("sweep", "--config", of(labelled)[2], "--out", tmp_path / "new", says=says)
+
+
 def test_encoders_and_label_subsets_differ_between_repetitions(data, finished, tmp_path):
     vary = "subset_seeds = [0, 2]"
     out, config = tmp_path / "out", written(tmp_path / "tiny.toml", data, vary=vary, fractions=[0.25])

@@ -2,9 +2,11 @@
 
 use super::document::{Block, Field, Table as Grid};
 use super::figures::{self, Styles};
-use super::words::{finding, mean, number, overall, p_value, percent, reaching, repetitions, section};
+use super::settings;
+use super::words::{amount, finding, mean, number, of_labels, overall, p_value, percent, reaching, repetitions, section};
 use crate::report::progress::duration;
 use crate::study::compare::{Arm, Comparison, Table};
+use crate::study::labels::Labels;
 use crate::study::read::Records;
 use crate::study::repetitions::Repetitions;
 use crate::study::stats::{Estimate, MIN_REPETITIONS};
@@ -21,7 +23,7 @@ pub fn summary(records: &Records, tables: &[Table]) -> Vec<Block> {
     let (ranks, folds, metric) = (records.ranks(), records.has_folds(), records.metric());
     for table in tables {
         blocks.push(Block::Heading(2, section(table, metric, tables.len() > 1)));
-        blocks.push(Block::Table(means(table, &ranks)));
+        blocks.push(Block::Table(means(records, table)));
         if table.scratch.is_empty() {
             blocks
                 .push(Block::Paragraph("The sweep plans no pair of a pretrained arm and scratch: nothing to compare.".into()));
@@ -34,11 +36,10 @@ pub fn summary(records: &Records, tables: &[Table]) -> Vec<Block> {
         for (comparisons, other, whole) in families.into_iter().filter(|f| !f.0.is_empty()) {
             blocks.push(Block::Heading(3, format!("Difference to {other}")));
             blocks.push(Block::Paragraph(overall(comparisons, whole)));
-            let sentence = |c: &Comparison| {
-                format!("{}, {} of the labels: {}", c.arm.label(&ranks), percent(c.fraction), finding(c, folds))
-            };
+            let sentence =
+                |c: &Comparison| format!("{}, {}: {}", c.arm.label(&ranks), of_labels(records, c.labels), finding(c, folds));
             blocks.push(Block::List(comparisons.iter().map(sentence).collect()));
-            blocks.push(Block::Table(differences(comparisons, other, &ranks)));
+            blocks.push(Block::Table(differences(records, comparisons, other)));
         }
     }
     blocks
@@ -60,16 +61,16 @@ pub fn rest(records: &Records, tables: &[Table], convergence: &[Convergence]) ->
     }
     if !convergence.is_empty() {
         blocks.push(Block::Heading(2, "Convergence".into()));
-        let ranks = records.ranks();
         let part = |c: &Convergence, sentence: String| match c.unlabelled {
             Some(share) => format!("{} of the unlabelled scans, {sentence}", percent(share)),
             None => sentence,
         };
-        let sentences = convergence.iter().flat_map(|c| c.reach.iter().flat_map(|r| reaching(r, &ranks)).map(|s| part(c, s)));
+        let sentences = convergence.iter().flat_map(|c| c.reach.iter().flat_map(|r| reaching(records, r)).map(|s| part(c, s)));
         blocks.push(Block::List(sentences.collect()));
         let figure = figures::convergence(records, &styles, convergence);
         blocks.push(Block::Picture("convergence.png", format!("{}. Means over repetitions.", figure.title), figure));
     }
+    blocks.extend(settings::by_arm(records));
     blocks.extend(published(records, tables));
     blocks.extend(pretraining(records));
     blocks.push(Block::Heading(2, "Every finished run".into()));
@@ -114,25 +115,27 @@ fn warnings(records: &Records) -> Vec<String> {
 }
 
 /// Means and intervals, the best of a column strong.
-fn means(table: &Table, ranks: &[usize]) -> Grid {
+fn means(records: &Records, table: &Table) -> Grid {
+    let ranks = records.ranks();
     let mut head = vec!["arm".to_string()];
-    head.extend(table.fractions.iter().map(|f| format!("{} of the labels", percent(*f))));
+    head.extend(table.labels.iter().map(|&labels| of_labels(records, labels)));
     let best = |column: usize| {
         let values = table.means.iter().filter_map(|row| Some(row[column]?.mean));
         values.fold(f64::NEG_INFINITY, f64::max)
     };
-    let best: Vec<f64> = (0..table.fractions.len()).map(best).collect();
+    let best: Vec<f64> = (0..table.labels.len()).map(best).collect();
     let field = |(value, best): (&Option<Estimate>, &f64)| match value {
         Some(e) => Field { text: mean(e), strong: e.mean == *best },
         None => "missing".into(),
     };
     let row = |(arm, values): (&Arm, &Vec<Option<Estimate>>)| {
-        std::iter::once(arm.label(ranks).into()).chain(values.iter().zip(&best).map(field)).collect()
+        std::iter::once(arm.label(&ranks).into()).chain(values.iter().zip(&best).map(field)).collect()
     };
     Grid { head, rows: table.arms.iter().zip(&table.means).map(row).collect() }
 }
 
-fn differences(comparisons: &[Comparison], other: &str, ranks: &[usize]) -> Grid {
+fn differences(records: &Records, comparisons: &[Comparison], other: &str) -> Grid {
+    let ranks = records.ranks();
     let head = ["arm", "labels", &format!("minus {other} (95 %)"), "p", "p, Holm", "pairs", "p over cases (Wilcoxon)"];
     let row = |c: &Comparison| {
         let cases = match &c.cases {
@@ -142,8 +145,8 @@ fn differences(comparisons: &[Comparison], other: &str, ranks: &[usize]) -> Grid
             None => "-".into(),
         };
         vec![
-            c.arm.label(ranks).into(),
-            percent(c.fraction).into(),
+            c.arm.label(&ranks).into(),
+            amount(records, c.labels).into(),
             c.paired.map_or("-".into(), |p| mean(&p.difference)).into(),
             p_value(c.paired.and_then(|p| p.p)).into(),
             p_value(c.holm).into(),
@@ -223,10 +226,10 @@ fn scaling(records: &Records, tables: &[Table]) -> Vec<Block> {
     head.extend(tables.iter().map(|t| format!("{} unlabelled", percent(t.unlabelled))));
     let mut rows = Vec::new();
     for arm in compared(tables) {
-        for fraction in records.fractions() {
-            let find = |t: &Table| t.scratch.iter().find(|c| c.arm == arm && c.fraction == fraction).and_then(|c| c.paired);
+        for labels in records.labels() {
+            let find = |t: &Table| t.scratch.iter().find(|c| c.arm == arm && c.labels == labels).and_then(|c| c.paired);
             let fields = tables.iter().map(|t| find(t).map_or("-".into(), |p| mean(&p.difference).into()));
-            let names: [Field; 2] = [arm.label(&records.ranks()).into(), percent(fraction).into()];
+            let names: [Field; 2] = [arm.label(&records.ranks()).into(), amount(records, labels).into()];
             rows.push(names.into_iter().chain(fields).collect());
         }
     }
@@ -241,7 +244,7 @@ fn published(records: &Records, tables: &[Table]) -> Vec<Block> {
     // Ours with all unlabelled scans, the most that any arm had.
     let ours = |pretext: &str, fraction: f64| {
         let Some(table) = tables.last() else { return String::new() };
-        let column = table.fractions.iter().position(|f| *f == fraction);
+        let column = table.labels.iter().position(|labels| *labels == Labels::Share(fraction));
         let rows = table.arms.iter().zip(&table.means).filter(|(arm, _)| arm.pretext == pretext);
         let values = rows.filter_map(|(arm, row)| Some(format!("{} {}", arm.label(&records.ranks()), mean(&row[column?]?))));
         values.collect::<Vec<_>>().join("; ")

@@ -3,6 +3,7 @@
 mod content;
 mod document;
 mod figures;
+mod settings;
 mod words;
 
 use crate::fs::write_atomic;

@@ -2,6 +2,7 @@
 
 use crate::study::compare::{Arm, Comparison, Table, Verdict};
 use crate::study::converge::Reach;
+use crate::study::labels::Labels;
 use crate::study::read::{Cell, Records};
 use crate::study::repetitions::Repetitions;
 use crate::study::stats::{Estimate, LEVEL, MIN_REPETITIONS};
@@ -12,6 +13,27 @@ const ALPHA: f64 = 1.0 - LEVEL;
 /// `10 %` of 0.1.
 pub fn percent(share: f64) -> String {
     format!("{} %", (share * 1e4).round() / 1e2)
+}
+
+/// `10 %`, or `3 (2.3 %)` of a number of subjects; of training sides of several sizes the share of the first.
+pub fn amount(records: &Records, labels: Labels) -> String {
+    match labels {
+        Labels::Share(share) => percent(share),
+        Labels::Subjects(n) => format!("{n} ({})", share_of(records, labels)),
+    }
+}
+
+/// `10 % of the labels`, or `3 labelled subjects (2.3 %)`.
+pub fn of_labels(records: &Records, labels: Labels) -> String {
+    match labels {
+        Labels::Share(share) => format!("{} of the labels", percent(share)),
+        Labels::Subjects(n) => format!("{n} labelled subject{} ({})", if n == 1 { "" } else { "s" }, share_of(records, labels)),
+    }
+}
+
+fn share_of(records: &Records, labels: Labels) -> String {
+    let first = records.sweep.cells.iter().find(|cell| Labels::of(cell) == labels);
+    first.map_or("-".into(), |cell| percent(cell.fraction))
 }
 
 /// Three decimals, or two digits of what would be 0 with them.
@@ -95,18 +117,18 @@ pub fn overall(comparisons: &[Comparison], other: &str) -> String {
 }
 
 /// `reaches scratch's final 0.620 at epoch 12 of 50; scratch itself at 48`, one sentence an arm.
-pub fn reaching(reach: &Reach, ranks: &[usize]) -> Vec<String> {
-    let Reach { fraction, goal, epochs, own, .. } = reach;
-    let (labels, goal) = (percent(*fraction), number(*goal));
+pub fn reaching(records: &Records, reach: &Reach) -> Vec<String> {
+    let Reach { labels, goal, epochs, own, .. } = reach;
+    let (labels, goal) = (of_labels(records, *labels), number(*goal));
     let sentence = |(arm, first): &(Arm, Option<usize>)| {
-        let name = arm.label(ranks);
+        let name = arm.label(&records.ranks());
         match first {
             Some(first) => format!(
-                "{name}, {labels} of the labels: reaches scratch's final {goal} at epoch {first} of {epochs}; scratch itself at {own}"
+                "{name}, {labels}: reaches scratch's final {goal} at epoch {first} of {epochs}; scratch itself at {own}"
             ),
-            None => format!(
-                "{name}, {labels} of the labels: never reaches scratch's final {goal} in {epochs} epochs; scratch itself at {own}"
-            ),
+            None => {
+                format!("{name}, {labels}: never reaches scratch's final {goal} in {epochs} epochs; scratch itself at {own}")
+            }
         }
     };
     reach.first.iter().map(sentence).collect()
@@ -178,10 +200,10 @@ mod tests {
     use crate::study::stats::paired;
 
     fn comparison(own: &[f64], other: &[f64], planned: usize) -> Comparison {
-        let arm = Arm { rank: 3, pretext: "rot".into(), arm: "warmup".into() };
+        let arm = Arm { rank: 3, pretext: "rot".into(), arm: "warmup".into(), base: "warmup".into() };
         let paired = paired(own, other, 0.0);
         let holm = paired.and_then(|p| p.p);
-        Comparison { arm, fraction: 0.1, planned, pairs: own.len(), paired, holm, cases: None, case_count: 0 }
+        Comparison { arm, labels: Labels::Share(0.1), planned, pairs: own.len(), paired, holm, cases: None, case_count: 0 }
     }
 
     #[test]
