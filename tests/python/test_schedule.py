@@ -1,4 +1,5 @@
 """Learning rates of a fine-tuning: of the given encoder and of the new layers, in each arm and phase."""
+import json
 import math
 
 import pytest
@@ -94,6 +95,16 @@ def test_lengths_that_follow_from_the_epochs_are_written_down(folder, tmp_path):
     settings = read_json(tmp_path / "run/config.json")["settings"]
     assert [settings[key] for key in ("epochs", "frozen-epochs", "unfreeze-warmup-epochs")] == [10, 1, 0.5]
     assert "encoder-lr" not in settings and settings["warmup-floor"] == 0.001
+
+
+def test_a_run_from_before_these_settings_goes_on(folder, tmp_path):
+    pretext3d(*finetune(folder, tmp_path / "run", "warmup", "--epochs", 2, "--steps", 1))
+    config = read_json(tmp_path / "run/config.json")
+    for key in ("warmup-floor", "unfreeze-warmup-epochs", "transfer"):
+        del config["settings"][key]
+    (tmp_path / "run/config.json").write_text(json.dumps(config))
+    pretext3d("finetune", "--resume", tmp_path / "run", "--epochs", 3)
+    assert [float(row["lr_encoder"]) > 0 for row in rows(tmp_path / "run/metrics.csv")] == [False, True, False]
 
 
 REFUSED = {
