@@ -96,7 +96,7 @@ class Simclr(nn.Module):
         super().__init__()
         self.encoder = Encoder(channels, CHANNELS)
         width = CHANNELS[-1]
-        self.head = nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 128))
+        self.head = nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 128), nn.BatchNorm1d(128))
 
     def forward(self, x):
         return F.normalize(self.head(self.encoder(x)[-1].mean((2, 3, 4))).float(), dim=1)

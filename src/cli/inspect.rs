@@ -125,8 +125,11 @@ fn draw(path: &Path, task: &dyn Task, store: &Store, views: &[f32], samples: &[(
     let shown = if all * names.len() <= MAX_PANELS { names.len() } else { 1 };
     let size = voxels(task.view_shape());
     let mut images = views.chunks_exact(size).map(|image| ArrayView3::from_shape(task.view_shape(), image));
-    let mut rows = Vec::with_capacity(samples.len());
-    for (scan, drawn) in samples.iter().take(MAX_DRAWN) {
+    let drawn = &samples[..samples.len().min(MAX_DRAWN)];
+    let maps: Vec<Vec<f32>> =
+        drawn.iter().map(|(_, drawn)| drawn.targets.iter().map(|&class| class as f32).collect()).collect();
+    let mut rows = Vec::with_capacity(drawn.len());
+    for ((scan, drawn), map) in drawn.iter().zip(&maps) {
         let mut row = Vec::new();
         for view in 0..all {
             for (channel, name) in names.iter().enumerate() {
@@ -137,9 +140,14 @@ fn draw(path: &Path, task: &dyn Task, store: &Store, views: &[f32], samples: &[(
                         _ if view >= task.views() => format!("target, {name}"),
                         _ => format!("view {view}, {name}"),
                     };
-                    row.push(Panel { image, caption });
+                    row.push(Panel { image, caption, window: None });
                 }
             }
+        }
+        if let Some(classes) = task.voxel_classes() {
+            let image = ArrayView3::from_shape(task.view_shape(), map)?;
+            let caption = format!("target, classes 0 (black) to {} (white)", classes - 1);
+            row.push(Panel { image, caption, window: Some([0., (classes - 1) as f32]) });
         }
         rows.push(row);
     }

@@ -11,6 +11,8 @@ pub struct Panel<'a> {
     /// `[D, H, W]`, axes as in the store (RAS+: x, y, z); `D = 1` is an image, row 0 at the top.
     pub image: ArrayView3<'a, f32>,
     pub caption: String,
+    /// What is black and what is white, where that is not the row's [`window`].
+    pub window: Option<[f32; 2]>,
 }
 
 pub(super) const BACKGROUND: Color = [20, 22, 26];
@@ -35,8 +37,8 @@ const PANEL_GAP: usize = 16;
 ///
 /// A volume shows its mid axial, coronal and sagittal slices in radiological orientation (anterior or superior up, the
 /// patient's right on the left, the sagittal slice facing left); voxels are drawn square and enlarged, or thinned out, by a
-/// whole number. Grey values run from the 0.5th to the 99.5th percentile of the row's finite voxels; a NaN or infinite voxel
-/// is red. Errors: an empty sheet or panel, a sheet over 32000 pixels high, an unwritable path.
+/// whole number. Grey values run from the 0.5th to the 99.5th percentile of the row's finite voxels, unless a panel has a window of its
+/// own; a NaN or infinite voxel is red. Errors: an empty sheet or panel, a sheet over 32000 pixels high, an unwritable path.
 pub fn write_sheet(path: &Path, title: &str, rows: &[Vec<Panel>]) -> Result<()> {
     let panels = rows.iter().flatten();
     ensure!(panels.clone().count() > 0, "{}: nothing to draw", path.display());
@@ -81,7 +83,8 @@ struct Block<'a> {
     /// Width of a panel, height of its pictures, height with the caption.
     cell: [usize; 3],
     captions: Vec<Vec<String>>,
-    window: [f32; 2],
+    /// Of each panel.
+    windows: Vec<[f32; 2]>,
 }
 
 /// Screen pixels a voxel (`up`), or voxels a screen pixel (`down`); one of them is 1.
@@ -129,7 +132,9 @@ impl<'a> Block<'a> {
         // Even lines: 27 panels with room for 10 make 3 lines of 9.
         let columns = panels.len().div_ceil(panels.len().div_ceil(room));
         let cell = [width, height, height + 4 + (lines as f32 * TEXT * 1.15) as usize];
-        Block { window: window(panels), slices, zoom, columns, cell, captions }
+        let common = window(panels);
+        let windows = panels.iter().map(|p| p.window.unwrap_or(common)).collect();
+        Block { windows, slices, zoom, columns, cell, captions }
     }
 
     fn height(&self) -> usize {
@@ -145,17 +150,17 @@ impl<'a> Block<'a> {
                 canvas.text(x as f32, y, TEXT, BRIGHT, Align::Start, line);
             }
             for slice in slices {
-                self.picture(canvas, x, y, slice.view());
+                self.picture(canvas, x, y, slice.view(), self.windows[i]);
                 x += self.zoom.size(slice.ncols()) + SLICE_GAP;
             }
         }
     }
 
-    fn picture(&self, canvas: &mut Canvas, x: usize, y: usize, slice: ArrayView2<f32>) {
+    fn picture(&self, canvas: &mut Canvas, x: usize, y: usize, slice: ArrayView2<f32>, window: [f32; 2]) {
         let Zoom { up, down } = self.zoom;
         let thin = slice.slice(s![..;down as isize, ..;down as isize]);
         for ((row, column), &value) in thin.indexed_iter() {
-            let color = if value.is_finite() { [grey(value, self.window); 3] } else { [220, 40, 40] };
+            let color = if value.is_finite() { [grey(value, window); 3] } else { [220, 40, 40] };
             canvas.rectangle((x + column * up) as i64, (y + row * up) as i64, up, up, color);
         }
     }
@@ -185,10 +190,12 @@ pub(super) fn grey(value: f32, [low, high]: [f32; 2]) -> u8 {
     (255.0 * ((value - low) / span).clamp(0.0, 1.0)).round() as u8
 }
 
-/// 0.5th and 99.5th percentile of the finite voxels of a row, from a sample of at most about a million.
+/// 0.5th and 99.5th percentile of the finite voxels of a row's panels without a window of their own, from a sample of at most about a
+/// million.
 pub(super) fn window(panels: &[Panel]) -> [f32; 2] {
-    let step = panels.iter().map(|p| p.image.len()).sum::<usize>().div_ceil(1 << 20).max(1);
-    let voxels = panels.iter().flat_map(|p| p.image.iter().copied());
+    let panels = || panels.iter().filter(|p| p.window.is_none());
+    let step = panels().map(|p| p.image.len()).sum::<usize>().div_ceil(1 << 20).max(1);
+    let voxels = panels().flat_map(|p| p.image.iter().copied());
     let mut voxels: Vec<f32> = voxels.step_by(step).filter(|v| v.is_finite()).collect();
     if voxels.is_empty() {
         return [0.0, 1.0];
@@ -229,7 +236,11 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for (n, shape) in [(27, (39, 39, 39)), (9, (1, 13, 13)), (1, (128, 128, 128)), (2, (3, 900, 900)), (1, (1, 3000, 10))] {
             let image = Array3::from_shape_fn(shape, |(x, y, z)| if (7 * x + 3 * y + z) % 5 == 0 { 1.0 } else { 0.0 });
-            let row = || (0..n).map(|i| Panel { image: image.view(), caption: format!("view {i} with a caption") }).collect();
+            let row = || {
+                (0..n)
+                    .map(|i| Panel { image: image.view(), caption: format!("view {i} with a caption"), window: None })
+                    .collect()
+            };
             let rows: Vec<Vec<Panel>> = vec![row(), row()];
             let path = folder.path().join("sheet.png");
             write_sheet(&path, "A title", &rows).unwrap();

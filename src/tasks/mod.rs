@@ -194,6 +194,10 @@ pub trait Task: Send + Sync {
     fn view_shape(&self) -> Shape;
     /// Class ids a sample carries.
     fn targets(&self) -> usize;
+    /// Number of classes, where the targets are a class for each voxel of a view.
+    fn voxel_classes(&self) -> Option<usize> {
+        None
+    }
     /// Whether a sample may come from a scan that [`MirrorZoom`](crate::sample::mirror_zoom::MirrorZoom) has changed.
     fn allows_mirror_zoom(&self) -> bool {
         false

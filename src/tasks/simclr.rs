@@ -145,6 +145,7 @@ impl Simclr {
             hidden: linear(vs / "hidden", pool.features, pool.features),
             norm: Norm::new(vs / "norm", NormKind::Batch, pool.features),
             output: linear(vs / "output", pool.features, self.config.embedding as i64),
+            output_norm: Norm::new(vs / "output_norm", NormKind::Batch, self.config.embedding as i64),
             pool,
             temperature: self.config.temperature,
         })
@@ -229,6 +230,8 @@ struct SimclrHead {
     hidden: nn::Linear,
     norm: Norm,
     output: nn::Linear,
+    /// As the authors have it: around the batch's mean no two vectors are alike from the start.
+    output_norm: Norm,
     temperature: f64,
 }
 
@@ -237,8 +240,9 @@ impl SimclrHead {
     fn embed(&self, encoder: &dyn Encoder, views: &Tensor, mode: Mode) -> Tensor {
         let features = self.pool.forward(&encoder.encode_views(views, mode));
         ffi::without_autocast(views.device(), || {
-            let hidden = self.norm.forward(&self.hidden.forward(&features.to_kind(Kind::Float)), mode.trains_head());
-            unit_vectors(&self.output.forward(&hidden.relu()))
+            let train = mode.trains_head();
+            let hidden = self.norm.forward(&self.hidden.forward(&features.to_kind(Kind::Float)), train).relu();
+            unit_vectors(&self.output_norm.forward(&self.output.forward(&hidden), train))
         })
     }
 }

@@ -206,6 +206,10 @@ impl Task for VolumeFusion {
         voxels(self.view_shape())
     }
 
+    fn voxel_classes(&self) -> Option<usize> {
+        Some(self.classes)
+    }
+
     fn sample(&self, scans: &dyn Scans, scan: usize, rng: &mut Rng, out: &mut [f32]) -> Result<Drawn> {
         let params = self.draw(scans, scan, rng)?;
         let targets = self.render(scans, &params, out)?;
