@@ -27,6 +27,8 @@ pub enum Stream {
     Inspect = 8,
     /// The foreground voxels that are remembered: `a` = scan, `b` = class.
     Foreground = 9,
+    /// The voxels that a probe is fitted on: `a` = scan, `b` = class.
+    Probe = 10,
 }
 
 /// Generator for one draw: the four numbers are the key itself, so no two can collide.

@@ -20,7 +20,7 @@ use crate::run::split::choose_split;
 use crate::run::weights::Pretrained;
 use crate::settings;
 use crate::train::config::RESUMABLE;
-use crate::train::session::{Best, Ended, Session};
+use crate::train::session::{Best, Course, Ended, Session};
 use crate::train::stop::Stop;
 use crate::train::trainer::{Setup, Trainer};
 use anyhow::{Context, Result, ensure};
@@ -155,8 +155,9 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         trainer.steps
     );
     let metric = format!("{name}.{}", trainer.tasks[0].task.selects());
-    let (own, minutes) = (run.clone(), config.train.save_minutes);
-    let mut session = Session::open(own, trainer, name.to_owned(), 1, minutes, Best::Metric, stop.clone())?;
+    let save_minutes = config.train.save_minutes;
+    let course = Course { name: name.to_owned(), val_draws: 1, save_minutes, best: Best::Metric, probe: None };
+    let mut session = Session::open(run.clone(), trainer, course, stop.clone())?;
     let mut ended = session.train()?;
     drop(session);
     if let Ended::Finished = ended {

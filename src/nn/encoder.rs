@@ -211,6 +211,15 @@ impl EncoderConfig {
         )
     }
 
+    /// The same encoder, with all of it in training too.
+    pub fn without_dropout(mut self) -> Self {
+        match &mut self {
+            EncoderConfig::UNet(config) => config.dropout = 0.,
+            EncoderConfig::DenseNet121(config) => config.dropout = 0.,
+        }
+        self
+    }
+
     /// The encoder with new weights, its variables under `vs`.
     pub fn build(&self, vs: nn::Path) -> Box<dyn Encoder> {
         match self.clone() {

@@ -1,6 +1,7 @@
 //! Networks: building blocks, encoders and heads. Nothing here knows a task.
 
 pub mod blocks;
+pub mod calibrate;
 pub mod decoder;
 pub mod densenet;
 pub mod encoder;

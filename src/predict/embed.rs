@@ -4,7 +4,7 @@ use crate::device::{Precision, memory_format};
 use crate::dim::{Rank, Shape};
 use crate::ffi;
 use crate::nn::blocks::global_average;
-use crate::nn::{Encoder, EncoderFlags, Level, Mode};
+use crate::nn::{Encoder, EncoderConfig, EncoderFlags, Level, Mode};
 use crate::predict::window::{default_batch, pad, starts};
 use crate::run::input::Input;
 use crate::run::tensors::ENCODER;
@@ -25,6 +25,7 @@ pub fn default_window(rank: Rank) -> usize {
 
 pub struct Embedder {
     encoder: Box<dyn Encoder>,
+    config: EncoderConfig,
     /// Planes of volumes that a network of images takes.
     input: Input,
     window: usize,
@@ -46,7 +47,8 @@ impl Embedder {
     ) -> Result<(Embedder, LoadReport)> {
         let flags = EncoderFlags::default().of_weights(&given.config, rank, &given.file)?;
         let mut vs = VarStore::new(Device::Cpu);
-        let encoder = flags.config(rank, input.channels.len() as i64, 0.)?.build(&vs.root() / ENCODER.trim_end_matches('.'));
+        let config = flags.config(rank, input.channels.len() as i64, 0.)?;
+        let encoder = config.build(&vs.root() / ENCODER.trim_end_matches('.'));
         let report = given.load_into(&vs.variables(), &input, Transfer::Encoder)?;
         let bf16 = precision.is_bf16(device);
         if device == Device::Cpu {
@@ -60,7 +62,7 @@ impl Embedder {
             window as i64 >= least,
             "--window must be at least {least}, as the encoder pools every side by that, found {window}"
         );
-        Ok((Embedder { encoder, input, window, device, bf16, _vs: vs }, report))
+        Ok((Embedder { encoder, config, input, window, device, bf16, _vs: vs }, report))
     }
 
     pub fn levels(&self) -> &[Level] {
@@ -85,39 +87,47 @@ impl Embedder {
             }
             None => scan,
         };
-        no_grad(|| self.windows(&scan))
+        self.config.check_input(window_of(&*self.encoder, &scan, self.window))?;
+        pooled(&*self.encoder, &scan, self.window, self.device, self.bf16)
     }
+}
 
-    fn windows(&self, scan: &Tensor) -> Result<Vec<Tensor>> {
-        let rank = self.encoder.rank();
-        let mut patch: Shape = [1; 3];
-        for a in rank.axes() {
-            patch[a] = self.window.min(scan.size()[a + 1] as usize).max(self.encoder.deepest().reduction as usize);
-        }
-        let (scan, _) = pad(scan, patch);
-        let along = [0, 1, 2].map(|a| starts(patch[a], 0., scan.size()[a + 1] as usize));
-        let cut = |(x, y, z): (usize, usize, usize)| {
-            let at = [along[0][x], along[1][y], along[2][z]];
-            let window = (0..3).fold(scan.shallow_clone(), |view, a| view.narrow(a as i64 + 1, at[a] as i64, patch[a] as i64));
-            if rank == Rank::Two { window.squeeze_dim(1) } else { window }
-        };
-        let places: Vec<_> = ndarray::indices((along[0].len(), along[1].len(), along[2].len())).into_iter().collect();
-        let mut sums: Option<Vec<Tensor>> = None;
-        for batch in places.chunks(default_batch(rank)) {
-            let windows: Vec<Tensor> = batch.iter().map(|&at| cut(at)).collect();
-            let x = Tensor::stack(&windows, 0).to_device(self.device);
-            ffi::set_memory_format(&x, memory_format(self.device, self.bf16))?;
-            let pyramid = ffi::with_autocast(self.device, self.bf16, || self.encoder.forward(&x, Mode::Eval));
-            let pooled = pyramid.iter().map(|map| global_average(map).sum_dim_intlist(0, false, Kind::Double));
-            sums = Some(match sums {
-                Some(sums) => sums.into_iter().zip(pooled).map(|(sum, more)| sum + more).collect(),
-                None => pooled.collect(),
-            });
-        }
-        let mean = |sum: Tensor| (sum / places.len() as f64).to_kind(Kind::Float).to_device(Device::Cpu);
-        let features: Vec<Tensor> = sums.expect("a scan has at least one window").into_iter().map(mean).collect();
-        let finite = features.iter().all(|level| level.isfinite().all().int64_value(&[]) == 1);
-        ensure!(finite, "features that are not finite");
-        Ok(features)
+/// Of a scan `[C, D, H, W]` that lies as the encoder takes it, as [`Embedder::embed`]; of images each plane `[C, H, W]` is a window at least.
+pub fn pooled(encoder: &dyn Encoder, scan: &Tensor, window: usize, device: Device, bf16: bool) -> Result<Vec<Tensor>> {
+    let rank = encoder.rank();
+    let patch = window_of(encoder, scan, window);
+    let (scan, _) = pad(scan, patch);
+    let along = [0, 1, 2].map(|a| starts(patch[a], 0., scan.size()[a + 1] as usize));
+    let cut = |(x, y, z): (usize, usize, usize)| {
+        let at = [along[0][x], along[1][y], along[2][z]];
+        let window = (0..3).fold(scan.shallow_clone(), |view, a| view.narrow(a as i64 + 1, at[a] as i64, patch[a] as i64));
+        if rank == Rank::Two { window.squeeze_dim(1) } else { window }
+    };
+    let places: Vec<_> = ndarray::indices((along[0].len(), along[1].len(), along[2].len())).into_iter().collect();
+    let mut sums: Option<Vec<Tensor>> = None;
+    for batch in places.chunks(default_batch(rank)) {
+        let windows: Vec<Tensor> = batch.iter().map(|&at| cut(at)).collect();
+        let x = Tensor::stack(&windows, 0).to_device(device);
+        ffi::set_memory_format(&x, memory_format(device, bf16))?;
+        let pyramid = ffi::with_autocast(device, bf16, || no_grad(|| encoder.forward(&x, Mode::Eval)));
+        let pooled = pyramid.iter().map(|map| global_average(map).sum_dim_intlist(0, false, Kind::Double));
+        sums = Some(match sums {
+            Some(sums) => sums.into_iter().zip(pooled).map(|(sum, more)| sum + more).collect(),
+            None => pooled.collect(),
+        });
     }
+    let mean = |sum: Tensor| (sum / places.len() as f64).to_kind(Kind::Float).to_device(Device::Cpu);
+    let features: Vec<Tensor> = sums.expect("a scan has at least one window").into_iter().map(mean).collect();
+    let finite = features.iter().all(|level| level.isfinite().all().int64_value(&[]) == 1);
+    ensure!(finite, "features that are not finite");
+    Ok(features)
+}
+
+/// Shape of the windows of a scan `[C, D, H, W]`, up to `window` voxels a side.
+fn window_of(encoder: &dyn Encoder, scan: &Tensor, window: usize) -> Shape {
+    let mut shape = [1; 3];
+    for a in encoder.rank().axes() {
+        shape[a] = window.min(scan.size()[a + 1] as usize).max(encoder.deepest().reduction as usize);
+    }
+    shape
 }

@@ -1,6 +1,6 @@
 //! How well the classes of scans are read out of their features: a cross-validation by subject.
 
-use super::{Ridge, Standard, nearest};
+use super::{ALPHAS, Ridge, Standard, nearest};
 use crate::data::split::{Candidate, Fold, Split, subject};
 use crate::metrics::agreement::Confusion;
 use anyhow::{Result, ensure};
@@ -43,7 +43,7 @@ impl Readout {
         let (x, fitted) = (standard.apply(x), standard.apply(fitted));
         match self {
             Readout::Majority => truth.bincount::<Tensor>(None, classes as i64).argmax(0, true).expand([x.size()[0]], false),
-            Readout::Linear => Ridge::fit(&fitted, truth, classes).classes(&x),
+            Readout::Linear => Ridge::fit(&fitted, truth, classes, &ALPHAS).classes(&x),
             Readout::Nearest(k) => nearest(&x, &fitted, truth, classes, k),
         }
     }

@@ -2,10 +2,11 @@
 //! encoder that they come from is not trained.
 
 pub mod cross;
+pub mod voxels;
 
 use tch::{Device, Kind, Tensor};
 
-/// Strengths of the linear readout's regularisation that are tried, on standardised features.
+/// Strengths of the regularisation that are tried where scans are classified, on standardised features.
 pub const ALPHAS: [f64; 9] = [1e-2, 1e-1, 1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6];
 
 /// Eigenvalues below this share of the largest are rounding errors.
@@ -40,13 +41,14 @@ pub struct Ridge {
     weights: Tensor,
     /// `[K]`.
     intercept: Tensor,
-    /// Of [`ALPHAS`] the one with the least squared error when each sample is left out in turn.
+    /// Strength of the regularisation.
     pub alpha: f64,
 }
 
 impl Ridge {
-    /// Of standardised features `[N, D]`, float64, and classes `[N]`, int64, below `classes`.
-    pub fn fit(x: &Tensor, truth: &Tensor, classes: usize) -> Ridge {
+    /// Of standardised features `[N, D]`, float64, and classes `[N]`, int64, below `classes`; with the one of these strengths that has the least
+    /// squared error when each sample is left out in turn.
+    pub fn fit(x: &Tensor, truth: &Tensor, classes: usize, alphas: &[f64]) -> Ridge {
         let (n, d) = x.size2().expect("features are a matrix");
         let y = truth.one_hot(classes as i64).to_kind(Kind::Double);
         let intercept = y.mean_dim(0, false, Kind::Double);
@@ -68,7 +70,7 @@ impl Ridge {
             let leverage = leverages.matmul(&kept) + 1. / n as f64;
             (residuals / (leverage.neg() + 1.).unsqueeze(1)).square().mean(Kind::Double).double_value(&[])
         };
-        let best = ALPHAS.map(|alpha| (error(alpha), alpha)).into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
+        let best = alphas.iter().map(|&alpha| (error(alpha), alpha)).min_by(|a, b| a.0.total_cmp(&b.0));
         let alpha = best.expect("there are strengths to try").1;
         let weights = v.matmul(&((&s / (&squares + alpha)).unsqueeze(1) * &along));
         Ridge { weights, intercept, alpha }
@@ -109,7 +111,7 @@ mod tests {
         for (n, d) in [(12, 40), (60, 7)] {
             let (x, truth) = features(n, d, 3);
             let x = Standard::of(&x).apply(&x);
-            let ridge = Ridge::fit(&x, &truth, 3);
+            let ridge = Ridge::fit(&x, &truth, 3, &ALPHAS);
             let y = truth.one_hot(3).to_kind(Kind::Double);
             let solve = |rows: &Tensor, alpha: f64| {
                 let (x, y) = (x.index_select(0, rows), y.index_select(0, rows));

@@ -20,6 +20,9 @@ pub struct Seen {
     pub train: Members,
     /// Those that chose the best epoch.
     pub val: Members,
+    /// Those that it was probed on during training, with their labels.
+    #[serde(default, skip_serializing_if = "Members::is_empty")]
+    pub probe: Members,
     /// Whether that is all: false if it started from weights that do not say whom they have seen.
     pub complete: bool,
 }
@@ -43,6 +46,10 @@ impl Members {
         group
     }
 
+    fn is_empty(&self) -> bool {
+        self.subjects.is_empty() && self.scans.is_empty()
+    }
+
     fn extend(&mut self, other: Members) {
         self.subjects.extend(other.subjects);
         self.scans.extend(other.scans);
@@ -60,13 +67,19 @@ fn beginning(hash: &str) -> String {
 impl Seen {
     /// A training on these scans.
     pub fn of(train: &Subset, val: &Subset) -> Seen {
-        Seen { train: Members::of(train), val: Members::of(val), complete: true }
+        Seen { train: Members::of(train), val: Members::of(val), probe: Members::default(), complete: true }
     }
 
     /// The subjects of a run from before its scans were kept.
     pub fn of_ids(train: &[String], val: &[String]) -> Seen {
         let group = |ids: &[String]| Members { subjects: ids.iter().map(|id| hashed(id)).collect(), ..Members::default() };
-        Seen { train: group(train), val: group(val), complete: true }
+        Seen { train: group(train), val: group(val), probe: Members::default(), complete: true }
+    }
+
+    /// With scans whose labels it was probed on.
+    pub fn probed(mut self, scans: &Subset) -> Seen {
+        self.probe.extend(Members::of(scans));
+        self
     }
 
     /// With whom the weights that it started from have seen; `None`: they do not say.
@@ -76,6 +89,7 @@ impl Seen {
                 self.complete &= earlier.complete;
                 self.train.extend(earlier.train);
                 self.val.extend(earlier.val);
+                self.probe.extend(earlier.probe);
             }
             None => self.complete = false,
         }
@@ -90,22 +104,23 @@ pub fn warnings(seen: Option<&Seen>, store: &Store, split: &Split, other_people:
     let Some(seen) = seen else { return vec![unknown.to_owned()] };
     let remedy = "for a clean result pretrain with --split set to this fine-tuning's split.json";
     let mut warnings = Vec::new();
-    let sides = [("test", &split.test, vec![&seen.train, &seen.val]), ("validation", &split.val, vec![&seen.train])];
-    for (side, subjects, groups) in sides {
+    let (pretrained, probed) = ("pretrained on", "probed on during pretraining, with their labels");
+    let sides = [
+        ("test", &split.test, vec![&seen.train, &seen.val], pretrained),
+        ("validation", &split.val, vec![&seen.train], pretrained),
+        ("test", &split.test, vec![&seen.probe], probed),
+        ("validation", &split.val, vec![&seen.probe], probed),
+    ];
+    for (side, subjects, groups, how) in sides {
         let (scans, ids) = known(store, subjects, &groups);
         if !scans.is_empty() {
             let n = (scans.len(), subjects.len());
-            warnings.push(format!(
-                "scans of {} of the {} {side} subjects were pretrained on ({}); {remedy}",
-                n.0,
-                n.1,
-                some(&scans)
-            ));
+            warnings.push(format!("scans of {} of the {} {side} subjects were {how} ({}); {remedy}", n.0, n.1, some(&scans)));
         }
         if !ids.is_empty() && !other_people {
             let n = (ids.len(), subjects.len());
             warnings.push(format!(
-                "{} of the {} {side} subjects have the ids of subjects that were pretrained on, though not the same scans ({}): if \
+                "{} of the {} {side} subjects have the ids of subjects that were {how}, though not the same scans ({}): if \
                  they are other people, say so with --other-people; if not, {remedy}",
                 n.0,
                 n.1,
@@ -122,7 +137,7 @@ pub fn warnings(seen: Option<&Seen>, store: &Store, split: &Split, other_people:
             store.folder().display()
         ));
     }
-    let groups = [&seen.train, &seen.val];
+    let groups = [&seen.train, &seen.val, &seen.probe];
     if groups.iter().any(|group| group.scans.is_empty() && !group.subjects.is_empty()) {
         warnings.push(
             "an earlier version pretrained it, which kept the subjects' ids alone: scans under other ids are not known"

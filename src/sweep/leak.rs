@@ -5,12 +5,24 @@ use crate::data::split::{Split, subject};
 use crate::data::store::{Entry, Store};
 use crate::print::note;
 use anyhow::{Result, bail};
-use std::collections::{HashMap, HashSet};
+use serde_json::Value;
+use std::collections::{BTreeSet, HashMap, HashSet};
+use std::path::{Path, PathBuf};
 
-/// Errors if the store `unlabelled` holds a scan or a person that any split that is run holds out. Scans are known by their images,
-/// whatever was done to them since; people, independently, by their ids, unless the user says that those are of others.
+/// Errors if the store `unlabelled`, or one that its pretrainings are probed on, holds a scan or a person that any split that is run holds
+/// out. Scans are known by their images, whatever was done to them since; people, independently, by their ids, unless the user says that
+/// those are of others. A pretraining on a training side is given its split, and takes no probe of what that holds out.
 pub fn check(config: &SweepConfig, store: &Store, splits: &[Split]) -> Result<()> {
     let Some(folder) = &config.unlabelled else { return Ok(()) };
+    check_folder("unlabelled", folder, config, store, splits)?;
+    let mut probes = BTreeSet::new();
+    for pretraining in config.pretrainings()? {
+        probes.extend(config.pretrain_settings(&pretraining)?.get("probe").and_then(Value::as_str).map(PathBuf::from));
+    }
+    probes.iter().try_for_each(|folder| check_folder("probe", folder, config, store, splits))
+}
+
+fn check_folder(key: &str, folder: &Path, config: &SweepConfig, store: &Store, splits: &[Split]) -> Result<()> {
     let unlabelled = Store::open(folder)?;
     let (seen, scans) = (&unlabelled.index().subjects, &store.index().subjects);
     let run = config.folds();
@@ -27,7 +39,7 @@ pub fn check(config: &SweepConfig, store: &Store, splits: &[Split]) -> Result<()
         held_out_scans().filter_map(|(scan, role)| Some((scan, role, scan.marks().find_map(|m| marks.get(m))?))).collect();
     if let Some((scan, role, copy)) = copies.first() {
         bail!(
-            "`unlabelled`: {} holds {} scans that are held out, the first as `{}`: it is `{}` of {}, which {role}; leave them out, or \
+            "`{key}`: {} holds {} scans that are held out, the first as `{}`: it is `{}` of {}, which {role}; leave them out, or \
              without `unlabelled` the training side of {} alone is pretrained on",
             folder.display(),
             copies.len(),
@@ -42,14 +54,14 @@ pub fn check(config: &SweepConfig, store: &Store, splits: &[Split]) -> Result<()
     if let Some((scan, role)) = held_out_scans().find(|(scan, _)| people.contains(subject(&scan.id)) && !config.other_people) {
         let n = held_out.keys().filter(|id| people.contains(*id)).count();
         bail!(
-            "`unlabelled`: {} holds {n} subjects with the ids of held-out ones, e.g. `{}`, which {role} in {}: leave them out, or if \
+            "`{key}`: {} holds {n} subjects with the ids of held-out ones, e.g. `{}`, which {role} in {}: leave them out, or if \
              they are other people, say so with --other-people (`other_people = true`)",
             folder.display(),
             subject(&scan.id),
             config.data.display()
         );
     }
-    for (folder, scans) in [(folder, seen), (&config.data, scans)] {
+    for (folder, scans) in [(folder, seen), (config.data.as_path(), scans)] {
         let unknown = scans.iter().filter(|scan| scan.images.is_empty()).count();
         if unknown > 0 {
             note!(

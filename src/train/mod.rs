@@ -4,6 +4,7 @@ pub mod config;
 pub mod network;
 pub mod optim;
 pub mod pretrain;
+pub mod probe;
 pub mod schedule;
 pub mod session;
 pub mod stop;

@@ -1,10 +1,12 @@
 //! Pretraining: one or several pretext tasks on unlabelled scans, then the export of the encoder.
 
 use super::config::{RESUMABLE, TrainConfig};
-use super::session::{Best, Ended, Session};
+use super::probe::{Probe, ProbeConfig};
+use super::session::{Best, Course, Ended, Session};
 use super::stop::Stop;
 use super::trainer::{Setup, Trainer};
 use crate::data::Scans;
+use crate::data::names::some;
 use crate::data::store::Store;
 use crate::dim::{Rank, Shape};
 use crate::nn::{EncoderConfig, EncoderFlags};
@@ -60,6 +62,9 @@ pub struct PretrainConfig {
     pub weights: Option<PathBuf>,
     #[command(flatten)]
     #[serde(flatten)]
+    pub probe: ProbeConfig,
+    #[command(flatten)]
+    #[serde(flatten)]
     pub mirror_zoom: MirrorZoom,
     #[command(flatten)]
     #[serde(flatten)]
@@ -71,6 +76,8 @@ impl PretrainConfig {
     pub fn check(&self) -> Result<()> {
         self.train.check()?;
         self.mirror_zoom.check()?;
+        self.probe.check()?;
+        ensure!(self.best != Some(Best::Probe) || self.probe.probe.is_some(), "--best probe needs --probe");
         ensure!(
             self.mirror_zoom.is_off() || self.train.slices.is_none(),
             "--mirror and --zoom change whole scans and do not go with --slices"
@@ -184,6 +191,8 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let trainer = config.trainer(device, rank, window, train, valid)?;
     let last = trainer.tasks.iter().any(|run| run.task.last_is_best());
     let best = config.best.unwrap_or(if last { Best::Last } else { Best::Metric });
+    let probe = Probe::open(&config.probe, &store, &split, &trainer.network.config, device, trainer.bf16)?;
+    let probed = probe.as_ref().map(Probe::probed);
     let (mut report, mut warnings) = (String::new(), Vec::new());
     if let Some(init) = &init {
         let loaded = init.load_into(&trainer.network.vs.variables(), &input, Transfer::Encoder)?;
@@ -192,13 +201,18 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
         warnings = loaded.warnings;
     }
     let run = match run {
-        Some(run) => run,
+        Some(run) => {
+            let before = run.description()?.remove("probe").unwrap_or_default();
+            ensure!(before == json!(probed), "--resume {}: the store of --probe has changed", run.dir.display());
+            run
+        }
         None => {
             let mut resolved = config.clone();
             (resolved.train.epochs, resolved.window, resolved.best) = (Some(trainer.epochs), Some(window), Some(best));
             if let [task] = &trainer.tasks[..] {
                 (resolved.train.batch_size, resolved.train.draws) = (Some(task.batch), Some(task.draws));
             }
+            let seen = probe.iter().fold(seen, |seen, probe| seen.probed(probe.subset()));
             let seen = if let Some(init) = init { seen.after(init.seen) } else { seen };
             Run::create(
                 config.train.out.as_deref(),
@@ -206,7 +220,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
                 settings::resolved(&resolved),
                 &split,
                 &seen,
-                object(json!({ "network": trainer.network.config, "input": input, "warnings": warnings })),
+                object(json!({ "network": trainer.network.config, "input": input, "warnings": warnings, "probe": probed })),
             )?
         }
     };
@@ -218,8 +232,18 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
         if trainer.bf16 { "bf16" } else { "fp32" },
         trainer.steps
     );
-    let (own, minutes) = (run.clone(), config.train.save_minutes);
-    let mut session = Session::open(own, trainer, config.name(), config.val_draws, minutes, best, stop)?;
+    if let (Some(probe), Some(probed)) = (&probe, &probed) {
+        let scans = probed.scans.iter().map(String::as_str).collect::<Vec<_>>();
+        let now = if run.has_checkpoint() {
+            String::new()
+        } else {
+            format!(", {:.3} before training", probe.score(&trainer.network)?)
+        };
+        note!("val/{}: {} scans, e.g. {}{now}", probe.name(), scans.len(), some(&scans));
+    }
+    let (val_draws, save_minutes) = (config.val_draws, config.train.save_minutes);
+    let course = Course { name: config.name(), val_draws, save_minutes, best, probe };
+    let mut session = Session::open(run.clone(), trainer, course, stop)?;
     if let Ended::Stopped = session.train()? {
         note!(
             "stopped and saved; continue with: {}",

@@ -1,5 +1,6 @@
 //! The loop over epochs: steps, validation, checkpoints, logs, and a clean stop. The same for pretraining and fine-tuning.
 
+use super::probe::Probe;
 use super::stop::Stop;
 use super::trainer::Trainer;
 use crate::report::curves::{Metric, write_curves};
@@ -10,7 +11,7 @@ use crate::run::history::{History, Row};
 use crate::run::means::Means;
 use crate::run::tensors;
 use crate::sample::loader::Loader;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use std::time::{Duration, Instant};
 
@@ -29,6 +30,19 @@ pub enum Best {
     Last,
     /// That with the highest validation metric, of several tasks with the highest mean
     Metric,
+    /// That with the highest score of --probe
+    Probe,
+}
+
+/// How a run goes on after each epoch.
+pub struct Course {
+    /// Title of the curves.
+    pub name: String,
+    /// Samples of each validation scan.
+    pub val_draws: u64,
+    pub save_minutes: f64,
+    pub best: Best,
+    pub probe: Option<Probe>,
 }
 
 /// A run under way.
@@ -39,29 +53,16 @@ pub struct Session {
     history: History,
     events: EventWriter,
     stop: Stop,
-    /// Title of the curves.
-    name: String,
-    /// Samples of each validation scan.
-    val_draws: u64,
-    save_minutes: f64,
-    best: Best,
+    course: Course,
 }
 
 impl Session {
     /// Takes up a run where its last checkpoint left it.
-    pub fn open(
-        run: Run,
-        mut trainer: Trainer,
-        name: String,
-        val_draws: u64,
-        save_minutes: f64,
-        best: Best,
-        stop: Stop,
-    ) -> Result<Session> {
+    pub fn open(run: Run, mut trainer: Trainer, course: Course, stop: Stop) -> Result<Session> {
         let progress = restore(&run, &mut trainer)?;
         let history = History::open(&run.dir, Some(progress.epoch as usize))?;
         let events = EventWriter::create(&run.dir, progress.epoch + u64::from(progress.epoch > 0))?;
-        Ok(Session { run, trainer, progress, history, events, stop, name, val_draws, save_minutes, best })
+        Ok(Session { run, trainer, progress, history, events, stop, course })
     }
 
     /// What is trained.
@@ -88,7 +89,7 @@ impl Session {
             let first_step = self.progress.step;
             let Some(wait) = self.train_epoch(&mut bar)? else { return Ok(Ended::Stopped) };
             let seconds = started.elapsed().as_secs_f64();
-            let Some(validation) = self.trainer.validate(self.val_draws, &self.stop)? else {
+            let Some(validation) = self.trainer.validate(self.course.val_draws, &self.stop)? else {
                 self.save("last")?;
                 bar.finish();
                 return Ok(Ended::Stopped);
@@ -103,6 +104,9 @@ impl Session {
             }
             self.progress.means.iter().for_each(|(name, value)| row.set(format!("train/{name}"), value));
             validation.iter().for_each(|(name, value)| row.set(format!("val/{name}"), value));
+            if let Some(probe) = self.course.probe.as_ref().filter(|p| p.is_due(self.progress.epoch, self.trainer.epochs)) {
+                row.set(format!("val/{}", probe.name()), probe.score(&self.trainer.network)?);
+            }
             row.set("seconds", seconds);
             row.set("samples_per_s", ((steps - first_step) * self.trainer.samples_per_step()) as f64 / seconds);
             row.set("wait_share", wait.as_secs_f64() / seconds);
@@ -135,7 +139,7 @@ impl Session {
                 wait_share: batches.wait().as_secs_f64() / seconds,
             });
             let stop = self.stop.asked();
-            if stop || saved.elapsed().as_secs_f64() > 60. * self.save_minutes {
+            if stop || saved.elapsed().as_secs_f64() > 60. * self.course.save_minutes {
                 self.trainer.flush(&mut self.progress.means)?;
                 self.save("last")?;
                 saved = Instant::now();
@@ -151,13 +155,17 @@ impl Session {
 
     /// Records the epoch, then saves: a run killed in between repeats the epoch and its row.
     fn finish_epoch(&mut self, row: Row, validation: &Means, bar: &mut EpochBar) -> Result<()> {
-        let score = self.trainer.score(validation);
         let epoch = self.progress.epoch;
-        let better = self.best == Best::Last || self.progress.best.is_none_or(|(_, best)| score > best);
-        self.progress = Progress { epoch: epoch + 1, step: 0, means: Means::default(), best: self.progress.best };
-        if better {
-            self.progress.best = Some((epoch, score));
-        }
+        let (score, best) = match (self.course.best, &self.course.probe) {
+            (Best::Probe, Some(probe)) => (row.get(&format!("val/{}", probe.name())), self.progress.best),
+            (Best::Probe, None) => bail!("--best probe needs --probe"),
+            (Best::Metric, _) => (Some(self.trainer.score(validation)), self.progress.best),
+            (Best::Last, _) => (Some(self.trainer.score(validation)), None),
+        };
+        // An epoch without a look of the probe is no candidate.
+        let better = score.filter(|score| best.is_none_or(|(_, best)| *score > best)).map(|score| (epoch, score));
+        let best = better.or(self.progress.best);
+        self.progress = Progress { epoch: epoch + 1, step: 0, means: Means::default(), best };
         bar.epoch(&row);
         for (column, value) in row.values() {
             self.events.scalar(column, row.epoch as u64, wall_time(), *value as f32)?;
@@ -172,9 +180,10 @@ impl Session {
                 let name = run.task.name();
                 run.task.metrics().into_iter().map(move |m| Metric { column: format!("{name}.{}", m.name), chance: m.chance })
             })
+            .chain(self.course.probe.iter().map(|probe| Metric { column: probe.name().to_owned(), chance: None }))
             .collect();
-        write_curves(&self.run.dir.join("curves.png"), &self.name, self.history.rows(), &metrics)?;
-        if !better {
+        write_curves(&self.run.dir.join("curves.png"), &self.course.name, self.history.rows(), &metrics)?;
+        if better.is_none() {
             return self.save("last");
         }
         // In this order: a run killed in between repeats the epoch.

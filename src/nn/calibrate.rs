@@ -1,0 +1,89 @@
+//! Running statistics of batch normalisation, estimated anew where a network meets other inputs than it was trained on.
+
+use super::blocks::NORM_MOMENTUM;
+use anyhow::{Result, ensure};
+use std::collections::HashMap;
+use tch::{Tensor, no_grad};
+
+/// Sets every `running_mean` and `running_var` among these variables to mean and variance over all batches that `passes` goes through, each
+/// item being a forward pass in training of one batch. Batches count the same. Errors if there is none.
+pub fn calibrate(variables: &HashMap<String, Tensor>, mut passes: impl Iterator<Item = Result<()>>) -> Result<()> {
+    let means = variables.iter().filter_map(|(name, mean)| Some((mean, name.strip_suffix("running_mean")?)));
+    let statistics: Vec<[Tensor; 2]> =
+        means.map(|(mean, norm)| [mean, &variables[&format!("{norm}running_var")]].map(Tensor::shallow_clone)).collect();
+    if statistics.is_empty() {
+        return Ok(());
+    }
+    let zero = || statistics.iter().flatten().for_each(|statistic| drop(statistic.shallow_clone().zero_()));
+    // Sums of the batches' means, variances and squared means.
+    let mut sums: Vec<[Tensor; 3]> = statistics.iter().map(|[mean, _]| [0; 3].map(|_| mean.zeros_like())).collect();
+    let mut batches = 0.;
+    no_grad(|| -> Result<()> {
+        loop {
+            zero();
+            let Some(pass) = passes.next() else { break };
+            pass?;
+            batches += 1.;
+            for ([mean, variance], sums) in statistics.iter().zip(&mut sums) {
+                // From 0 a pass goes this share of the way to its own statistics.
+                let (mean, variance) = (mean / NORM_MOMENTUM, variance / NORM_MOMENTUM);
+                let _ = sums[2].g_add_(&mean.square());
+                let _ = sums[0].g_add_(&mean);
+                let _ = sums[1].g_add_(&variance);
+            }
+        }
+        ensure!(batches > 0., "no batch to estimate statistics on");
+        for ([mean, variance], [means, variances, squares]) in statistics.iter().zip(&sums) {
+            let average = means / batches;
+            variance.shallow_clone().copy_(&(variances / batches + squares / batches - average.square()));
+            mean.shallow_clone().copy_(&average);
+        }
+        Ok(())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::dim::Rank;
+    use crate::nn::{Encoder, UNet, UNetConfig};
+    use tch::{Device, Kind, nn::VarStore};
+
+    #[test]
+    fn evaluation_sees_what_the_first_layer_saw_and_earlier_statistics_do_not_matter() {
+        tch::manual_seed(4);
+        let vs = VarStore::new(Device::Cpu);
+        let unet = UNet::new(&vs.root() / "encoder", UNetConfig { filters: 3, levels: 2, ..UNetConfig::paper(Rank::Two, 1) });
+        let batches: Vec<Tensor> = [(1., 5.), (3., -20.)]
+            .map(|(scale, shift)| Tensor::randn([4, 1, 8, 8], (Kind::Float, Device::Cpu)) * scale + shift)
+            .into();
+        let variables = vs.variables();
+        let found = || {
+            let pass = |x: &Tensor| {
+                unet.features(x, true);
+                Ok(())
+            };
+            calibrate(&variables, batches.iter().map(pass)).unwrap();
+            let names =
+                ["encoder.level0.norm0.running_mean", "encoder.level0.norm0.running_var", "encoder.level1.norm1.running_var"];
+            names.map(|name| Vec::<f32>::try_from(&variables[name]).unwrap())
+        };
+        let first = found();
+        assert!(first[2].iter().all(|v| v.is_finite() && *v > 0.));
+        let _ = no_grad(|| variables["encoder.level1.norm1.running_var"].shallow_clone().fill_(1e6));
+        assert_eq!(found(), first);
+        // What enters the first normalisation, written out.
+        let conv = |name: &str| variables[&format!("encoder.level0.conv0.{name}")].shallow_clone();
+        let all = Tensor::cat(&batches, 0).conv2d(&conv("weight"), Some(conv("bias")), [1, 1], [1, 1], [1, 1], 1).relu();
+        let (mean, variance) =
+            (all.mean_dim(&[0i64, 2, 3][..], false, Kind::Float), all.var_dim(&[0i64, 2, 3][..], true, false));
+        for (found, expected) in first.iter().zip([mean, variance]) {
+            let expected = Vec::<f32>::try_from(expected).unwrap();
+            assert!(
+                found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 0.02 * b.abs().max(0.1)),
+                "{found:?}, {expected:?}"
+            );
+        }
+        assert!(calibrate(&variables, std::iter::empty()).is_err());
+    }
+}
