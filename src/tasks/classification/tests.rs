@@ -1,8 +1,10 @@
 use super::*;
+use crate::data::Arrays;
 use crate::dim::Rank;
 use crate::rng::{Stream, rng};
-use crate::tasks::tests::encoder;
+use crate::tasks::tests::{encoder, scans};
 use crate::transform::augment::AugmentConfig;
+use crate::transform::mirror::MirrorAxis;
 use rand::Rng as _;
 
 const CLASSES: usize = 5;
@@ -109,4 +111,45 @@ fn validation_is_summarised_over_all_scans() {
     let chance: f64 = (0..9).map(|i| n[i / 3] * m[i % 3] * ((i / 3) as f64 - (i % 3) as f64).powi(2)).sum::<f64>() / 16.;
     assert!((summary["kappa"] - (1. - 0.5 / chance)).abs() < 1e-12);
     assert!(summarise(&[1.; 3], &judged(&[(1, 1, 0.)]))[0].1.is_nan());
+}
+
+/// Scan `k` has class `k`.
+struct Graded(Arrays);
+
+impl Scans for Graded {
+    fn len(&self) -> usize {
+        self.0.len()
+    }
+    fn id(&self, scan: usize) -> &str {
+        self.0.id(scan)
+    }
+    fn channels(&self) -> usize {
+        self.0.channels()
+    }
+    fn shape(&self, scan: usize) -> Shape {
+        self.0.shape(scan)
+    }
+    fn read(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [f32]) -> Result<()> {
+        self.0.read(scan, region, orientation, out)
+    }
+    fn class(&self, scan: usize) -> Option<u8> {
+        Some(scan as u8)
+    }
+}
+
+#[test]
+fn a_class_with_a_side_becomes_the_other_one_in_a_mirror_image() {
+    let (shape, names) = ([1, 8, 8], ["neither", "left eye", "right eye"]);
+    let scans = Graded(scans(shape));
+    for (axis, expected) in [(MirrorAxis::Horizontal, [0, 2, 1]), (MirrorAxis::Vertical, [0, 1, 2])] {
+        let config = AugmentConfig { flip: 1., flip_axes: vec![axis], ..AugmentConfig::default() };
+        let augmenter = config.augmenter(Rank::Two, None, &names).unwrap();
+        let names = names.map(String::from).to_vec();
+        let task = Classification::new(&ClassificationConfig::default(), augmenter, shape, names, vec![1.; 3]);
+        for (scan, class) in expected.into_iter().enumerate() {
+            let mut out = vec![0.; 2 * 64];
+            let drawn = task.sample(&scans, scan, &mut rng(1, Stream::Train, 0, 0), &mut out).unwrap();
+            assert_eq!(drawn.targets, [class], "{axis:?}");
+        }
+    }
 }
