@@ -29,6 +29,8 @@ pub enum Stream {
     Foreground = 9,
     /// The voxels that a probe is fitted on: `a` = scan, `b` = class.
     Probe = 10,
+    /// Whole windows that statistics are estimated on: `a` = 0, `b` = position.
+    Window = 11,
 }
 
 /// Generator for one draw: the four numbers are the key itself, so no two can collide.

@@ -154,6 +154,11 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         if config.task == DownstreamKind::Segmentation { "patches" } else { "whole scans" },
         trainer.steps
     );
+    // Of a run that goes on they are in its checkpoint.
+    let calibrated = if run.has_checkpoint() { 0 } else { trainer.calibrate()? };
+    if calibrated > 0 {
+        note!("BatchNorm statistics of the encoder, fixed at first: estimated on {calibrated} training samples");
+    }
     let metric = format!("{name}.{}", trainer.tasks[0].task.selects());
     let save_minutes = config.train.save_minutes;
     let course = Course { name: name.to_owned(), val_draws: 1, save_minutes, best: Best::Metric, probe: None };

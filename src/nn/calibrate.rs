@@ -1,9 +1,50 @@
-//! Running statistics of batch normalisation, estimated anew where a network meets other inputs than it was trained on.
+//! Running statistics of batch normalisation, estimated anew where a network meets other inputs than it was trained on: those of a
+//! training fit inputs like its own, which may be small patches, and a network with new weights has none at all.
 
+use super::EncoderConfig;
 use super::blocks::NORM_MOMENTUM;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use std::collections::HashMap;
-use tch::{Tensor, no_grad};
+use tch::{Device, Tensor, nn::VarStore, no_grad};
+
+/// Inputs that an encoder's statistics are estimated on, at the least.
+pub const SAMPLES: u64 = 32;
+
+/// Voxels of a batch. Batches as large as memory allows come closest to evaluation: in training mode, deeper layers see what the batch's own
+/// statistics make of it.
+const BATCH_VOXELS: usize = 1 << 21;
+
+/// How many inputs of this many voxels make a batch.
+pub fn batch_size(voxels: usize) -> u64 {
+    ((BATCH_VOXELS / voxels.max(1)) as u64).clamp(2, SAMPLES)
+}
+
+/// Sets the running statistics among an encoder's `variables`, whose names begin with `prefix`, to those of the inputs `[B, C, ...]` of all
+/// batches; what is learnt stays. Gives the number of inputs, 0 where there are no such statistics.
+pub fn calibrate_encoder(
+    config: &EncoderConfig,
+    variables: &HashMap<String, Tensor>,
+    prefix: &str,
+    batches: impl Iterator<Item = Result<Tensor>>,
+) -> Result<u64> {
+    // The same tensors without dropout, which evaluation does not have.
+    let vs = VarStore::new(Device::Cpu);
+    let encoder = config.clone().without_dropout().build(vs.root());
+    let own = vs.variables();
+    for (name, tensor) in &own {
+        let given = variables.get(&format!("{prefix}{name}")).with_context(|| format!("no variable {prefix}{name}"))?;
+        tensor.shallow_clone().set_data(&given.detach());
+    }
+    let mut inputs = 0;
+    let pass = |batch: Result<Tensor>| {
+        let batch = batch?;
+        inputs += batch.size()[0] as u64;
+        encoder.features(&batch, true);
+        Ok(())
+    };
+    calibrate(&own, batches.map(pass))?;
+    Ok(inputs)
+}
 
 /// Sets every `running_mean` and `running_var` among these variables to mean and variance over all batches that `passes` goes through, each
 /// item being a forward pass in training of one batch. Batches count the same. Errors if there is none.
@@ -47,7 +88,7 @@ mod tests {
     use super::*;
     use crate::dim::Rank;
     use crate::nn::{Encoder, UNet, UNetConfig};
-    use tch::{Device, Kind, nn::VarStore};
+    use tch::Kind;
 
     #[test]
     fn evaluation_sees_what_the_first_layer_saw_and_earlier_statistics_do_not_matter() {

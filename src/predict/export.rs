@@ -2,23 +2,26 @@
 
 use crate::data::preprocess::{Intensity, Settings, Threshold};
 use crate::data::slices::Slices;
-use crate::device::{DeviceChoice, Precision};
+use crate::device::{DeviceChoice, Precision, memory_format};
 use crate::dim::Rank;
+use crate::nn::calibrate::calibrate_encoder;
 use crate::nn::script::ScriptModule;
 use crate::nn::{Decoder, EncoderConfig};
 use crate::predict::model::Model;
+use crate::print::note;
 use crate::run::decoder::PretrainedDecoder;
 use crate::run::folder::{self, Checkpoint, Run};
 use crate::run::history::History;
 use crate::run::input::Input;
 use crate::run::tensors::{self, DECODER, ENCODER, EXPORT_VERSION, Tensors};
 use crate::run::weights;
+use crate::sample::windows::Windows;
 use crate::{ffi, fs};
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use tch::{Device, nn::VarStore};
+use tch::{Device, Tensor, nn::VarStore};
 
 const ENCODER_FORMAT: &str = "pretext3d-encoder";
 /// Of a fine-tuned network.
@@ -35,8 +38,10 @@ pub fn files(prefix: &Path) -> Result<[PathBuf; 3]> {
 }
 
 /// Exports a run's checkpoint (`best` or `last`) as `PREFIX.pt`, `PREFIX.safetensors` and `PREFIX.json`; returns the paths. Of a
-/// pretraining run the encoder, and the decoder of its first task that has one, of a fine-tuned one the whole network.
-pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> {
+/// pretraining run the encoder, and the decoder of its first task that has one, of a fine-tuned one the whole network. `windows`: where the
+/// encoder's BatchNorm statistics are to be those of its training scans as they are, which tasks show it in pieces or changed, and the device
+/// to compute them on.
+pub fn export_run(run: &Run, which: &str, prefix: &Path, windows: Option<(&Windows, Device)>) -> Result<Vec<String>> {
     let files = files(prefix)?;
     let [module, state_dict, description_file] = &files;
     let file = run.checkpoint(which);
@@ -50,13 +55,16 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
     // A slice is normalised with its volume.
     let preprocess = preprocess_source(&input.preprocessing, if input.slices.is_some() { Rank::Three } else { config.rank() });
 
-    let vs = VarStore::new(Device::Cpu);
+    let mut vs = VarStore::new(Device::Cpu);
     let encoder = config.build(&vs.root() / ENCODER.trim_end_matches('.'));
     let downstream = description.get("downstream");
     let decoder = PretrainedDecoder::find(&saved, &Value::Object(description.clone())).filter(|_| downstream.is_none());
     let (script, state): (ScriptModule, Tensors) = match downstream {
         None => {
             weights::load_encoder(&vs.variables(), &saved, &file, None)?;
+            if let Some((windows, device)) = windows {
+                calibrate_on(windows, device, &config, &mut vs)?;
+            }
             let source = "def forward(self, x: Tensor) -> List[Tensor]:\n    return self.encoder.forward(x)\n";
             let mut script = ScriptModule::new(format!("{source}{preprocess}")).child("encoder", encoder.script());
             if let Some(given) = &decoder {
@@ -117,6 +125,23 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path) -> Result<Vec<String>> 
     tensors::save_safetensors(state_dict, &state, metadata)?;
     fs::write_atomic(description_file, |file| Ok(std::io::Write::write_all(file, text.as_bytes())?))?;
     Ok(files.iter().map(|file| file.display().to_string()).collect())
+}
+
+/// Sets an encoder's BatchNorm statistics to those of these windows, in float32.
+fn calibrate_on(windows: &Windows, device: Device, config: &EncoderConfig, vs: &mut VarStore) -> Result<()> {
+    vs.set_device(device);
+    let place = |windows: Tensor| {
+        let windows = windows.to_device(device);
+        ffi::set_memory_format(&windows, memory_format(device, false))?;
+        Ok(windows)
+    };
+    let batches = windows.batches().map(|batch| batch.and_then(place));
+    let windows_used = calibrate_encoder(config, &vs.variables(), ENCODER, batches)?;
+    vs.set_device(Device::Cpu);
+    if windows_used > 0 {
+        note!("BatchNorm statistics of the export: estimated on {windows_used} windows of {} voxels a side", windows.side);
+    }
+    Ok(())
 }
 
 /// A network's input in words.

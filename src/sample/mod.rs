@@ -5,3 +5,4 @@ pub mod loader;
 pub mod mirror_zoom;
 pub mod patch;
 pub mod sampler;
+pub mod windows;

@@ -7,7 +7,7 @@ use crate::run::tensors::{ENCODER, Tensors};
 use crate::tasks::{Batch, Head, Outcome, Task};
 use anyhow::{Context, Result};
 use rand::RngCore;
-use tch::{Device, Kind, Tensor, nn::VarStore, no_grad};
+use tch::{Device, Tensor, nn::VarStore, no_grad};
 
 pub struct Network {
     pub config: EncoderConfig,
@@ -16,8 +16,8 @@ pub struct Network {
     /// In the order of the tasks.
     pub heads: Vec<Box<dyn Head>>,
     /// Per task, where there are several, each running statistic of the encoder and the task's own copy. Tasks feed the encoder
-    /// differently (whole scans, small patches), so in training and validation each has its own. An export needs one set:
-    /// [`Network::mix_statistics`].
+    /// differently (whole scans, small patches), so in training and validation each has its own. An export
+    /// has those of whole windows.
     statistics: Vec<Vec<(Tensor, Tensor)>>,
 }
 
@@ -59,25 +59,6 @@ impl Network {
         outcome
     }
 
-    /// Sets the encoder's statistics to the mean and variance over all tasks' inputs, each task counting the same. Exact for the first
-    /// layer only: what deeper layers see depends on the statistics before them.
-    pub fn mix_statistics(&self) {
-        if self.statistics.is_empty() {
-            return;
-        }
-        // Sorted by name, each norm's `running_mean` stands before its `running_var`.
-        no_grad(|| {
-            for i in (0..self.statistics[0].len()).step_by(2) {
-                let average = |values: Vec<Tensor>| Tensor::stack(&values, 0).mean_dim(0, false, Kind::Float);
-                let own = |i: usize| self.statistics.iter().map(move |s| &s[i].1);
-                let mean = average(own(i).map(Tensor::shallow_clone).collect());
-                let variance = average(own(i).zip(own(i + 1)).map(|(m, var)| var + (m - &mean).square()).collect());
-                self.statistics[0][i].0.shallow_clone().copy_(&mean);
-                self.statistics[0][i + 1].0.shallow_clone().copy_(&variance);
-            }
-        });
-    }
-
     /// Every variable by its name.
     pub fn state(&self) -> Tensors {
         self.vs.variables().into_iter().collect()
@@ -109,6 +90,7 @@ mod tests {
     use crate::dim::Rank;
     use crate::nn::UNetConfig;
     use crate::tasks::{TaskConfigs, TaskKind, build};
+    use tch::Kind;
 
     #[test]
     fn jointly_trained_tasks_keep_their_own_statistics() {
@@ -153,14 +135,5 @@ mod tests {
             tensor.copy_(&before);
         }
         assert!((off() - own).abs() < 1e-6);
-
-        network.mix_statistics();
-        let value = |name: &str| variables[name].double_value(&[0]);
-        let [rot, exe] = ["rot", "exe"]
-            .map(|task| ["mean", "var"].map(|what| value(&format!("{task}.statistics.level0_norm0_running_{what}"))));
-        let mean = (rot[0] + exe[0]) / 2.;
-        let variance = (rot[1] + (rot[0] - mean).powi(2) + exe[1] + (exe[0] - mean).powi(2)) / 2.;
-        assert!((value("encoder.level0.norm0.running_mean") - mean).abs() < 1e-3 * mean.abs().max(1.));
-        assert!((value("encoder.level0.norm0.running_var") - variance).abs() < 1e-3 * variance);
     }
 }

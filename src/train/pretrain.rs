@@ -7,6 +7,7 @@ use super::stop::Stop;
 use super::trainer::{Setup, Trainer};
 use crate::data::Scans;
 use crate::data::names::some;
+use crate::data::split::Split;
 use crate::data::store::Store;
 use crate::dim::{Rank, Shape};
 use crate::nn::{EncoderConfig, EncoderFlags};
@@ -19,6 +20,7 @@ use crate::run::seen::Seen;
 use crate::run::split::{Needs, TestSide, choose_split, scans_of};
 use crate::run::weights::{Pretrained, Transfer};
 use crate::sample::mirror_zoom::MirrorZoom;
+use crate::sample::windows::Windows;
 use crate::settings;
 use crate::tasks::cpc::default_grid;
 use crate::tasks::{self, Task, TaskConfigs, TaskKind, joined_names};
@@ -188,6 +190,7 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
         config = config.of_weights(init, store.rank()?)?;
     }
     let (rank, window) = geometry(&config, &store)?;
+    let windows = Windows { scans: train.clone(), rank, side: window, seed: config.train.seed };
     let trainer = config.trainer(device, rank, window, train, valid)?;
     let last = trainer.tasks.iter().any(|run| run.task.last_is_best());
     let best = config.best.unwrap_or(if last { Best::Last } else { Best::Metric });
@@ -251,10 +254,35 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
         );
         return Ok(Ended::Stopped);
     }
-    let written = export::export_run(&run, "best", &prefix)?;
+    let written = export::export_run(&run, "best", &prefix, Some((&windows, device)))?;
     note!("exported {} from {}", written.join(", "), run.dir.display());
     run.write("result.json", &record(&config, &session, rank, run.warnings()?))?;
     Ok(Ended::Finished)
+}
+
+/// Windows of the scans that a pretraining run trained on, which are now in the store `data`, unless where they were.
+pub fn windows(run: &Run, data: Option<&Path>) -> Result<Windows> {
+    let settings = run.settings()?;
+    let setting =
+        |key: &str| settings.get(key).cloned().with_context(|| format!("{}: no `{key}`", run.config_file().display()));
+    let data = data.map_or_else(|| Ok(serde_json::from_value(setting("data")?)?), |data| anyhow::Ok(data.to_owned()))?;
+    let slices = settings.get("slices").cloned().map(serde_json::from_value).transpose()?;
+    let store = Store::open(&data)?.sliced(slices)?;
+    let input = run.description()?.get("input").cloned();
+    ensure!(
+        input == Some(serde_json::to_value(Input::of(&store))?),
+        "{}: not the store that {} was trained on",
+        data.display(),
+        run.dir.display()
+    );
+    let split = Split::load(&run.split_file())?.fraction(serde_json::from_value(setting("fraction")?)?)?;
+    let [seed, side] = ["seed", "window"].map(setting);
+    Ok(Windows {
+        rank: store.rank()?,
+        scans: Arc::new(store.subset(&scans_of(&store, &split))?),
+        side: serde_json::from_value(side?)?,
+        seed: serde_json::from_value(seed?)?,
+    })
 }
 
 /// What a report shows of a finished pretraining. Of several tasks the means.

@@ -191,10 +191,9 @@ impl Session {
         self.run.best_is_last()
     }
 
-    /// Writes a checkpoint. The encoder's statistics in it are those of all tasks' inputs.
+    /// Writes a checkpoint.
     fn save(&self, which: &str) -> Result<()> {
         let Trainer { network, optimizer, .. } = &self.trainer;
-        network.mix_statistics();
         self.run.save(which, &network.state(), &optimizer.state(), &self.progress)
     }
 }

@@ -5,9 +5,11 @@ use super::network::{Network, layout_views, seed_libtorch};
 use super::stop::Stop;
 use crate::data::Scans;
 use crate::device::memory_format;
+use crate::dim::voxels;
 use crate::ffi;
-use crate::nn::{EncoderConfig, Mode};
+use crate::nn::{EncoderConfig, Mode, calibrate};
 use crate::run::means::Means;
+use crate::run::tensors::ENCODER;
 use crate::sample::loader::Loader;
 use crate::sample::mirror_zoom::MirrorZoom;
 use crate::sample::sampler::{LoadedBatch, Sampler};
@@ -207,6 +209,22 @@ impl Trainer {
                 |(sampler, batch): &(Sampler, u64)| sampler.train(epoch, item * batch..(item + 1) * batch)?.pinned(device);
             samplers.iter().map(draw).collect()
         })
+    }
+
+    /// Before a phase with the encoder fixed: estimates its running statistics anew on samples of the first task as it trains on them,
+    /// the same each time. Gives how many, 0 where there is no such phase or are no such statistics.
+    pub fn calibrate(&self) -> Result<u64> {
+        if self.frozen_epochs == 0 {
+            return Ok(0);
+        }
+        let (sampler, batch) = (&self.tasks[0].train, self.tasks[0].batch);
+        let size = batch.max(calibrate::batch_size(voxels(sampler.task.view_shape())));
+        let batches = (0..calibrate::SAMPLES).step_by(size as usize).map(|first| {
+            let views = sampler.train(0, first..first + size)?.on(self.device).views;
+            Ok(layout_views(&views, memory_format(self.device, self.bf16))?.flatten(0, 1))
+        });
+        let Network { config, vs, .. } = &self.network;
+        ffi::with_autocast(self.device, self.bf16, || calibrate::calibrate_encoder(config, &vs.variables(), ENCODER, batches))
     }
 
     pub fn rates(&self, epoch: u64, step: u64) -> Rates {

@@ -50,7 +50,9 @@ def test_weights_are_the_best_checkpoints(trained):
     state, _ = tensors(trained.weights.with_suffix(".safetensors"))
     best, _ = tensors(trained.run / "best.safetensors")
     encoder = {name.removeprefix("model."): t for name, t in best.items() if name.startswith("model.encoder.")}
-    assert set(state) == set(encoder) and all(torch.equal(state[name], encoder[name]) for name in state)
+    assert set(state) == set(encoder)
+    # But for the statistics, which are those of whole scans (test_calibrate.py).
+    assert all(torch.equal(state[name], encoder[name]) == ("running" not in name) for name in state)
 
 
 @pytest.mark.parametrize("train", [False, True])
@@ -146,7 +148,7 @@ def test_export_of_a_run_by_hand_gives_the_same(trained, tmp_path):
     pretext3d("export", "--run", trained.run, "--checkpoint", "last", "--out", tmp_path / "last")
     state, _ = tensors(tmp_path / "last.safetensors")
     last, _ = tensors(trained.run / "last.safetensors")
-    assert all(torch.equal(tensor, last[f"model.{name}"]) for name, tensor in state.items())
+    assert all(torch.equal(tensor, last[f"model.{name}"]) for name, tensor in state.items() if "running" not in name)
 
 
 @pytest.mark.slow
