@@ -51,9 +51,10 @@ fn soft_dice_loss(probabilities: &Tensor, classes: &Tensor, weights: &Tensor, fi
         let ids = ids.reshape([&[k][..], &vec![1; classes.dim() - 1]].concat());
         classes.unsqueeze(1).eq_tensor(&ids).to_kind(Kind::Float)
     });
-    let [p, t] = [probabilities, &truth].map(|x| x.narrow(1, first, k - first).transpose(0, 1).flatten(1, -1));
-    let over = |x: Tensor| x.sum_dim_intlist(1, false, Kind::Float);
-    let (both, sum) = (over(&p * &t), over(p) + over(t));
+    let [p, t] = [probabilities, &truth].map(|x| x.narrow(1, first, k - first));
+    let axes: Vec<i64> = (0..p.dim() as i64).filter(|&axis| axis != 1).collect();
+    let over = |x: &Tensor| x.sum_dim_intlist(axes.as_slice(), false, Kind::Float);
+    let (both, sum) = (over(&(&p * &t)), over(&p) + over(&t));
     let dice = (both * 2. + SMOOTH) / (sum + SMOOTH);
     let weights = weights.narrow(0, first, k - first);
     ((-dice + 1.) * &weights).sum(Kind::Float) / weights.sum(Kind::Float)
