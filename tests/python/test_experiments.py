@@ -341,7 +341,7 @@ def test_scripts_do_not_pretrain_on_what_is_tested_on(labelled, tmp_path):
     brains = labelled.parent / "brain"
     env = environment(PRETEXT3D=program, DATA=brains, UNLABELLED=renamed(brains, tmp_path / "other", "twin"), JOBS=1, ARGS="--dry-run")
     done = subprocess.run([ROOT / "scripts/scaling.sh"], env=env, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 1 and "--no-labels" in done.stderr and "holds 8 scans that are held out" in done.stderr, done.stderr
+    assert done.returncode == 1 and "--no-labels" in done.stderr and "holds 12 scans that are held out" in done.stderr, done.stderr
 
 
 def test_a_failure_stops_the_script(stub, tmp_path):
