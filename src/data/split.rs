@@ -18,7 +18,7 @@ pub fn subject(id: &str) -> &str {
 
 /// Which subjects are trained on, which choose the best epoch and which are tested on. All scans `subject/..` of a subject
 /// are on its side.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Split {
     /// Keys the order in which subjects were drawn, and in which [`Split::fraction`] takes them.

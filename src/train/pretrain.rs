@@ -155,8 +155,11 @@ pub fn check(config: &PretrainConfig) -> Result<EncoderConfig> {
         config = config.of_weights(&Pretrained::open(init)?, store.rank()?)?;
     }
     let (rank, window) = geometry(&config, &store)?;
-    let scans = Arc::new(store);
-    config.trainer(Device::Cpu, rank, window, scans.clone(), scans).map(|trainer| trainer.network.config)
+    let scans = Arc::new(store.clone());
+    let encoder = config.trainer(Device::Cpu, rank, window, scans.clone(), scans)?.network.config;
+    // Whom a split holds out is not known here.
+    Probe::open(&config.probe, &store, &Split::default(), &encoder, Device::Cpu, false)?;
+    Ok(encoder)
 }
 
 /// Trains until the last epoch or a signal. `resume`: the folder of the run to continue.

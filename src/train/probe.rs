@@ -356,8 +356,7 @@ fn choose(own: &Store, needs: Needs, trained: &Store, split: &Split, n: usize) -
         )
     };
     ensure!(people.len() > 1, "{}", left_out(people.len()));
-    let all =
-        Split { seed: SEED, fold: None, train: people.keys().map(|id| id.to_string()).collect(), val: vec![], test: vec![] };
+    let all = Split { train: people.keys().map(|id| id.to_string()).collect(), ..Split::default() };
     let mut chosen = Vec::new();
     for person in all.balanced_fraction(1., &needs.classes(own), SEED)? {
         for &scan in &people[person.as_str()] {

@@ -5,7 +5,7 @@ import pytest
 import torch
 import torchvision
 from conftest import SMALL
-from helpers import pretext3d, read_json, refused, tensors
+from helpers import pretext3d, read_json, refused, rows, tensors
 from safetensors.torch import save_file
 
 QUICK = ["--encoder", "densenet121", "--epochs", 1, "--batch-size", 2, "--steps", 1, "--val-draws", 1, "--device", "cpu"]
@@ -120,6 +120,21 @@ def test_flags_that_do_not_fit_are_refused(store, images, tmp_path):
     refused("pretrain", *args, "--filters", 8, says=["--filters and --levels go with --encoder unet"])
     finetune = ["--data", store, "--weights", "none", *SMALL[:4], "--encoder", "densenet121", "--out", tmp_path / "f"]
     refused("finetune", *finetune, says=["densenet121 takes images"])
+
+
+def test_features_and_probes_of_torchvisions_weights(started, images, random_net, tmp_path):
+    """Weights without a description, on scans of a store."""
+    weights = ["--weights", started[0] / "imagenet.safetensors"]
+    pretext3d("embed", *weights, "--input", images, "--out", tmp_path / "f", "--device", "cpu", "--precision", "fp32")
+    found, _ = tensors(tmp_path / "f.safetensors")
+    files = [entry["file"] for entry in read_json(images / "index.json")["subjects"]]
+    x = torch.stack([tensors(images / file)[0]["image"].float()[:, 0] for file in files])
+    with torch.no_grad():
+        expected = random_net.features(x).relu().mean((2, 3))
+    torch.testing.assert_close(found["level4"], expected, rtol=1e-3, atol=1e-4)
+    out = ["--out", tmp_path / "run", "--weights", tmp_path / "w", "--epochs", 1, "--probe", images]
+    pretext3d("pretrain", "--data", images, "--task", "rot", *QUICK, *out)
+    assert -1 <= float(rows(tmp_path / "run/metrics.csv")[0]["val/probe.kappa"]) <= 1
 
 
 @pytest.mark.slow

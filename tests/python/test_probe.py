@@ -205,6 +205,13 @@ def test_only_training_subjects_are_probed_and_later_runs_know_them(brains, stor
     refused("sweep", "--config", tmp_path / "sweep.toml", "--dry-run", cwd=tmp_path, says=["`probe`", "held out"])
 
 
+@pytest.mark.parametrize("flags", [["--slices", "coronal"], ["--norm", "instance"]])
+def test_slices_and_instance_normalisation(store, tmp_path, flags):
+    pretext3d(*arguments(store, tmp_path, "--epochs", 1, "--probe", store, *flags))
+    [found] = scores(tmp_path / "run")
+    assert 0 < found < 1
+
+
 def test_what_cannot_be_probed_is_refused(brains, store, tmp_path):
     bare, far = tmp_path / "bare", tmp_path / "far"
     pretext3d("preprocess", "--data", brains, "--out", bare, "--size", 32, "--no-labels")
