@@ -164,16 +164,17 @@ def test_finetuning_example_runs(trained, store, form):
 
 
 def test_best_says_which_epoch_is_exported(store, tmp_path):
-    """With a rate that destroys what was learnt, so that the last epoch is not that of the metric."""
+    """With a rate that changes weights but no accuracy, so that the metric takes the first epoch."""
     for best in ("last", "metric"):
-        args = ["--task", "rot", "--epochs", 4, "--steps", 2, *SMALL, "--rot-head", "gap", "--lr", 0.1, "--schedule", "constant"]
+        args = ["--task", "rot", "--epochs", 4, "--steps", 2, *SMALL, "--rot-head", "gap", "--lr", 1e-6, "--schedule", "constant"]
         out = ["--out", tmp_path / best, "--weights", tmp_path / "w" / best]
         pretext3d("pretrain", "--data", store, *args, "--best", best, *out)
         history = [float(row["val/rot.accuracy"]) for row in rows(tmp_path / best / "metrics.csv")]
         chosen = 4 if best == "last" else 1 + history.index(max(history))
-        assert history.index(max(history)) < 3, "the metric would choose the last epoch too"
+        assert best == "last" or chosen < 4, "the metric would choose the last epoch too"
         assert read_json(tmp_path / "w" / f"{best}.json")["epoch"] == chosen
         assert read_json(tmp_path / best / "result.json")["value"] == history[chosen - 1]
         state, _ = tensors(tmp_path / "w" / f"{best}.safetensors")
         last, _ = tensors(tmp_path / best / "last.safetensors")
-        assert all(torch.equal(tensor, last[f"model.{name}"]) for name, tensor in state.items()) == (best == "last")
+        learnt = [name for name in state if "running" not in name]
+        assert all(torch.equal(state[name], last[f"model.{name}"]) for name in learnt) == (best == "last")
