@@ -71,7 +71,7 @@ pub struct Table {
 }
 
 impl Arm {
-    fn of(cell: &Cell) -> Arm {
+    pub fn of(cell: &Cell) -> Arm {
         Arm { rank: cell.rank, pretext: cell.pretext.clone(), arm: cell.arm.clone(), base: cell.base().to_owned() }
     }
 

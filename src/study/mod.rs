@@ -3,6 +3,7 @@
 pub mod compare;
 pub mod converge;
 pub mod labels;
+pub mod rates;
 pub mod read;
 pub mod repetitions;
 pub mod results;

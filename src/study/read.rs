@@ -1,5 +1,6 @@
 //! A sweep's folder: `sweep.json`, `cells/ID/result.json` and `metrics.jsonl`, `pretrain/RUN/result.json`. Reading is strict.
 
+use super::rates::{Rates, at_rate};
 use super::repetitions::Repetitions;
 use crate::run::history::{History, Row};
 use crate::run::record::{CellResult, PretrainResult, RANDOM, SCRATCH, VERSION};
@@ -48,6 +49,9 @@ pub struct Cell {
     /// Share of the unlabelled scans that pretraining saw, 0 to 1.
     pub unlabelled: f64,
     pub rank: usize,
+    /// Of a sweep that chooses rates: the learning rate.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr: Option<f64>,
 }
 
 /// A number from elsewhere, to be shown beside ours.
@@ -63,16 +67,30 @@ pub struct Published {
 }
 
 /// A finished cell.
+#[derive(Clone)]
 pub struct Finished {
     pub result: CellResult,
     pub history: Vec<Row>,
 }
 
+/// A cell at another learning rate than the one that is compared.
+#[derive(Clone)]
+pub struct OtherRate {
+    pub cell: Cell,
+    pub finished: Option<Finished>,
+}
+
 /// All that a sweep's folder holds.
+#[derive(Clone)]
 pub struct Records {
     pub sweep: Sweep,
     /// Beside `sweep.cells`; none where a cell is not finished.
     pub finished: Vec<Option<Finished>>,
+    /// Beside `sweep.cells`, which are at the common learning rate, the same at the arm's own; none where that is not chosen or is the
+    /// common one.
+    pub others: Vec<Option<OtherRate>>,
+    /// What was chosen, of each sweep with a grid, with its name where there are several.
+    pub rates: Vec<(String, Rates)>,
     /// Of each sweep, and beside `sweep.cells` the number of the one that the cell is of.
     pub repetitions: Vec<Repetitions>,
     pub origins: Vec<usize>,
@@ -90,6 +108,9 @@ impl Records {
         check(&sweep).with_context(|| path.display().to_string())?;
         let finished = sweep.cells.iter().map(|cell| read_cell(&folder.join("cells").join(&cell.id), cell));
         let finished: Vec<Option<Finished>> = finished.collect::<Result<_>>()?;
+        let rates = sweep.cells.iter().any(|cell| cell.lr.is_some()).then(|| Rates::read(folder)).transpose()?;
+        let others = sweep.cells.iter().map(|cell| read_own(folder, rates.as_ref(), cell)).collect::<Result<_>>()?;
+        let rates = rates.into_iter().map(|rates| (sweep.name.clone(), rates)).collect();
         let first = finished.iter().flatten().next();
         let first = first.with_context(|| format!("{}: no finished cell, found no cells/*/result.json", folder.display()))?;
         for (cell, f) in sweep.cells.iter().zip(&finished).filter_map(|(c, f)| Some((c, f.as_ref()?))) {
@@ -105,7 +126,32 @@ impl Records {
             path.display()
         );
         let origins = vec![0; sweep.cells.len()];
-        Ok(Records { sweep, finished, repetitions: vec![repetitions], origins, pretraining, notes: vec![] })
+        Ok(Records { sweep, finished, others, rates, repetitions: vec![repetitions], origins, pretraining, notes: vec![] })
+    }
+
+    /// The same with every arm at its own rate, and the common one as the other; nothing where no sweep chooses rates.
+    pub fn at_own_rates(&self) -> Option<Records> {
+        if self.rates.is_empty() {
+            return None;
+        }
+        let mut all = self.clone();
+        let places = all.sweep.cells.iter_mut().zip(&mut all.finished).zip(&mut all.others);
+        for ((cell, finished), other) in places {
+            if let Some(own) = other {
+                std::mem::swap(cell, &mut own.cell);
+                std::mem::swap(finished, &mut own.finished);
+            } else if cell.lr.is_some() && !self.rates.iter().any(|(_, rates)| rates.of(&cell.pretext, &cell.arm).is_some()) {
+                let at_common = OtherRate { cell: cell.clone(), finished: finished.take() };
+                cell.id = format!("{} at its own rate, not chosen yet", cell.id);
+                *other = Some(at_common);
+            }
+        }
+        Some(all)
+    }
+
+    /// Every finished run, at own rates and at the common one.
+    pub fn runs(&self) -> impl Iterator<Item = (&Cell, &Finished)> {
+        self.done().chain(self.others.iter().flatten().filter_map(|run| Some((&run.cell, run.finished.as_ref()?))))
     }
 
     pub fn title(&self) -> String {
@@ -200,6 +246,15 @@ fn read_cell(folder: &Path, cell: &Cell) -> Result<Option<Finished>> {
         ensure!(score.is_number() || score.is_null(), "{}: score {name:?}: expected a number, found {score}", path.display());
     }
     Ok(Some(Finished { history: History::read(folder)?, result }))
+}
+
+/// A cell at its arm's own rate, where that is chosen and another than its own.
+fn read_own(folder: &Path, rates: Option<&Rates>, cell: &Cell) -> Result<Option<OtherRate>> {
+    let chosen = rates.and_then(|rates| rates.of(&cell.pretext, &cell.arm));
+    let Some(chosen) = chosen.filter(|chosen| cell.lr != Some(chosen.lr)) else { return Ok(None) };
+    let cell = at_rate(cell, chosen.lr);
+    let finished = read_cell(&folder.join("cells").join(&cell.id), &cell)?;
+    Ok(Some(OtherRate { cell, finished }))
 }
 
 fn read_pretraining(folder: &Path) -> Result<Vec<(String, PretrainResult)>> {

@@ -10,8 +10,10 @@ use std::path::Path;
 pub fn write(path: &Path, records: &Records) -> Result<()> {
     let mut columns: Vec<String> = vec!["id".into()];
     let mut rows: Vec<Vec<(String, String)>> = Vec::new();
-    for (cell, finished) in records.done() {
+    for (cell, finished) in records.runs() {
         let mut row = vec![("id".to_string(), cell.id.clone())];
+        row.extend(cell.base.as_ref().map(|_| ("variant".to_string(), cell.arm.clone())));
+        row.extend(cell.lr.map(|lr| ("lr".to_string(), lr.to_string())));
         let Value::Object(fields) = serde_json::to_value(&finished.result)? else { unreachable!("a struct is an object") };
         for (name, value) in fields {
             match value {

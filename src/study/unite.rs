@@ -38,6 +38,8 @@ impl Records {
             part.name_after(&label(i));
             all.sweep.cells.extend(part.sweep.cells);
             all.finished.extend(part.finished);
+            all.others.extend(part.others);
+            all.rates.extend(part.rates.into_iter().map(|(_, rates)| (label(i), rates)));
             let (old, new) = (&all.repetitions[0], &part.repetitions[0]);
             ensure!(
                 old.folds == new.folds && old.splits_vary() == new.splits_vary(),
@@ -64,7 +66,15 @@ impl Records {
     }
 
     fn name_after(&mut self, sweep: &str) {
-        let names = self.sweep.cells.iter_mut().map(|cell| &mut cell.id).chain(self.pretraining.iter_mut().map(|p| &mut p.0));
+        let others = self.others.iter_mut().flatten().map(|run| &mut run.cell.id);
+        self.rates.iter_mut().for_each(|rates| rates.0 = sweep.to_owned());
+        let names = self
+            .sweep
+            .cells
+            .iter_mut()
+            .map(|cell| &mut cell.id)
+            .chain(others)
+            .chain(self.pretraining.iter_mut().map(|p| &mut p.0));
         names.for_each(|name| *name = format!("{sweep}/{name}"));
     }
 }

@@ -77,6 +77,15 @@ pub struct SweepConfig {
     /// start from that task's weights, `arm.NAME` those of one arm, or of a variant of the arm that its key `base` names.
     #[serde(default)]
     pub finetune: Map<String, Value>,
+    /// Learning rates from which every arm's own is chosen, on the validation side, by the best score's mean over repetitions of
+    /// these seeds with so many labels (as in `fractions` or `labelled`; without it the fewest). Every cell is then run at the rate of
+    /// `finetune` and at its arm's own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lr_grid: Vec<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lr_grid_seeds: Option<Vec<u64>>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lr_grid_labels: Vec<Value>,
     /// Numbers of others, shown beside the results with their source.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub published: Vec<Published>,
@@ -120,6 +129,7 @@ pub struct Pretraining {
 }
 
 /// One fine-tuning with the number of the pretraining that it starts from.
+#[derive(Clone)]
 pub struct Finetuning {
     pub cell: Cell,
     /// Its name in the sweep's file.
@@ -180,6 +190,7 @@ impl SweepConfig {
             task.parse::<TaskKind>()?;
         }
         self.check_arms()?;
+        self.check_grid()?;
         let needs_weights = self.sweep_arms()?.iter().any(SweepArm::has_weights);
         ensure!(
             !needs_weights || !self.tasks.is_empty(),
@@ -204,8 +215,19 @@ impl SweepConfig {
     pub fn labels(&self) -> Result<Vec<Labels>> {
         match (self.fractions.is_empty(), self.labelled.is_empty()) {
             (false, true) => Ok(self.fractions.iter().copied().map(Labels::Share).collect()),
-            (true, false) => self.labelled.iter().map(subjects).collect(),
+            (true, false) => self.labelled.iter().map(|value| self.labels_of(value)).collect(),
             _ => bail!("give `fractions`, shares of the labels, or `labelled`, numbers of labelled subjects, and not both"),
+        }
+    }
+
+    /// An entry of `fractions` or of `labelled`, whichever the sweep has.
+    pub fn labels_of(&self, value: &Value) -> Result<Labels> {
+        match (value.as_f64(), value.as_u64(), value.as_str()) {
+            (Some(share), ..) if self.labelled.is_empty() => Ok(Labels::Share(share)),
+            (_, Some(n), _) if n > 0 && !self.labelled.is_empty() => Ok(Labels::Subjects(n)),
+            (_, _, Some("all")) if !self.labelled.is_empty() => Ok(Labels::Share(1.)),
+            _ if self.labelled.is_empty() => bail!("expected a share of the labels, found {value}"),
+            _ => bail!("`labelled`: expected numbers of subjects from 1 on, or \"all\", found {value}"),
         }
     }
 
@@ -273,8 +295,7 @@ impl SweepConfig {
             for fold in self.folds() {
                 let draw = repetitions.draws[&seed];
                 for labels in self.labels()? {
-                    let fraction = labels.fraction(subjects(draw.split, fold));
-                    out.extend(self.cells(&Unit { seed, fold, draw, labels, fraction, rank })?);
+                    out.extend(self.cells(rank, seed, fold, draw, labels, subjects)?);
                 }
             }
         }
@@ -282,13 +303,21 @@ impl SweepConfig {
     }
 
     /// One fine-tuning of every arm.
-    fn cells(&self, unit: &Unit) -> Result<Vec<Finetuning>> {
-        let &Unit { seed, fold, draw, labels, fraction, rank } = unit;
+    pub fn cells(
+        &self,
+        rank: usize,
+        seed: u64,
+        fold: Option<u64>,
+        draw: Draw,
+        labels: Labels,
+        subjects: &dyn Fn(u64, Option<u64>) -> usize,
+    ) -> Result<Vec<Finetuning>> {
+        let fraction = labels.fraction(subjects(draw.split, fold));
         let split = self.repetitions()?.split_of(draw);
         let pretrainings = self.pretrainings()?;
         let mut out = Vec::new();
         for arm in self.sweep_arms()? {
-            let cell = |pretext: String, unlabelled: f64, suffix: String| Cell {
+            let cell = |pretext: String, unlabelled: f64, suffix: String, lr: Option<f64>| Cell {
                 id: format!("{pretext}{suffix}-{}-{}-s{seed}{}", arm.shown(), labels.suffix(), fold_suffix(fold)),
                 pretext,
                 arm: arm.shown().to_owned(),
@@ -299,19 +328,21 @@ impl SweepConfig {
                 fold,
                 unlabelled,
                 rank,
+                lr,
             };
             if !arm.has_weights() {
-                let cell = cell(arm.base.clone(), 1., String::new());
+                let cell = cell(arm.base.clone(), 1., String::new(), self.common_rate(None, &arm.name)?);
                 out.push(Finetuning { cell, arm: arm.name, draw, pretraining: None });
                 continue;
             }
             let own = pretrainings.iter().enumerate().filter(|(_, p)| {
                 p.seed == draw.pretraining && (p.fold.is_none() || p.fold == fold) && (p.split.is_none() || p.split == split)
             });
-            out.extend(own.map(|(i, p)| {
-                let cell = cell(p.name(), p.fraction, p.suffix());
-                Finetuning { cell, arm: arm.name.clone(), draw, pretraining: Some(i) }
-            }));
+            for (i, p) in own {
+                let lr = self.common_rate(Some(&p.tasks), &arm.name)?;
+                let cell = cell(p.name(), p.fraction, p.suffix(), lr);
+                out.push(Finetuning { cell, arm: arm.name.clone(), draw, pretraining: Some(i) });
+            }
         }
         Ok(out)
     }
@@ -345,25 +376,6 @@ impl SweepConfig {
     /// Flags of one fine-tuning.
     pub fn finetune_flags(&self, settings: &Map<String, Value>) -> Result<Vec<String>> {
         flags("finetune", settings, &FINETUNE_OWN)
-    }
-}
-
-/// Where cells of all arms stand side by side.
-struct Unit {
-    seed: u64,
-    fold: Option<u64>,
-    draw: Draw,
-    labels: Labels,
-    fraction: f64,
-    rank: usize,
-}
-
-/// An entry of `labelled`.
-fn subjects(value: &Value) -> Result<Labels> {
-    match (value.as_u64(), value.as_str()) {
-        (Some(n), _) if n > 0 => Ok(Labels::Subjects(n)),
-        (_, Some("all")) => Ok(Labels::Share(1.)),
-        _ => bail!("`labelled`: expected numbers of subjects from 1 on, or \"all\", found {value}"),
     }
 }
 

@@ -4,9 +4,9 @@ use crate::study::repetitions::{Repetitions, SEED_LISTS};
 use anyhow::{Result, bail, ensure};
 use serde_json::{Value, json};
 
-/// Errors with the first setting that differs; some lists may grow, but not shrink, which would drop finished cells. A seed stays what
+/// Errors with the first setting that differs; some lists may grow (a grid of rates as long as none is chosen), but not shrink, which would drop finished cells. A seed stays what
 /// it was.
-pub fn same_settings(before: &Value, now: &Value) -> Result<()> {
+pub fn same_settings(before: &Value, now: &Value, rates_chosen: bool) -> Result<()> {
     let (was, is) = (Repetitions::of(before)?, Repetitions::of(now)?);
     for (seed, was) in &was.draws {
         if let Some(is) = is.draws.get(seed).filter(|is| *is != was) {
@@ -24,13 +24,15 @@ pub fn same_settings(before: &Value, now: &Value) -> Result<()> {
     }
     const MAY_GROW: [&str; 7] = ["tasks", "arms", "fractions", "labelled", "seeds", "unlabelled_fractions", "run_folds"];
     let (Some(before), Some(now)) = (before.as_object(), now.as_object()) else { bail!("settings are not a table") };
+    let of_grid = |key: &str| ["lr_grid", "lr_grid_seeds", "lr_grid_labels"].contains(&key);
     let arms = before.get("arms");
     let free = |key: &str| ["published", "other_people", "split_seed"].contains(&key) || SEED_LISTS.contains(&key);
     for key in before.keys().chain(now.keys()).filter(|key| !free(key)) {
         let (was, is) = (before.get(key).unwrap_or(&json!(null)).clone(), now.get(key).unwrap_or(&json!(null)).clone());
         let grown = match (&was, &is) {
             (Value::Object(_), Value::Object(_)) if key == "finetune" => of_arms(&was, arms) == of_arms(&is, arms),
-            (Value::Array(was), Value::Array(is)) if MAY_GROW.contains(&key.as_str()) => {
+            (Value::Null, _) if of_grid(key) && !rates_chosen => true,
+            (Value::Array(was), Value::Array(is)) if MAY_GROW.contains(&key.as_str()) || of_grid(key) && !rates_chosen => {
                 was.iter().all(|item| is.contains(item))
             }
             _ => was == is,

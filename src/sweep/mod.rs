@@ -6,6 +6,7 @@ pub mod config;
 mod grow;
 mod leak;
 mod process;
+mod rates;
 mod run;
 mod shard;
 mod splits;
@@ -20,6 +21,7 @@ use crate::print::{self, note};
 use crate::report::study::write_report;
 use crate::run::input::Input;
 use crate::run::record;
+use crate::study::rates::{Rates, TUNING};
 use crate::study::read::{self as study, Cell, Sweep};
 use crate::study::repetitions::Repetitions;
 use anyhow::{Context, Result, ensure};
@@ -27,6 +29,7 @@ use config::{Finetuning, Pretraining, SweepConfig};
 use grow::same_settings;
 use serde_json::{Map, Value};
 use splits::{check_labels, split_file, splits, train_subjects};
+use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -35,7 +38,11 @@ use std::path::{Path, PathBuf};
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 enum Work {
     Pretrain(usize),
+    /// A fine-tuning that helps to choose a rate.
+    Tune(usize),
     Finetune(usize),
+    /// The same at its arm's own rate, once that is chosen; no work at all where it is the common one.
+    Own(usize),
 }
 
 /// A sweep under way.
@@ -45,6 +52,9 @@ pub struct Runner {
     shard: Shard,
     pretrainings: Vec<Pretraining>,
     finetunings: Vec<Finetuning>,
+    tunings: Vec<Finetuning>,
+    /// Those that are chosen.
+    rates: RefCell<Rates>,
     /// Content of `sweep.json`.
     sweep: Sweep,
     repetitions: Repetitions,
@@ -59,14 +69,16 @@ impl Runner {
         let store = Store::open(&config.data)?.sliced(config.slices()?)?;
         let (pretrainings, repetitions) = (config.pretrainings()?, config.repetitions()?);
         let (settings, record) = (serde_json::to_value(&config)?, folder.join("sweep.json"));
+        let rates = Rates::read(&folder)?;
         if record.exists() {
             let before: Sweep = study::read_json(&record)?;
-            same_settings(&before.settings, &settings)
+            same_settings(&before.settings, &settings, !rates.chosen.is_empty())
                 .with_context(|| format!("{}: holds a sweep of other settings; give another --out", folder.display()))?;
         }
         let splits = splits(&config, &repetitions, &folder, &store, record.exists())?;
         check_labels(&config.labels()?, &splits)?;
-        let finetunings = config.finetunings(store.rank()?.n(), &|seed, fold| train_subjects(&splits, seed, fold))?;
+        let (rank, subjects) = (store.rank()?.n(), |seed, fold| train_subjects(&splits, seed, fold));
+        let (finetunings, tunings) = (config.finetunings(rank, &subjects)?, config.tunings(rank, &subjects)?);
         let sweep = Sweep {
             version: record::VERSION,
             name: config.name.clone(),
@@ -76,11 +88,12 @@ impl Runner {
             published: config.published.clone(),
         };
         study::check(&sweep)?;
-        let runner = Runner { config, folder, shard, pretrainings, finetunings, sweep, repetitions, splits };
+        let rates = RefCell::new(rates);
+        let runner = Runner { config, folder, shard, pretrainings, finetunings, tunings, rates, sweep, repetitions, splits };
         leak::check(&runner.config, &store, &runner.splits)?;
         runner.compare_inputs(&store)?;
         // A misspelt flag shows now, not hours later.
-        for work in runner.work() {
+        for work in runner.known() {
             check(&runner.arguments(work)?).with_context(|| runner.name(work))?;
         }
         Ok(runner)
@@ -91,13 +104,15 @@ impl Runner {
     pub fn check_data(&self, check: &dyn Fn(&[String]) -> Result<Option<EncoderConfig>>) -> Result<()> {
         let mut tried = BTreeSet::new();
         let mut known: Option<(String, EncoderConfig)> = None;
-        for work in self.work() {
+        for work in self.known() {
             let first = match work {
                 Work::Pretrain(i) => tried.insert(("pretrain", self.pretrainings[i].tasks.as_str())),
                 Work::Finetune(i) => {
                     let Cell { pretext, arm, .. } = &self.finetunings[i].cell;
                     tried.insert((pretext.as_str(), arm.as_str()))
                 }
+                // Only the rate is another.
+                Work::Tune(_) | Work::Own(_) => false,
             };
             if first {
                 let name = self.name(work);
@@ -127,7 +142,7 @@ impl Runner {
     /// Makes or takes up the sweep's folder: `sweep.json`, and `split.json` or that of every fold, drawn once. The shard is this
     /// process's own as long as what is returned lives.
     fn prepare(&self) -> Result<Lock> {
-        ["pretrain", "cells", "report"].iter().try_for_each(|part| check_folder(&self.folder.join(part)))?;
+        ["pretrain", TUNING, "cells", "report"].iter().try_for_each(|part| check_folder(&self.folder.join(part)))?;
         fs::create_dir_all(&self.folder).with_context(|| format!("making {}", self.folder.display()))?;
         let Shard { index, count } = self.shard;
         let taken = lock_part(&self.folder, &format!("{LOCK}-{}-of-{count}", index + 1))?;
@@ -140,17 +155,48 @@ impl Runner {
 
     /// The command lines of what this shard has left to do, as a shell takes them.
     pub fn commands(&self) -> Result<Vec<String>> {
-        self.left().into_iter().map(|work| Ok(print::command_line(self.arguments(work)?))).collect()
+        let known = |work: &Work| !matches!(work, Work::Own(i) if self.own_cell(*i).is_none());
+        self.left().into_iter().filter(known).map(|work| Ok(print::command_line(self.arguments(work)?))).collect()
     }
 
     /// Numbers of pretrainings and of fine-tunings of the whole sweep.
     pub fn amount(&self) -> String {
-        format!("{} pretrainings and {} fine-tunings", self.pretrainings.len(), self.finetunings.len())
+        let (cells, grid) = (self.finetunings.len(), self.tunings.len());
+        let pretrainings = self.pretrainings.len();
+        let own = (0..cells).map(|i| self.own_cell(i).map(|own| own.lr != self.finetunings[i].cell.lr));
+        let (own, open) = own.fold((0, false), |(n, open), own| (n + usize::from(own != Some(false)), open | own.is_none()));
+        match grid {
+            0 => format!("{pretrainings} pretrainings and {cells} fine-tunings"),
+            _ => {
+                let most = if open { "up to " } else { "" };
+                let all = grid + cells + own;
+                format!(
+                    "{pretrainings} pretrainings and {most}{all} fine-tunings, of which {grid} choose rates and {most}{own} run at them"
+                )
+            }
+        }
     }
 
     fn work(&self) -> impl Iterator<Item = Work> + use<> {
         let pretrain = (0..self.pretrainings.len()).map(Work::Pretrain);
-        pretrain.chain((0..self.finetunings.len()).map(Work::Finetune))
+        let (n, tune) = (self.finetunings.len(), (0..self.tunings.len()).map(Work::Tune));
+        let own = if self.tunings.is_empty() { 0 } else { n };
+        pretrain.chain(tune).chain((0..n).map(Work::Finetune)).chain((0..own).map(Work::Own))
+    }
+
+    /// What is known before any rate is chosen.
+    fn known(&self) -> impl Iterator<Item = Work> + use<> {
+        self.work().filter(|work| !matches!(work, Work::Own(_)))
+    }
+
+    /// What a fine-tuning does; at an own rate that is not yet chosen the same at the common one.
+    fn cell(&self, work: Work) -> Option<Cell> {
+        match work {
+            Work::Pretrain(_) => None,
+            Work::Tune(i) => Some(self.tunings[i].cell.clone()),
+            Work::Finetune(i) => Some(self.finetunings[i].cell.clone()),
+            Work::Own(i) => Some(self.own_cell(i).unwrap_or_else(|| self.finetunings[i].cell.clone())),
+        }
     }
 
     fn pretrain_dir(&self, p: &Pretraining) -> PathBuf {
@@ -160,14 +206,15 @@ impl Runner {
     fn dir(&self, work: Work) -> PathBuf {
         match work {
             Work::Pretrain(i) => self.pretrain_dir(&self.pretrainings[i]),
-            Work::Finetune(i) => self.folder.join("cells").join(&self.finetunings[i].cell.id),
+            Work::Tune(i) => self.folder.join(TUNING).join(&self.tunings[i].cell.id),
+            Work::Finetune(_) | Work::Own(_) => self.folder.join("cells").join(self.name(work)),
         }
     }
 
     fn name(&self, work: Work) -> String {
         match work {
             Work::Pretrain(i) => format!("pretraining {}", self.pretrainings[i].id()),
-            Work::Finetune(i) => self.finetunings[i].cell.id.clone(),
+            _ => self.cell(work).map_or_else(String::new, |cell| cell.id),
         }
     }
 
@@ -176,30 +223,48 @@ impl Runner {
     }
 
     fn is_done(&self, work: Work) -> bool {
-        self.dir(work).join("result.json").is_file()
+        match work {
+            Work::Own(i) => match self.own_cell(i) {
+                None => false,
+                Some(own) => own.lr == self.finetunings[i].cell.lr || self.dir(work).join("result.json").is_file(),
+            },
+            _ => self.dir(work).join("result.json").is_file(),
+        }
     }
 
     /// What must be done before.
     fn needs(&self, work: Work) -> Vec<Work> {
+        let start = |f: &Finetuning| f.pretraining.map(Work::Pretrain);
         match work {
             Work::Pretrain(_) => vec![],
-            Work::Finetune(i) => self.finetunings[i].pretraining.into_iter().map(Work::Pretrain).collect(),
+            Work::Tune(i) => start(&self.tunings[i]).into_iter().collect(),
+            Work::Finetune(i) => start(&self.finetunings[i]).into_iter().collect(),
+            Work::Own(i) => {
+                let f = &self.finetunings[i];
+                let tunings: Vec<usize> = self.tunings_of(&f.cell).collect();
+                let starts = tunings.iter().filter_map(|&i| start(&self.tunings[i]));
+                start(f).into_iter().chain(starts).chain(tunings.iter().map(|&i| Work::Tune(i))).collect()
+            }
         }
     }
 
     fn is_ready(&self, work: Work) -> bool {
         self.needs(work).into_iter().all(|need| self.is_done(need))
+            && !matches!(work, Work::Own(i) if self.own_cell(i).is_none())
     }
 
     /// Settings of the sweep's file for this work.
     fn settings(&self, work: Work) -> Result<Map<String, Value>> {
-        match work {
-            Work::Pretrain(i) => self.config.pretrain_settings(&self.pretrainings[i]),
-            Work::Finetune(i) => {
-                let Finetuning { arm, pretraining, .. } = &self.finetunings[i];
-                self.config.finetune_settings(pretraining.map(|i| self.pretrainings[i].tasks.as_str()), arm)
-            }
+        let Finetuning { arm, pretraining, .. } = match work {
+            Work::Pretrain(i) => return self.config.pretrain_settings(&self.pretrainings[i]),
+            Work::Tune(i) => &self.tunings[i],
+            Work::Finetune(i) | Work::Own(i) => &self.finetunings[i],
+        };
+        let mut settings = self.config.finetune_settings(pretraining.map(|i| self.pretrainings[i].tasks.as_str()), arm)?;
+        if let Some(lr) = self.cell(work).and_then(|cell| cell.lr) {
+            settings.insert("lr".into(), lr.into());
         }
+        Ok(settings)
     }
 
     /// Whether the file says how many threads prepare batches.
@@ -226,8 +291,8 @@ impl Runner {
                 arguments.push(format!("--weights={}", path(&self.weights(p))));
                 arguments.extend(config.pretrain_flags(p)?);
             }
-            Work::Finetune(i) => {
-                let f = &self.finetunings[i];
+            Work::Tune(i) | Work::Finetune(i) | Work::Own(i) => {
+                let f = if matches!(work, Work::Tune(_)) { &self.tunings[i] } else { &self.finetunings[i] };
                 let Cell { fraction, seed, fold, .. } = &f.cell;
                 let weights = f.pretraining.map(|i| self.weights(&self.pretrainings[i]).with_extension("pt"));
                 let weights = weights.map_or("none".to_owned(), |w| path(&w));
@@ -249,7 +314,7 @@ impl Runner {
     /// This shard's work.
     fn own(&self) -> impl Iterator<Item = Work> {
         let Shard { index, count } = self.shard;
-        self.work().filter(move |&(Work::Pretrain(i) | Work::Finetune(i))| i % count == index)
+        self.work().filter(move |&(Work::Pretrain(i) | Work::Tune(i) | Work::Finetune(i) | Work::Own(i))| i % count == index)
     }
 
     fn left(&self) -> Vec<Work> {

@@ -7,6 +7,7 @@ use crate::machine::cores;
 use crate::print::{note, say};
 use crate::run::record::CellResult;
 use crate::settings::CONFIG;
+use crate::study::rates::validation_score;
 use crate::study::read as study;
 use crate::train::session::Ended;
 use crate::train::stop::Stop;
@@ -47,6 +48,8 @@ struct Queue<'a> {
     left: Vec<Work>,
     running: Vec<Running>,
     done: usize,
+    /// What needed no run, as an arm's own rate is the common one.
+    spared: usize,
     failed: Vec<String>,
     /// Work of which was said that another process is at it.
     told: HashSet<Work>,
@@ -58,12 +61,13 @@ impl Runner {
     pub fn run(&self, jobs: usize) -> Result<Ended> {
         let stop = Stop::on_signals()?;
         let _taken = self.prepare()?;
+        self.choose_rates()?;
         let left = self.left();
         let total = self.own().count();
         note!("{}: {}, {} of {total} in this shard to do", self.folder.display(), self.amount(), left.len());
         let (started, earlier) = (Instant::now(), total - left.len());
         let (running, failed, told) = (Vec::new(), Vec::new(), HashSet::new());
-        let mut queue = Queue { runner: self, jobs, left, running, done: 0, failed, told };
+        let mut queue = Queue { runner: self, jobs, left, running, done: 0, spared: 0, failed, told };
         let (mut looked, mut stopped): (Option<Instant>, bool) = (None, false);
         while !(queue.left.is_empty() && queue.running.is_empty()) {
             let ended = queue.collect(stopped || stop.asked())?;
@@ -77,7 +81,7 @@ impl Runner {
                 let each = started.elapsed().as_secs_f64() / queue.done.max(1) as f64;
                 let minutes = (each * left as f64 / 60.).ceil();
                 let time = if left == 0 { String::new() } else { format!(", about {minutes} min") };
-                note!("{} done, {left} left{time}", earlier + queue.done);
+                note!("{} done, {left} left{time}", earlier + queue.spared + queue.done);
             }
             if stopped {
                 if queue.running.is_empty() {
@@ -123,13 +127,22 @@ impl Runner {
         Ok(Start::Running(Running { work, process, started: Instant::now() }))
     }
 
+    /// Whether work cannot be done without other work.
+    fn depends(&self, work: Work, on: Work) -> bool {
+        self.needs(work).into_iter().any(|need| need == on || self.depends(need, on))
+    }
+
     /// Says what a finished run reached, or why it cannot have finished.
     fn finish(&self, run: &Running) -> Result<(), String> {
         let path = self.dir(run.work).join("result.json");
         let score = match run.work {
             _ if !path.is_file() => return Err("ended without a result.json".into()),
             Work::Pretrain(_) => "pretrained".to_owned(),
-            Work::Finetune(_) => {
+            Work::Tune(_) => {
+                let score = validation_score(&self.dir(run.work)).map_err(|error| format!("{error:#}"))?;
+                format!("validation {score:.4}")
+            }
+            Work::Finetune(_) | Work::Own(_) => {
                 let result: CellResult = study::read_json(&path).map_err(|error| format!("{error:#}"))?;
                 result.score.map_or("undefined".into(), |s| format!("{} {s:.4}", result.metric))
             }
@@ -166,7 +179,7 @@ impl Queue<'_> {
                 let runner = self.runner;
                 note!("{}: {why}", runner.name(work));
                 let before = self.left.len();
-                self.left.retain(|&w| !runner.needs(w).contains(&work));
+                self.left.retain(|&w| !runner.depends(w, work));
                 let lost = before - self.left.len();
                 self.failed
                     .push(runner.name(work) + &if lost > 0 { format!(" and with it {lost} cells") } else { String::new() });
@@ -176,6 +189,10 @@ impl Queue<'_> {
 
     /// Starts what can be started until `jobs` processes run.
     fn fill(&mut self) -> Result<()> {
+        let (runner, before) = (self.runner, self.left.len());
+        runner.choose_rates()?;
+        self.left.retain(|&work| !(matches!(work, Work::Own(_)) && runner.is_done(work)));
+        self.spared += before - self.left.len();
         for work in self.candidates() {
             if self.running.len() >= self.jobs {
                 break;

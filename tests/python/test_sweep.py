@@ -381,6 +381,60 @@ def test_numbers_of_labelled_subjects(data, tmp_path):
         refused("sweep", "--config", of(labelled)[2], "--out", tmp_path / "new", says=says)
 
 
+def test_every_arm_chooses_its_rate_on_the_validation_side(data, tmp_path):
+    out, fixed = tmp_path / "out", {"arms": ["scratch", "full", "random"], "fractions": [0.25, 1.0], "seeds": [0], "steps": 3}
+
+    def grid(keys, **changes):
+        return written(tmp_path / "grid.toml", data, more="lr = 1e-3", vary=keys, **(fixed | changes))
+
+    keys = "lr_grid = [3e-2, 1e-3]\nlr_grid_seeds = [7]"
+    planned = pretext3d(*sweep(grid(keys), out, "--dry-run"))
+    assert "1 pretrainings and up to 18 fine-tunings, of which 6 choose rates and up to 6 run at them" in planned.stderr
+    runs = {run["out"]: run for kind, run in flags_of(planned.stdout.splitlines()) if kind == "finetune"}
+    tuning = {name.split("/")[-1]: run for name, run in runs.items() if "/tuning/" in name}
+    arms = ("scratch-scratch", "rot-full", "random-frozen")
+    assert set(tuning) == {f"{arm}-f0.25-s7-lr{lr}" for arm in arms for lr in ("0.03", "0.001")}
+    assert all(run["seed"] == run["subset-seed"] == "7" and run["lr"] == name.split("-lr")[1] for name, run in tuning.items())
+    assert tuning["rot-full-f0.25-s7-lr0.03"]["weights"].endswith("pretrain/rot/encoder.pt")
+    assert {run["lr"] for name, run in runs.items() if "/cells/" in name} == {"0.001"}
+    # Two shards: the first waits for the rates, or finds them out itself.
+    shards = [started(tmp_path / "grid.toml", out, "--shard", f"{i}/2", "--jobs", 2) for i in (1, 2)]
+    ended = [process.communicate(timeout=280) for process in shards]
+    assert [process.returncode for process in shards] == [0, 0], ended
+    chosen, extra = {}, set()
+    for arm in read_json(out / "rates.json")["chosen"]:
+        best = {}
+        for lr in ("0.001", "0.03"):
+            folder = out / f"tuning/{arm['pretext']}-{arm['arm']}-f0.25-s7-lr{lr}"
+            best[float(lr)] = max(json.loads(line)["val/segmentation.dice"] for line in (folder / "metrics.jsonl").read_text().splitlines())
+        assert [(tried["lr"], pytest.approx(tried["score"]), tried["runs"]) for tried in arm["grid"]] == [(*item, 1) for item in best.items()]
+        assert arm["lr"] == max(sorted(best), key=best.get)
+        chosen[f"{arm['pretext']}-{arm['arm']}"] = arm["lr"]
+        extra |= {f"cells/{arm['pretext']}-{arm['arm']}-f{f}-s0-lr0.03" for f in ("0.25", "1") if arm["lr"] == 0.03}
+    assert set(chosen) == set(arms)
+    cells = {f"cells/{arm}-f{f}-s0" for arm in arms for f in ("0.25", "1")}
+    assert set(results(out)) == cells | extra | {f"tuning/{name}" for name in tuning} | {"pretrain/rot"}
+    for name in extra:
+        assert read_json(out / name / "config.json")["settings"]["lr"] == 0.03
+    text, table = (out / "report/report.md").read_text(), rows(out / "report/results.csv")
+    assert "every arm at its own learning rate" in text and "all at the common learning rate" in text
+    assert {row["id"]: row["lr"] for row in table} == {name.split("/")[1]: "0.03" if "-lr" in name else "0.001" for name in cells | extra}
+    # What is chosen stays.
+    before = results(out)
+    assert re.search(r"(\d+) of \1|0 of", pretext3d(*sweep(tmp_path / "grid.toml", out)).stderr) and results(out) == before
+    refused(*sweep(grid(keys.replace("[3e-2,", "[1e-2, 3e-2,")), out), says=["`lr_grid` was", "is now", out])
+    new = tmp_path / "new"
+    for keys, says in {
+        "lr_grid = [1e-3]": ["`lr_grid`", "two or more"],
+        "lr_grid = [1e-3, 1e-3]": ["`lr_grid`", "different"],
+        "lr_grid = [1e-3, 1e-2]\nlr_grid_seeds = [0]": ["`lr_grid_seeds`: 0", "`seeds`"],
+        "lr_grid = [1e-3, 1e-2]\nlr_grid_labels = [0.5]": ["`lr_grid_labels`: 0.5"],
+        "lr_grid_seeds = [5]": ["go with `lr_grid`"],
+    }.items():
+        refused(*sweep(grid(keys), new), says=says)
+    refused(*sweep(written(tmp_path / "grid.toml", data, vary="lr_grid = [1e-3, 1e-2]", **fixed), new), says=["[finetune] lr"])
+
+
 def test_encoders_and_label_subsets_differ_between_repetitions(data, finished, tmp_path):
     vary = "subset_seeds = [0, 2]"
     out, config = tmp_path / "out", written(tmp_path / "tiny.toml", data, vary=vary, fractions=[0.25])

@@ -2,8 +2,8 @@
 
 use super::document::{Block, Field, Table as Grid};
 use super::figures::{self, Styles};
-use super::settings;
 use super::words::{amount, finding, mean, number, of_labels, overall, p_value, percent, reaching, repetitions, section};
+use super::{rates, settings};
 use crate::report::progress::duration;
 use crate::study::compare::{Arm, Comparison, Table};
 use crate::study::labels::Labels;
@@ -16,13 +16,32 @@ use crate::study::{Convergence, compared};
 const NAMED: usize = 12;
 
 /// State of the sweep, tables and sentences: what a terminal shows as well.
-pub fn summary(records: &Records, tables: &[Table]) -> Vec<Block> {
-    let mut blocks = vec![Block::Heading(1, records.title())];
-    blocks.extend(repetitions(records).into_iter().map(Block::Paragraph));
-    blocks.extend(warnings(records).into_iter().map(Block::Warning));
+pub fn summary(common: &Records, own: Option<&Records>) -> Vec<Block> {
+    let mut blocks = vec![Block::Heading(1, common.title())];
+    blocks.extend(repetitions(common).into_iter().map(Block::Paragraph));
+    let mut said = warnings(own.unwrap_or(common));
+    if own.is_some() {
+        let others: Vec<String> = warnings(common).into_iter().filter(|warning| !said.contains(warning)).collect();
+        said.extend(others.into_iter().map(|warning| format!("at the common rate: {warning}")));
+    }
+    blocks.extend(said.into_iter().map(Block::Warning));
+    match own {
+        None => blocks.extend(results(common, "")),
+        Some(own) => {
+            blocks.extend(results(own, ", every arm at its own learning rate"));
+            blocks.extend(results(common, ", all at the common learning rate"));
+            blocks.extend(rates::chosen(common));
+        }
+    }
+    blocks
+}
+
+/// Means, comparisons and sentences of one way to choose learning rates, which `rate` names.
+fn results(records: &Records, rate: &str) -> Vec<Block> {
     let (ranks, folds, metric) = (records.ranks(), records.has_folds(), records.metric());
-    for table in tables {
-        blocks.push(Block::Heading(2, section(table, metric, tables.len() > 1)));
+    let (tables, mut blocks) = (records.tables(), Vec::new());
+    for table in &tables {
+        blocks.push(Block::Heading(2, section(table, metric, tables.len() > 1) + rate));
         blocks.push(Block::Table(means(records, table)));
         if table.scratch.is_empty() {
             blocks
@@ -297,7 +316,7 @@ fn pretraining(records: &Records) -> Vec<Block> {
 
 fn runs(records: &Records) -> Grid {
     let short = |fingerprint: &str| fingerprint.chars().take(8).collect::<String>();
-    let rows = records.done().map(|(cell, f)| {
+    let rows = records.runs().map(|(cell, f)| {
         let r = &f.result;
         vec![
             cell.id.as_str().into(),

@@ -3,6 +3,7 @@
 mod content;
 mod document;
 mod figures;
+mod rates;
 mod settings;
 mod words;
 
@@ -22,12 +23,12 @@ use std::path::{Path, PathBuf};
 /// all named.
 pub fn write_report(folders: &[PathBuf], out: &Path) -> Result<String> {
     let records = Records::read_all(folders)?;
-    let tables = records.tables();
-    let convergence = convergence(&records);
-    let summary = content::summary(&records, &tables);
+    let own = records.at_own_rates();
+    let summary = content::summary(&records, own.as_ref());
     let printed = document::terminal(&summary);
     let mut blocks = summary;
-    blocks.extend(content::rest(&records, &tables, &convergence));
+    let shown = own.as_ref().unwrap_or(&records);
+    blocks.extend(content::rest(shown, &shown.tables(), &convergence(shown)));
 
     let title = records.title();
     results::write(&out.join("results.csv"), &records)?;
