@@ -1,31 +1,35 @@
 use crate::data::Scans;
 use crate::data::slices::Slices;
 use crate::data::store::Store;
-use crate::dim::voxels;
 use crate::fs::{check_writable, write_atomic_path};
 use crate::nn::EncoderFlags;
 use crate::print::say;
-use crate::report::sheet::{Panel, write_sheet};
 use crate::rng::{Stream, rng};
-use crate::tasks::{self, Drawn, Task, TaskConfigs, TaskKind, sample_length, split_clean};
+use crate::run::input::Input;
+use crate::run::weights::Pretrained;
+use crate::tasks::{self, Drawn, Picture, Task, TaskConfigs, TaskKind, sample_length, split_clean};
 use anyhow::{Context, Result, ensure};
-use ndarray::ArrayView3;
 use rand::seq::SliceRandom;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 
-/// Most pictures of one sample; a sample with more views than fit shows its first channel only.
-const MAX_PANELS: usize = 16;
+mod draw;
+mod network;
 
-/// Samples on the sheet at most; the batch holds all.
-const MAX_DRAWN: usize = 16;
+/// A sample with what was drawn and what a network makes of it.
+struct Sample {
+    scan: usize,
+    drawn: Drawn,
+    pictures: Vec<Picture>,
+}
 
 /// Write what the network sees: pictures and the exact batch
 ///
 /// Writes TASK.png, a sheet of every view's mid slices with the labels (the first 16 samples), and TASK.safetensors: `views` [N, V, C, D, H, W]
-/// float32, `clean` (where the task has a target of voxels) the same, `targets` [N, T] int64, and, as JSON under the metadata key `inspect`, the settings and for every sample the scan's
-/// id, the caption and each number that was drawn, enough to cut the sample again.
+/// float32, `clean` (where voxels are restored: what shall come out) the same, `targets` [N, T] int64, with --weights `prediction`
+/// [N, C, D, H, W], and, as JSON under the metadata key `inspect`, the settings and for every sample the scan's id, the caption and each
+/// number that was drawn, enough to cut the sample again.
 #[derive(clap::Args)]
 pub struct Args {
     /// Store made by `pretext3d preprocess`
@@ -37,6 +41,10 @@ pub struct Args {
     /// Samples, each of another scan as far as there are enough
     #[arg(long, default_value_t = 4)]
     n: usize,
+    /// Show what this network makes of the samples, of tasks with a decoder: a pretraining run's folder, a checkpoint in it, or its export.
+    /// The task's own flags must be those of the run
+    #[arg(long, value_name = "RUN|FILE")]
+    weights: Option<PathBuf>,
     /// Folder to write into
     #[arg(long, value_name = "DIR")]
     out: PathBuf,
@@ -60,9 +68,15 @@ pub fn run(args: Args) -> Result<()> {
     check_writable([&batch, &sheet]).context("--out")?;
     let store = Store::open(&args.data)?.sliced(args.slices)?;
     let rank = store.rank()?;
-    let encoder = EncoderFlags::default().config(rank, store.channels() as i64, 0.)?;
+    let given = args.weights.as_deref().map(Pretrained::open).transpose()?;
+    let encoder = match &given {
+        Some(given) => given.config.clone(),
+        None => EncoderFlags::default().config(rank, store.channels() as i64, 0.)?,
+    };
     let window = args.window.unwrap_or_else(|| tasks::default_window(&[args.task], &store, rank, encoder.reduction()));
     let task = tasks::build(args.task, &args.tasks, window, store.channels(), rank, args.seed)?;
+
+    let network = given.map(|given| network::load(&given, &*task, rank, &Input::of(&store))).transpose()?;
 
     let mut order: Vec<usize> = (0..store.len()).collect();
     order.shuffle(&mut rng(args.seed, Stream::Inspect, 0, 0));
@@ -73,7 +87,13 @@ pub fn run(args: Args) -> Result<()> {
         let scan = order[i % order.len()];
         let mut rng = rng(args.seed, Stream::Inspect, 1, i as u64);
         let drawn = task.sample(&store, scan, &mut rng, out).with_context(|| format!("{}: sample {i}", store.id(scan)))?;
-        samples.push((scan, drawn));
+        let pictures = match &network {
+            Some(network) => {
+                network::pictures(network, &*task, &tasks::batch(&*task, rank, store.channels(), out, &drawn.targets))?
+            }
+            None => vec![],
+        };
+        samples.push(Sample { scan, drawn, pictures });
     }
 
     let description = json!({
@@ -84,14 +104,14 @@ pub fn run(args: Args) -> Result<()> {
         "seed": args.seed,
         "settings": serde_json::to_value(&args.tasks)?.get(task.name()),
         "channels": store.index().channels,
-        "samples": samples.iter().map(|(scan, drawn)| json!({
-            "scan": store.id(*scan),
-            "caption": task.caption(drawn),
-            "params": drawn.params,
+        "samples": samples.iter().map(|sample| json!({
+            "scan": store.id(sample.scan),
+            "caption": task.caption(&sample.drawn),
+            "params": sample.drawn.params,
         })).collect::<Vec<_>>(),
     });
     write_batch(&batch, &*task, store.channels(), &views, &samples, description.to_string())?;
-    draw(&sheet, &*task, &store, &views, &samples)?;
+    draw::draw(&sheet, &*task, &store, &views, &samples)?;
     say!("{} samples of {}: {} and {}", args.n, task.name(), batch.display(), sheet.display());
     Ok(())
 }
@@ -101,13 +121,15 @@ fn write_batch(
     task: &dyn Task,
     channels: usize,
     views: &[f32],
-    samples: &[(usize, Drawn)],
+    samples: &[Sample],
     description: String,
 ) -> Result<()> {
     let [d, h, w] = task.view_shape();
     let shape = |views: usize| vec![samples.len(), views, channels, d, h, w];
     let [seen, clean] = split_clean(task, channels, views.to_vec());
-    let targets: Vec<i64> = samples.iter().flat_map(|(_, drawn)| drawn.targets.iter().copied()).collect();
+    let targets: Vec<i64> = samples.iter().flat_map(|sample| sample.drawn.targets.iter().copied()).collect();
+    let predictions: Vec<f32> =
+        samples.iter().filter_map(|s| s.pictures.first()).flat_map(|p| p.image.iter().copied()).collect();
     let mut tensors = vec![
         ("views", TensorView::new(Dtype::F32, shape(task.views()), bytemuck::cast_slice(&seen))?),
         ("targets", TensorView::new(Dtype::I64, vec![samples.len(), task.targets()], bytemuck::cast_slice(&targets))?),
@@ -115,43 +137,10 @@ fn write_batch(
     if task.clean_views() > 0 {
         tensors.push(("clean", TensorView::new(Dtype::F32, shape(task.clean_views()), bytemuck::cast_slice(&clean))?));
     }
+    if !predictions.is_empty() {
+        let shape = vec![samples.len(), predictions.len() / (samples.len() * d * h * w), d, h, w];
+        tensors.push(("prediction", TensorView::new(Dtype::F32, shape, bytemuck::cast_slice(&predictions))?));
+    }
     let metadata = [("inspect".to_string(), description)].into();
     write_atomic_path(path, |temporary| Ok(safetensors::serialize_to_file(tensors, Some(metadata), temporary)?))
-}
-
-fn draw(path: &Path, task: &dyn Task, store: &Store, views: &[f32], samples: &[(usize, Drawn)]) -> Result<()> {
-    let names = &store.index().channels;
-    let all = task.views() + task.clean_views();
-    let shown = if all * names.len() <= MAX_PANELS { names.len() } else { 1 };
-    let size = voxels(task.view_shape());
-    let mut images = views.chunks_exact(size).map(|image| ArrayView3::from_shape(task.view_shape(), image));
-    let drawn = &samples[..samples.len().min(MAX_DRAWN)];
-    let maps: Vec<Vec<f32>> =
-        drawn.iter().map(|(_, drawn)| drawn.targets.iter().map(|&class| class as f32).collect()).collect();
-    let mut rows = Vec::with_capacity(drawn.len());
-    for ((scan, drawn), map) in drawn.iter().zip(&maps) {
-        let mut row = Vec::new();
-        for view in 0..all {
-            for (channel, name) in names.iter().enumerate() {
-                let image = images.next().context("one image a view and channel")??;
-                if channel < shown {
-                    let caption = match row.len() {
-                        0 => format!("{}, {name}: {}", store.id(*scan), task.caption(drawn)),
-                        _ if view >= task.views() => format!("target, {name}"),
-                        _ => format!("view {view}, {name}"),
-                    };
-                    row.push(Panel { image, caption, window: None });
-                }
-            }
-        }
-        if let Some(classes) = task.voxel_classes() {
-            let image = ArrayView3::from_shape(task.view_shape(), map)?;
-            let caption = format!("target, classes 0 (black) to {} (white)", classes - 1);
-            row.push(Panel { image, caption, window: Some([0., (classes - 1) as f32]) });
-        }
-        rows.push(row);
-    }
-    let part =
-        if samples.len() > rows.len() { format!(", first {} of {} samples", rows.len(), samples.len()) } else { String::new() };
-    write_sheet(path, &format!("{}: what the network sees{part}", task.name()), &rows)
 }

@@ -128,7 +128,7 @@ impl<'a> CaseRow<'a> {
         };
         let zoom = Zoom::to(image.nrows().max(image.ncols()), PICTURE);
         let size = [zoom.size(image.ncols()), zoom.size(image.nrows())];
-        let window = window(&[Panel { image: case.image, caption: String::new(), window: None }]);
+        let window = window(&[Panel::new(case.image, String::new())]);
         CaseRow { image, truth, prediction, window, zoom, size }
     }
 

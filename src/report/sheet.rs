@@ -13,12 +13,23 @@ pub struct Panel<'a> {
     pub caption: String,
     /// What is black and what is white, where that is not the row's [`window`].
     pub window: Option<[f32; 2]>,
+    /// Voxels that are drawn as hidden, whatever their value.
+    pub hidden: Option<ArrayView3<'a, bool>>,
+}
+
+impl<'a> Panel<'a> {
+    /// In the row's window, with nothing hidden.
+    pub fn new(image: ArrayView3<'a, f32>, caption: String) -> Self {
+        Panel { image, caption, window: None, hidden: None }
+    }
 }
 
 pub(super) const BACKGROUND: Color = [20, 22, 26];
 pub(super) const FAINT: Color = [64, 68, 76];
 pub(super) const DIM: Color = [150, 156, 166];
 pub(super) const BRIGHT: Color = [232, 234, 238];
+/// Of voxels that the network does not see: no grey, so that nobody takes it for an intensity.
+const HIDDEN: Color = [38, 56, 92];
 /// Heights of a line of text in pixels.
 pub(super) const TITLE: f32 = 26.0;
 pub(super) const TEXT: f32 = 16.0;
@@ -78,6 +89,8 @@ pub fn write_sheet(path: &Path, title: &str, rows: &[Vec<Panel>]) -> Result<()> 
 /// A row's panels on a regular grid.
 struct Block<'a> {
     slices: Vec<Vec<ArrayView2<'a, f32>>>,
+    /// Of each panel, as its slices.
+    hidden: Vec<Option<Vec<ArrayView2<'a, bool>>>>,
     zoom: Zoom,
     columns: usize,
     /// Width of a panel, height of its pictures, height with the caption.
@@ -109,12 +122,15 @@ impl<'a> Block<'a> {
     /// `many` is the largest number of panels in any row: the more, the smaller each.
     fn new(panels: &'a [Panel<'_>], many: usize) -> Self {
         let slices: Vec<Vec<ArrayView2<f32>>> = panels.iter().map(|p| slices(p.image.view())).collect();
+        let hidden = panels.iter().map(|p| p.hidden.as_ref().map(|hidden| self::slices(hidden.view()))).collect();
         let side = slices.iter().flatten().flat_map(|s| [s.nrows(), s.ncols()]).max().unwrap_or(1);
         let pixels = match (many, slices[0].len()) {
             (..=2, 1) => 512,
             (..=12, 1) => 256,
             (_, 1) => 160,
             (..=3, _) => 256,
+            // The widest that stay in one line.
+            (4, _) => 190,
             (..=12, _) => 128,
             _ => 84,
         };
@@ -134,7 +150,7 @@ impl<'a> Block<'a> {
         let cell = [width, height, height + 4 + (lines as f32 * TEXT * 1.15) as usize];
         let common = window(panels);
         let windows = panels.iter().map(|p| p.window.unwrap_or(common)).collect();
-        Block { windows, slices, zoom, columns, cell, captions }
+        Block { windows, slices, hidden, zoom, columns, cell, captions }
     }
 
     fn height(&self) -> usize {
@@ -149,25 +165,38 @@ impl<'a> Block<'a> {
                 let y = (y + self.cell[1] + 4) as f32 + l as f32 * TEXT * 1.15;
                 canvas.text(x as f32, y, TEXT, BRIGHT, Align::Start, line);
             }
-            for slice in slices {
-                self.picture(canvas, x, y, slice.view(), self.windows[i]);
+            for (s, slice) in slices.iter().enumerate() {
+                let hidden = self.hidden[i].as_ref().map(|hidden| hidden[s].view());
+                self.picture(canvas, x, y, slice.view(), hidden, self.windows[i]);
                 x += self.zoom.size(slice.ncols()) + SLICE_GAP;
             }
         }
     }
 
-    fn picture(&self, canvas: &mut Canvas, x: usize, y: usize, slice: ArrayView2<f32>, window: [f32; 2]) {
+    fn picture(
+        &self,
+        canvas: &mut Canvas,
+        x: usize,
+        y: usize,
+        slice: ArrayView2<f32>,
+        hidden: Option<ArrayView2<bool>>,
+        window: [f32; 2],
+    ) {
         let Zoom { up, down } = self.zoom;
         let thin = slice.slice(s![..;down as isize, ..;down as isize]);
         for ((row, column), &value) in thin.indexed_iter() {
-            let color = if value.is_finite() { [grey(value, window); 3] } else { [220, 40, 40] };
+            let color = match hidden.is_some_and(|hidden| hidden[[row * down, column * down]]) {
+                true => HIDDEN,
+                false if value.is_finite() => [grey(value, window); 3],
+                false => [220, 40, 40],
+            };
             canvas.rectangle((x + column * up) as i64, (y + row * up) as i64, up, up, color);
         }
     }
 }
 
 /// The pictures of a volume, rows from the top: axial, coronal, sagittal; of an image: itself.
-fn slices(image: ArrayView3<f32>) -> Vec<ArrayView2<f32>> {
+fn slices<T>(image: ArrayView3<T>) -> Vec<ArrayView2<T>> {
     let (d, h, w) = image.dim();
     if d == 1 {
         return vec![image.index_axis_move(Axis(0), 0)];
@@ -192,7 +221,7 @@ pub(super) fn grey(value: f32, [low, high]: [f32; 2]) -> u8 {
 
 /// 0.5th and 99.5th percentile of the finite voxels of a row's panels without a window of their own, from a sample of at most about a
 /// million.
-pub(super) fn window(panels: &[Panel]) -> [f32; 2] {
+pub fn window(panels: &[Panel]) -> [f32; 2] {
     let panels = || panels.iter().filter(|p| p.window.is_none());
     let step = panels().map(|p| p.image.len()).sum::<usize>().div_ceil(1 << 20).max(1);
     let voxels = panels().flat_map(|p| p.image.iter().copied());
@@ -236,11 +265,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for (n, shape) in [(27, (39, 39, 39)), (9, (1, 13, 13)), (1, (128, 128, 128)), (2, (3, 900, 900)), (1, (1, 3000, 10))] {
             let image = Array3::from_shape_fn(shape, |(x, y, z)| if (7 * x + 3 * y + z) % 5 == 0 { 1.0 } else { 0.0 });
-            let row = || {
-                (0..n)
-                    .map(|i| Panel { image: image.view(), caption: format!("view {i} with a caption"), window: None })
-                    .collect()
-            };
+            let row = || (0..n).map(|i| Panel::new(image.view(), format!("view {i} with a caption"))).collect();
             let rows: Vec<Vec<Panel>> = vec![row(), row()];
             let path = folder.path().join("sheet.png");
             write_sheet(&path, "A title", &rows).unwrap();

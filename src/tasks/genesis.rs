@@ -6,7 +6,7 @@
 //! range of the window's channel. The number of shuffled boxes follows the window, and nothing is mirrored unless asked for.
 
 use super::restoration::{self, Restorer, relative_error};
-use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
+use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Picture, Task};
 use crate::data::Scans;
 use crate::dim::{Rank, Region, Shape, voxels};
 use crate::nn::{Encoder, Mode};
@@ -320,6 +320,11 @@ struct GenesisHead {
 }
 
 impl Head for GenesisHead {
+    fn pictures(&self, encoder: &dyn Encoder, batch: &Batch) -> Vec<Picture> {
+        let restored = self.restorer.forward(encoder, &restoration::inputs(batch), Mode::Eval);
+        vec![restoration::picture(&restored, &restoration::targets(batch), None)]
+    }
+
     fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome {
         let input = restoration::inputs(batch);
         let restored = self.restorer.forward(encoder, &input, mode);

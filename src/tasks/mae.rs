@@ -6,7 +6,7 @@
 //! masked. Unlike both, it is a share of what predicting the mean would give, so that it has no unit.
 
 use super::restoration::{self, Restorer, relative_error};
-use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
+use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Picture, Task};
 use crate::data::Scans;
 use crate::dim::{Rank, Shape, voxels};
 use crate::nn::{Encoder, Mode};
@@ -230,6 +230,10 @@ impl Task for Mae {
         Ok(Drawn { targets, params: json!({ "window": window, "augmentation": augmentation, "fill": fill }) })
     }
 
+    fn hidden(&self, drawn: &Drawn) -> Option<Vec<bool>> {
+        Some(self.blocks.voxels(&drawn.targets))
+    }
+
     fn caption(&self, drawn: &Drawn) -> String {
         let (side, all) = (self.blocks.side, drawn.targets.len());
         format!("{} of {all} blocks of {side} voxels masked", self.masked)
@@ -269,15 +273,30 @@ struct MaeHead {
     loss: Counted,
 }
 
-impl Head for MaeHead {
-    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome {
+impl MaeHead {
+    /// Restored windows and where they were masked.
+    fn restore(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> (Tensor, Tensor) {
         let mask = self.blocks.mask(&batch.targets);
         let x = restoration::inputs(batch);
         let x = match &self.fill {
             Some(fill) => &x + (&mask * fill).to_kind(x.kind()),
             None => x,
         };
-        let restored = self.restorer.forward(encoder, &x, mode);
+        (self.restorer.forward(encoder, &x, mode), mask)
+    }
+}
+
+impl Head for MaeHead {
+    fn pictures(&self, encoder: &dyn Encoder, batch: &Batch) -> Vec<Picture> {
+        let (restored, mask) = self.restore(encoder, batch, Mode::Eval);
+        let clean = restoration::targets(batch);
+        let filled = &clean + (&restored - &clean) * &mask;
+        let filled = Picture::new(vec!["target with the prediction where masked".into()], &filled, None);
+        vec![restoration::picture(&restored, &clean, Some(&mask)), filled]
+    }
+
+    fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome {
+        let (restored, mask) = self.restore(encoder, batch, mode);
         restoration::in_float32(batch, || {
             let clean = restoration::targets(batch);
             let masked = || relative_error(&restored, &clean, Some(&mask));

@@ -198,6 +198,10 @@ pub trait Task: Send + Sync {
     fn voxel_classes(&self) -> Option<usize> {
         None
     }
+    /// Voxels of a view that a sample hides from the network, `[D, H, W]`, to be shown as such.
+    fn hidden(&self, _drawn: &Drawn) -> Option<Vec<bool>> {
+        None
+    }
     /// Whether a sample may come from a scan that [`MirrorZoom`](crate::sample::mirror_zoom::MirrorZoom) has changed.
     fn allows_mirror_zoom(&self) -> bool {
         false
@@ -259,6 +263,23 @@ pub struct Batch {
     pub targets: Tensor,
 }
 
+/// Samples in a row, on the CPU in float32, as a batch.
+pub fn batch(task: &dyn Task, rank: Rank, channels: usize, views: &[f32], targets: &[i64]) -> Batch {
+    let size = (views.len() / sample_length(task, channels)) as i64;
+    let shape = task.view_shape();
+    let tensor = |values: &[f32], views: usize| {
+        let mut dims = vec![size, views as i64, channels as i64];
+        dims.extend(rank.axes().map(|a| shape[a] as i64));
+        Tensor::from_slice(values).view(dims.as_slice())
+    };
+    let [views, clean] = split_clean(task, channels, views.to_vec());
+    Batch {
+        views: tensor(&views, task.views()),
+        clean: (task.clean_views() > 0).then(|| tensor(&clean, task.clean_views())),
+        targets: Tensor::from_slice(targets).view([size, task.targets() as i64]),
+    }
+}
+
 impl Batch {
     /// Targets that are one for each voxel, `[B, D, H, W]`, for images `[B, H, W]`.
     fn class_map(&self) -> Tensor {
@@ -276,8 +297,30 @@ pub struct Outcome {
     pub metrics: Vec<Tensor>,
 }
 
+/// What a network makes of a sample, for people.
+pub struct Picture {
+    /// Of each channel, or one for all.
+    pub captions: Vec<String>,
+    /// `[C, D, H, W]` for each channel of the input, or `[1, D, H, W]`.
+    pub image: Vec<f32>,
+    /// What is black and what is white; `None`: as the input.
+    pub window: Option<[f32; 2]>,
+}
+
+impl Picture {
+    /// Of `[1, C, ...]`.
+    fn new(captions: Vec<String>, image: &Tensor, window: Option<[f32; 2]>) -> Self {
+        let values = image.to_device(Device::Cpu).to_kind(Kind::Float).contiguous().flatten(0, -1);
+        Picture { captions, image: Vec::try_from(values).expect("floats on the CPU"), window }
+    }
+}
+
 /// A task's network above the encoder, with its loss.
 pub trait Head {
+    /// Of a batch of one sample, in evaluation, what it predicts, then pictures to compare it by; none where that is no picture.
+    fn pictures(&self, _encoder: &dyn Encoder, _batch: &Batch) -> Vec<Picture> {
+        vec![]
+    }
     fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome;
     /// The head of a downstream task, which validation judges on whole scans instead of drawn samples.
     fn downstream(&self) -> Option<&dyn Downstream> {
@@ -352,7 +395,6 @@ pub(crate) mod tests {
 
     /// A batch of samples of scans 0, 1, ..., and what was drawn.
     pub fn batch(task: &dyn Task, scans: &Arrays, rank: Rank, size: usize) -> (Batch, Vec<Drawn>) {
-        let [d, h, w] = task.view_shape();
         let length = sample_length(task, scans.channels());
         let (mut views, mut drawn) = (Vec::new(), Vec::new());
         for i in 0..size {
@@ -362,16 +404,8 @@ pub(crate) mod tests {
             assert!(out.iter().all(|v| v.is_finite()), "{}: unwritten voxels", task.name());
             views.extend(out);
         }
-        let tensor = |values: &[f32], views: usize| {
-            let mut dims = vec![size as i64, views as i64, scans.channels() as i64];
-            dims.extend([d, h, w][rank.axes()].iter().map(|&n| n as i64));
-            Tensor::from_slice(values).view(dims.as_slice())
-        };
         let targets: Vec<i64> = drawn.iter().flat_map(|d| d.targets.clone()).collect();
-        let targets = Tensor::from_slice(&targets).view([size as i64, task.targets() as i64]);
-        let [views, clean] = split_clean(task, scans.channels(), views);
-        let clean = (task.clean_views() > 0).then(|| tensor(&clean, task.clean_views()));
-        (Batch { views: tensor(&views, task.views()), clean, targets }, drawn)
+        (super::batch(task, rank, scans.channels(), &views, &targets), drawn)
     }
 
     pub fn encoder(vs: &nn::VarStore, rank: Rank) -> UNet {

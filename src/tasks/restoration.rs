@@ -1,6 +1,6 @@
 //! What the tasks share that give a window back as it was: the decoder above the encoder, and the error of what it gives.
 
-use super::Batch;
+use super::{Batch, Picture};
 use crate::dim::Shape;
 use crate::ffi;
 use crate::nn::{Decoder, Encoder, Mode};
@@ -73,6 +73,17 @@ fn squared_error(a: &Tensor, b: &Tensor, mask: Option<&Tensor>) -> Tensor {
         None => square,
     }
     .sum(Kind::Float)
+}
+
+/// The restored window, with a note on its error.
+pub fn picture(restored: &Tensor, clean: &Tensor, mask: Option<&Tensor>) -> Picture {
+    let part = if mask.is_some() { "where masked" } else { "of all voxels" };
+    let caption = |channel| {
+        let of = |t: &Tensor| t.narrow(1, channel, 1);
+        let error = relative_error(&of(restored), &of(clean), mask).double_value(&[]);
+        format!("prediction: error {part} {error:.2} (the mean's is 1)")
+    };
+    Picture::new((0..clean.size()[1]).map(caption).collect(), restored, None)
 }
 
 /// Runs in float32: a squared difference of bfloat16 numbers is noise.

@@ -3,7 +3,7 @@
 //!
 //! `input = a F + (1 - a) B` with `a` in 0, 1/4, ..., 1; outside of all boxes `a` is 0.
 
-use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
+use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Picture, Task};
 use crate::data::Scans;
 use crate::dim::{Rank, Region, Shape, voxels};
 use crate::nn::loss::{DiceLoss, SMOOTH};
@@ -262,6 +262,14 @@ struct VolumeFusionHead {
 }
 
 impl Head for VolumeFusionHead {
+    fn pictures(&self, encoder: &dyn Encoder, batch: &Batch) -> Vec<Picture> {
+        let logits = self.decoder.forward(encoder.forward(&batch.views.squeeze_dim(1), Mode::Eval), Mode::Eval).remove(0);
+        let (predicted, classes) = (logits.argmax(1, true), self.weights.len());
+        let dice = mean_dice(&predicted, &batch.class_map(), classes as i64).double_value(&[]);
+        let caption = format!("predicted classes: dice {dice:.2}");
+        vec![Picture::new(vec![caption], &predicted, Some([0., (classes - 1) as f32]))]
+    }
+
     fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome {
         let classes = batch.class_map();
         let logits = self.decoder.forward(encoder.forward(&batch.views.squeeze_dim(1), mode), mode).remove(0);

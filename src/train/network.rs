@@ -9,6 +9,19 @@ use anyhow::{Context, Result};
 use rand::RngCore;
 use tch::{Device, Tensor, nn::VarStore, no_grad};
 
+/// Where a task's own copies of the encoder's statistics lie, below its name.
+const STATISTICS: &str = "statistics";
+
+/// Last part of the name of such a copy.
+fn own_name(statistic: &str) -> String {
+    statistic[ENCODER.len()..].replace('.', "_")
+}
+
+/// Name of a task's own copy of one of the encoder's statistics.
+pub fn own_statistic(task: &str, statistic: &str) -> String {
+    format!("{task}.{STATISTICS}.{}", own_name(statistic))
+}
+
 pub struct Network {
     pub config: EncoderConfig,
     pub vs: VarStore,
@@ -36,9 +49,9 @@ impl Network {
             vs.variables().into_iter().filter(|(name, t)| name.starts_with(ENCODER) && !t.requires_grad()).collect();
         shared.sort_by(|a, b| a.0.cmp(&b.0));
         let own = |task: &&dyn Task| {
-            let path = &root / task.name() / "statistics";
+            let path = &root / task.name() / STATISTICS;
             let copy = |(name, t): &(String, Tensor)| {
-                let mut own = path.zeros_no_train(&name[ENCODER.len()..].replace('.', "_"), &t.size());
+                let mut own = path.zeros_no_train(&own_name(name), &t.size());
                 own.copy_(t);
                 (t.shallow_clone(), own)
             };
