@@ -72,22 +72,22 @@ def test_a_task_without_a_decoder_exports_none(folder):
 
 def test_transfer_all_takes_every_tensor_but_the_output_from_every_kind_of_file(folder, tmp_path):
     given, _ = tensors(folder / "mae-w.safetensors")
-    prints = set()
+    prints = []
     for i, weights in enumerate((folder / "mae-w.pt", folder / "mae-w.safetensors", folder / "mae", folder / "mae/last.safetensors")):
         run = tmp_path / str(i)
         # Nothing moves.
         pretext3d(*finetune(folder, run, weights, "--transfer", "all", "--arm", "full", "--lr", 0))
         state, _ = tensors(run / "last.safetensors")
         for ours, theirs in ((ENCODER, "encoder."), (DECODER, "decoder.")):
-            kept = same(part(state, ours), part(given, theirs))
-            assert kept >= learned(part(state, ours)), (weights, ours)
+            assert same(part(state, ours), part(given, theirs)) >= learned(part(state, ours)), (weights, ours)
         assert state[f"{DECODER}output.weight"].shape[0] == 4
         report = (run / "load.txt").read_text()
         loaded = len(part(given, "encoder.")) + len(part(given, "decoder."))
         assert f"{loaded} tensors loaded, the decoder of mae among them" in report and "output.weight" in report
         assert "step0" not in report
-        prints.add(read_json(run / "config.json")["pretrained"]["fingerprint"])
-    assert len(prints) == 1
+        prints.append(read_json(run / "config.json")["pretrained"]["fingerprint"])
+    # An export may have other statistics than its checkpoint.
+    assert prints[0] == prints[1] and prints[2] == prints[3]
     # The encoder alone: the decoder is left out and new, and it is another set of weights.
     pretext3d(*finetune(folder, tmp_path / "encoder", folder / "mae-w.pt", "--arm", "full", "--lr", 0))
     state, _ = tensors(tmp_path / "encoder/last.safetensors")
