@@ -6,10 +6,8 @@ use crate::metrics::brats;
 use crate::metrics::case::Group;
 use crate::metrics::table::{NSD_TOLERANCE_MM, check_tolerance};
 use crate::nn::EncoderFlags;
-use crate::nn::decoder::is_output;
 use crate::run::record::{RANDOM, SCRATCH};
 use crate::run::split::{Needs, TestSide};
-use crate::run::tensors::ENCODER;
 use crate::run::weights::Transfer;
 use crate::tasks::class_weights::ClassWeights;
 use crate::tasks::classification::ClassificationConfig;
@@ -213,10 +211,7 @@ impl FinetuneConfig {
     pub fn given(&self, epochs: u64) -> Result<Option<Given>> {
         let frozen_epochs = self.frozen_epochs(epochs)?;
         Ok((self.arm() != Arm::Scratch).then(|| Given {
-            holds: match self.transfer {
-                Transfer::Encoder => |name| name.starts_with(ENCODER),
-                Transfer::All => |name| name.starts_with(ENCODER) || in_given_decoder(name),
-            },
+            decoder: (self.transfer == Transfer::All).then_some(segmentation::DECODER),
             lr: self.encoder_lr.unwrap_or(self.train.lr),
             frozen_epochs,
             unfreeze_warmup_epochs: self.unfreeze_warmup_epochs.unwrap_or(UNFREEZE_WARMUP_SHARE * epochs as f64),
@@ -251,9 +246,4 @@ impl FinetuneConfig {
             (true, _) => Some(RANDOM),
         }
     }
-}
-
-/// Whether a variable belongs to the decoder that [`Transfer::All`] takes.
-fn in_given_decoder(name: &str) -> bool {
-    name.strip_prefix(segmentation::DECODER).is_some_and(|name| !is_output(name))
 }

@@ -1,8 +1,8 @@
 //! Running statistics of batch normalisation, estimated anew where a network meets other inputs than it was trained on: those of a
 //! training fit inputs like its own, which may be small patches, and a network with new weights has none at all.
 
-use super::EncoderConfig;
 use super::blocks::NORM_MOMENTUM;
+use super::{Decoder, EncoderConfig, Mode};
 use anyhow::{Context, Result, ensure};
 use std::collections::HashMap;
 use tch::{Device, Tensor, nn::VarStore, no_grad};
@@ -19,27 +19,35 @@ pub fn batch_size(voxels: usize) -> u64 {
     ((BATCH_VOXELS / voxels.max(1)) as u64).clamp(2, SAMPLES)
 }
 
-/// Sets the running statistics among an encoder's `variables`, whose names begin with `prefix`, to those of the inputs `[B, C, ...]` of all
-/// batches; what is learnt stays. Gives the number of inputs, 0 where there are no such statistics.
+/// Sets the running statistics among the `variables` of an encoder, whose names begin with `prefix`, and where one is named of the decoder
+/// above it, to those of the inputs `[B, C, ...]` of all batches; what is learnt stays. Gives the number of inputs, 0 where there are no
+/// such statistics.
 pub fn calibrate_encoder(
     config: &EncoderConfig,
     variables: &HashMap<String, Tensor>,
     prefix: &str,
+    decoder_prefix: Option<&str>,
     batches: impl Iterator<Item = Result<Tensor>>,
 ) -> Result<u64> {
     // The same tensors without dropout, which evaluation does not have.
     let vs = VarStore::new(Device::Cpu);
-    let encoder = config.clone().without_dropout().build(vs.root());
+    let encoder = config.clone().without_dropout().build(&vs.root() / "encoder");
+    let decoder = decoder_prefix.map(|_| Decoder::new(&vs.root() / "decoder", encoder.as_ref(), 1, false));
     let own = vs.variables();
     for (name, tensor) in &own {
-        let given = variables.get(&format!("{prefix}{name}")).with_context(|| format!("no variable {prefix}{name}"))?;
+        let (part, name) = name.split_once('.').expect("a part's name stands first");
+        let name = format!("{}{name}", if part == "encoder" { prefix } else { decoder_prefix.unwrap_or_default() });
+        let given = variables.get(&name).with_context(|| format!("no variable {name}"))?;
         tensor.shallow_clone().set_data(&given.detach());
     }
     let mut inputs = 0;
     let pass = |batch: Result<Tensor>| {
         let batch = batch?;
         inputs += batch.size()[0] as u64;
-        encoder.features(&batch, true);
+        let pyramid = encoder.features(&batch, true);
+        if let Some(decoder) = &decoder {
+            decoder.forward(pyramid, Mode::Train);
+        }
         Ok(())
     };
     calibrate(&own, batches.map(pass))?;
@@ -89,6 +97,26 @@ mod tests {
     use crate::dim::Rank;
     use crate::nn::{Encoder, UNet, UNetConfig};
     use tch::Kind;
+
+    #[test]
+    fn a_decoder_evaluates_as_it_trained_on_the_inputs() {
+        tch::manual_seed(5);
+        let vs = VarStore::new(Device::Cpu);
+        let config: EncoderConfig = UNetConfig { filters: 3, levels: 3, ..UNetConfig::paper(Rank::Two, 1) }.into();
+        let encoder = config.build(&vs.root() / "encoder");
+        let decoder = Decoder::new(&vs.root() / "mae" / "decoder", encoder.as_ref(), 2, false);
+        let x = Tensor::randn([8, 1, 32, 32], (Kind::Float, Device::Cpu)) * 3 + 1;
+        let output = |mode| no_grad(|| decoder.forward(encoder.forward(&x, mode), mode).remove(0));
+        let trained = output(Mode::Train);
+        let off = || (output(Mode::Eval) - &trained).abs().max().double_value(&[]) / trained.std(true).double_value(&[]);
+        let before = off();
+        for (above, near) in [(None, false), (Some("mae.decoder."), true)] {
+            let batches = std::iter::once(Ok(x.shallow_clone()));
+            assert_eq!(calibrate_encoder(&config, &vs.variables(), "encoder.", above, batches).unwrap(), 8);
+            // But for the variance, which is of n - 1 in the one and of n in the other.
+            assert_eq!(off() < 0.1, near, "off by {} sd, before {before}", off());
+        }
+    }
 
     #[test]
     fn evaluation_sees_what_the_first_layer_saw_and_earlier_statistics_do_not_matter() {

@@ -6,7 +6,7 @@ use crate::device::{DeviceChoice, Precision, memory_format};
 use crate::dim::Rank;
 use crate::nn::calibrate::calibrate_encoder;
 use crate::nn::script::ScriptModule;
-use crate::nn::{Decoder, EncoderConfig};
+use crate::nn::{Decoder, Encoder, EncoderConfig};
 use crate::predict::model::Model;
 use crate::print::note;
 use crate::run::decoder::PretrainedDecoder;
@@ -62,19 +62,17 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path, windows: Option<(&Windo
     let (script, state): (ScriptModule, Tensors) = match downstream {
         None => {
             weights::load_encoder(&vs.variables(), &saved, &file, None)?;
+            let above = decoder.as_ref().map(|given| build_decoder(given, &vs, encoder.as_ref())).transpose();
+            let above = above.with_context(|| file.display().to_string())?;
             if let Some((windows, device)) = windows {
-                calibrate_on(windows, device, &config, &mut vs)?;
+                calibrate_on(windows, device, &config, above.is_some(), &mut vs)?;
             }
             let source = "def forward(self, x: Tensor) -> List[Tensor]:\n    return self.encoder.forward(x)\n";
-            let mut script = ScriptModule::new(format!("{source}{preprocess}")).child("encoder", encoder.script());
-            if let Some(given) = &decoder {
-                let (outputs, deep) = given.outputs().with_context(|| file.display().to_string())?;
-                let path = vs.root() / DECODER.trim_end_matches('.');
-                let decoder = Decoder::new(path, encoder.as_ref(), outputs, deep);
-                let own = vs.variables().into_iter().filter_map(|(name, t)| Some((name.strip_prefix(DECODER)?.to_owned(), t)));
-                tensors::restore(&own.collect(), &given.tensors).with_context(|| file.display().to_string())?;
-                script = script.child("decoder", decoder.script());
-            }
+            let script = ScriptModule::new(format!("{source}{preprocess}")).child("encoder", encoder.script());
+            let script = match above {
+                Some(decoder) => script.child(DECODER.trim_end_matches('.'), decoder.script()),
+                None => script,
+            };
             (script, vs.variables().into_iter().collect())
         }
         Some(_) => {
@@ -127,8 +125,17 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path, windows: Option<(&Windo
     Ok(files.iter().map(|file| file.display().to_string()).collect())
 }
 
-/// Sets an encoder's BatchNorm statistics to those of these windows, in float32.
-fn calibrate_on(windows: &Windows, device: Device, config: &EncoderConfig, vs: &mut VarStore) -> Result<()> {
+/// A pretrained decoder under [`DECODER`].
+fn build_decoder(given: &PretrainedDecoder, vs: &VarStore, encoder: &dyn Encoder) -> Result<Decoder> {
+    let (outputs, deep) = given.outputs()?;
+    let decoder = Decoder::new(vs.root() / DECODER.trim_end_matches('.'), encoder, outputs, deep);
+    let own = vs.variables().into_iter().filter_map(|(name, tensor)| Some((name.strip_prefix(DECODER)?.to_owned(), tensor)));
+    tensors::restore(&own.collect(), &given.tensors)?;
+    Ok(decoder)
+}
+
+/// Sets an encoder's BatchNorm statistics, and those of the decoder above it where there is one, to those of these windows, in float32.
+fn calibrate_on(windows: &Windows, device: Device, config: &EncoderConfig, decoder: bool, vs: &mut VarStore) -> Result<()> {
     vs.set_device(device);
     let place = |windows: Tensor| {
         let windows = windows.to_device(device);
@@ -136,7 +143,7 @@ fn calibrate_on(windows: &Windows, device: Device, config: &EncoderConfig, vs: &
         Ok(windows)
     };
     let batches = windows.batches().map(|batch| batch.and_then(place));
-    let windows_used = calibrate_encoder(config, &vs.variables(), ENCODER, batches)?;
+    let windows_used = calibrate_encoder(config, &vs.variables(), ENCODER, decoder.then_some(DECODER), batches)?;
     vs.set_device(Device::Cpu);
     if windows_used > 0 {
         note!("BatchNorm statistics of the export: estimated on {windows_used} windows of {} voxels a side", windows.side);

@@ -7,6 +7,7 @@ use crate::data::Scans;
 use crate::device::memory_format;
 use crate::dim::voxels;
 use crate::ffi;
+use crate::nn::decoder::is_output;
 use crate::nn::{EncoderConfig, Mode, calibrate};
 use crate::run::means::Means;
 use crate::run::tensors::ENCODER;
@@ -66,6 +67,8 @@ pub struct Trainer {
     /// Steps between looking at the loss.
     check_steps: usize,
     frozen_epochs: u64,
+    /// See [`Given::decoder`].
+    given_decoder: Option<&'static str>,
 }
 
 /// What a [`Trainer`] is made of.
@@ -85,14 +88,22 @@ pub struct Setup<'a> {
 
 /// Weights that are trained otherwise than the new layers above them.
 pub struct Given {
-    /// Whether the variable of a name is one of them.
-    pub holds: fn(&str) -> bool,
+    /// What the names of a decoder begin with that belongs to them, as the encoder does, all but its output layers.
+    pub decoder: Option<&'static str>,
     /// Learning rate, after warm-up.
     pub lr: f64,
     /// Epochs in which they are fixed, their BatchNorm statistics included.
     pub frozen_epochs: u64,
     /// Epochs of the warm-up after these, see [`Schedule`].
     pub unfreeze_warmup_epochs: f64,
+}
+
+impl Given {
+    /// Whether the variable of a name is one of them.
+    fn holds(&self, name: &str) -> bool {
+        let in_decoder = |prefix| name.strip_prefix(prefix).is_some_and(|name| !is_output(name));
+        name.starts_with(ENCODER) || self.decoder.is_some_and(in_decoder)
+    }
 }
 
 /// Batches of one step or validation pass, one a task.
@@ -167,8 +178,9 @@ impl Trainer {
         }
         let mut network = Network::new(encoder, &references, config.seed)?;
         network.place(device, memory_format(device, bf16))?;
-        let given = given.unwrap_or(Given { holds: |_| false, lr: config.lr, frozen_epochs: 0, unfreeze_warmup_epochs: 0. });
-        let optimizer = Optimizer::new(config.optimizer, &network.vs, given.holds, config.weight_decay, config.clip);
+        let is_given = |name: &str| given.as_ref().is_some_and(|given| given.holds(name));
+        let optimizer = Optimizer::new(config.optimizer, &network.vs, is_given, config.weight_decay, config.clip);
+        let given = given.unwrap_or(Given { decoder: None, lr: config.lr, frozen_epochs: 0, unfreeze_warmup_epochs: 0. });
         let steps_of = |epochs: f64| (epochs * steps as f64).round() as u64;
         let schedule = Schedule {
             kind: config.schedule,
@@ -195,6 +207,7 @@ impl Trainer {
             pending: Vec::new(),
             check_steps: if device.is_cuda() { GPU_CHECK_STEPS } else { 1 },
             frozen_epochs: given.frozen_epochs,
+            given_decoder: given.decoder,
         })
     }
 
@@ -211,7 +224,7 @@ impl Trainer {
         })
     }
 
-    /// Before a phase with the encoder fixed: estimates its running statistics anew on samples of the first task as it trains on them,
+    /// Before a phase with the encoder fixed: estimates its running statistics, and those of a given decoder, anew on samples of the first task as it trains on them,
     /// the same each time. Gives how many, 0 where there is no such phase or are no such statistics.
     pub fn calibrate(&self) -> Result<u64> {
         if self.frozen_epochs == 0 {
@@ -224,7 +237,9 @@ impl Trainer {
             Ok(layout_views(&views, memory_format(self.device, self.bf16))?.flatten(0, 1))
         });
         let Network { config, vs, .. } = &self.network;
-        ffi::with_autocast(self.device, self.bf16, || calibrate::calibrate_encoder(config, &vs.variables(), ENCODER, batches))
+        ffi::with_autocast(self.device, self.bf16, || {
+            calibrate::calibrate_encoder(config, &vs.variables(), ENCODER, self.given_decoder, batches)
+        })
     }
 
     pub fn rates(&self, epoch: u64, step: u64) -> Rates {
