@@ -157,7 +157,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     // Of a run that goes on they are in its checkpoint.
     let calibrated = if run.has_checkpoint() { 0 } else { trainer.calibrate()? };
     if calibrated > 0 {
-        note!("BatchNorm statistics of the encoder, fixed at first: estimated on {calibrated} training samples");
+        note!("BatchNorm statistics of what is fixed at first: estimated on {calibrated} training samples");
     }
     let metric = format!("{name}.{}", trainer.tasks[0].task.selects());
     let save_minutes = config.train.save_minutes;

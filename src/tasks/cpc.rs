@@ -4,6 +4,9 @@
 //! The reference encodes every patch many times, draws one negative for each positive and scores `sigmoid(mean(zhat * z))` with
 //! binary cross-entropy. Here every patch is encoded once, and that one tensor of codes gives all positives and negatives.
 //!
+//! Batch normalisation in the encoder takes its statistics over all patches of a batch, so that with `--norm batch` the planes seen know a
+//! little of those that are to be recognised. With `--norm instance` every patch is encoded by itself; nothing above the encoder normalises.
+//!
 //! Each patch is flipped and cropped to 7/8 of its side, then padded back with the channel's smallest value in the window.
 
 use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};

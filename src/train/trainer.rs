@@ -224,8 +224,8 @@ impl Trainer {
         })
     }
 
-    /// Before a phase with the encoder fixed: estimates its running statistics, and those of a given decoder, anew on samples of the first task as it trains on them,
-    /// the same each time. Gives how many, 0 where there is no such phase or are no such statistics.
+    /// Before a phase with the encoder fixed: estimates its running statistics, and those of a given decoder, anew on samples of the first task
+    /// as it trains on them, the same each time. Gives how many, 0 where there is no such phase or are no such statistics.
     pub fn calibrate(&self) -> Result<u64> {
         if self.frozen_epochs == 0 {
             return Ok(0);

@@ -3,6 +3,7 @@ import pytest
 import torch
 from finetune_pytorch import Encoder
 from helpers import pretext3d, read_json, refused, tensors
+from test_finetune import Decoder
 
 # Patches of 9 voxels, of which the deepest map has one: nothing of a whole scan's.
 SHAPE = ["--filters", 4, "--levels", 4, "--norm", "batch"]
@@ -20,17 +21,20 @@ def jig(store, tmp_path_factory):
     return folder
 
 
-def encoder_of(file, description):
-    """An encoder in evaluation mode, of an export or a checkpoint."""
+def loaded(module, file, prefix):
+    """A module in evaluation mode with the tensors of an export or a checkpoint that lie below a prefix."""
     state, _ = tensors(file)
-    names = {name: name.removeprefix("model.").removeprefix("encoder.") for name in state if "encoder." in name}
-    encoder = Encoder.of(description)
-    encoder.load_state_dict({names[name]: state[name] for name in names if not name.startswith("optimizer.")})
-    return encoder.eval()
+    state = {name.removeprefix("model."): tensor for name, tensor in state.items()}
+    module.load_state_dict({name.removeprefix(prefix): state[name] for name in state if name.startswith(prefix)})
+    return module.eval()
+
+
+def encoder_of(file, description):
+    return loaded(Encoder.of(description), file, "encoder.")
 
 
 @torch.no_grad()
-def most_off(encoder, store, subjects):
+def most_off(network, store, subjects):
     """How many standard deviations the mean of a channel, as some layer meets it on whole scans, is from its running mean."""
     off = []
 
@@ -38,9 +42,9 @@ def most_off(encoder, store, subjects):
         values = inputs[0].movedim(1, 0).flatten(1)
         off.append(((values.mean(1) - norm.running_mean).abs() / values.std(1).clamp_min(1e-3)).max().item())
 
-    hooks = [m.register_forward_pre_hook(look) for m in encoder.modules() if isinstance(m, torch.nn.BatchNorm3d)]
+    hooks = [m.register_forward_pre_hook(look) for m in network.modules() if isinstance(m, torch.nn.BatchNorm3d)]
     entries = {entry["id"]: entry for entry in read_json(store / "index.json")["subjects"]}
-    encoder(torch.stack([tensors(store / entries[subject]["file"])[0]["image"].float() for subject in subjects]))
+    network(torch.stack([tensors(store / entries[subject]["file"])[0]["image"].float() for subject in subjects]))
     [hook.remove() for hook in hooks]
     return max(off)
 
@@ -87,3 +91,23 @@ def test_a_frozen_phase_has_statistics_of_what_it_trains_on(arm, jig, store, tmp
     if arm == "frozen":
         state = [tensors(tmp_path / f"run/{which}.safetensors")[0] for which in ("last", "best")]
         assert all(torch.equal(a, state[1][name]) for name, a in state[0].items() if "encoder" in name and "running" in name)
+
+
+def test_a_decoder_that_travels_has_them_too(store, tmp_path):
+    """It is fixed with the encoder; trained for two steps, it has next to none of its own."""
+    args = ["--data", store, "--task", "mae", *SHAPE, *FAST, "--epochs", 1, "--steps", 2, "--val-draws", 1]
+    pretext3d("pretrain", *args, "--out", tmp_path / "mae-run", "--weights", tmp_path / "mae")
+    weights = ["--weights", tmp_path / "mae.pt", "--transfer", "all", "--arm", "frozen"]
+    settings = ["--epochs", 1, "--steps", 1, "--aug-off", *FAST]
+    pretext3d("finetune", "--data", store, *weights, *settings, "--out", tmp_path / "run")
+    description = read_json(tmp_path / "mae.json")
+    channels = [level["channels"] for level in description["levels"]]
+    last, train = tmp_path / "run/last.safetensors", read_json(tmp_path / "run/split.json")["train"]
+    classes = len(read_json(tmp_path / "run/config.json")["downstream"]["labels"])
+    encoder, decoder = encoder_of(last, description), loaded(Decoder(channels, classes), last, "segmentation.decoder.")
+    assert most_off(torch.nn.Sequential(encoder, decoder), store, train) < 0.5
+    pretrained = {name: t for name, t in tensors(tmp_path / "mae.safetensors")[0].items() if "decoder" in name}
+    state = decoder.state_dict()
+    state.update({name.removeprefix("decoder."): t for name, t in pretrained.items() if "running" in name})
+    decoder.load_state_dict(state)
+    assert most_off(torch.nn.Sequential(encoder, decoder), store, train) > 0.5

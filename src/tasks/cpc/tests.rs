@@ -1,6 +1,6 @@
 use super::*;
 use crate::nn::script::ScriptModule;
-use crate::nn::{Level, NormKind};
+use crate::nn::{Level, NormKind, UNet, UNetConfig};
 use crate::rng::{Stream, rng};
 use crate::tasks::tests::{batch, check, encoder, scans};
 use crate::tasks::{TaskConfigs, TaskKind};
@@ -81,6 +81,32 @@ fn a_context_sees_all_planes_up_to_its_own_and_none_after() {
             for (other, seen) in seen.iter().enumerate() {
                 assert_eq!(*seen > 0., plane(other) <= plane(cell), "{rank:?} {n}: context {cell}, code {other}: {seen}");
             }
+        }
+    }
+}
+
+#[test]
+fn with_instance_norm_nothing_of_later_planes_reaches_a_prediction() {
+    for (rank, norm) in [Rank::Two, Rank::Three].into_iter().flat_map(|r| [(r, NormKind::Batch), (r, NormKind::Instance)]) {
+        tch::manual_seed(6);
+        let vs = nn::VarStore::new(Device::Cpu);
+        let config = UNetConfig { filters: 4, levels: 3, norm, ..UNetConfig::paper(rank, 2) };
+        let encoder = UNet::new(vs.root() / "encoder", config);
+        let head = head(&vs, &encoder, rank, 3);
+        let cells = head.grid.count() as i64;
+        let mut dims = vec![2, cells, 2];
+        dims.extend(vec![16; rank.n()]);
+        let views = Tensor::randn(&dims, (Kind::Float, Device::Cpu));
+        // Of the first scan the last plane's patches.
+        let changed = views.copy();
+        let _ = changed.get(0).narrow(0, cells - cells / 3, cells / 3).fill_(3.);
+        let contexts = |views: &Tensor| head.contexts(&head.codes(&encoder, views, Mode::Train));
+        let off = (contexts(&views) - contexts(&changed)).abs();
+        let earlier = off.narrow(1, 0, 2).max().double_value(&[]);
+        let of_other_scans = off.get(1).max().double_value(&[]);
+        assert!(off.get(0).get(2).min().double_value(&[]) > 0., "a plane sees itself");
+        for leak in [earlier, of_other_scans] {
+            assert_eq!(leak > 1e-6, norm == NormKind::Batch, "{rank:?} {norm:?}: {leak}");
         }
     }
 }
