@@ -7,8 +7,9 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .PHONY: help setup build pretrain reproduce test bench clean
 
-TASKS := rot rpl jig cpc exe vf simclr
-LONG_TASKS := rotation relative-patch-location jigsaw contrastive-predictive-coding exemplar volume-fusion
+TASKS := rot rpl jig cpc exe mae gen vf simclr
+LONG_TASKS := rotation relative-patch-location jigsaw contrastive-predictive-coding exemplar masked-autoencoding \
+	models-genesis volume-fusion
 
 # Recipes read these from their environment, so that paths may hold spaces.
 export TASK EXP DATA UNLABELLED SMOKE JOBS OUT ARGS TORCH_INDEX_URL

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from common import BINARY, ROOT, save
 
-TASKS = ["rot", "rpl", "jig", "cpc", "exe", "vf", "simclr"]
+TASKS = ["rot", "rpl", "jig", "cpc", "exe", "mae", "gen", "vf", "simclr"]
 CORES = 2
 
 

@@ -25,6 +25,7 @@ CHANNELS = [16, 32, 64, 128, 256]
 ROTATIONS = {"unet": 10, "densenet121": 4}
 PATCHES, PERMUTATIONS, SHUFFLES = 27, 100, 32
 COEFFICIENTS = 5
+BLOCK, RATIO = 8, 0.75
 TEMPERATURE = 0.1
 
 
@@ -102,6 +103,24 @@ class Simclr(nn.Module):
         return F.normalize(self.head(self.encoder(x)[-1].mean((2, 3, 4))).float(), dim=1)
 
 
+def relative_error(restored, targets):
+    """Squared error where the mask is 1 as a share of that of the mean, of `targets` `[2, B, C, ...]`, a window and its mask."""
+    clean, mask = targets
+    dims = tuple(range(2, clean.ndim))
+    mean = (clean * mask).sum(dims, keepdim=True) / mask.sum(dims, keepdim=True)
+    return ((restored - clean).square() * mask).sum() / ((clean - mean).square() * mask).sum()
+
+
+def masks(batch, channels, window):
+    """Exactly `RATIO` of the blocks of each window."""
+    side = window // BLOCK
+    chosen = torch.stack([torch.randperm(side**3) for _ in range(batch)]) < round(RATIO * side**3)
+    blocks = chosen.float().reshape(batch, 1, side, side, side)
+    for dim in (2, 3, 4):
+        blocks = blocks.repeat_interleave(BLOCK, dim)
+    return blocks.expand(-1, channels, -1, -1, -1)
+
+
 def nt_xent(x, partners):
     scores = (x @ x.T / TEMPERATURE).masked_fill(torch.eye(len(x), dtype=torch.bool, device=x.device), float("-inf"))
     return F.cross_entropy(scores, partners)
@@ -113,6 +132,11 @@ def build(task, encoder, window, batch, channels):
         fused = torch.randn(batch, channels, window, window, window)
         classes = torch.randint(COEFFICIENTS, (batch, window, window, window))
         return Segmenter(Encoder(channels, CHANNELS), CHANNELS, COEFFICIENTS, "batch"), (fused,), classes, loss_of
+    if task in ("mae", "gen"):
+        clean = torch.randn(batch, channels, window, window, window)
+        mask = masks(batch, channels, window) if task == "mae" else torch.ones_like(clean)
+        spoilt = clean * (1 - mask) if task == "mae" else torch.rand_like(clean)
+        return Segmenter(Encoder(channels, CHANNELS), CHANNELS, channels, "batch"), (spoilt,), torch.stack([clean, mask]), relative_error
     if task == "simclr":
         crops = torch.randn(2 * batch, channels, *[window * 3 // 4] * 3)
         return Simclr(channels), (crops,), torch.arange(2 * batch) ^ 1, nt_xent
@@ -130,7 +154,7 @@ def build(task, encoder, window, batch, channels):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--task", choices=["rot", "jig", "vf", "simclr"], required=True)
+    parser.add_argument("--task", choices=["rot", "jig", "mae", "gen", "vf", "simclr"], required=True)
     parser.add_argument("--encoder", choices=["unet", "densenet121"], default="unet", help="densenet121: --task rot on images of 3 channels")
     parser.add_argument("--window", type=int, required=True)
     parser.add_argument("--batch", type=int, required=True)

@@ -30,6 +30,8 @@ CASES = [
     Case("rot", 64, timed=6),
     Case("rot", 96),
     Case("jig", 96),
+    Case("mae", 64, timed=6),
+    Case("gen", 64, timed=6),
     Case("vf", 64, timed=6),
     Case("simclr", 64, batch=4, timed=6),
     Case("rot", 224, encoder="densenet121", rank=2, channels=3, batch=32, gpu_batch=32, timed=2, warmup=1),

@@ -322,7 +322,7 @@ struct GenesisHead {
 impl Head for GenesisHead {
     fn pictures(&self, encoder: &dyn Encoder, batch: &Batch) -> Vec<Picture> {
         let restored = self.restorer.forward(encoder, &restoration::inputs(batch), Mode::Eval);
-        vec![restoration::picture(&restored, &restoration::targets(batch), None)]
+        vec![restoration::picture(&restored, &restoration::targets(batch), None, "")]
     }
 
     fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome {

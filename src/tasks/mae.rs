@@ -292,7 +292,8 @@ impl Head for MaeHead {
         let clean = restoration::targets(batch);
         let filled = &clean + (&restored - &clean) * &mask;
         let filled = Picture::new(vec!["target with the prediction where masked".into()], &filled, None);
-        vec![restoration::picture(&restored, &clean, Some(&mask)), filled]
+        let trained = if self.loss == Counted::Masked { ", trained where masked" } else { "" };
+        vec![restoration::picture(&restored, &clean, Some(&mask), trained), filled]
     }
 
     fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome {

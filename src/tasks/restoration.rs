@@ -75,13 +75,13 @@ fn squared_error(a: &Tensor, b: &Tensor, mask: Option<&Tensor>) -> Tensor {
     .sum(Kind::Float)
 }
 
-/// The restored window, with a note on its error.
-pub fn picture(restored: &Tensor, clean: &Tensor, mask: Option<&Tensor>) -> Picture {
+/// The restored window, with a note on its error, and on where the network is trained to restore.
+pub fn picture(restored: &Tensor, clean: &Tensor, mask: Option<&Tensor>, trained: &str) -> Picture {
     let part = if mask.is_some() { "where masked" } else { "of all voxels" };
     let caption = |channel| {
         let of = |t: &Tensor| t.narrow(1, channel, 1);
         let error = relative_error(&of(restored), &of(clean), mask).double_value(&[]);
-        format!("prediction: error {part} {error:.2} (the mean's is 1)")
+        format!("prediction{trained}: error {part} {error:.2} (the mean's is 1)")
     };
     Picture::new((0..clean.size()[1]).map(caption).collect(), restored, None)
 }
