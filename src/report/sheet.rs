@@ -261,6 +261,17 @@ mod tests {
     }
 
     #[test]
+    fn a_panel_with_a_window_of_its_own_leaves_the_others_theirs() {
+        let image = Array3::from_shape_fn((1, 20, 20), |(_, y, z)| 1000. + (20 * y + z) as f32);
+        let classes = Array3::from_elem((1, 20, 20), 3f32);
+        let map = Panel { window: Some([0., 4.]), ..Panel::new(classes.view(), String::new()) };
+        let both = [Panel::new(image.view(), String::new()), map];
+        let alone = window(&both[..1]);
+        assert!(alone[0] >= 1000. && alone[1] > 1390.);
+        assert_eq!(Block::new(&both, 2).windows, [alone, [0., 4.]]);
+    }
+
+    #[test]
     fn sheets_stay_within_the_width_and_show_every_panel() {
         let folder = tempfile::tempdir().unwrap();
         for (n, shape) in [(27, (39, 39, 39)), (9, (1, 13, 13)), (1, (128, 128, 128)), (2, (3, 900, 900)), (1, (1, 3000, 10))] {

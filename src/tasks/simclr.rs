@@ -180,11 +180,8 @@ impl Task for Simclr {
         let Ok(Params { crops, .. }) = serde_json::from_value(drawn.params.clone()) else {
             return "two crops".into();
         };
-        let [a, b] = crops.map(|crop| {
-            let spatial = crop.augmentation.spatial;
-            format!("flip {:?}, {:.0} degrees about axis {}", spatial.flip.map(u8::from), spatial.degrees, spatial.axis)
-        });
-        format!("two crops of {} voxels ({a}; {b})", self.crop)
+        let [a, b] = crops.map(|crop| crop.augmentation.spatial.degrees);
+        format!("two crops of {} voxels, turned by {a:.0} and {b:.0} degrees", self.crop)
     }
 
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>> {

@@ -120,6 +120,10 @@ def test_windows_of_dense_tasks_fit_the_network(brains, tmp_path):
     assert "window 22," in pretext3d(*pretrain(store, tmp_path / "rot", *step)).stderr
     pretext3d("inspect", "--data", store, "--task", "vf", "--n", 1, "--out", tmp_path / "sheet")
     assert list(tensors(tmp_path / "sheet/vf.safetensors")[0]["views"].shape) == [1, 1, 4, 16, 16, 16]
+    # Beside the run's own network the window is that of the run, and the prediction a class for each voxel, not one for each channel.
+    pretext3d("inspect", "--data", store, "--task", "vf", "--n", 2, "--weights", run, "--out", tmp_path / "sheet")
+    predicted = tensors(tmp_path / "sheet/vf.safetensors")[0]["prediction"]
+    assert list(predicted.shape) == [2, 1, 20, 20, 20] and set(predicted.unique().tolist()) <= {0, 1, 2, 3, 4}
 
 
 def test_volumes_with_classes(store, tmp_path):
