@@ -32,11 +32,12 @@ const SCANS_WITH_VOXELS: usize = 8;
 const SCANS_WITH_CLASSES: usize = 64;
 /// Voxels that a readout is fitted on: half of them background, the others equally of each class.
 const FITTED: usize = 4096;
-/// Sides of the part of a scan whose voxels are read out, so that a look takes seconds. Of a volume that is read as slices up to 16 planes.
-fn max_patch(rank: Rank) -> Shape {
+/// Sides of the part of a scan whose voxels are read out, so that a look takes seconds; larger where the deepest level would be left with
+/// less than 2 voxels. Of a volume that is read as slices up to 16 planes.
+fn max_patch(rank: Rank, reduction: usize) -> Shape {
     match rank {
         Rank::Two => [16, 256, 256],
-        Rank::Three => [64; 3],
+        Rank::Three => [48.max(2 * reduction); 3],
     }
 }
 
@@ -149,7 +150,7 @@ impl Probe {
         vs.variables().values().try_for_each(|v| ffi::set_memory_format(v, memory_format(device, bf16)))?;
         let half = subset.len().div_ceil(2);
         let scan = |scan: usize| match needs {
-            Needs::VoxelLabels => patch(&subset, scan, &channels, rank, classes, FITTED / half),
+            Needs::VoxelLabels => patch(&subset, scan, &channels, max_patch(rank, network.reduction()), classes, FITTED / half),
             _ => Ok(ProbeScan {
                 image: read(&subset, scan, Region::whole(subset.shape(scan)), &channels)?,
                 label: vec![],
@@ -310,8 +311,8 @@ fn read(scans: &Subset, scan: usize, region: Region, channels: &[usize]) -> Resu
     Ok(image.index_select(0, &Tensor::from_slice(&channels.iter().map(|&c| c as i64).collect::<Vec<_>>())))
 }
 
-/// The part of a scan around the middle of its foreground, at most [`max_patch`], and up to `n` voxels of it to fit on.
-fn patch(scans: &Subset, scan: usize, channels: &[usize], rank: Rank, classes: usize, n: usize) -> Result<ProbeScan> {
+/// The part of a scan around the middle of its foreground, up to `side` voxels along each axis, and up to `n` voxels of it to fit on.
+fn patch(scans: &Subset, scan: usize, channels: &[usize], side: Shape, classes: usize, n: usize) -> Result<ProbeScan> {
     let (shape, label) = (scans.shape(scan), scans.whole_label(scan)?);
     let mut marked = shape.map(|n| vec![false; n]);
     for (at, _) in label.iter().enumerate().filter(|(_, class)| **class > 0) {
@@ -319,7 +320,6 @@ fn patch(scans: &Subset, scan: usize, channels: &[usize], rank: Rank, classes: u
         place.iter().zip(&mut marked).for_each(|(&x, axis)| axis[x] = true);
     }
     let foreground = Region::around(&marked).context("no foreground")?;
-    let side = max_patch(rank);
     let size: Shape = std::array::from_fn(|a| shape[a].min(side[a]));
     let middle = |a: usize| foreground.start[a] + foreground.size[a] / 2;
     let start = std::array::from_fn(|a| middle(a).saturating_sub(size[a] / 2).min(shape[a] - size[a]));
