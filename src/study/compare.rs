@@ -3,7 +3,7 @@
 use super::labels::Labels;
 use super::read::{Cell, Finished, Records};
 use super::repetitions::Repetitions;
-use super::stats::{Estimate, Paired, SignedRank, estimate, holm, paired, signed_rank};
+use super::stats::{Estimate, Paired, SignedRank, corrected, estimate, holm, holm_factors, paired, signed_rank};
 use crate::run::record::{CellResult, FROZEN, RANDOM, SCRATCH};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ pub struct Arm {
 }
 
 /// What makes two cells of one fraction a pair: seed and fold.
-type Unit = (u64, Option<u64>);
+pub type Unit = (u64, Option<u64>);
 
 /// A planned cell of an arm.
 pub struct Repeat<'a> {
@@ -50,6 +50,8 @@ pub struct Comparison {
     pub paired: Option<Paired>,
     /// The p-value, adjusted for the table's other comparisons.
     pub holm: Option<f64>,
+    /// The interval that goes with it.
+    pub corrected: Option<[f64; 2]>,
     /// Over test cases, each the mean over its pairs, and their number.
     pub cases: Option<SignedRank>,
     pub case_count: usize,
@@ -68,6 +70,8 @@ pub struct Table {
     pub random: Vec<Comparison>,
     /// 3D minus 2D of the same arm, label fraction, seed and fold.
     pub flat: Vec<Comparison>,
+    /// Encoders of joint tasks with the best of single ones in the same arm.
+    pub joint: Vec<(Arm, Comparison)>,
 }
 
 impl Arm {
@@ -82,6 +86,11 @@ impl Arm {
 
     pub fn is_pretrained(&self) -> bool {
         self.pretext != SCRATCH && self.pretext != RANDOM
+    }
+
+    /// From an encoder that several tasks trained together: their names are joined.
+    fn is_joint(&self) -> bool {
+        self.is_pretrained() && self.pretext.contains('-')
     }
 
     fn baseline(&self, pretext: &str, arm: &str) -> Arm {
@@ -171,7 +180,7 @@ impl Records {
             let scores: Vec<_> = runs.iter().filter_map(|run| Some((run.group, run.finished?.result.score?))).collect();
             estimate(&averaged(&scores), overlap(&runs))
         };
-        let means = arms.iter().map(|arm| labels.iter().map(|labels| mean(arm, labels)).collect()).collect();
+        let means: Vec<Vec<_>> = arms.iter().map(|arm| labels.iter().map(|labels| mean(arm, labels)).collect()).collect();
         let family = |pairs: Vec<(&Arm, Arm)>| {
             let all = pairs.iter().flat_map(|(arm, other)| labels.iter().map(move |&labels| (*arm, other, labels)));
             adjusted(all.filter_map(|(arm, other, labels)| self.compare(arm, other, labels, unlabelled)).collect())
@@ -185,7 +194,31 @@ impl Records {
         let random = with(arms.iter().filter(frozen).collect(), RANDOM, FROZEN);
         let volumes = arms.iter().filter(|arm| arm.rank == 3);
         let flat = family(volumes.map(|arm| (arm, Arm { rank: 2, ..arm.clone() })).collect());
-        Table { unlabelled, means, scratch, random, flat, arms, labels }
+        let joint = self.joint(&arms, &labels, &means, unlabelled);
+        Table { unlabelled, means, scratch, random, flat, joint, arms, labels }
+    }
+
+    /// By the means of a table, `[arm][labels]`.
+    fn joint(
+        &self,
+        arms: &[Arm],
+        labels: &[Labels],
+        means: &[Vec<Option<Estimate>>],
+        unlabelled: f64,
+    ) -> Vec<(Arm, Comparison)> {
+        let mut out = Vec::new();
+        for arm in arms.iter().filter(|arm| arm.is_joint()) {
+            for (column, &labels) in labels.iter().enumerate() {
+                let single = |other: &Arm| {
+                    other.is_pretrained() && !other.is_joint() && (other.rank, &other.arm) == (arm.rank, &arm.arm)
+                };
+                let singles = arms.iter().zip(means).filter(|(other, _)| single(other));
+                let scored = singles.filter_map(|(other, means)| Some((other, means[column]?.mean)));
+                let Some((best, _)) = scored.max_by(|a, b| a.1.total_cmp(&b.1)) else { continue };
+                out.extend(self.compare(arm, best, labels, unlabelled).map(|comparison| (best.clone(), comparison)));
+            }
+        }
+        out
     }
 
     /// Nothing where the sweep plans no pair.
@@ -210,6 +243,7 @@ impl Records {
             pairs: own.len(),
             paired: paired(&averaged(&own), &averaged(&others), overlap(&runs)),
             holm: None,
+            corrected: None,
             cases: signed_rank(&differences),
             case_count: differences.len(),
         })
@@ -314,9 +348,13 @@ fn case_differences(pairs: &[(Unit, &Finished, &Finished)]) -> Vec<f64> {
 /// Adjusts the p-values of one table.
 fn adjusted(mut comparisons: Vec<Comparison>) -> Vec<Comparison> {
     let p: Vec<f64> = comparisons.iter().filter_map(|c| c.paired?.p).collect();
-    let mut p = holm(&p).into_iter();
-    for comparison in comparisons.iter_mut().filter(|c| c.paired.is_some_and(|p| p.p.is_some())) {
-        comparison.holm = p.next();
+    let mut adjusted = holm(&p).into_iter().zip(holm_factors(&p));
+    for comparison in &mut comparisons {
+        let Some(Paired { difference, p: Some(_) }) = comparison.paired else { continue };
+        if let Some((p, factor)) = adjusted.next() {
+            comparison.holm = Some(p);
+            comparison.corrected = corrected(&difference, factor);
+        }
     }
     comparisons
 }

@@ -1,13 +1,25 @@
 //! Validation scores against the epoch, and when an arm first reaches what scratch ends with.
 
-use super::compare::Arm;
+use super::compare::{Arm, Unit};
 use super::labels::Labels;
 use super::read::{Finished, Records};
+use std::collections::BTreeMap;
 
 /// An arm's validation score at each epoch that all its histories have, mean over seeds and folds.
 pub struct Curve {
     pub arm: Arm,
     pub points: Vec<(usize, f64)>,
+    /// The same of each run.
+    pub runs: BTreeMap<Unit, Vec<(usize, f64)>>,
+}
+
+/// When an arm reaches what scratch ends with.
+pub struct Reached {
+    pub arm: Arm,
+    /// First epoch at which the mean over repetitions is there; none: never.
+    pub first: Option<usize>,
+    /// The same in each repetition, whose own scratch it is compared with, as a share of scratch's epochs.
+    pub each: Vec<Option<f64>>,
 }
 
 /// When the arms with so many labels reach scratch's last score.
@@ -19,17 +31,18 @@ pub struct Reach {
     pub epochs: usize,
     /// First epoch at or above the goal, of scratch itself.
     pub own: usize,
-    /// And of the other arms; none: never.
-    pub first: Vec<(Arm, Option<usize>)>,
+    /// And of the other arms.
+    pub first: Vec<Reached>,
 }
 
 /// The curves of the fine-tunings with so many labels; an arm without any finished cell or any common epoch has none.
 pub fn curves(records: &Records, labels: Labels, unlabelled: f64) -> Vec<Curve> {
     let arms = records.arms(unlabelled).into_iter();
     let curves = arms.map(|arm| {
-        let done: Vec<&Finished> =
-            records.cells(&arm, labels, unlabelled).into_values().filter_map(|run| run.finished).collect();
-        Curve { arm, points: mean(&done) }
+        let cells = records.cells(&arm, labels, unlabelled).into_iter();
+        let done: BTreeMap<Unit, &Finished> = cells.filter_map(|(unit, run)| Some((unit, run.finished?))).collect();
+        let points = mean(&done.values().copied().collect::<Vec<_>>());
+        Curve { arm, points, runs: done.into_iter().map(|(unit, run)| (unit, mean(&[run]))).collect() }
     });
     curves.filter(|c| !c.points.is_empty()).collect()
 }
@@ -52,10 +65,14 @@ pub fn reach(curves: &[Curve], labels: Labels) -> Vec<Reach> {
     let scratch = curves.iter().filter(|c| c.arm.is_scratch());
     let reach = scratch.filter_map(|scratch| {
         let &(epochs, goal) = scratch.points.last()?;
-        let first = |c: &Curve| c.points.iter().find(|p| p.1 >= goal).map(|p| p.0);
-        let own = first(scratch)?;
+        let first = |points: &[(usize, f64)], goal: f64| points.iter().find(|p| p.1 >= goal).map(|p| p.0);
+        let own = first(&scratch.points, goal)?;
+        let each = |c: &Curve| {
+            let pairs = c.runs.iter().filter_map(|(unit, run)| Some((run, scratch.runs.get(unit)?.last()?)));
+            pairs.map(|(run, &(epochs, goal))| Some(first(run, goal)? as f64 / epochs as f64)).collect()
+        };
         let arms = curves.iter().filter(|c| c.arm.rank == scratch.arm.rank && !c.arm.is_scratch());
-        let first = arms.map(|c| (c.arm.clone(), first(c))).collect();
+        let first = arms.map(|c| Reached { arm: c.arm.clone(), first: first(&c.points, goal), each: each(c) }).collect();
         Some(Reach { scratch: scratch.arm.clone(), labels, goal, epochs, own, first })
     });
     reach.collect()

@@ -128,15 +128,33 @@ fn rank_sums(n: usize) -> Vec<f64> {
 ///
 /// Source: Holm, *A simple sequentially rejective multiple test procedure*, Scandinavian Journal of Statistics 6 (1979).
 pub fn holm(p: &[f64]) -> Vec<f64> {
+    multiplied(p).into_iter().map(|p| p.min(1.0)).collect()
+}
+
+/// Holm's adjustment as factors of the p-values, which may lead above 1.
+pub fn holm_factors(p: &[f64]) -> Vec<f64> {
+    let count = p.len() as f64;
+    multiplied(p).iter().zip(p).map(|(adjusted, p)| if *p > 0.0 { adjusted / p } else { count }).collect()
+}
+
+fn multiplied(p: &[f64]) -> Vec<f64> {
     let mut order: Vec<usize> = (0..p.len()).collect();
     order.sort_by(|&a, &b| p[a].total_cmp(&p[b]));
     let mut adjusted = vec![0.0; p.len()];
     let mut largest = 0f64;
     for (i, &at) in order.iter().enumerate() {
-        largest = largest.max(((p.len() - i) as f64 * p[at]).min(1.0));
+        largest = largest.max((p.len() - i) as f64 * p[at]);
         adjusted[at] = largest;
     }
     adjusted
+}
+
+/// The interval of an estimate that is one of several: its share of error is divided by `factor`, from 1 on.
+pub fn corrected(estimate: &Estimate, factor: f64) -> Option<[f64; 2]> {
+    let [low, high] = estimate.interval?;
+    let reach = |error: f64| quantile(1.0 - error / 2.0, estimate.n - 1);
+    let half = (high - low) / 2.0 * reach((1.0 - LEVEL) / factor) / reach(1.0 - LEVEL);
+    Some([estimate.mean - half, estimate.mean + half])
 }
 
 fn student(freedom: usize) -> StudentsT {
@@ -232,6 +250,23 @@ mod tests {
             let further = sums.filter(|sum| (sum - middle).abs() >= (test.statistic - middle).abs()).count();
             close(test.p, further as f64 / (1u32 << n) as f64);
         }
+    }
+
+    #[test]
+    fn corrected_intervals_say_what_the_adjusted_p_says() {
+        // SciPy 1.17.1, a - b as above: d.mean() + np.array([-1, 1]) * stats.t.ppf(1 - .05 / 3 / 2, 4) * stats.sem(d)
+        let (a, b) = ([0.71, 0.68, 0.74, 0.70, 0.66], [0.65, 0.66, 0.69, 0.71, 0.60]);
+        let pair = paired(&a, &b, 0.0).unwrap();
+        let [low, high] = corrected(&pair.difference, 3.0).unwrap();
+        close(low, -0.0180179257150);
+        close(high, 0.0900179257150);
+        // Where an interval just holds 0, the p-value is the level that its width stands for.
+        let edge = corrected(&pair.difference, 0.05 / pair.p.unwrap()).unwrap();
+        assert!(edge[0].abs() < 1e-9, "{edge:?}");
+        // By hand: 5 x 0.005, 4 x 0.01, 3 x 0.03, then as much as the one before, and once.
+        let factors = holm_factors(&[0.01, 0.04, 0.03, 0.005, 0.6]);
+        factors.iter().zip([4.0, 2.25, 3.0, 5.0, 1.0]).for_each(|(a, b)| close(*a, b));
+        assert_eq!(holm_factors(&[0.7, 0.8]), [2.0, 1.4 / 0.8]);
     }
 
     #[test]

@@ -193,6 +193,86 @@ def test_convergence_is_that_of_the_mean_curves(sweep):
     assert "never reaches" in sweep.markdown and re.search(r"final \d\.\d+ at epoch \d ", sweep.markdown)
 
 
+def test_tasks_are_ranked_with_corrected_intervals(tmp_path):
+    """Against SciPy; joint tasks against the best single one; and when each repetition catches up with its scratch."""
+    arms = [("scratch", "scratch"), ("rot", "full"), ("mae", "full"), ("rot-mae", "full")]
+    sweep = Sweep(tmp_path / "sweep", arms, scores({"rot": 0.05, "mae": 0.1, "rot-mae": 0.12}), seeds=range(5))
+    text = sweep.report()
+    tests = {}
+    for (pretext, arm), fraction in product(arms[1:], (0.1, 1.0)):
+        own, other = sweep.of(pretext, arm, fraction), sweep.of("scratch", "scratch", fraction)
+        tests[pretext, fraction] = stats.ttest_rel([own[u]["score"] for u in own], [other[u]["score"] for u in own])
+    adjusted = dict(zip(tests, holm([test.pvalue for test in tests.values()])))
+    for fraction, heading in ((0.1, "### 10 % of the labels: 5 subjects"), (1.0, "### 100 % of the labels: 5 subjects")):
+        head, *table = sweep.table(heading)
+        assert head == ["", "arm", "minus scratch (95 %)", "corrected 95 %", "p, Holm"] and [row[0] for row in table] == ["1", "2", "3"]
+        differences = [numbers(row[2])[0] for row in table]
+        assert differences == sorted(differences, reverse=True) and len({row[1] for row in table}) == 3
+        for row in table:
+            pretext = row[1].split()[0]
+            test, p = tests[pretext, fraction], adjusted[pretext, fraction]
+            expected = test.confidence_interval(1 - 0.05 * test.pvalue / p)
+            assert np.allclose(numbers(row[3]), expected, atol=5.1e-4) and row[4] == shown(p), row
+            assert (expected[0] > 0 or expected[1] < 0) == (p < 0.05)
+        means = {pretext: np.mean([r["score"] for r in sweep.of(pretext, "full", fraction).values()]) for pretext in ("rot", "mae")}
+        best = max(means, key=means.get)
+        joint = np.mean([r["score"] for r in sweep.of("rot-mae", "full", fraction).values()]) - means[best]
+        line = re.search(rf"^- rot-mae full against {best} full, {fraction * 100:.0f} % of the labels: .*$", text, re.M)[0]
+        assert abs(numbers(line)[0] - abs(joint)) < 5.1e-4
+    rate = 2  # of the curves that Sweep writes; scratch's is 4
+    for row in sweep.table("The share of scratch's epochs")[1:]:
+        pretext, fraction = row[0].split()[0], float(row[1][:-2]) / 100
+        shares = []
+        for unit, own in sweep.of(pretext, "full", fraction).items():
+            goal = sweep.of("scratch", "scratch", fraction)[unit]["score"] * (1 - np.exp(-EPOCHS / 4))
+            curve = own["score"] * (1 - np.exp(-np.arange(1, EPOCHS + 1) / rate))
+            reached = np.flatnonzero(curve >= goal)
+            shares.append(f"{(reached[0] + 1) / EPOCHS * 100:g} %" if len(reached) else "never")
+        assert row[5] == ", ".join(shares)
+
+
+def test_every_arm_at_its_own_rate_and_all_at_the_common_one(tmp_path):
+    """Scratch is better at another rate, rot at the common one: the gain at the common rate is none at the own ones."""
+    arms = [("scratch", "scratch"), ("rot", "full")]
+    sweep = Sweep(tmp_path / "sweep", arms, scores({"rot": 0.1}, 0.005), fractions=(1.0,))
+    plain = sweep.report()
+    for cell in sweep.sweep["cells"]:
+        cell["lr"] = 0.001
+    own = {}
+    for name, result in sweep.results.items():
+        if result["pretext"] == "scratch":
+            own[f"{name}-lr0.01"] = {**result, "score": result["score"] + 0.2}
+    sweep.results |= own
+    sweep.write()
+    grid = [{"lr": 0.001, "score": 0.5, "runs": 2}, {"lr": 0.01, "score": 0.75, "runs": 2}]
+    chosen = [{"pretext": "scratch", "arm": "scratch", "lr": 0.01, "grid": grid}]
+    rates = sweep.folder / "rates.json"
+    rates.write_text(json.dumps({"version": 1, "chosen": chosen}))
+    text = sweep.report()
+    # That of rot is still to be chosen.
+    assert "missing: rot-full-f1.0-s0-u1.0-r3 at its own rate, not chosen yet" in text
+    chosen.append({"pretext": "rot", "arm": "full", "lr": 0.001, "grid": [{**grid[0], "score": 0.8}, grid[1]]})
+    rates.write_text(json.dumps({"version": 1, "chosen": chosen}))
+    text = sweep.report()
+    at_own, at_common = text.index("## Test dice, every arm at its own learning rate"), text.index("## Test dice, all at the common learning rate")
+    assert at_own < at_common and "incomplete" not in text
+    found = []
+    for start in (at_own, at_common):
+        sweep.markdown = text[start:]
+        found.append(numbers(sweep.table("### Difference to scratch")[1][2])[0])
+    assert found[0] < -0.05 < 0.05 < found[1] and abs(found[1] - found[0] - 0.2) < 2e-3
+    assert "rot full, 100 % of the labels: loss of" in text[at_own:at_common] and "gain of" in text[at_common:]
+    sweep.markdown = text
+    assert sweep.table("## Learning rates") == [
+        ["arm", "0.001", "0.01", "own rate", "common rate"],
+        ["scratch", "0.500", "**0.750**", "0.01", "0.001"],
+        ["rot full", "**0.800**", "0.750", "0.001", "0.001"],
+    ]
+    table = {row["id"]: row["lr"] for row in rows(sweep.folder / "report/results.csv")}
+    assert len(table) == 12 and sorted(table.values()) == ["0.001"] * 8 + ["0.01"] * 4
+    assert "learning rate" not in plain
+
+
 def test_no_gain_is_said(tmp_path):
     sweep = Sweep(tmp_path / "sweep", [("scratch", "scratch"), ("rot", "warmup")], scores({}), seeds=range(6))
     # The same scores in another order: every mean is equal, so no interval can lie beside 0.

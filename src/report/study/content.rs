@@ -3,7 +3,7 @@
 use super::document::{Block, Field, Table as Grid};
 use super::figures::{self, Styles};
 use super::words::{amount, finding, mean, number, of_labels, overall, p_value, percent, reaching, repetitions, section};
-use super::{rates, settings};
+use super::{ranking, rates, settings};
 use crate::report::progress::duration;
 use crate::study::compare::{Arm, Comparison, Table};
 use crate::study::labels::Labels;
@@ -69,6 +69,7 @@ pub fn rest(records: &Records, tables: &[Table], convergence: &[Convergence]) ->
     let styles = Styles::of(records);
     let bars = "Bars are 95 % intervals over repetitions, cut where they leave the axes.";
     let mut blocks = vec![Block::Heading(2, "What these numbers are".into()), Block::List(definitions(records, tables))];
+    blocks.extend(ranking::ranking(records, tables));
     blocks.push(Block::Heading(2, "Data efficiency".into()));
     let figure = figures::efficiency(records, &styles, tables);
     blocks.push(Block::Picture("efficiency.png", format!("{}. {bars}", figure.title), figure));
@@ -86,6 +87,7 @@ pub fn rest(records: &Records, tables: &[Table], convergence: &[Convergence]) ->
         };
         let sentences = convergence.iter().flat_map(|c| c.reach.iter().flat_map(|r| reaching(records, r)).map(|s| part(c, s)));
         blocks.push(Block::List(sentences.collect()));
+        blocks.extend(ranking::reached(records, convergence));
         let figure = figures::convergence(records, &styles, convergence);
         blocks.push(Block::Picture("convergence.png", format!("{}. Means over repetitions.", figure.title), figure));
     }

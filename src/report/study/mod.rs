@@ -3,6 +3,7 @@
 mod content;
 mod document;
 mod figures;
+mod ranking;
 mod rates;
 mod settings;
 mod words;

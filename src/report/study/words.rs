@@ -1,7 +1,7 @@
 //! Numbers and findings in words. What is said follows the interval, never the mean alone.
 
-use crate::study::compare::{Arm, Comparison, Table, Verdict};
-use crate::study::converge::Reach;
+use crate::study::compare::{Comparison, Table, Verdict};
+use crate::study::converge::{Reach, Reached};
 use crate::study::labels::Labels;
 use crate::study::read::{Cell, Records};
 use crate::study::repetitions::Repetitions;
@@ -120,7 +120,7 @@ pub fn overall(comparisons: &[Comparison], other: &str) -> String {
 pub fn reaching(records: &Records, reach: &Reach) -> Vec<String> {
     let Reach { labels, goal, epochs, own, .. } = reach;
     let (labels, goal) = (of_labels(records, *labels), number(*goal));
-    let sentence = |(arm, first): &(Arm, Option<usize>)| {
+    let sentence = |Reached { arm, first, .. }: &Reached| {
         let name = arm.label(&records.ranks());
         match first {
             Some(first) => format!(
@@ -197,13 +197,24 @@ pub fn section(table: &Table, metric: &str, several: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::study::compare::Arm;
     use crate::study::stats::paired;
 
     fn comparison(own: &[f64], other: &[f64], planned: usize) -> Comparison {
         let arm = Arm { rank: 3, pretext: "rot".into(), arm: "warmup".into(), base: "warmup".into() };
         let paired = paired(own, other, 0.0);
         let holm = paired.and_then(|p| p.p);
-        Comparison { arm, labels: Labels::Share(0.1), planned, pairs: own.len(), paired, holm, cases: None, case_count: 0 }
+        Comparison {
+            arm,
+            labels: Labels::Share(0.1),
+            planned,
+            pairs: own.len(),
+            paired,
+            holm,
+            corrected: None,
+            cases: None,
+            case_count: 0,
+        }
     }
 
     #[test]
