@@ -97,7 +97,8 @@ def test_a_decoder_that_travels_has_them_too(store, tmp_path):
     """It is fixed with the encoder; trained for two steps, it has next to none of its own."""
     args = ["--data", store, "--task", "mae", *SHAPE, *FAST, "--epochs", 1, "--steps", 2, "--val-draws", 1]
     pretext3d("pretrain", *args, "--out", tmp_path / "mae-run", "--weights", tmp_path / "mae")
-    weights = ["--weights", tmp_path / "mae.pt", "--transfer", "all", "--arm", "frozen"]
+    checkpoint = tmp_path / "mae-run/best.safetensors"
+    weights = ["--weights", checkpoint, "--transfer", "all", "--arm", "frozen"]
     settings = ["--epochs", 1, "--steps", 1, "--aug-off", *FAST]
     pretext3d("finetune", "--data", store, *weights, *settings, "--out", tmp_path / "run")
     description = read_json(tmp_path / "mae.json")
@@ -106,8 +107,8 @@ def test_a_decoder_that_travels_has_them_too(store, tmp_path):
     classes = len(read_json(tmp_path / "run/config.json")["downstream"]["labels"])
     encoder, decoder = encoder_of(last, description), loaded(Decoder(channels, classes), last, "segmentation.decoder.")
     assert most_off(torch.nn.Sequential(encoder, decoder), store, train) < 0.5
-    pretrained = {name: t for name, t in tensors(tmp_path / "mae.safetensors")[0].items() if "decoder" in name}
+    pretrained = {name.removeprefix("model.mae.decoder."): t for name, t in tensors(checkpoint)[0].items()}
     state = decoder.state_dict()
-    state.update({name.removeprefix("decoder."): t for name, t in pretrained.items() if "running" in name})
+    state.update({name: pretrained[name] for name in state if "running" in name})
     decoder.load_state_dict(state)
     assert most_off(torch.nn.Sequential(encoder, decoder), store, train) > 0.5
