@@ -48,6 +48,6 @@ def trained(store, tmp_path_factory):
     """A finished run of two epochs, with its folder and its exported weights."""
     folder = tmp_path_factory.mktemp("trained")
     run, weights = folder / "run", folder / "weights" / "rot"
-    args = ["--data", store, "--task", "rot", "--epochs", 2, *SMALL, "--out", run, "--weights", weights]
+    args = ["--data", store, "--task", "rot", "--epochs", 2, *SMALL, "--norm", "batch", "--out", run, "--weights", weights]
     done = pretext3d("pretrain", *args, cwd=folder)
     return SimpleNamespace(run=run, weights=weights, output=done.stdout + done.stderr, args=args)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from test_resume import assert_same, start, wait_for_epoch
 from torch import nn
 
-SHAPE = ["--filters", 4, "--levels", 3]
+SHAPE = ["--filters", 4, "--levels", 3, "--norm", "batch"]
 FAST = ["--device", "cpu", "--precision", "fp32", "--threads", 1]
 # Seconds a run: 24^3 voxels, 3 epochs of 2 steps.
 SETTINGS = ["--epochs", 3, "--steps", 2, "--lr", 3e-3, *FAST]
