@@ -142,16 +142,17 @@ def test_protocol_of_the_paper():
 
 
 def test_protocol_of_the_proof():
-    for name, fractions in [("hippocampus", None), ("idrid", [0.1, 1.0])]:
+    # Patches of relative patch location are too small for the hippocampus's network.
+    for name, fractions, small in [("hippocampus", None, {"rpl"}), ("idrid", [0.1, 1.0], set())]:
         config = settings(name)
-        assert set(config["tasks"]) >= {"rot", "rpl", "jig", "cpc", "exe", "mae", "simclr"}
+        assert set(config["tasks"]) >= {"rot", "rpl", "jig", "cpc", "exe", "mae", "simclr"} - small
         assert config.get("fractions") == fractions and (len(config["seeds"]) >= 5 or config["folds"] == 5)
         # Every repetition has an encoder and a label subset of its own, seen by no scan that is held out.
         assert not {"unlabelled", "pretrain_seeds", "subset_seeds"} & set(config)
         assert config["pretrain"]["norm"] == config["finetune"]["norm"] and settings(name, smoke=True)["tasks"] == config["tasks"]
     hippocampus = settings("hippocampus")
     assert hippocampus["labelled"] == [1, 3, 6, 13, "all"] and "vf" in hippocampus["tasks"]
-    assert hippocampus["arms"] == ["scratch", "full", "warmup", "frozen", "random"]
+    assert hippocampus["arms"] == ["scratch", "full", "frozen", "random"] and hippocampus["lr_grid"]
     # Left and right are the same eye to a grade, and not the same hippocampus.
     assert settings("idrid")["finetune"]["aug-flip"] > 0 and "aug-flip" not in hippocampus["finetune"]
 
