@@ -75,7 +75,10 @@ def test_configurations_are_accepted_and_complete(name, smoke, stores, store, tm
     folds, encoders = config.get("folds", 1), len(config.get("pretrain_seeds", config["seeds"]))
     times = (1 if "unlabelled" in config else folds) * encoders
     assert sorted(pretrained) == sorted([(task, share) for task in config["tasks"] for share in shares] * times)
-    cells = [flags for kind, flags in runs if kind == "finetune"]
+    # Runs that choose rates are of repetitions of their own.
+    tuning = [flags for kind, flags in runs if kind == "finetune" and "/tuning/" in flags["out"]]
+    assert len(tuning) % max(1, len(config.get("lr_grid", []))) == 0 and bool(tuning) == ("lr_grid" in config)
+    cells = [flags for kind, flags in runs if kind == "finetune" and "/tuning/" not in flags["out"]]
     # Numbers of labelled subjects are shares of the training side.
     fractions = {float(cell["fraction"]) for cell in cells}
     assert len(fractions) == len(config.get("fractions", config.get("labelled")))
