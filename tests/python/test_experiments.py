@@ -91,6 +91,8 @@ def test_configurations_are_accepted_and_complete(name, smoke, stores, store, tm
     }
     # The same training for every arm: nothing but weights, arm, fraction, seed, fold and folder differs.
     own = {"weights", "arm", "fraction", "seed", "subset-seed", "out", "split"}
+    # Where a table says so, also whether a decoder travels.
+    own |= {"transfer"} if "pretext" in settings(name)["finetune"] else set()
     assert len({c["split"] for c in cells}) == folds
     assert len({tuple(sorted((k, v) for k, v in c.items() if k not in own)) for c in cells}) == 1
     # Pretraining on the labelled store must keep away from its test side.
