@@ -1,7 +1,10 @@
 //! `result.json` of a finished run: what a study compares.
 
+use anyhow::{Context, Result, ensure};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
+use std::path::Path;
 
 /// Version of results and of `sweep.json`.
 pub const VERSION: u64 = 1;
@@ -80,4 +83,15 @@ pub struct PretrainResult {
     pub chance: Option<f64>,
     pub seconds: f64,
     pub epochs: usize,
+}
+
+/// Reads a record; errors on another version, and on unknown or missing fields.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
+    let value: Value = serde_json::from_str(&text).with_context(|| format!("{}: not valid JSON", path.display()))?;
+    // A newer file has other fields: its version is the reason to name.
+    let version = value.get("version").and_then(Value::as_u64);
+    let version = version.with_context(|| format!("{}: expected a whole number as `version`", path.display()))?;
+    ensure!(version == VERSION, "{}: version {version}, this program reads {VERSION}", path.display());
+    serde_json::from_value(value).with_context(|| path.display().to_string())
 }

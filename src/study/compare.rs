@@ -1,7 +1,8 @@
 //! What a sweep's cells say: means of arms, and differences of pairs that share rank, fraction, seed and fold.
 
+use super::cell::Cell;
 use super::labels::Labels;
-use super::read::{Cell, Finished, Records};
+use super::read::{Finished, Records};
 use super::repetitions::Repetitions;
 use super::stats::{Estimate, Paired, SignedRank, corrected, estimate, holm, holm_factors, paired, signed_rank};
 use crate::run::record::{CellResult, FROZEN, RANDOM, SCRATCH};

@@ -1,6 +1,7 @@
 //! How many labels a cell is trained on.
 
-use super::read::{Cell, Records};
+use super::cell::Cell;
+use super::read::Records;
 use std::cmp::Ordering;
 
 /// What tells the columns of a study's tables apart.

@@ -1,5 +1,6 @@
 //! What the records of one or several sweeps say: statistics and curves, from their folders alone. Knows no report.
 
+pub mod cell;
 pub mod compare;
 pub mod converge;
 pub mod labels;

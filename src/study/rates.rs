@@ -1,8 +1,8 @@
 //! Learning rates that a sweep chose on the validation side, one for every arm: `rates.json`.
 
-use super::read::{Cell, read_json};
+use super::cell::Cell;
 use crate::run::history::History;
-use crate::run::record::{CellResult, VERSION};
+use crate::run::record::{CellResult, VERSION, read_json};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;

@@ -1,11 +1,11 @@
 //! A sweep's folder: `sweep.json`, `cells/ID/result.json` and `metrics.jsonl`, `pretrain/RUN/result.json`. Reading is strict.
 
+use super::cell::Cell;
 use super::rates::{Rates, at_rate};
 use super::repetitions::Repetitions;
 use crate::run::history::{History, Row};
-use crate::run::record::{CellResult, PretrainResult, RANDOM, SCRATCH, VERSION};
+use crate::run::record::{CellResult, PretrainResult, SCRATCH, read_json};
 use anyhow::{Context, Result, bail, ensure};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::{HashMap, HashSet};
@@ -24,34 +24,6 @@ pub struct Sweep {
     pub cells: Vec<Cell>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub published: Vec<Published>,
-}
-
-/// One fine-tuning of a sweep.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Cell {
-    /// Its folder in `cells/`.
-    pub id: String,
-    pub pretext: String,
-    pub arm: String,
-    /// What the arm is a variant of, as `finetune --arm` takes it; none: itself.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub base: Option<String>,
-    /// Share of the labelled training subjects, 0 to 1.
-    pub fraction: f64,
-    /// How many they are, where the sweep says that and not the share.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub labelled: Option<u64>,
-    pub seed: u64,
-    /// Of a cross-validation.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub fold: Option<u64>,
-    /// Share of the unlabelled scans that pretraining saw, 0 to 1.
-    pub unlabelled: f64,
-    pub rank: usize,
-    /// Of a sweep that chooses rates: the learning rate.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub lr: Option<f64>,
 }
 
 /// A number from elsewhere, to be shown beside ours.
@@ -169,18 +141,6 @@ impl Records {
     }
 }
 
-impl Cell {
-    /// Not from pretrained weights, so that the share of unlabelled scans means nothing.
-    pub fn is_baseline(&self) -> bool {
-        self.pretext == SCRATCH || self.pretext == RANDOM
-    }
-
-    /// As `finetune --arm` takes it.
-    pub fn base(&self) -> &str {
-        self.base.as_deref().unwrap_or(&self.arm)
-    }
-}
-
 /// Errors on cells that could not be told apart or do not make sense.
 pub fn check(sweep: &Sweep) -> Result<()> {
     ensure!(!sweep.cells.is_empty(), "`cells` is empty");
@@ -211,17 +171,6 @@ pub fn check_places(cells: &[Cell]) -> Result<()> {
         }
     }
     Ok(())
-}
-
-/// Reads a record; errors on another version, and on unknown or missing fields.
-pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
-    let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;
-    let value: Value = serde_json::from_str(&text).with_context(|| format!("{}: not valid JSON", path.display()))?;
-    // A newer file has other fields: its version is the reason to name.
-    let version = value.get("version").and_then(Value::as_u64);
-    let version = version.with_context(|| format!("{}: expected a whole number as `version`", path.display()))?;
-    ensure!(version == VERSION, "{}: version {version}, this program reads {VERSION}", path.display());
-    serde_json::from_value(value).with_context(|| path.display().to_string())
 }
 
 fn read_cell(folder: &Path, cell: &Cell) -> Result<Option<Finished>> {

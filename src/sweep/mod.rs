@@ -21,8 +21,9 @@ use crate::print::{self, note};
 use crate::report::study::write_report;
 use crate::run::input::Input;
 use crate::run::record;
+use crate::study::cell::Cell;
 use crate::study::rates::{Rates, TUNING};
-use crate::study::read::{self as study, Cell, Sweep};
+use crate::study::read::{self as study, Sweep};
 use crate::study::repetitions::Repetitions;
 use anyhow::{Context, Result, ensure};
 use config::{Finetuning, Pretraining, SweepConfig};
@@ -71,7 +72,7 @@ impl Runner {
         let (settings, record) = (serde_json::to_value(&config)?, folder.join("sweep.json"));
         let rates = Rates::read(&folder)?;
         if record.exists() {
-            let before: Sweep = study::read_json(&record)?;
+            let before: Sweep = record::read_json(&record)?;
             same_settings(&before.settings, &settings, !rates.chosen.is_empty())
                 .with_context(|| format!("{}: holds a sweep of other settings; give another --out", folder.display()))?;
         }

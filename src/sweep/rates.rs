@@ -4,9 +4,9 @@ use super::config::{Finetuning, SweepConfig};
 use super::{Runner, Work};
 use crate::fs::write_atomic;
 use crate::print::note;
+use crate::study::cell::Cell;
 use crate::study::labels::Labels;
 use crate::study::rates::{self, Chosen, Rates, at_rate, validation_score};
-use crate::study::read::Cell;
 use anyhow::{Context, Result, ensure};
 
 /// Repetitions that choose rates, unless the file names others: far from the seeds that a sweep is likely to have.

@@ -5,10 +5,9 @@ use super::{Runner, Work};
 use crate::fs::try_lock;
 use crate::machine::cores;
 use crate::print::{note, say};
-use crate::run::record::CellResult;
+use crate::run::record::{CellResult, read_json};
 use crate::settings::CONFIG;
 use crate::study::rates::validation_score;
-use crate::study::read as study;
 use crate::train::session::Ended;
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail};
@@ -143,7 +142,7 @@ impl Runner {
                 format!("validation {score:.4}")
             }
             Work::Finetune(_) | Work::Own(_) => {
-                let result: CellResult = study::read_json(&path).map_err(|error| format!("{error:#}"))?;
+                let result: CellResult = read_json(&path).map_err(|error| format!("{error:#}"))?;
                 result.score.map_or("undefined".into(), |s| format!("{} {s:.4}", result.metric))
             }
         };

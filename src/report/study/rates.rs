@@ -2,8 +2,9 @@
 
 use super::document::{Block, Field, Table};
 use super::words::number;
+use crate::study::cell::Cell;
 use crate::study::compare::Arm;
-use crate::study::read::{Cell, Records};
+use crate::study::read::Records;
 
 /// What each arm reached at every rate of the grid, the chosen one strong.
 pub fn chosen(records: &Records) -> Vec<Block> {

@@ -1,9 +1,10 @@
 //! Numbers and findings in words. What is said follows the interval, never the mean alone.
 
+use crate::study::cell::Cell;
 use crate::study::compare::{Comparison, Table, Verdict};
 use crate::study::converge::{Reach, Reached};
 use crate::study::labels::Labels;
-use crate::study::read::{Cell, Records};
+use crate::study::read::Records;
 use crate::study::repetitions::Repetitions;
 use crate::study::stats::{Estimate, LEVEL, MIN_REPETITIONS};
 
