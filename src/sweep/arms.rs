@@ -1,10 +1,9 @@
 //! What each arm of a sweep is fine-tuned with: `[finetune]`, over it the table of the pretext task whose weights it starts from, over
 //! both the table of the arm.
 
-use super::config::{FINETUNE_OWN, SHAPE, SweepConfig};
+use super::config::{FINETUNE_OWN, SHAPE, SweepConfig, short_names};
 use crate::finetune::config::Arm;
 use crate::run::record::{FROZEN, RANDOM, SCRATCH};
-use crate::tasks::{TaskKind, joined_names};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
 
@@ -113,6 +112,16 @@ impl SweepConfig {
         Ok(settings)
     }
 
+    /// The common rate of an arm, which goes with `lr_grid` only.
+    pub fn common_rate(&self, tasks: Option<&str>, arm: &str) -> Result<Option<f64>> {
+        if self.lr_grid.is_empty() {
+            return Ok(None);
+        }
+        let settings = self.finetune_settings(tasks, arm)?;
+        let rate = settings.get("lr").and_then(Value::as_f64);
+        Ok(Some(rate.context("`lr_grid`: give [finetune] lr as well, the common rate that own rates are compared with")?))
+    }
+
     /// A table of `[finetune]`; empty if there is none.
     fn table(&self, key: &str, name: &str) -> Result<Map<String, Value>> {
         let table = self.finetune.get(key).and_then(|tables| tables.get(name));
@@ -122,11 +131,6 @@ impl SweepConfig {
 
 fn is_plain(name: &str) -> bool {
     name == RANDOM || <Arm as clap::ValueEnum>::from_str(name, false).is_ok()
-}
-
-/// Short names of pretext tasks joined by `-`, as runs are called; `tasks` as `pretrain --task` takes them.
-pub fn short_names(tasks: &str) -> Result<String> {
-    Ok(joined_names(&tasks.split(',').map(str::parse::<TaskKind>).collect::<Result<Vec<_>, _>>()?))
 }
 
 /// With the keys as flags are written, so that `batch_size` and `batch-size` are one.

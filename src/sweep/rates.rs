@@ -1,6 +1,7 @@
 //! A learning rate for every arm, chosen on the validation side from `lr_grid`: runs of their own, at each rate, before the sweep's.
 
-use super::config::{Finetuning, SweepConfig};
+use super::config::SweepConfig;
+use super::plan::Finetuning;
 use super::{Runner, Work};
 use crate::fs::write_atomic;
 use crate::print::note;
@@ -13,16 +14,6 @@ use anyhow::{Context, Result, ensure};
 const SEEDS: [u64; 2] = [10_000, 10_001];
 
 impl SweepConfig {
-    /// The common rate of an arm, which goes with `lr_grid` only.
-    pub fn common_rate(&self, tasks: Option<&str>, arm: &str) -> Result<Option<f64>> {
-        if self.lr_grid.is_empty() {
-            return Ok(None);
-        }
-        let settings = self.finetune_settings(tasks, arm)?;
-        let rate = settings.get("lr").and_then(serde_json::Value::as_f64);
-        Ok(Some(rate.context("`lr_grid`: give [finetune] lr as well, the common rate that own rates are compared with")?))
-    }
-
     pub fn check_grid(&self) -> Result<()> {
         let grid = &self.lr_grid;
         if grid.is_empty() {

@@ -1,6 +1,7 @@
 //! The splits that all runs of a sweep share.
 
-use super::config::{SweepConfig, split_suffix};
+use super::config::SweepConfig;
+use super::plan::split_suffix;
 use crate::data::split::{Fold, Split};
 use crate::data::store::Store;
 use crate::run::split::{TestSide, draw_split, warn_of_thin_classes};
