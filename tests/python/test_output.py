@@ -50,6 +50,7 @@ def arguments(brains, store, trained, finetuned, tmp_path):
         "predict": ["--weights", done / "run", "--input", store, "--output", out],
         "evaluate": ["--predictions", done / "predicted", "--labels", brains, "--out", out],
         "inspect": ["--data", store, "--task", "rot", "--out", out],
+        "embed": ["--weights", trained.run, "--input", store, "--out", out / "features"],
         "report": [done / "sweep", "--out", out],
         "doctor": [],
         "bench-step": ["--task", "rot", "--window", 16, "--steps", 2],
@@ -98,6 +99,7 @@ def test_a_reader_that_went_away_changes_nothing(arguments, tmp_path, name):
         "predict": "brain_0000.nii.gz",
         "evaluate": "scores.csv",
         "inspect": "rot.png",
+        "embed": "features.csv",
         "report": "report.html",
     }
     assert expected.get(name) in made | {None}, made

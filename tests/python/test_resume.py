@@ -81,10 +81,10 @@ def test_threads_do_not_matter(store, straight, tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["rot", "rpl", "jig", "cpc", "exe", "mae", "gen", "vf", "simclr", "rot,exe", "mae,rot"])
 def test_more_epochs_later_equal_all_at_once(store, tmp_path, task):
-    """N epochs, then N more. The schedule is constant: a cosine's length would follow --epochs."""
+    """N epochs, then N more. The schedule is constant: a cosine's length would follow --epochs, and so would a warm-up of half of them."""
     (tmp_path / "once").mkdir()
     (tmp_path / "twice").mkdir()
-    constant = ["--schedule", "constant"]
+    constant = ["--schedule", "constant", "--warmup-epochs", 0.5]
     once = arguments(store, tmp_path / "once", task, constant)
     twice = arguments(store, tmp_path / "twice", task, constant)
     once[once.index("--epochs") + 1], twice[twice.index("--epochs") + 1] = 4, 2
