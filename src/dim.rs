@@ -96,6 +96,14 @@ impl Region {
         std::array::from_fn(|a| self.start[a]..self.start[a] + self.size[a])
     }
 
+    /// Positions of the box's rows in a volume of this shape, row-major.
+    pub fn rows(&self, shape: Shape) -> impl Iterator<Item = std::ops::Range<usize>> {
+        let [planes, rows, columns] = self.ranges();
+        planes
+            .flat_map(move |x0| rows.clone().map(move |x1| (x0 * shape[1] + x1) * shape[2]))
+            .map(move |start| start + columns.start..start + columns.end)
+    }
+
     /// Whether the box lies inside a volume of this shape.
     pub fn fits(&self, shape: Shape) -> bool {
         (0..3).all(|a| self.start[a] + self.size[a] <= shape[a])

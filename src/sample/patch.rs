@@ -6,6 +6,7 @@ use crate::rng::Rng;
 use crate::transform::spatial::Orientation;
 use anyhow::{Result, ensure};
 use rand::Rng as _;
+use std::ops::RangeInclusive;
 
 /// Windows of a volume's slices that are drawn before one is taken with little in it.
 const REDRAWS: usize = 8;
@@ -33,6 +34,16 @@ pub fn draw_window(scans: &dyn Scans, scan: usize, rank: Rank, side: usize, rng:
         }
     }
     Ok(window)
+}
+
+/// Draws a box inside a window of `window` voxels a side: along every axis in use a side of `sides` and its place, uniformly.
+pub fn draw_box(rank: Rank, window: usize, sides: RangeInclusive<usize>, rng: &mut Rng) -> Region {
+    let mut region = Region::whole([1; 3]);
+    for a in rank.axes() {
+        region.size[a] = rng.random_range(sides.clone());
+        region.start[a] = rng.random_range(0..=window - region.size[a]);
+    }
+    region
 }
 
 fn has_content(scans: &dyn Scans, scan: usize, window: Region) -> Result<bool> {

@@ -11,7 +11,7 @@ use crate::data::Scans;
 use crate::dim::{Rank, Region, Shape, voxels};
 use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
-use crate::sample::patch::draw_window;
+use crate::sample::patch::{draw_box, draw_window};
 use crate::transform::intensity::Stats;
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
@@ -169,20 +169,11 @@ impl Genesis {
             let outer = rng.random_bool(self.config.outer);
             let [shortest, longest] =
                 if outer { LEFT } else { PAINTED }.map(|share| ((share * self.window as f64) as usize).max(1));
-            let boxes = (0..rng.random_range(BOXES)).map(|_| self.draw_box(shortest..=longest, rng)).collect();
+            let boxes =
+                (0..rng.random_range(BOXES)).map(|_| draw_box(self.rank, self.window, shortest..=longest, rng)).collect();
             Painting { outer, boxes, seed: rng.random() }
         });
         Ok(Params { window, flip, curves, shuffle, painting })
-    }
-
-    /// A box somewhere in the window.
-    fn draw_box(&self, sides: RangeInclusive<usize>, rng: &mut Rng) -> Region {
-        let mut region = Region::whole([1; 3]);
-        for a in self.rank.axes() {
-            region.size[a] = rng.random_range(sides.clone());
-            region.start[a] = rng.random_range(0..=self.window - region.size[a]);
-        }
-        region
     }
 
     /// Spoils `input`, `[C, D, H, W]`, which holds the window as it is.
@@ -199,7 +190,7 @@ impl Genesis {
         }
         if let Some(Painting { outer, boxes, seed }) = &params.painting {
             let mut painted = vec![*outer; n];
-            boxes.iter().for_each(|region| each_row(*region, self.view_shape(), |row| painted[row].fill(!outer)));
+            boxes.iter().flat_map(|region| region.rows(self.view_shape())).for_each(|row| painted[row].fill(!outer));
             let mut rng = Rng::seed_from_u64(*seed);
             for (channel, stats) in input.chunks_exact_mut(n).zip(&stats) {
                 for (v, _) in channel.iter_mut().zip(&painted).filter(|(_, painted)| **painted) {
@@ -218,9 +209,9 @@ impl Genesis {
         let count = (SHUFFLED_VOXELS * voxels(shape) as f64 / mean).round() as usize;
         let (mut places, mut from) = (Vec::new(), Vec::new());
         for _ in 0..count {
-            let region = self.draw_box(1..=longest, &mut rng);
+            let region = draw_box(self.rank, self.window, 1..=longest, &mut rng);
             places.clear();
-            each_row(region, shape, |row| places.extend(row));
+            region.rows(shape).for_each(|row| places.extend(row));
             from.clone_from(&places);
             from.shuffle(&mut rng);
             for (after, before) in input.chunks_exact_mut(voxels(shape)).zip(before.chunks_exact(voxels(shape))) {
@@ -231,17 +222,6 @@ impl Genesis {
 
     fn network(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<GenesisHead> {
         Ok(GenesisHead { restorer: Restorer::new(vs, encoder, self.view_shape())? })
-    }
-}
-
-/// Positions of a box's rows in a volume.
-fn each_row(region: Region, shape: Shape, mut row: impl FnMut(std::ops::Range<usize>)) {
-    let [planes, rows, columns] = region.ranges();
-    for x0 in planes {
-        for x1 in rows.clone() {
-            let start = (x0 * shape[1] + x1) * shape[2];
-            row(start + columns.start..start + columns.end);
-        }
     }
 }
 

@@ -9,7 +9,7 @@ use crate::dim::{Rank, Region, Shape, voxels};
 use crate::nn::loss::{DiceLoss, SMOOTH};
 use crate::nn::{Decoder, Encoder, Mode};
 use crate::rng::Rng;
-use crate::sample::patch::draw_window;
+use crate::sample::patch::{draw_box, draw_window};
 use crate::transform::augment::{AugmentConfig, Augmentation, Augmenter};
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
@@ -117,11 +117,7 @@ impl VolumeFusion {
         let (front, back) = (source(scan)?, source(other + usize::from(other >= scan))?);
         let boxes = (0..rng.random_range(BOXES))
             .map(|_| {
-                let mut region = Region::whole([1; 3]);
-                for a in self.rank.axes() {
-                    region.size[a] = rng.random_range(self.sides.clone());
-                    region.start[a] = rng.random_range(0..=self.window - region.size[a]);
-                }
+                let region = draw_box(self.rank, self.window, self.sides.clone(), rng);
                 FusedBox { region, class: rng.random_range(0..self.classes) }
             })
             .collect();
@@ -181,13 +177,7 @@ fn share_of_first(rank: Rank, window: usize, sides: &RangeInclusive<usize>, clas
 fn paint(boxes: &[FusedBox], shape: Shape) -> Vec<i64> {
     let mut classes = vec![0; voxels(shape)];
     for FusedBox { region, class } in boxes {
-        let [planes, rows, columns] = region.ranges();
-        for x0 in planes {
-            for x1 in rows.clone() {
-                let row = (x0 * shape[1] + x1) * shape[2];
-                classes[row + columns.start..row + columns.end].fill(*class as i64);
-            }
-        }
+        region.rows(shape).for_each(|row| classes[row].fill(*class as i64));
     }
     classes
 }
