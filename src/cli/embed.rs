@@ -1,6 +1,7 @@
 //! `embed`: scans to the features of a pretrained encoder, and what these say of the scans' classes.
 
 use super::scans::{Done, each_scan};
+use super::statistics::StatisticsFlags;
 use crate::data::layouts::Layout;
 use crate::data::store::{Store, is_store};
 use crate::device::{DeviceChoice, Precision};
@@ -8,6 +9,7 @@ use crate::dim::Rank;
 use crate::fs::{check_writable, write_atomic};
 use crate::predict::embed::Embedder;
 use crate::predict::inputs::Inputs;
+use crate::predict::statistics::calibrate;
 use crate::print::{note, say};
 use crate::readout::cross::{Labelled, READOUTS, Readout, folds, score};
 use crate::report::embeddings::{Embedding, Scored, scores_json, scores_text, write_csv, write_safetensors};
@@ -25,7 +27,7 @@ use tch::Tensor;
 ///
 /// OUT.csv has a row a scan: its id, its class if known, and the average of each channel of each level of the encoder's pyramid,
 /// level0.channel0 (finest) on; OUT.safetensors has the same as a tensor a level, [scans, channels]. Scans are preprocessed as the
-/// training's scans were. Where classes are known, OUT.json and the output have how well they are read out of the features, by a linear map
+/// training's scans were. The BatchNorm statistics of a pretraining run are estimated on windows of its training scans, as `export` does. Where classes are known, OUT.json and the output have how well they are read out of the features, by a linear map
 /// and by the nearest neighbours, in a cross-validation by subject.
 #[derive(clap::Args)]
 pub struct Args {
@@ -45,6 +47,8 @@ pub struct Args {
     /// Side in voxels above which a scan is cut into windows, whose features are averaged [default: 192, of images 2048]
     #[arg(long, value_name = "VOXELS")]
     window: Option<usize>,
+    #[command(flatten)]
+    statistics: StatisticsFlags,
     /// Replace features that are there
     #[arg(long)]
     overwrite: bool,
@@ -76,9 +80,13 @@ pub fn run(args: Args) -> Result<ExitCode> {
             bail!("--out {}: would replace {}", args.out.display(), given.display());
         }
     }
-    let given = Pretrained::open(&args.weights)?;
+    let mut given = Pretrained::open(&args.weights)?;
+    let windows = args.statistics.windows(&args.weights, given.run.as_ref())?;
     let (inputs, input, rank) = open(&args, &given)?;
     let device = args.device.resolve()?;
+    if let Some(windows) = windows {
+        calibrate(&mut given, &windows, device)?;
+    }
     let (embedder, loaded) = Embedder::new(&given, input, rank, args.window, device, args.precision)?;
     loaded.adapted.iter().for_each(|(name, how)| note!("{}: {name}: {how}", args.weights.display()));
     loaded.warnings.iter().for_each(|warning| note!("warning: {}: {warning}", args.weights.display()));

@@ -13,6 +13,7 @@ pub mod preprocess;
 pub mod pretrain;
 pub mod report;
 mod scans;
+mod statistics;
 pub mod sweep;
 
 use crate::nn::EncoderConfig;

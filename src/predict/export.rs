@@ -2,13 +2,12 @@
 
 use crate::data::preprocess::{Intensity, Settings, Threshold};
 use crate::data::slices::Slices;
-use crate::device::{DeviceChoice, Precision, memory_format};
+use crate::device::{DeviceChoice, Precision};
 use crate::dim::Rank;
-use crate::nn::calibrate::calibrate_encoder;
 use crate::nn::script::ScriptModule;
 use crate::nn::{Decoder, Encoder, EncoderConfig};
 use crate::predict::model::Model;
-use crate::print::note;
+use crate::predict::statistics::calibrate_on;
 use crate::run::decoder::PretrainedDecoder;
 use crate::run::folder::{self, Checkpoint, Run};
 use crate::run::history::History;
@@ -21,7 +20,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use tch::{Device, Tensor, nn::VarStore};
+use tch::{Device, nn::VarStore};
 
 const ENCODER_FORMAT: &str = "pretext3d-encoder";
 /// Of a fine-tuned network.
@@ -132,23 +131,6 @@ fn build_decoder(given: &PretrainedDecoder, vs: &VarStore, encoder: &dyn Encoder
     let own = vs.variables().into_iter().filter_map(|(name, tensor)| Some((name.strip_prefix(DECODER)?.to_owned(), tensor)));
     tensors::restore(&own.collect(), &given.tensors)?;
     Ok(decoder)
-}
-
-/// Sets an encoder's BatchNorm statistics, and those of the decoder above it where there is one, to those of these windows, in float32.
-fn calibrate_on(windows: &Windows, device: Device, config: &EncoderConfig, decoder: bool, vs: &mut VarStore) -> Result<()> {
-    vs.set_device(device);
-    let place = |windows: Tensor| {
-        let windows = windows.to_device(device);
-        ffi::set_memory_format(&windows, memory_format(device, false))?;
-        Ok(windows)
-    };
-    let batches = windows.batches().map(|batch| batch.and_then(place));
-    let windows_used = calibrate_encoder(config, &vs.variables(), ENCODER, decoder.then_some(DECODER), batches)?;
-    vs.set_device(Device::Cpu);
-    if windows_used > 0 {
-        note!("BatchNorm statistics of the export: estimated on {windows_used} windows of {} voxels a side", windows.side);
-    }
-    Ok(())
 }
 
 /// A network's input in words.

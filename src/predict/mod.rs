@@ -4,4 +4,5 @@ pub mod embed;
 pub mod export;
 pub mod inputs;
 pub mod model;
+pub mod statistics;
 pub mod window;

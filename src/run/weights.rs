@@ -38,6 +38,8 @@ pub enum Transfer {
 pub struct Pretrained {
     /// As the user names it.
     pub file: PathBuf,
+    /// The run whose checkpoint it is.
+    pub run: Option<Run>,
     pub about: About,
     /// The encoder in it.
     pub config: EncoderConfig,
@@ -65,7 +67,7 @@ impl Pretrained {
     /// dict saved as `.safetensors`. Errors if there is no encoder in it that is known here.
     pub fn open(path: &Path) -> Result<Pretrained> {
         let file = if path.is_dir() { locate(path).map(|(run, which)| run.checkpoint(&which))? } else { path.to_owned() };
-        let (description, seen) = description(&file)?;
+        let Described { description, seen, run } = described(&file)?;
         let tensors = read(&file, &description)?;
         let guessed = || EncoderConfig::of(&tensors, ENCODER).context("another architecture; no encoder in it");
         let config = match description.get("network") {
@@ -76,7 +78,8 @@ impl Pretrained {
         let input =
             Input::described(&description).with_context(|| format!("{}: `input` in its description", path.display()))?;
         let decoder = PretrainedDecoder::find(&tensors, &description);
-        Ok(Pretrained { file: path.to_owned(), about: About::of(&description, &file), config, input, seen, tensors, decoder })
+        let (about, file) = (About::of(&description, &file), path.to_owned());
+        Ok(Pretrained { file, run, about, config, input, seen, tensors, decoder })
     }
 
     /// Copies the encoder into `target`, as [`load_encoder`] does, for scans as `now` says: channels in another order than it was trained on
@@ -140,12 +143,19 @@ impl About {
     }
 }
 
-/// What an export (`.pt`, or the `.json` beside a `.safetensors`) or a checkpoint's run says of itself, `null` if there is none, and whom
-/// it has seen.
-fn description(file: &Path) -> Result<(Value, Option<Seen>)> {
+/// What a file of weights says of itself.
+struct Described {
+    /// `null` if there is none.
+    description: Value,
+    seen: Option<Seen>,
+    run: Option<Run>,
+}
+
+/// Of an export (`.pt`, or a `.safetensors` with its `.json`), or of a checkpoint in a run.
+fn described(file: &Path) -> Result<Described> {
     let exported = |description: Value, from: &Path| {
         let seen = description.get("seen").cloned().map(serde_json::from_value).transpose();
-        Ok((description, seen.with_context(|| format!("{}: `seen`", from.display()))?))
+        Ok(Described { description, seen: seen.with_context(|| format!("{}: `seen`", from.display()))?, run: None })
     };
     if file.extension().is_some_and(|e| e == "pt") {
         return exported(ffi::description(file)?, file);
@@ -159,8 +169,8 @@ fn description(file: &Path) -> Result<(Value, Option<Seen>)> {
     let run = Run::at(file.parent().unwrap_or(Path::new("")));
     // Other weights that lie in a run's folder are not the run's.
     match run.config_file().exists() && tensors::is_checkpoint(file)? {
-        true => Ok((Value::Object(run.description()?), Some(run.seen()?))),
-        false => Ok((Value::Null, None)),
+        true => Ok(Described { description: Value::Object(run.description()?), seen: Some(run.seen()?), run: Some(run) }),
+        false => Ok(Described { description: Value::Null, seen: None, run: None }),
     }
 }
 

@@ -38,12 +38,12 @@ def expected(module, image):
 
 
 def test_features_are_averages_of_the_exported_pyramid(trained, store, tmp_path):
-    outputs = []
-    for form in (trained.run, trained.weights.with_suffix(".safetensors"), trained.weights.with_suffix(".pt")):
+    # A run has the statistics of BatchNorm that its export has, whatever names it.
+    outputs = set()
+    for form in (trained.run, trained.run / "best.safetensors", *(trained.weights.with_suffix(s) for s in (".safetensors", ".pt"))):
         pretext3d("embed", "--weights", form, "--input", store, "--out", tmp_path / "f", *EMBED, "--overwrite")
-        outputs.append((tmp_path / "f.csv").read_bytes())
-    # A run's checkpoint has the training's statistics of BatchNorm, an export those of whole windows.
-    assert outputs[0] != outputs[1] == outputs[2]
+        outputs.add(((tmp_path / "f.csv").read_bytes(), read_json(tmp_path / "f.json")["fingerprint"]))
+    assert len(outputs) == 1
     table, (found, metadata) = rows(tmp_path / "f.csv"), tensors(tmp_path / "f.safetensors")
     subjects = read_json(store / "index.json")["subjects"]
     assert [row["id"] for row in table] == json.loads(metadata["ids"]) == [s["id"] for s in subjects]
@@ -63,6 +63,29 @@ def test_features_are_averages_of_the_exported_pyramid(trained, store, tmp_path)
         image = tensors(store / subject["file"])[0]["image"].float()
         parts = [image[:, x : x + 24, y : y + 24, z : z + 24] for x in (0, 8) for y in (0, 8) for z in (0, 8)]
         np.testing.assert_allclose(row, np.mean([expected(module, part) for part in parts], 0), rtol=1e-4, atol=1e-5)
+
+
+def test_a_run_needs_its_scans_or_keeps_its_statistics(trained, store, tmp_path):
+    def embed(name, weights, *flags):
+        pretext3d("embed", "--weights", weights, "--input", store, "--out", tmp_path / name, *EMBED, *flags)
+        return (tmp_path / f"{name}.csv").read_bytes()
+
+    moved = tmp_path / "run"
+    shutil.copytree(trained.run, moved)
+    config = read_json(moved / "config.json")
+    config["settings"]["data"] = str(tmp_path / "gone")
+    (moved / "config.json").write_text(json.dumps(config))
+    new = ["--input", store, "--out", tmp_path / "new", *EMBED]
+    says = ["BatchNorm", tmp_path / "gone", "--data", "--keep-statistics"]
+    refused("embed", "--weights", moved, *new, says=says)
+    exported = embed("exported", trained.weights.with_suffix(".pt"))
+    assert embed("told", moved, "--data", store) == exported
+    kept = embed("kept", moved, "--keep-statistics")
+    pretext3d("export", "--run", trained.run, "--out", tmp_path / "as-trained", "--keep-statistics")
+    assert kept == embed("of-export", tmp_path / "as-trained.pt") != exported
+    # An export has its own.
+    for flags in (["--keep-statistics"], ["--data", store]):
+        refused("embed", "--weights", trained.weights.with_suffix(".pt"), *new, *flags, says=["rot.pt is weights without a run"])
 
 
 def test_files_are_preprocessed_as_in_training(brains, trained, store, tmp_path):
