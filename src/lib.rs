@@ -17,6 +17,7 @@ pub mod metrics;
 pub mod nn;
 pub mod predict;
 pub mod print;
+pub mod pth;
 pub mod readout;
 pub mod report;
 pub mod rng;

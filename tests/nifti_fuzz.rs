@@ -1,5 +1,8 @@
 //! Damaged NIfTI files: reading them never panics and never allocates more than their bytes warrant.
 
+mod counting;
+
+use counting::Counting;
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
@@ -8,32 +11,11 @@ use pretext3d::data::nifti::{self, DataType};
 use pretext3d::data::volume::Volume;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::io::{Read, Write};
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-
-/// Counts what is allocated; this binary has one test, so that nothing else counts.
-struct Counting;
-
-static NOW: AtomicUsize = AtomicUsize::new(0);
-static PEAK: AtomicUsize = AtomicUsize::new(0);
-
-// SAFETY: every call is passed on to the system's allocator unchanged.
-unsafe impl GlobalAlloc for Counting {
-    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
-        PEAK.fetch_max(NOW.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
-        unsafe { System.alloc(layout) }
-    }
-
-    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
-        NOW.fetch_sub(layout.size(), Relaxed);
-        unsafe { System.dealloc(at, layout) }
-    }
-}
 
 #[global_allocator]
-static ALLOCATOR: Counting = Counting;
+static ALLOCATOR: Counting = Counting::new();
 
 /// Small whole files: NIfTI-1 of two types, big-endian, and NIfTI-2.
 fn seeds() -> Vec<Vec<u8>> {
@@ -148,10 +130,9 @@ fn damaged_files_neither_panic_nor_claim_memory() {
                 let _ = MultiGzDecoder::new(&file[..]).read_to_end(&mut there);
             }
             let there = there.len().max(file.len());
-            let before = NOW.load(Relaxed);
-            PEAK.store(before, Relaxed);
+            let before = ALLOCATOR.start();
             let result = nifti::read_ras_from("scan.nii", &file[..]);
-            let peak = PEAK.load(Relaxed) - before;
+            let peak = ALLOCATOR.peak() - before;
             prop_assert!(peak < 16 * there + (1 << 20), "{peak} bytes allocated for {there}");
             match result {
                 Ok((volume, _)) => {
