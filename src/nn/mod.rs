@@ -5,6 +5,7 @@ pub mod calibrate;
 pub mod decoder;
 pub mod densenet;
 pub mod encoder;
+pub mod flags;
 pub mod heads;
 pub mod loss;
 pub mod script;
@@ -17,7 +18,8 @@ use tch::{Tensor, no_grad};
 pub use blocks::NormKind;
 pub use decoder::Decoder;
 pub use densenet::{DenseNet, DenseNetConfig};
-pub use encoder::{Architecture, EncoderConfig, EncoderFlags};
+pub use encoder::{Architecture, EncoderConfig};
+pub use flags::EncoderFlags;
 pub use unet::{UNet, UNetConfig};
 
 /// How a network computes.
