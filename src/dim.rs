@@ -1,6 +1,8 @@
 //! Spatial rank, shapes and boxes, shared by the 2D and the 3D code.
 
 use serde::{Deserialize, Serialize};
+use std::fmt;
+use std::str::FromStr;
 
 /// Spatial extent `[D, H, W]` in voxels; an image has `D = 1`.
 pub type Shape = [usize; 3];
@@ -59,6 +61,94 @@ impl TryFrom<u8> for Rank {
             3 => Ok(Rank::Three),
             _ => Err(format!("rank must be 2 or 3, found {n}")),
         }
+    }
+}
+
+/// A whole number for each spatial axis of a rank: a kernel's sides, a stride, a reduction. Written `3x3x1`, in JSON a list.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "Vec<i64>", try_from = "Vec<i64>")]
+pub struct PerAxis {
+    rank: Rank,
+    /// As in a [`Shape`], 1 along an axis that is not in use.
+    values: [i64; 3],
+}
+
+impl PerAxis {
+    /// The same along every axis.
+    pub fn all(rank: Rank, n: i64) -> Self {
+        PerAxis { rank, values: rank.cube(n as usize).map(|n| n as i64) }
+    }
+
+    pub fn rank(&self) -> Rank {
+        self.rank
+    }
+
+    /// One number for each axis in use.
+    pub fn values(&self) -> &[i64] {
+        &self.values[self.rank.axes()]
+    }
+
+    /// Along an axis of a [`Shape`].
+    pub fn along(&self, axis: usize) -> usize {
+        self.values[axis] as usize
+    }
+
+    /// The number that all axes have.
+    pub fn common(&self) -> Option<i64> {
+        let values = self.values();
+        values.iter().all(|n| *n == values[0]).then_some(values[0])
+    }
+
+    /// The smallest number that is a multiple of every axis's.
+    pub fn common_multiple(&self) -> usize {
+        let of = |n: usize, m: usize| (n..).step_by(n).find(|multiple| multiple.is_multiple_of(m)).expect("n times m is one");
+        self.values.iter().fold(1, |n, &m| of(n, m as usize))
+    }
+
+    pub fn times(&self, other: &PerAxis) -> Self {
+        PerAxis { rank: self.rank, values: std::array::from_fn(|a| self.values[a] * other.values[a]) }
+    }
+
+    /// How often this goes into another one, which is a multiple of it.
+    pub fn ratio(&self, multiple: &PerAxis) -> Self {
+        PerAxis { rank: self.rank, values: std::array::from_fn(|a| multiple.values[a] / self.values[a]) }
+    }
+}
+
+impl TryFrom<Vec<i64>> for PerAxis {
+    type Error = String;
+    /// Of 2 or 3 numbers of at least 1.
+    fn try_from(numbers: Vec<i64>) -> Result<Self, String> {
+        let rank = u8::try_from(numbers.len()).ok().and_then(|n| Rank::try_from(n).ok());
+        let rank = rank.ok_or_else(|| format!("expected a number for each of 2 or 3 axes, found {}", numbers.len()))?;
+        if let Some(n) = numbers.iter().find(|n| **n < 1) {
+            return Err(format!("expected numbers of at least 1, found {n}"));
+        }
+        let mut values = [1; 3];
+        values[rank.axes()].copy_from_slice(&numbers);
+        Ok(PerAxis { rank, values })
+    }
+}
+
+impl From<PerAxis> for Vec<i64> {
+    fn from(of: PerAxis) -> Vec<i64> {
+        of.values().to_vec()
+    }
+}
+
+impl FromStr for PerAxis {
+    type Err = String;
+    /// `3x3x1`.
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split('x').map(str::parse).collect::<Result<Vec<i64>, _>>();
+        numbers.map_err(|_| format!("expected numbers joined by x, such as 3x3x1, found {text:?}"))?.try_into()
+    }
+}
+
+impl fmt::Display for PerAxis {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let numbers: Vec<String> = self.values().iter().map(i64::to_string).collect();
+        write!(f, "{}", numbers.join("x"))
     }
 }
 

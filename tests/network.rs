@@ -1,6 +1,6 @@
 //! Gradients of the encoder and of the segmentation network in bfloat16 and on a GPU, against float32 on the CPU.
 
-use pretext3d::dim::Rank;
+use pretext3d::dim::{PerAxis, Rank};
 use pretext3d::ffi::{self, MemoryFormat};
 use pretext3d::nn::blocks::{Conv, UpConv};
 use pretext3d::nn::{Decoder, Encoder, Mode, UNet, UNetConfig};
@@ -104,7 +104,7 @@ fn layer_gradients(device: Device, bf16: bool, up: bool, [batch, inputs, outputs
     let mut vs = VarStore::new(Device::Cpu);
     let (conv, up) = match up {
         false => (Some(Conv::new(vs.root(), Rank::Three, inputs, outputs, 3)), None),
-        true => (None, Some(UpConv::new(vs.root(), Rank::Three, inputs, outputs, 2))),
+        true => (None, Some(UpConv::new(vs.root(), inputs, outputs, PerAxis::all(Rank::Three, 2), 0.1))),
     };
     let x = Tensor::randn([batch, inputs, side, side, side], (Kind::Float, Device::Cpu));
     let out = if up.is_some() { 2 * side } else { side };

@@ -73,7 +73,8 @@ pub fn run(args: Args) -> Result<()> {
         Some(given) => given.config.clone(),
         None => EncoderFlags::default().config(rank, store.channels() as i64, 0.)?,
     };
-    let window = args.window.unwrap_or_else(|| tasks::default_window(&[args.task], &store, rank, encoder.reduction()));
+    let window =
+        args.window.unwrap_or_else(|| tasks::default_window(&[args.task], &store, rank, encoder.reduction().common_multiple()));
     let task = tasks::build(args.task, &args.tasks, window, store.channels(), rank, args.seed)?;
 
     let network = given.map(|given| network::load(&given, &*task, rank, &Input::of(&store))).transpose()?;

@@ -4,7 +4,7 @@ use super::config::{DownstreamKind, FinetuneConfig, Regions};
 use crate::data::Scans;
 use crate::data::layouts::check_labels;
 use crate::data::store::{Index, Store, Subset};
-use crate::dim::{Rank, Shape};
+use crate::dim::{PerAxis, Rank, Shape};
 use crate::metrics::brats;
 use crate::nn::EncoderConfig;
 use crate::predict::model::DownstreamConfig;
@@ -54,7 +54,7 @@ pub fn check_shapes(config: &FinetuneConfig, store: &Store, encoder: &EncoderCon
 }
 
 /// Shape of the inputs of an encoder that pools by `reduction`. After [`check`].
-pub fn input_shape(config: &FinetuneConfig, store: &Store, rank: Rank, reduction: usize) -> Result<Shape> {
+pub fn input_shape(config: &FinetuneConfig, store: &Store, rank: Rank, reduction: PerAxis) -> Result<Shape> {
     match config.task {
         DownstreamKind::Segmentation => config.segmentation.patch_shape(store, rank, reduction),
         DownstreamKind::Classification => common_shape(store),

@@ -8,7 +8,7 @@ pub mod test;
 
 use crate::data::Scans;
 use crate::data::store::Store;
-use crate::dim::voxels;
+use crate::dim::{PerAxis, voxels};
 use crate::fs::check_folder;
 use crate::metrics::brats;
 use crate::nn::EncoderConfig;
@@ -182,7 +182,7 @@ fn network(config: &FinetuneConfig, store: &Store, given: Option<&Pretrained>) -
     let (flags, rank) = (&config.network, store.rank()?);
     let flags = match given {
         Some(given) => flags.of_weights(&given.config, rank, &given.file).with_context(|| config.train.data_name())?,
-        None => flags.fitted(rank, &[downstream::input_shape(config, store, rank, 1)?])?,
+        None => flags.fitted(rank, &[downstream::input_shape(config, store, rank, PerAxis::all(rank, 1))?])?,
     };
     flags.config(rank, store.channels() as i64, config.train.dropout)
 }

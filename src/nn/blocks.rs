@@ -1,7 +1,7 @@
 //! Layers for rank 2 and 3 alike.
 
 use super::script::ScriptModule;
-use crate::dim::Rank;
+use crate::dim::{PerAxis, Rank};
 use crate::ffi;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -12,32 +12,48 @@ use tch::{Device, Kind, Tensor, no_grad};
 pub const NORM_MOMENTUM: f64 = 0.1;
 pub const NORM_EPS: f64 = 1e-5;
 
-/// Convolution with padding by half the kernel, "same" at stride 1; parameters `weight` and `bias` as in PyTorch.
+/// What a convolution maps, and how far it sees.
+#[derive(Clone, Copy, Debug)]
+pub struct ConvShape {
+    pub inputs: i64,
+    pub outputs: i64,
+    /// Odd along every axis.
+    pub kernel: PerAxis,
+    pub stride: PerAxis,
+}
+
+/// Convolution with padding by half the kernel, "same" at stride 1 and rounded up at others; parameters `weight` and `bias` as in
+/// PyTorch.
 #[derive(Debug)]
 pub struct Conv {
     weight: Tensor,
     bias: Option<Tensor>,
     rank: Rank,
-    stride: i64,
-    padding: i64,
+    kernel: PerAxis,
+    stride: PerAxis,
 }
 
 impl Conv {
     /// With bias, at stride 1.
     pub fn new(vs: nn::Path, rank: Rank, inputs: i64, outputs: i64, kernel: i64) -> Self {
-        let mut conv = Conv::plain(vs.clone(), rank, inputs, outputs, kernel, 1);
-        conv.bias = Some(vs.var("bias", &[outputs], Init::Const(0.)));
-        conv
+        let [kernel, stride] = [kernel, 1].map(|n| PerAxis::all(rank, n));
+        Conv::of(vs, ConvShape { inputs, outputs, kernel, stride }, true, init::DEFAULT_KAIMING_NORMAL)
     }
 
     /// Without bias, for a normalisation to follow.
     pub fn plain(vs: nn::Path, rank: Rank, inputs: i64, outputs: i64, kernel: i64, stride: i64) -> Self {
-        assert!(kernel % 2 == 1, "padding by half the kernel needs an odd one");
-        let mut dims = vec![outputs, inputs];
-        dims.extend(vec![kernel; rank.n()]);
-        // He initialisation: each convolution feeds a ReLU.
-        let he = init::DEFAULT_KAIMING_NORMAL;
-        Conv { weight: vs.var("weight", &dims, he), bias: None, rank, stride, padding: kernel / 2 }
+        let [kernel, stride] = [kernel, stride].map(|n| PerAxis::all(rank, n));
+        Conv::of(vs, ConvShape { inputs, outputs, kernel, stride }, false, init::DEFAULT_KAIMING_NORMAL)
+    }
+
+    /// The bias starts from 0. `init`: of the weights; He initialisation where a ReLU follows.
+    pub fn of(vs: nn::Path, shape: ConvShape, bias: bool, init: Init) -> Self {
+        let ConvShape { inputs, outputs, kernel, stride } = shape;
+        assert!(kernel.values().iter().all(|n| n % 2 == 1), "padding by half the kernel needs an odd one");
+        let dims = [&[outputs, inputs], kernel.values()].concat();
+        let weight = vs.var("weight", &dims, init);
+        let bias = bias.then(|| vs.var("bias", &[outputs], Init::Const(0.)));
+        Conv { weight, bias, rank: kernel.rank(), kernel, stride }
     }
 
     /// Sets the weights to 0, and so, until it has learnt, all that it gives.
@@ -45,14 +61,18 @@ impl Conv {
         let _ = no_grad(|| self.weight.shallow_clone().zero_());
     }
 
+    fn padding(&self) -> Vec<i64> {
+        self.kernel.values().iter().map(|n| n / 2).collect()
+    }
+
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let (bias, stride) = (self.bias.as_ref(), self.stride);
+        let (bias, stride, padding) = (self.bias.as_ref(), self.stride.values(), self.padding());
         let conv = |x: &Tensor| match self.rank {
-            Rank::Two => x.conv2d(&self.weight, bias, stride, self.padding, 1, 1),
-            Rank::Three => x.conv3d(&self.weight, bias, stride, self.padding, 1, 1),
+            Rank::Two => x.conv2d(&self.weight, bias, stride, &padding, 1, 1),
+            Rank::Three => x.conv3d(&self.weight, bias, stride, &padding, 1, 1),
         };
         // The bfloat16 weight gradient of conv3d is garbage on the CPU where 1 < depth < kernel (torch 2.11, oneDNN 3.10).
-        let (depth, kernel) = (x.size()[2], 2 * self.padding + 1);
+        let (depth, kernel) = (x.size()[2], self.kernel.values()[0]);
         if self.rank == Rank::Three
             && x.device() == Device::Cpu
             && 1 < depth
@@ -65,10 +85,10 @@ impl Conv {
     }
 
     pub fn script(&self) -> ScriptModule {
-        let (n, stride, padding) = (self.rank.n(), self.stride, self.padding);
+        let (n, stride, padding) = (self.rank.n(), self.stride.values(), self.padding());
         let bias = if self.bias.is_some() { "self.bias" } else { "None" };
         let module = ScriptModule::new(format!(
-            "def forward(self, x: Tensor) -> Tensor:\n    return torch.conv{n}d(x, self.weight, {bias}, stride={stride}, padding={padding})\n",
+            "def forward(self, x: Tensor) -> Tensor:\n    return torch.conv{n}d(x, self.weight, {bias}, stride={stride:?}, padding={padding:?})\n",
         ))
         .parameter("weight", &self.weight);
         self.bias.iter().fold(module, |module, bias| module.parameter("bias", bias))
@@ -113,6 +133,11 @@ impl Norm {
             running: (kind == NormKind::Batch)
                 .then(|| [vs.zeros_no_train("running_mean", &[channels]), vs.ones_no_train("running_var", &[channels])]),
         }
+    }
+
+    /// Sets weight and bias to 0, and so, until it has learnt, all that it gives.
+    pub fn silence(&self) {
+        no_grad(|| [&self.weight, &self.bias].into_iter().for_each(|parameter| drop(parameter.shallow_clone().zero_())));
     }
 
     pub fn kind(&self) -> NormKind {
@@ -160,43 +185,39 @@ impl Norm {
     }
 }
 
-/// Transposed convolution that enlarges every spatial axis by a whole factor, its kernel as large as its stride, so that
+/// Transposed convolution that enlarges each spatial axis by a whole factor, its kernel as large as its stride, so that
 /// outputs do not overlap; parameters `weight` (`[inputs, outputs, ...]`) and `bias` as in PyTorch.
 #[derive(Debug)]
 pub struct UpConv {
     weight: Tensor,
     bias: Tensor,
-    rank: Rank,
-    factor: i64,
+    factor: PerAxis,
 }
 
 impl UpConv {
-    pub fn new(vs: nn::Path, rank: Rank, inputs: i64, outputs: i64, factor: i64) -> Self {
-        let mut dims = vec![inputs, outputs];
-        dims.extend(vec![factor; rank.n()]);
-        // Each output voxel sums over the inputs of one voxel only; no activation follows.
-        let stdev = 1. / (inputs as f64).sqrt();
+    /// `stdev`: of the weights to begin with.
+    pub fn new(vs: nn::Path, inputs: i64, outputs: i64, factor: PerAxis, stdev: f64) -> Self {
+        let dims = [&[inputs, outputs], factor.values()].concat();
         UpConv {
             weight: vs.var("weight", &dims, Init::Randn { mean: 0., stdev }),
             bias: vs.var("bias", &[outputs], Init::Const(0.)),
-            rank,
             factor,
         }
     }
 
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        let (weight, bias, stride) = (&self.weight, Some(&self.bias), self.factor);
-        match self.rank {
+        let (weight, bias, stride) = (&self.weight, Some(&self.bias), self.factor.values());
+        match self.factor.rank() {
             Rank::Two => x.conv_transpose2d(weight, bias, stride, 0, 0, 1, 1),
             Rank::Three => x.conv_transpose3d(weight, bias, stride, 0, 0, 1, 1),
         }
     }
 
     pub fn script(&self) -> ScriptModule {
-        let n = self.rank.n();
+        let n = self.factor.rank().n();
         ScriptModule::new(format!(
-            "def forward(self, x: Tensor) -> Tensor:\n    return torch.conv_transpose{n}d(x, self.weight, self.bias, stride={})\n",
-            self.factor
+            "def forward(self, x: Tensor) -> Tensor:\n    return torch.conv_transpose{n}d(x, self.weight, self.bias, stride={:?})\n",
+            self.factor.values()
         ))
         .parameter("weight", &self.weight)
         .parameter("bias", &self.bias)

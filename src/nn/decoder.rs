@@ -1,25 +1,97 @@
 //! The expanding half of a U-Net, on any encoder that declares its pyramid (method 4).
 
-use super::blocks::{Conv, Stage, UpConv};
-use super::script::ScriptModule;
-use super::{Encoder, Level, Mode};
-use crate::dim::{Rank, Shape};
+use super::blocks::{Conv, ConvShape, Stage, UpConv};
+use super::conv_norm::{ConvNorms, he, he_stdev};
+use super::script::{ScriptModule, item};
+use super::{Encoder, Level, Mode, NormKind};
+use crate::dim::{PerAxis, Shape};
 use anyhow::{Result, ensure};
 use std::fmt::Write;
 use tch::{Tensor, nn, no_grad};
+
+/// Whose decoder stands above an encoder.
+#[derive(Clone, Copy, Debug)]
+pub enum DecoderKind<'a> {
+    /// The reference's U-Net; its parameters are `step{i}_up`, `step{i}` and `output`, step 0 the coarsest.
+    UNet,
+    /// nnU-Net's UNetDecoder; its parameters are `transpconvs.{i}`, `stages.{i}` and `seg_layers.{i}`, 0 the coarsest. `convs`:
+    /// convolutions of a stage; `kernels`: of each level of the encoder.
+    NnUNet { convs: usize, kernels: &'a [PerAxis] },
+}
+
+/// Convolutions of a step, of the enlarged map and the encoder's map beside it.
+#[derive(Debug)]
+enum Convs {
+    UNet(Stage),
+    NnUNet(ConvNorms),
+}
 
 /// From one level of the pyramid to the next finer one.
 #[derive(Debug)]
 struct Step {
     up: UpConv,
-    stage: Stage,
+    convs: Convs,
     /// Whether the encoder has a map of this resolution.
     skip: bool,
     /// 1x1x1 convolution to logits at this resolution, for deep supervision; the finest one is always there.
     output: Option<Conv>,
 }
 
-/// U-Net decoder; its parameters are `step{i}_up`, `step{i}` and `output`, step 0 the coarsest.
+/// What a step is made of.
+struct StepShape {
+    fine: Level,
+    coarse: Level,
+    skip: bool,
+    /// Of the outputs that it has, if it has any.
+    outputs: Option<i64>,
+}
+
+impl Step {
+    fn unet(vs: &nn::Path, i: usize, shape: StepShape, norm: NormKind, last: bool) -> Self {
+        let StepShape { fine, coarse, skip, outputs } = shape;
+        let (rank, factor) = (fine.reduction.rank(), fine.reduction.ratio(&coarse.reduction));
+        let inputs = if skip { 2 * fine.channels } else { fine.channels };
+        // Each output voxel sums over the inputs of one voxel only; no activation follows.
+        let stdev = 1. / (coarse.channels as f64).sqrt();
+        Step {
+            up: UpConv::new(vs / format!("step{i}_up"), coarse.channels, fine.channels, factor, stdev),
+            convs: Convs::UNet(Stage::new(vs / format!("step{i}"), rank, norm, inputs, fine.channels, 0.)),
+            skip,
+            output: outputs.map(|outputs| {
+                let name = if last { "output".to_owned() } else { format!("step{i}_output") };
+                Conv::new(vs / name, rank, fine.channels, outputs, 1)
+            }),
+        }
+    }
+
+    /// `kernel`: of the encoder at the finer level.
+    fn nnunet(vs: &nn::Path, i: usize, shape: StepShape, kernel: PerAxis, convs: usize) -> Self {
+        let StepShape { fine, coarse, skip, outputs } = shape;
+        let (one, factor) = (PerAxis::all(kernel.rank(), 1), fine.reduction.ratio(&coarse.reduction));
+        // As PyTorch counts the inputs of a transposed convolution.
+        let stdev = he_stdev(fine.channels * factor.values().iter().product::<i64>());
+        let first = ConvShape { inputs: 2 * fine.channels, outputs: fine.channels, kernel, stride: one };
+        Step {
+            up: UpConv::new(vs / "transpconvs" / i, coarse.channels, fine.channels, factor, stdev),
+            convs: Convs::NnUNet(ConvNorms::new(vs / "stages" / i, first, convs)),
+            skip,
+            output: outputs.map(|outputs| {
+                let shape = ConvShape { inputs: fine.channels, outputs, kernel: one, stride: one };
+                Conv::of(vs / SEG_LAYERS / i, shape, true, he(fine.channels, &one))
+            }),
+        }
+    }
+
+    fn forward(&self, coarse: &Tensor, skip: Option<Tensor>, train: bool) -> Tensor {
+        let x = self.up.forward(coarse);
+        match &self.convs {
+            Convs::UNet(stage) => stage.forward(&skip.map_or(x.shallow_clone(), |skip| Tensor::cat(&[&skip, &x], 1)), train),
+            Convs::NnUNet(convs) => convs.forward(&skip.map_or(x.shallow_clone(), |skip| Tensor::cat(&[&x, &skip], 1))),
+        }
+    }
+}
+
+/// U-Net decoder, of the kind that belongs to its encoder.
 #[derive(Debug)]
 pub struct Decoder {
     steps: Vec<Step>,
@@ -27,22 +99,34 @@ pub struct Decoder {
     given: bool,
 }
 
+/// nnU-Net's list of output layers.
+const SEG_LAYERS: &str = "seg_layers";
+
 /// Whether a tensor of a decoder belongs to an output layer.
 pub fn is_output(name: &str) -> bool {
     let layer = name.split('.').next().unwrap_or_default();
-    layer == "output" || (layer.starts_with("step") && layer.ends_with("_output"))
+    layer == "output" || layer == SEG_LAYERS || (layer.starts_with("step") && layer.ends_with("_output"))
+}
+
+/// Name of the layer of full resolution among the names of a decoder's tensors.
+pub fn last_output<'a>(names: impl Iterator<Item = &'a String>) -> Option<&'a str> {
+    let layer = |name: &'a String| {
+        let layer = name.strip_suffix(".weight").filter(|_| is_output(name))?;
+        let place = layer.strip_prefix(SEG_LAYERS).and_then(|rest| rest.trim_start_matches('.').parse().ok());
+        Some((if layer == "output" { usize::MAX } else { place.unwrap_or(0) }, layer))
+    };
+    names.filter_map(layer).max().map(|(_, layer)| layer)
 }
 
 impl Decoder {
-    /// Mirrors the encoder, with its kind of normalisation: a transposed convolution doubles the resolution, the encoder's map of that resolution is put beside
-    /// it, two convolutions follow. An encoder whose finest map is coarser than its input gets a last step without a skip.
-    /// `deep`: logits at every resolution while training.
+    /// Mirrors the encoder, with its kind of normalisation: a transposed convolution enlarges by what the encoder reduced, the encoder's map
+    /// of that resolution is put beside it, convolutions follow. An encoder whose finest map is coarser than its input gets a last step
+    /// without a skip. `deep`: logits at every resolution while training.
     pub fn new(vs: nn::Path, encoder: &dyn Encoder, outputs: i64, deep: bool) -> Self {
-        let rank: Rank = encoder.rank();
         let mut levels: Vec<(Level, bool)> = encoder.levels().iter().map(|&level| (level, true)).collect();
-        let finest = levels[0].0;
-        if finest.reduction > 1 {
-            levels.insert(0, (Level { channels: finest.channels, reduction: 1 }, false));
+        let (finest, whole) = (levels[0].0, PerAxis::all(encoder.rank(), 1));
+        if finest.reduction != whole {
+            levels.insert(0, (Level { channels: finest.channels, reduction: whole }, false));
         }
         let steps = levels
             .windows(2)
@@ -50,17 +134,11 @@ impl Decoder {
             .enumerate()
             .map(|(i, pair)| {
                 let [(fine, skip), (coarse, _)] = [pair[0], pair[1]];
-                let factor = coarse.reduction / fine.reduction;
-                let inputs = if skip { 2 * fine.channels } else { fine.channels };
                 let last = i + 2 == levels.len();
-                Step {
-                    up: UpConv::new(&vs / format!("step{i}_up"), rank, coarse.channels, fine.channels, factor),
-                    stage: Stage::new(&vs / format!("step{i}"), rank, encoder.norm(), inputs, fine.channels, 0.),
-                    skip,
-                    output: (last || deep).then(|| {
-                        let name = if last { "output".to_owned() } else { format!("step{i}_output") };
-                        Conv::new(&vs / name, rank, fine.channels, outputs, 1)
-                    }),
+                let shape = StepShape { fine, coarse, skip, outputs: (last || deep).then_some(outputs) };
+                match encoder.decoder() {
+                    DecoderKind::UNet => Step::unet(&vs, i, shape, encoder.norm(), last),
+                    DecoderKind::NnUNet { convs, kernels } => Step::nnunet(&vs, i, shape, kernels[levels.len() - 2 - i], convs),
                 }
             })
             .collect();
@@ -72,10 +150,10 @@ impl Decoder {
         Decoder { given, ..self }
     }
 
-    /// Errors unless the sides of an input are multiples of the encoder's reduction, so that what is doubled fits what was halved.
+    /// Errors unless the sides of an input are multiples of the encoder's reduction, so that what is enlarged fits what was reduced.
     pub fn check_input(encoder: &dyn Encoder, input: Shape) -> Result<()> {
-        let reduction = encoder.deepest().reduction as usize;
-        for side in encoder.rank().axes().map(|a| input[a]) {
+        for a in encoder.rank().axes() {
+            let (side, reduction) = (input[a], encoder.deepest().reduction.along(a));
             let (below, above) = (side / reduction * reduction, side.next_multiple_of(reduction));
             let works = if below > 0 { format!("{below} or {above}") } else { above.to_string() };
             ensure!(
@@ -100,11 +178,7 @@ impl Decoder {
         let mut logits = Vec::new();
         let fixed = self.given && mode == Mode::Frozen;
         for (i, step) in self.steps.iter().enumerate() {
-            let finer = |x: &Tensor, skip: Option<Tensor>| {
-                let x = step.up.forward(x);
-                let x = skip.map_or(x.shallow_clone(), |skip| Tensor::cat(&[skip, x], 1));
-                step.stage.forward(&x, mode.trains_head() && !fixed)
-            };
+            let finer = |x: &Tensor, skip: Option<Tensor>| step.forward(x, skip, mode.trains_head() && !fixed);
             let skip = step.skip.then(|| pyramid.pop().expect("one map for every step with a skip"));
             x = if fixed { no_grad(|| finer(&x, skip)) } else { finer(&x, skip) };
             if let Some(output) = step.output.as_ref().filter(|_| mode.trains_head() || i + 1 == self.steps.len()) {
@@ -121,37 +195,55 @@ impl Decoder {
         writeln!(source, "    x = pyramid[{skips}]").unwrap();
         let mut level = skips;
         for (i, step) in self.steps.iter().enumerate() {
-            let up = format!("self.step{i}_up.forward(x)");
+            let nnunet = matches!(step.convs, Convs::NnUNet(_));
+            let (up, convs) = match nnunet {
+                true => (item("transpconvs", i), item("stages", i)),
+                false => (format!("self.step{i}_up"), format!("self.step{i}")),
+            };
+            let mut parts = vec![format!("{up}.forward(x)")];
             if step.skip {
                 level -= 1;
-                writeln!(source, "    x = self.step{i}.forward(torch.cat([pyramid[{level}], {up}], 1))").unwrap();
-            } else {
-                writeln!(source, "    x = self.step{i}.forward({up})").unwrap();
+                parts.insert(usize::from(nnunet), format!("pyramid[{level}]"));
             }
+            let input = if let [up] = &parts[..] { up.clone() } else { format!("torch.cat([{}], 1)", parts.join(", ")) };
+            writeln!(source, "    x = {convs}.forward({input})").unwrap();
+        }
+        let last = self.steps.last().and_then(|s| s.output.as_ref()).expect("the finest step has an output").script();
+        let ups = self.steps.iter().map(|step| step.up.script());
+        let stages: Vec<ScriptModule> = self
+            .steps
+            .iter()
+            .map(|step| match &step.convs {
+                Convs::UNet(stage) => stage.script(),
+                Convs::NnUNet(convs) => convs.script(),
+            })
+            .collect();
+        if matches!(self.steps[0].convs, Convs::NnUNet(_)) {
+            let place = self.steps.len() - 1;
+            writeln!(source, "    return {}.forward(x)", item(SEG_LAYERS, place)).unwrap();
+            return ScriptModule::new(source)
+                .child("transpconvs", ScriptModule::list(ups))
+                .child("stages", ScriptModule::list(stages))
+                .child(SEG_LAYERS, ScriptModule::default().child(place.to_string(), last));
         }
         source += "    return self.output.forward(x)\n";
-        let last = self.steps.last().and_then(|s| s.output.as_ref()).expect("the finest step has an output");
-        let children = self.steps.iter().enumerate().fold(ScriptModule::new(source), |module, (i, step)| {
-            module.child(format!("step{i}_up"), step.up.script()).child(format!("step{i}"), step.stage.script())
+        let children = ups.zip(stages).enumerate().fold(ScriptModule::new(source), |module, (i, (up, stage))| {
+            module.child(format!("step{i}_up"), up).child(format!("step{i}"), stage)
         });
-        children.child("output", last.script())
+        children.child("output", last)
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::NormKind;
+    use crate::dim::Rank;
     use tch::{Device, Kind, nn::VarStore};
 
     /// An encoder that is nothing but its pyramid.
     struct Pyramid(Rank, Vec<Level>);
 
     impl Encoder for Pyramid {
-        fn name(&self) -> &'static str {
-            "pyramid"
-        }
-
         fn rank(&self) -> Rank {
             self.0
         }
@@ -172,7 +264,7 @@ mod tests {
             let map = |level: &Level| {
                 let mut dims = x.size();
                 dims[1] = level.channels;
-                dims[2..].iter_mut().for_each(|n| *n /= level.reduction);
+                dims[2..].iter_mut().zip(level.reduction.values()).for_each(|(n, by)| *n /= by);
                 Tensor::randn(&dims, (Kind::Float, Device::Cpu))
             };
             self.1.iter().map(map).collect()
@@ -183,11 +275,15 @@ mod tests {
         }
     }
 
+    fn level(rank: Rank, reduction: i64) -> Level {
+        Level { channels: 2 + reduction, reduction: PerAxis::all(rank, reduction) }
+    }
+
     #[test]
     fn logits_have_the_inputs_extent_whatever_the_pyramid() {
         for rank in [Rank::Two, Rank::Three] {
             for reductions in [&[1, 2, 4][..], &[2, 4, 8], &[4, 8]] {
-                let levels = reductions.iter().map(|&reduction| Level { channels: 2 + reduction, reduction }).collect();
+                let levels = reductions.iter().map(|&n| level(rank, n)).collect();
                 let encoder = Pyramid(rank, levels);
                 let vs = VarStore::new(Device::Cpu);
                 let decoder = Decoder::new(vs.root(), &encoder, 3, true);
@@ -213,7 +309,7 @@ mod tests {
 
     #[test]
     fn a_given_decoder_is_fixed_with_the_encoder() {
-        let levels = [1, 2, 4].map(|reduction| Level { channels: 2 + reduction, reduction }).to_vec();
+        let levels = [1, 2, 4].map(|n| level(Rank::Three, n)).to_vec();
         let encoder = Pyramid(Rank::Three, levels);
         for given in [true, false] {
             let vs = VarStore::new(Device::Cpu);

@@ -4,7 +4,7 @@
 use super::blocks::{Conv, Norm, NormKind, avg_pool};
 use super::script::ScriptModule;
 use super::{Encoder, Level};
-use crate::dim::{Rank, Shape};
+use crate::dim::{PerAxis, Rank, Shape};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use tch::{Tensor, nn};
@@ -30,11 +30,12 @@ pub struct DenseNetConfig {
 impl DenseNetConfig {
     /// The stem before pooling, then each dense block before its transition, the last one normalised.
     pub fn levels() -> Vec<Level> {
-        let mut levels = vec![Level { channels: STEM, reduction: 2 }];
+        let by = |n| PerAxis::all(Rank::Two, n);
+        let mut levels = vec![Level { channels: STEM, reduction: by(2) }];
         let mut inputs = STEM;
         for (i, layers) in BLOCKS.iter().enumerate() {
             let channels = inputs + GROWTH * *layers as i64;
-            levels.push(Level { channels, reduction: 4 << i });
+            levels.push(Level { channels, reduction: by(4 << i) });
             inputs = channels / 2;
         }
         levels
@@ -146,10 +147,6 @@ impl DenseNet {
 }
 
 impl Encoder for DenseNet {
-    fn name(&self) -> &'static str {
-        "densenet121"
-    }
-
     fn rank(&self) -> Rank {
         Rank::Two
     }
@@ -235,7 +232,8 @@ mod tests {
         let run =
             |h: i64, w: i64| tch::no_grad(|| net.features(&Tensor::randn([1, 3, h, w], (Kind::Float, Device::Cpu)), false));
         for (map, level) in run(64, 96).iter().zip(net.levels()) {
-            assert_eq!(map.size(), [1, level.channels, 64 / level.reduction, 96 / level.reduction]);
+            let [_, h, w] = level.extent([1, 64, 96]).map(|n| n as i64);
+            assert_eq!(map.size(), [1, level.channels, h, w]);
         }
         for side in [61, 66, 74] {
             let deepest = net.deepest_shape([1, side, 64]).map(|n| n as i64);

@@ -1,7 +1,8 @@
 //! Which encoder a run has: `network` in its `config.json`.
 
-use super::{DenseNet, DenseNetConfig, Encoder, Level, NormKind, UNet, UNetConfig};
-use crate::dim::{Rank, Shape};
+use super::stages::{self, Preset};
+use super::{DenseNet, DenseNetConfig, Encoder, Level, NormKind, PlainConv, ResEnc, StagesConfig, UNet, UNetConfig};
+use crate::dim::{PerAxis, Rank, Shape, voxels};
 use anyhow::{Result, bail};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
@@ -17,6 +18,33 @@ pub enum Architecture {
     UNet,
     /// DenseNet-121 as torchvision has it, for images
     DenseNet121,
+    /// nnU-Net's plain encoder, MONAI's DynUNet: strided convolutions
+    PlainConv,
+    /// nnU-Net's residual encoder with half the features of resenc-m
+    #[serde(rename = "resenc-s")]
+    #[value(name = "resenc-s")]
+    ResEncS,
+    /// nnU-Net's residual encoder with 1 or 2 blocks a level
+    #[serde(rename = "resenc-m")]
+    #[value(name = "resenc-m")]
+    ResEncM,
+    /// nnU-Net's residual encoder as in its ResEnc presets, 1 to 6 blocks a level
+    #[serde(rename = "resenc-l")]
+    #[value(name = "resenc-l")]
+    ResEncL,
+}
+
+impl Architecture {
+    /// Of nnU-Net's encoders.
+    pub fn preset(self) -> Option<Preset> {
+        match self {
+            Architecture::UNet | Architecture::DenseNet121 => None,
+            Architecture::PlainConv => Some(stages::PLAIN),
+            Architecture::ResEncS => Some(stages::RESIDUAL_S),
+            Architecture::ResEncM => Some(stages::RESIDUAL_M),
+            Architecture::ResEncL => Some(stages::RESIDUAL_L),
+        }
+    }
 }
 
 /// An encoder's architecture and shape.
@@ -25,6 +53,13 @@ pub enum Architecture {
 pub enum EncoderConfig {
     UNet(UNetConfig),
     DenseNet121(DenseNetConfig),
+    /// One of nnU-Net's, by the preset that its shape began from.
+    #[serde(untagged)]
+    NnUNet {
+        architecture: Architecture,
+        #[serde(flatten)]
+        stages: StagesConfig,
+    },
 }
 
 /// Runs from before there was a choice name no architecture: theirs is the U-Net.
@@ -39,6 +74,11 @@ impl<'de> Deserialize<'de> for EncoderConfig {
         match architecture {
             Architecture::UNet => serde_json::from_value(config).map(EncoderConfig::UNet),
             Architecture::DenseNet121 => serde_json::from_value(config).map(EncoderConfig::DenseNet121),
+            _ => {
+                let stages: StagesConfig = serde_json::from_value(config).map_err(D::Error::custom)?;
+                stages.check().map_err(D::Error::custom)?;
+                Ok(EncoderConfig::NnUNet { architecture, stages })
+            }
         }
         .map_err(D::Error::custom)
     }
@@ -47,6 +87,15 @@ impl<'de> Deserialize<'de> for EncoderConfig {
 impl EncoderConfig {
     /// The encoder that these tensors are the weights of, by their names after `prefix` and shapes; `None`: of another one.
     pub fn of(tensors: &BTreeMap<String, Tensor>, prefix: &str) -> Option<Self> {
+        if let Some(stages) = ResEnc::shape_of(tensors, prefix) {
+            let named = [Architecture::ResEncS, Architecture::ResEncM].into_iter();
+            let mut named = named.filter(|name| name.preset().is_some_and(|preset| preset.is_of(&stages)));
+            let architecture = named.next().unwrap_or(Architecture::ResEncL);
+            return Some(EncoderConfig::NnUNet { architecture, stages });
+        }
+        if let Some(stages) = PlainConv::shape_of(tensors, prefix) {
+            return Some(EncoderConfig::NnUNet { architecture: Architecture::PlainConv, stages });
+        }
         match tensors.get(&format!("{prefix}conv0.weight")).map(Tensor::size).as_deref() {
             Some(&[_, in_channels, _, _]) => Some(EncoderConfig::DenseNet121(DenseNetConfig { in_channels, dropout: 0. })),
             _ => UNetConfig::of(tensors, prefix).map(EncoderConfig::UNet),
@@ -57,6 +106,15 @@ impl EncoderConfig {
         match self {
             EncoderConfig::UNet(_) => Architecture::UNet,
             EncoderConfig::DenseNet121(_) => Architecture::DenseNet121,
+            EncoderConfig::NnUNet { architecture, .. } => *architecture,
+        }
+    }
+
+    /// Of nnU-Net's encoders.
+    pub fn stages(&self) -> Option<&StagesConfig> {
+        match self {
+            EncoderConfig::UNet(_) | EncoderConfig::DenseNet121(_) => None,
+            EncoderConfig::NnUNet { stages, .. } => Some(stages),
         }
     }
 
@@ -64,6 +122,7 @@ impl EncoderConfig {
         match self {
             EncoderConfig::UNet(config) => config.rank,
             EncoderConfig::DenseNet121(_) => Rank::Two,
+            EncoderConfig::NnUNet { stages, .. } => stages.rank,
         }
     }
 
@@ -72,43 +131,64 @@ impl EncoderConfig {
         match self {
             EncoderConfig::UNet(config) => config.pyramid(),
             EncoderConfig::DenseNet121(_) => DenseNetConfig::levels(),
+            EncoderConfig::NnUNet { stages, .. } => stages.levels(),
         }
     }
 
     /// Voxels of the input per voxel of the deepest map along each axis.
-    pub fn reduction(&self) -> usize {
-        self.levels().last().expect("an encoder has at least one level").reduction as usize
+    pub fn reduction(&self) -> PerAxis {
+        self.levels().last().expect("an encoder has at least one level").reduction
     }
 
     pub fn norm(&self) -> NormKind {
         match self {
             EncoderConfig::UNet(config) => config.norm,
             EncoderConfig::DenseNet121(_) => NormKind::Batch,
+            EncoderConfig::NnUNet { .. } => NormKind::Instance,
         }
     }
 
     /// Whether weights of one fit the other, but for the number of input channels.
     pub fn same_shape(&self, other: &EncoderConfig) -> bool {
-        let shape = |config: &EncoderConfig| (config.architecture(), config.rank(), config.levels(), config.norm());
+        let shape = |config: &EncoderConfig| {
+            let stages = config.stages().map(|s| (s.blocks.clone(), s.kernels.clone()));
+            (config.architecture(), config.rank(), config.levels(), config.norm(), stages)
+        };
         shape(self) == shape(other)
+    }
+
+    /// Extent of a level's map for an input of this shape; a side of 0 means that the input is too small.
+    fn extent(&self, level: &Level, input: Shape) -> Shape {
+        if self.stages().is_some() { level.extent_rounded_up(input) } else { level.extent(input) }
     }
 
     /// Errors if instance normalisation would have the one voxel of a deepest map to normalise, which makes it 0.
     pub fn check_input(&self, input: Shape) -> Result<()> {
-        let EncoderConfig::UNet(config @ UNetConfig { norm: NormKind::Instance, .. }) = self else { return Ok(()) };
-        let left = |levels: usize| config.rank.axes().map(|a| input[a] >> (levels - 1)).product::<usize>();
-        if left(config.levels) > 1 {
+        if self.norm() == NormKind::Batch {
             return Ok(());
         }
-        let side = 2 * self.reduction();
-        let levels = (1..config.levels).rev().find(|&levels| left(levels) > 1);
-        let fewer = levels.map_or(String::new(), |levels| format!("--levels {levels}, or "));
+        let levels = self.levels();
+        let left = |n: usize| voxels(self.extent(&levels[n - 1], input));
+        if left(levels.len()) > 1 {
+            return Ok(());
+        }
+        let side = 2 * self.reduction().common_multiple();
+        let fewer = (1..levels.len()).rev().find(|&n| left(n) > 1);
+        let fewer = fewer.map_or(String::new(), |n| format!("--levels {n}, or "));
+        let batch = if self.stages().is_none() { ", or with --norm batch" } else { "" };
         bail!(
-            "inputs of {input:?} voxels with {} levels: {}, and --norm instance makes a single one 0; it works with {fewer}inputs of {side} \
-             voxels a side (a larger --window or --patch, or fewer cells in a task's grid), or with --norm batch",
-            config.levels,
-            if left(config.levels) == 0 { "no voxel is left in the deepest map" } else { "the deepest map is one voxel" }
+            "inputs of {input:?} voxels with {} levels: {}, and instance normalisation makes a single one 0; it works with {fewer}inputs of \
+             {side} voxels a side (a larger --window or --patch, or fewer cells in a task's grid){batch}",
+            levels.len(),
+            if left(levels.len()) == 0 { "no voxel is left in the deepest map" } else { "the deepest map is one voxel" }
         )
+    }
+
+    /// Whether it fits inputs of this shape, also where a decoder needs sides that are multiples of its reduction.
+    pub fn fits(&self, input: Shape) -> bool {
+        let reduction = self.reduction();
+        let whole = std::array::from_fn(|a| input[a] / reduction.along(a) * reduction.along(a));
+        self.check_input(whole).is_ok()
     }
 
     /// The same encoder, with all of it in training too.
@@ -116,6 +196,7 @@ impl EncoderConfig {
         match &mut self {
             EncoderConfig::UNet(config) => config.dropout = 0.,
             EncoderConfig::DenseNet121(config) => config.dropout = 0.,
+            EncoderConfig::NnUNet { stages, .. } => stages.dropout = 0.,
         }
         self
     }
@@ -125,6 +206,8 @@ impl EncoderConfig {
         match self.clone() {
             EncoderConfig::UNet(config) => Box::new(UNet::new(vs, config)),
             EncoderConfig::DenseNet121(config) => Box::new(DenseNet::new(vs, config)),
+            EncoderConfig::NnUNet { architecture: Architecture::PlainConv, stages } => Box::new(PlainConv::new(vs, stages)),
+            EncoderConfig::NnUNet { stages, .. } => Box::new(ResEnc::new(vs, stages)),
         }
     }
 }

@@ -1,10 +1,11 @@
 //! The flags that name an encoder.
 
+use super::stages::{all_kernels, all_strides};
 use super::{Architecture, DenseNetConfig, EncoderConfig, NormKind, UNetConfig};
-use crate::dim::{Rank, Shape};
+use crate::dim::{PerAxis, Rank, Shape};
 use crate::print::note;
 use anyhow::{Result, ensure};
-use serde::Serialize;
+use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -15,16 +16,39 @@ pub struct EncoderFlags {
     /// The encoder [default: that of the weights, without weights unet]
     #[arg(long, value_enum)]
     pub encoder: Option<Architecture>,
-    /// Filters of the U-Net's first level, doubled at each further level [default: those of the weights, without weights 16]
+    /// Filters of the first level, doubled at each further level, in nnU-Net's encoders up to 10 times as many (images: 16 times)
+    /// [default: those of the weights, without weights unet and resenc-s 16, plainconv, resenc-m and resenc-l 32]
     #[arg(long)]
     pub filters: Option<i64>,
-    /// Levels of the U-Net; it halves the resolution between them [default: those of the weights, without weights 5, with --norm
-    /// instance as many of them as the inputs are large enough for]
+    /// Levels; the resolution is halved between them [default: those of the weights, without weights unet 5, nnU-Net's encoders 6, with
+    /// instance normalisation as many of them as the inputs are large enough for]
     #[arg(long)]
     pub levels: Option<usize>,
-    /// Normalisation of the U-Net and of a decoder on it [default: that of the weights, without weights batch]
+    /// Normalisation of the U-Net and of a decoder on it; nnU-Net's encoders have instance normalisation [default: that of the weights,
+    /// without weights batch]
     #[arg(long, value_enum)]
     pub norm: Option<NormKind>,
+    /// Filters of each level of one of nnU-Net's encoders, such as 32,64,128,256,320,320, instead of --filters
+    #[arg(long, value_delimiter = ',', value_name = "N,...", conflicts_with = "filters")]
+    pub features: Vec<i64>,
+    /// Convolutions of each level of plainconv, residual blocks of each level of resenc [default: those of the weights, without weights
+    /// plainconv 2,2,..., resenc-s and resenc-m 1,2,2,..., resenc-l 1,3,4,6,6,...]
+    #[arg(long, value_delimiter = ',', value_name = "N,...")]
+    pub blocks: Vec<usize>,
+    /// Kernels of the first levels of one of nnU-Net's encoders, for scans whose voxels are longer along an axis: left to right, back to
+    /// front, bottom to top, such as 3x3x1,3x3x1 for thick axial slices; further levels have 3x3x3
+    #[arg(long, value_delimiter = ',', value_name = "AxBxC,...")]
+    #[serde(serialize_with = "as_text")]
+    pub kernels: Vec<PerAxis>,
+    /// Strides into the first levels, the finest 1x1x1, such as 1x1x1,2x2x1,2x2x1; further levels have 2x2x2
+    #[arg(long, value_delimiter = ',', value_name = "AxBxC,...")]
+    #[serde(serialize_with = "as_text")]
+    pub strides: Vec<PerAxis>,
+}
+
+/// As the flags are written.
+fn as_text<S: Serializer>(sides: &[PerAxis], to: S) -> std::result::Result<S::Ok, S::Error> {
+    text(sides).serialize(to)
 }
 
 impl EncoderFlags {
@@ -38,40 +62,58 @@ impl EncoderFlags {
 
     /// The encoder that is asked for, a U-Net unless said otherwise. Errors if flags contradict each other or the data.
     pub fn config(&self, rank: Rank, in_channels: i64, dropout: f64) -> Result<EncoderConfig> {
-        Ok(match self.encoder.unwrap_or(Architecture::UNet) {
-            Architecture::UNet => {
-                let paper = UNetConfig::paper(rank, in_channels);
-                let (filters, levels) = (self.filters.unwrap_or(paper.filters), self.levels.unwrap_or(paper.levels));
-                let norm = self.norm.unwrap_or(NormKind::DEFAULT);
-                EncoderConfig::UNet(UNetConfig { filters, levels, dropout, norm, ..paper })
+        let architecture = self.encoder.unwrap_or(Architecture::UNet);
+        let Some(preset) = architecture.preset() else {
+            for (flag, given) in [
+                ("features", !self.features.is_empty()),
+                ("blocks", !self.blocks.is_empty()),
+                ("kernels", !self.kernels.is_empty()),
+                ("strides", !self.strides.is_empty()),
+            ] {
+                ensure!(!given, "--{flag} goes with --encoder plainconv, resenc-s, resenc-m or resenc-l only");
             }
-            Architecture::DenseNet121 => {
-                ensure!(rank == Rank::Two, "--encoder densenet121 takes images, the store holds {}D data", rank.n());
-                let unet = self.filters.is_some() || self.levels.is_some();
-                ensure!(!unet, "--filters and --levels go with --encoder unet only");
-                ensure!(
-                    self.norm != Some(NormKind::Instance),
-                    "--norm instance goes with --encoder unet only: densenet121 is torchvision's, whose weights need BatchNorm"
-                );
-                EncoderConfig::DenseNet121(DenseNetConfig { in_channels, dropout })
-            }
-        })
+            return self.of_the_paper(architecture, rank, in_channels, dropout);
+        };
+        ensure!(
+            self.norm != Some(NormKind::Batch),
+            "--norm batch goes with --encoder unet only: nnU-Net's have instance normalisation"
+        );
+        Ok(EncoderConfig::NnUNet { architecture, stages: preset.config(self, rank, in_channels, dropout)? })
+    }
+
+    fn of_the_paper(&self, architecture: Architecture, rank: Rank, in_channels: i64, dropout: f64) -> Result<EncoderConfig> {
+        if architecture == Architecture::UNet {
+            let paper = UNetConfig::paper(rank, in_channels);
+            let (filters, levels) = (self.filters.unwrap_or(paper.filters), self.levels.unwrap_or(paper.levels));
+            let norm = self.norm.unwrap_or(NormKind::DEFAULT);
+            return Ok(EncoderConfig::UNet(UNetConfig { filters, levels, dropout, norm, ..paper }));
+        }
+        ensure!(rank == Rank::Two, "--encoder densenet121 takes images, the store holds {}D data", rank.n());
+        ensure!(self.filters.is_none() && self.levels.is_none(), "--filters and --levels are not for --encoder densenet121");
+        ensure!(
+            self.norm != Some(NormKind::Instance),
+            "--norm instance is not for --encoder densenet121: it is torchvision's, whose weights need BatchNorm"
+        );
+        Ok(EncoderConfig::DenseNet121(DenseNetConfig { in_channels, dropout }))
     }
 
     /// With fewer levels than the default, where nobody names a number, if inputs of these shapes are too small for instance
     /// normalisation at the deepest one.
     pub fn fitted(&self, rank: Rank, inputs: &[Shape]) -> Result<Self> {
-        let fits = |flags: &EncoderFlags| -> Result<bool> {
-            let config = flags.config(rank, 1, 0.)?;
-            Ok(inputs.iter().all(|&input| config.check_input(input).is_ok()))
-        };
-        if self.levels.is_some() || fits(self)? {
+        let fits = |config: &EncoderConfig| inputs.iter().all(|&input| config.fits(input));
+        let most = self.config(rank, 1, 0.)?;
+        let named = self.levels.is_some() || !self.features.is_empty() || !self.blocks.is_empty();
+        if named || fits(&most) {
             return Ok(self.clone());
         }
-        for levels in (1..UNetConfig::paper(rank, 1).levels).rev() {
+        // No fewer than are named by their kernels and strides.
+        let least = self.kernels.len().max(self.strides.len()).max(1);
+        for levels in (least..most.levels().len()).rev() {
             let fewer = EncoderFlags { levels: Some(levels), ..self.clone() };
-            if fits(&fewer)? {
-                note!("--levels {levels}: with more, --norm instance has a single voxel to normalise at the deepest one");
+            if fits(&fewer.config(rank, 1, 0.)?) {
+                note!(
+                    "--levels {levels}: with more, instance normalisation has a single voxel to normalise at the deepest one"
+                );
                 return Ok(fewer);
             }
         }
@@ -81,27 +123,78 @@ impl EncoderFlags {
     /// With what weights say of their encoder; `file`: of the weights. Errors if it is of data of another rank, or a flag asks for
     /// something else.
     pub fn of_weights(&self, found: &EncoderConfig, rank: Rank, file: &Path) -> Result<Self> {
-        let (file, architecture) = (file.display(), found.architecture());
+        let (name, architecture) = (file.display(), found.architecture());
         let own = found.rank();
-        ensure!(own == rank, "{file}: the encoder of {}D data, the run is on {}D data", own.n(), rank.n());
+        ensure!(own == rank, "{name}: the encoder of {}D data, the run is on {}D data", own.n(), rank.n());
         ensure!(
             self.encoder.is_none_or(|asked| asked == architecture),
-            "--encoder: {file} holds another one, {}",
+            "--encoder: {name} holds another one, {}",
             json!(architecture)
         );
-        let mut flags = EncoderFlags { encoder: Some(architecture), ..self.clone() };
-        if let EncoderConfig::UNet(has) = found {
-            let asked = [
-                ("filters", json!(self.filters), json!(has.filters)),
-                ("levels", json!(self.levels), json!(has.levels)),
-                ("norm", json!(self.norm), json!(has.norm)),
-            ];
-            for (flag, asked, has) in asked {
-                let word = |value: &Value| value.as_str().map_or(value.to_string(), str::to_owned);
-                ensure!(asked.is_null() || asked == has, "--{flag} {}: {file} has {}", word(&asked), word(&has));
+        let flags = EncoderFlags { encoder: Some(architecture), ..self.clone() };
+        match found {
+            EncoderConfig::DenseNet121(_) => Ok(flags),
+            EncoderConfig::UNet(has) => {
+                agree(
+                    file,
+                    [
+                        ("filters", json!(self.filters), json!(has.filters)),
+                        ("levels", json!(self.levels), json!(has.levels)),
+                        ("norm", json!(self.norm), json!(has.norm)),
+                    ],
+                )?;
+                let (filters, levels, norm) = (Some(has.filters), Some(has.levels), Some(has.norm));
+                Ok(EncoderFlags { filters, levels, norm, ..flags })
             }
-            (flags.filters, flags.levels, flags.norm) = (Some(has.filters), Some(has.levels), Some(has.norm));
+            EncoderConfig::NnUNet { stages: has, .. } => {
+                let levels = has.features.len();
+                let list = |given: bool, value: Value| if given { value } else { Value::Null };
+                let sides = |given: &[PerAxis], all: fn(&[PerAxis], Rank, usize) -> Vec<PerAxis>| {
+                    list(!given.is_empty(), json!(text(&all(given, rank, levels))))
+                };
+                agree(
+                    file,
+                    [
+                        ("levels", json!(self.levels), json!(levels)),
+                        ("filters", json!(self.filters), json!(has.features[0])),
+                        ("features", list(!self.features.is_empty(), json!(self.features)), json!(has.features)),
+                        ("blocks", list(!self.blocks.is_empty(), json!(self.blocks)), json!(has.blocks)),
+                        ("kernels", sides(&self.kernels, all_kernels), json!(text(&has.kernels))),
+                        ("strides", sides(&self.strides, all_strides), json!(text(&has.strides))),
+                        ("norm", json!(self.norm), json!(NormKind::Instance)),
+                    ],
+                )?;
+                let (features, blocks) = (has.features.clone(), has.blocks.clone());
+                let (kernels, strides) = (has.kernels.clone(), has.strides.clone());
+                Ok(EncoderFlags {
+                    filters: None,
+                    levels: Some(levels),
+                    norm: None,
+                    features,
+                    blocks,
+                    kernels,
+                    strides,
+                    ..flags
+                })
+            }
         }
-        Ok(flags)
     }
+}
+
+fn text(sides: &[PerAxis]) -> Vec<String> {
+    sides.iter().map(PerAxis::to_string).collect()
+}
+
+/// Errors if a flag asks for something else than the weights in `file` have; `null`: it does not ask.
+fn agree<const N: usize>(file: &Path, asked: [(&str, Value, Value); N]) -> Result<()> {
+    let word = |value: &Value| match value {
+        Value::Array(items) => {
+            items.iter().map(|item| item.as_str().map_or(item.to_string(), str::to_owned)).collect::<Vec<_>>().join(",")
+        }
+        value => value.as_str().map_or(value.to_string(), str::to_owned),
+    };
+    for (flag, asked, has) in asked {
+        ensure!(asked.is_null() || asked == has, "--{flag} {}: {} has {}", word(&asked), file.display(), word(&has));
+    }
+    Ok(())
 }

@@ -2,24 +2,32 @@
 
 pub mod blocks;
 pub mod calibrate;
+pub mod conv_norm;
 pub mod decoder;
 pub mod densenet;
 pub mod encoder;
 pub mod flags;
 pub mod heads;
 pub mod loss;
+pub mod plainconv;
+pub mod resenc;
 pub mod script;
+pub mod stages;
 pub mod unet;
 
-use crate::dim::{Rank, Shape};
+use crate::dim::{PerAxis, Rank, Shape};
 use script::ScriptModule;
+use serde::{Serialize, Serializer};
 use tch::{Tensor, no_grad};
 
 pub use blocks::NormKind;
-pub use decoder::Decoder;
+pub use decoder::{Decoder, DecoderKind};
 pub use densenet::{DenseNet, DenseNetConfig};
 pub use encoder::{Architecture, EncoderConfig};
 pub use flags::EncoderFlags;
+pub use plainconv::PlainConv;
+pub use resenc::ResEnc;
+pub use stages::StagesConfig;
 pub use unet::{UNet, UNetConfig};
 
 /// How a network computes.
@@ -41,24 +49,50 @@ impl Mode {
 }
 
 /// One level of an encoder's feature pyramid.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct Level {
     pub channels: i64,
     /// Input voxels per feature voxel along each spatial axis; the extent is `side / reduction`, rounded down unless the encoder
-    /// says otherwise.
-    pub reduction: i64,
+    /// says otherwise. In JSON one number where all axes have the same.
+    #[serde(serialize_with = "one_or_each")]
+    pub reduction: PerAxis,
+}
+
+fn one_or_each<S: Serializer>(reduction: &PerAxis, to: S) -> Result<S::Ok, S::Error> {
+    match reduction.common() {
+        Some(n) => n.serialize(to),
+        None => reduction.serialize(to),
+    }
+}
+
+impl Level {
+    /// Extent of the level's map for an input of this shape, rounded down.
+    pub fn extent(&self, input: Shape) -> Shape {
+        let mut extent = [1; 3];
+        self.reduction.rank().axes().for_each(|a| extent[a] = input[a] / self.reduction.along(a));
+        extent
+    }
+
+    /// Rounded up, as strided convolutions do.
+    pub fn extent_rounded_up(&self, input: Shape) -> Shape {
+        let mut extent = [1; 3];
+        self.reduction.rank().axes().for_each(|a| extent[a] = input[a].div_ceil(self.reduction.along(a)));
+        extent
+    }
 }
 
 /// A fully convolutional encoder; whoever builds on it reads its shape from [`Encoder::levels`].
 pub trait Encoder {
-    /// Architecture name, as in the exported description.
-    fn name(&self) -> &'static str;
     fn rank(&self) -> Rank;
     fn in_channels(&self) -> i64;
     /// The pyramid, finest first.
     fn levels(&self) -> &[Level];
     /// Of every normalisation in it.
     fn norm(&self) -> NormKind;
+    /// The decoder that belongs to it.
+    fn decoder(&self) -> DecoderKind<'_> {
+        DecoderKind::UNet
+    }
     /// `[B, C, D, H, W]` (images `[B, C, H, W]`) to one tensor a level, finest first. `train`: with batch statistics and dropout.
     fn features(&self, x: &Tensor, train: bool) -> Vec<Tensor>;
     /// The same network as TorchScript.
@@ -79,9 +113,7 @@ pub trait Encoder {
 
     /// Extent of the deepest feature map for an input of this shape; a side of 0 means that the input is too small.
     fn deepest_shape(&self, input: Shape) -> Shape {
-        let mut shape = [1; 3];
-        self.rank().axes().for_each(|a| shape[a] = input[a] / self.deepest().reduction as usize);
-        shape
+        self.deepest().extent(input)
     }
 
     /// Encodes every view of a batch `[B, V, C, ...]` and returns the deepest maps, `[B * V, C', ...]`.

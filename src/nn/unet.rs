@@ -3,7 +3,7 @@
 use super::blocks::{Stage, max_pool};
 use super::script::ScriptModule;
 use super::{Encoder, Level, NormKind};
-use crate::dim::Rank;
+use crate::dim::{PerAxis, Rank};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -46,7 +46,7 @@ impl UNetConfig {
 
     /// The encoder's pyramid, finest first.
     pub fn pyramid(&self) -> Vec<Level> {
-        (0..self.levels).map(|i| Level { channels: self.filters << i, reduction: 1 << i }).collect()
+        (0..self.levels).map(|i| Level { channels: self.filters << i, reduction: PerAxis::all(self.rank, 1 << i) }).collect()
     }
 }
 
@@ -77,10 +77,6 @@ impl UNet {
 }
 
 impl Encoder for UNet {
-    fn name(&self) -> &'static str {
-        "unet"
-    }
-
     fn rank(&self) -> Rank {
         self.config.rank
     }

@@ -57,7 +57,7 @@ impl Embedder {
         vs.set_device(device);
         vs.variables().values().try_for_each(|v| ffi::set_memory_format(v, memory_format(device, bf16)))?;
         let window = window.unwrap_or_else(|| default_window(rank));
-        let least = encoder.deepest().reduction;
+        let least = encoder.deepest().reduction.values().iter().copied().max().unwrap_or(1);
         ensure!(
             window as i64 >= least,
             "--window must be at least {least}, as the encoder pools every side by that, found {window}"
@@ -127,7 +127,7 @@ pub fn pooled(encoder: &dyn Encoder, scan: &Tensor, window: usize, device: Devic
 fn window_of(encoder: &dyn Encoder, scan: &Tensor, window: usize) -> Shape {
     let mut shape = [1; 3];
     for a in encoder.rank().axes() {
-        shape[a] = window.min(scan.size()[a + 1] as usize).max(encoder.deepest().reduction as usize);
+        shape[a] = window.min(scan.size()[a + 1] as usize).max(encoder.deepest().reduction.along(a));
     }
     shape
 }

@@ -90,7 +90,7 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path, windows: Option<(&Windo
         "format": if downstream.is_some() { NETWORK_FORMAT } else { ENCODER_FORMAT },
         "version": EXPORT_VERSION,
         "task": settings.get("task"),
-        "architecture": encoder.name(),
+        "architecture": config.architecture(),
         "network": config,
         "levels": encoder.levels(),
         "input": {

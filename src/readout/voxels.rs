@@ -15,12 +15,11 @@ pub struct Maps {
 }
 
 impl Maps {
-    /// `reduces`: whether the levels reduce an axis of the patch; planes of images are not reduced along the first one.
-    pub fn new(maps: Vec<Tensor>, levels: &[Level], patch: Shape, reduces: [bool; 3]) -> Maps {
+    /// Planes of images are not reduced along the first axis.
+    pub fn new(maps: Vec<Tensor>, levels: &[Level], patch: Shape) -> Maps {
         let axis = |map: &Tensor, level: &Level, a: usize| {
             let places = Tensor::arange(patch[a] as i64, (Kind::Int64, map.device()));
-            let step = if reduces[a] { level.reduction } else { 1 };
-            places.divide_scalar_mode(step, "floor").clamp_max(map.size()[a + 1] - 1)
+            places.divide_scalar_mode(level.reduction.along(a) as i64, "floor").clamp_max(map.size()[a + 1] - 1)
         };
         let places = maps.iter().zip(levels).map(|(map, level)| [0, 1, 2].map(|a| axis(map, level, a))).collect();
         Maps { maps, places }
@@ -125,29 +124,26 @@ mod tests {
     #[test]
     fn places_and_classes_are_those_of_upsampled_maps() {
         tch::manual_seed(3);
-        for (reduces, patch) in [([true; 3], [5, 7, 6]), ([false, true, true], [3, 7, 6])] {
-            let levels =
-                [Level { channels: 2, reduction: 1 }, Level { channels: 3, reduction: 2 }, Level { channels: 4, reduction: 4 }];
-            let side = |a: usize, step: i64| if reduces[a] { patch[a] as i64 / step } else { patch[a] as i64 };
-            let map = |l: &Level| {
-                Tensor::randn(
-                    [l.channels, side(0, l.reduction), side(1, l.reduction), side(2, l.reduction)],
-                    (Kind::Float, Device::Cpu),
-                )
-            };
+        let cases =
+            [("1x1x1", "2x2x2", "4x4x4", [5, 7, 6]), ("1x1", "2x2", "4x4", [3, 7, 6]), ("1x1x1", "1x2x2", "2x2x4", [5, 7, 6])];
+        for (first, second, third, patch) in cases {
+            let level = |(channels, reduction): (i64, &str)| Level { channels, reduction: reduction.parse().unwrap() };
+            let levels = [(2, first), (3, second), (4, third)].map(level);
+            let step = |level: &Level, a: usize| level.reduction.along(a) as i64;
+            let side = |level: &Level, a: usize| patch[a] as i64 / step(level, a);
+            let map = |l: &Level| Tensor::randn([l.channels, side(l, 0), side(l, 1), side(l, 2)], (Kind::Float, Device::Cpu));
             let maps: Vec<Tensor> = levels.iter().map(map).collect();
             let mut expected: Vec<f64> = Vec::new();
             for x in ndarray::indices((patch[0], patch[1], patch[2])) {
                 let x = [x.0, x.1, x.2].map(|n| n as i64);
                 for (level, map) in levels.iter().zip(&maps) {
-                    let at =
-                        [0, 1, 2].map(|a| if reduces[a] { (x[a] / level.reduction).min(map.size()[a + 1] - 1) } else { x[a] });
+                    let at = [0, 1, 2].map(|a| (x[a] / step(level, a)).min(map.size()[a + 1] - 1));
                     expected.extend((0..level.channels).map(|c| map.double_value(&[c, at[0], at[1], at[2]])));
                 }
             }
             let n: i64 = patch.iter().product::<usize>() as i64;
             let expected = Tensor::from_slice(&expected).view([n, 9]);
-            let maps = Maps::new(maps, &levels, patch, reduces);
+            let maps = Maps::new(maps, &levels, patch);
             let all = Tensor::arange(n, (Kind::Int64, Device::Cpu));
             assert!(maps.features(&all).equal(&expected));
             let some = Tensor::from_slice(&[n - 1, 4, 50]);

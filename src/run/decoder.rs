@@ -1,6 +1,6 @@
 //! Decoders in weights: where a pretrained one lies, and loading it into the one that fine-tuning trains.
 
-use crate::nn::decoder::is_output;
+use crate::nn::decoder::{is_output, last_output};
 use crate::run::tensors::{DECODER, Tensors};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -71,9 +71,9 @@ impl PretrainedDecoder {
 
     /// Outputs, and whether it gives them at every resolution.
     pub fn outputs(&self) -> Result<(i64, bool)> {
-        let weight =
-            self.tensors.get("output.weight").with_context(|| format!("the decoder of {} has no output.weight", self.task))?;
-        Ok((weight.size()[0], self.tensors.keys().any(|name| is_output(name) && !name.starts_with("output."))))
+        let layer = last_output(self.tensors.keys()).with_context(|| format!("the decoder of {} has no output", self.task))?;
+        let others = self.tensors.keys().any(|name| is_output(name) && !name.starts_with(&format!("{layer}.")));
+        Ok((self.tensors[&format!("{layer}.weight")].size()[0], others))
     }
 }
 

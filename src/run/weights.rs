@@ -295,7 +295,13 @@ pub fn load_encoder(
 }
 
 fn is_first_convolution(name: &str) -> bool {
-    ["encoder.level0.conv0.weight", "encoder.conv0.weight"].contains(&name)
+    [
+        "encoder.level0.conv0.weight",
+        "encoder.conv0.weight",
+        "encoder.stages.0.0.convs.0.conv.weight",
+        "encoder.stem.convs.0.conv.weight",
+    ]
+    .contains(&name)
 }
 
 #[cfg(test)]

@@ -134,7 +134,7 @@ impl Task for Classification {
             voxels(encoder.deepest_shape(self.shape)) > 0,
             "scans of {:?} voxels are too small: the encoder pools every side by {}",
             self.shape,
-            encoder.deepest().reduction
+            encoder.deepest().reduction.common_multiple()
         );
         Ok(Box::new(ClassificationHead::new(vs, encoder, &self.config, &self.weights)))
     }

@@ -7,7 +7,7 @@
 use super::{Amounts, Batch, Downstream, Drawn, Head, MetricInfo, Outcome, Task, each_scan};
 use crate::data::Scans;
 use crate::data::layouts::LabelValue;
-use crate::dim::{Rank, Shape, voxels};
+use crate::dim::{PerAxis, Rank, Shape, voxels};
 use crate::metrics::case::Group;
 use crate::metrics::overlap::Counts;
 use crate::metrics::summary::mean;
@@ -66,11 +66,12 @@ impl Default for SegmentationConfig {
 impl SegmentationConfig {
     /// Shape of the patches for these scans and an encoder that pools by `reduction`. Errors if a scan is smaller, or a side no
     /// multiple of the reduction.
-    pub fn patch_shape(&self, scans: &dyn Scans, rank: Rank, reduction: usize) -> Result<Shape> {
+    pub fn patch_shape(&self, scans: &dyn Scans, rank: Rank, reduction: PerAxis) -> Result<Shape> {
         let mut shape = [1; 3];
         for (i, a) in rank.axes().enumerate() {
             let small = (0..scans.len()).min_by_key(|&s| scans.shape(s)[a]).expect("at least one scan");
             let side = scans.shape(small)[a];
+            let reduction = reduction.along(a);
             shape[a] = match self.patch[..] {
                 [] => side.min(max_window(rank)) / reduction * reduction,
                 [one] => one,
@@ -308,10 +309,12 @@ impl Head for SegmentationHead {
         let classes = batch.class_map();
         let logits = self.decoder.forward(encoder.forward(&x, mode), mode);
         let (mut loss, mut total, mut weight) = (Tensor::from(0f32).to_device(x.device()), 0., 1.);
-        for (level, logits) in logits.iter().enumerate() {
-            // Every 2^level-th voxel: the nearest one, so that classes stay classes.
-            let coarse = (2..2 + self.rank.n() as i64)
-                .fold(classes.shallow_clone(), |t, axis| if level == 0 { t } else { t.slice(axis - 1, 0, None, 1 << level) });
+        for logits in &logits {
+            // As many voxels along each axis as there are logits, the nearest ones, so that classes stay classes.
+            let coarse = (1..=self.rank.n() as i64).fold(classes.shallow_clone(), |t, axis| {
+                let step = t.size()[axis as usize] / logits.size()[axis as usize + 1];
+                if step == 1 { t } else { t.slice(axis, 0, None, step) }
+            });
             loss += self.loss(logits, &coarse) * weight;
             total += weight;
             weight /= 2.;

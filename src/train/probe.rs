@@ -5,7 +5,7 @@ use crate::data::Scans;
 use crate::data::split::{Candidate, Split, subject};
 use crate::data::store::{Store, Subset};
 use crate::device::memory_format;
-use crate::dim::{Rank, Region, Shape, voxels};
+use crate::dim::{PerAxis, Rank, Region, Shape, voxels};
 use crate::ffi;
 use crate::metrics::summary::mean;
 use crate::nn::calibrate::calibrate;
@@ -34,10 +34,10 @@ const SCANS_WITH_CLASSES: usize = 64;
 const FITTED: usize = 4096;
 /// Sides of the part of a scan whose voxels are read out, so that a look takes seconds; larger where the deepest level would be left with
 /// less than 2 voxels. Of a volume that is read as slices up to 16 planes.
-fn max_patch(rank: Rank, reduction: usize) -> Shape {
+fn max_patch(rank: Rank, reduction: PerAxis) -> Shape {
     match rank {
         Rank::Two => [16, 256, 256],
-        Rank::Three => [48.max(2 * reduction); 3],
+        Rank::Three => std::array::from_fn(|a| 48.max(2 * reduction.along(a))),
     }
 }
 
@@ -165,7 +165,7 @@ impl Probe {
             ensure!(
                 voxels(encoder.deepest_shape(shape)) > 0,
                 "{id}: {shape:?} voxels are too few, the encoder pools every side by {}",
-                encoder.deepest().reduction
+                encoder.deepest().reduction.common_multiple()
             );
             network.check_input(shape).with_context(|| id.to_owned())?;
         }
@@ -265,7 +265,6 @@ impl Probe {
     }
 
     fn dice(&self) -> Result<f64> {
-        let reduces = [self.encoder.rank() == Rank::Three, true, true];
         let maps = |scan: &ProbeScan| -> Result<Maps> {
             let size = scan.image.size();
             let patch = [1, 2, 3].map(|a| size[a] as usize);
@@ -275,7 +274,7 @@ impl Probe {
                 Rank::Two => map.transpose(0, 1),
             };
             let maps = pyramid.iter().map(|map| volume(map).to_kind(Kind::Float).contiguous()).collect();
-            Ok(Maps::new(maps, self.encoder.levels(), patch, reduces))
+            Ok(Maps::new(maps, self.encoder.levels(), patch))
         };
         let maps: Vec<Maps> = self.scans.iter().map(maps).collect::<Result<_>>()?;
         let mut scores = Vec::new();

@@ -115,9 +115,6 @@ fn with_instance_norm_nothing_of_later_planes_reaches_a_prediction() {
 struct Counting<E>(E, RefCell<Vec<i64>>);
 
 impl<E: Encoder> Encoder for Counting<E> {
-    fn name(&self) -> &'static str {
-        self.0.name()
-    }
     fn rank(&self) -> Rank {
         self.0.rank()
     }

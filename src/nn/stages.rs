@@ -1,0 +1,196 @@
+//! Shape of nnU-Net's encoders: stages of convolutions, of which the first one strides where others pool.
+
+use super::blocks::ConvShape;
+use super::{EncoderFlags, Level};
+use crate::dim::{PerAxis, Rank};
+use anyhow::{Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use tch::Tensor;
+
+/// Stages unless the user names a number.
+pub const STAGES: usize = 6;
+
+/// Shape of an encoder with a stage a level, finest first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StagesConfig {
+    pub rank: Rank,
+    pub in_channels: i64,
+    /// Channels of each stage's map.
+    pub features: Vec<i64>,
+    /// Convolutions of each stage of a plain encoder, residual blocks of each stage of a residual one.
+    pub blocks: Vec<usize>,
+    /// Sides of each stage's kernels, `[D, H, W]`, images `[H, W]`.
+    pub kernels: Vec<PerAxis>,
+    /// Of the first convolution of each stage; 1 in the first stage.
+    pub strides: Vec<PerAxis>,
+    /// Dropout probability after each stage, 0 for none.
+    pub dropout: f64,
+}
+
+/// What an encoder of a name has unless flags say otherwise.
+#[derive(Clone, Copy, Debug)]
+pub struct Preset {
+    /// Features of the first stage, doubled at each further one up to a limit.
+    filters: i64,
+    /// Blocks of each stage; those after have as many as the last.
+    blocks: &'static [usize],
+}
+
+pub const PLAIN: Preset = Preset { filters: 32, blocks: &[2] };
+/// nnU-Net's own.
+pub const RESIDUAL_L: Preset = Preset { filters: 32, blocks: &[1, 3, 4, 6] };
+/// With fewer blocks.
+pub const RESIDUAL_M: Preset = Preset { filters: 32, blocks: &[1, 2] };
+/// With half the features of that.
+pub const RESIDUAL_S: Preset = Preset { filters: 16, blocks: &[1, 2] };
+
+impl Preset {
+    /// nnU-Net stops at 320, in images at 512, ten and sixteen times its first features.
+    fn features(rank: Rank, filters: i64, stages: usize) -> Vec<i64> {
+        let most = filters * if rank == Rank::Two { 16 } else { 10 };
+        (0..stages).map(|i| (filters << i).min(most)).collect()
+    }
+
+    fn blocks(&self, stages: usize) -> Vec<usize> {
+        (0..stages).map(|i| self.blocks[i.min(self.blocks.len() - 1)]).collect()
+    }
+
+    /// The shape with what flags change. Errors if they contradict each other or the rank.
+    pub fn config(&self, flags: &EncoderFlags, rank: Rank, in_channels: i64, dropout: f64) -> Result<StagesConfig> {
+        let named = [flags.features.len(), flags.blocks.len()].into_iter().find(|n| *n > 0);
+        let stages = flags.levels.or(named).unwrap_or(STAGES);
+        let features = match &flags.features[..] {
+            [] => Self::features(rank, flags.filters.unwrap_or(self.filters), stages),
+            features => features.to_vec(),
+        };
+        let blocks = if flags.blocks.is_empty() { self.blocks(stages) } else { flags.blocks.clone() };
+        for (flag, found) in [("features", features.len()), ("blocks", blocks.len())] {
+            ensure!(found == stages, "--{flag} has {found} numbers, expected one for each of {stages} levels");
+        }
+        for (flag, given, then) in [("kernels", &flags.kernels, 3), ("strides", &flags.strides, 2)] {
+            for sides in given.iter().filter(|sides| sides.rank() != rank) {
+                let (n, example) = (rank.n(), PerAxis::all(rank, then));
+                bail!("--{flag} {sides}: expected {n} numbers a level for {n}D data, such as {example}");
+            }
+            ensure!(given.len() <= stages, "--{flag} names {} levels, the encoder has {stages}", given.len());
+        }
+        let (kernels, strides) = (all_kernels(&flags.kernels, rank, stages), all_strides(&flags.strides, rank, stages));
+        let config = StagesConfig { rank, in_channels, features, blocks, kernels, strides, dropout };
+        config.check()?;
+        Ok(config)
+    }
+
+    /// Whether an encoder of this name has these features and blocks.
+    pub fn is_of(&self, config: &StagesConfig) -> bool {
+        let stages = config.features.len();
+        config.features == Self::features(config.rank, self.filters, stages) && config.blocks == self.blocks(stages)
+    }
+}
+
+/// Kernels of all stages, of which the first ones are given.
+pub fn all_kernels(given: &[PerAxis], rank: Rank, stages: usize) -> Vec<PerAxis> {
+    (0..stages).map(|i| given.get(i).copied().unwrap_or(PerAxis::all(rank, 3))).collect()
+}
+
+/// Strides of all stages, of which the first ones are given.
+pub fn all_strides(given: &[PerAxis], rank: Rank, stages: usize) -> Vec<PerAxis> {
+    let other = |i: usize| PerAxis::all(rank, if i == 0 { 1 } else { 2 });
+    (0..stages).map(|i| given.get(i).copied().unwrap_or_else(|| other(i))).collect()
+}
+
+impl StagesConfig {
+    /// Errors unless there is a shape for every stage that a network can have.
+    pub fn check(&self) -> Result<()> {
+        let stages = self.features.len();
+        let lengths = [self.blocks.len(), self.kernels.len(), self.strides.len()];
+        ensure!(
+            stages > 0 && lengths == [stages; 3],
+            "features, blocks, kernels and strides are of {stages}, {}, {} and {} levels, expected as many of each",
+            lengths[0],
+            lengths[1],
+            lengths[2]
+        );
+        ensure!(
+            self.features.iter().all(|n| *n >= 1) && self.blocks.iter().all(|n| *n >= 1),
+            "features {:?} and blocks {:?} must be at least 1",
+            self.features,
+            self.blocks
+        );
+        ensure!(
+            self.kernels.iter().chain(&self.strides).all(|sides| sides.rank() == self.rank),
+            "kernels and strides must have {} numbers a level",
+            self.rank.n()
+        );
+        let even = self.kernels.iter().find(|kernel| kernel.values().iter().any(|n| n % 2 == 0));
+        ensure!(even.is_none(), "--kernels {}: sides must be odd", even.expect("found"));
+        ensure!(
+            self.strides[0].common() == Some(1),
+            "--strides {}: the first level keeps the resolution of the input, expected {}",
+            self.strides[0],
+            PerAxis::all(self.rank, 1)
+        );
+        Ok(())
+    }
+
+    /// The pyramid, finest first.
+    pub fn levels(&self) -> Vec<Level> {
+        let mut reduction = PerAxis::all(self.rank, 1);
+        let level = |(&channels, stride): (&i64, &PerAxis)| {
+            reduction = reduction.times(stride);
+            Level { channels, reduction }
+        };
+        self.features.iter().zip(&self.strides).map(level).collect()
+    }
+
+    /// Of a stage's first convolution of what enters the stage, `inputs` channels.
+    pub fn first_conv(&self, stage: usize, inputs: i64) -> ConvShape {
+        ConvShape { inputs, outputs: self.features[stage], kernel: self.kernels[stage], stride: self.strides[stage] }
+    }
+
+    /// Channels that enter a stage of an encoder without a stem.
+    pub fn inputs(&self, stage: usize) -> i64 {
+        if stage == 0 { self.in_channels } else { self.features[stage - 1] }
+    }
+
+    /// TorchScript from `x` to the pyramid. `calls`: what each stage makes of `x`.
+    pub fn script(&self, calls: impl Iterator<Item = String>) -> String {
+        let dropout = match self.dropout {
+            0. => String::new(),
+            p => format!("    x = torch.dropout(x, {p}, self.training)\n"),
+        };
+        let stages: String = calls.map(|call| format!("    x = {call}\n{dropout}    pyramid.append(x)\n")).collect();
+        format!("    pyramid: List[Tensor] = []\n{stages}    return pyramid\n")
+    }
+
+    /// A stage's map with the dropout of training.
+    pub fn drop_out(&self, map: Tensor, train: bool) -> Tensor {
+        if self.dropout > 0. { map.dropout(self.dropout, train) } else { map }
+    }
+
+    /// The shape of which these tensors are the weights. `first`: name of the input's convolution; `conv`: name of a convolution by its
+    /// stage and block. Weights hold no strides: these are 2 along each axis that the kernels of the next finer level are longer than 1,
+    /// as nnU-Net plans them.
+    pub fn of(tensors: &BTreeMap<String, Tensor>, first: &str, conv: &dyn Fn(usize, usize) -> String) -> Option<Self> {
+        let dims = |name: &str| tensors.get(name).map(Tensor::size);
+        let in_channels = *dims(first)?.get(1)?;
+        let (mut features, mut blocks, mut kernels) = (Vec::new(), Vec::new(), Vec::<PerAxis>::new());
+        while let Some(dims) = dims(&conv(features.len(), 0)) {
+            kernels.push(PerAxis::try_from(dims.get(2..)?.to_vec()).ok()?);
+            blocks.push((1..).take_while(|block| tensors.contains_key(&conv(features.len(), *block))).count() + 1);
+            features.push(dims[0]);
+        }
+        let rank = kernels.first()?.rank();
+        let stride = |i: usize| {
+            let halved = |n: &i64| if *n > 1 { 2 } else { 1 };
+            match i {
+                0 => Some(PerAxis::all(rank, 1)),
+                _ => PerAxis::try_from(kernels[i - 1].values().iter().map(halved).collect::<Vec<_>>()).ok(),
+            }
+        };
+        let strides = (0..kernels.len()).map(stride).collect::<Option<_>>()?;
+        let config = StagesConfig { rank, in_channels, features, blocks, kernels, strides, dropout: 0. };
+        config.check().is_ok().then_some(config)
+    }
+}
