@@ -21,6 +21,13 @@ pub fn he(inputs: i64, kernel: &PerAxis) -> Init {
     Init::Randn { mean: 0., stdev: he_stdev(inputs * kernel.values().iter().product::<i64>()) }
 }
 
+/// Names that nnU-Net has for a tensor of one of its networks: ours, and for those of a unit another one for the same tensor.
+pub fn nnunet_names(name: &str) -> Vec<String> {
+    let unit = [(".conv.", ".all_modules.0."), (".norm.", ".all_modules.1.")].into_iter();
+    let other = unit.filter_map(|(ours, other)| name.rsplit_once(ours).map(|(unit, part)| format!("{unit}{other}{part}")));
+    std::iter::once(name.to_owned()).chain(other).collect()
+}
+
 /// LeakyReLU in place.
 pub fn activate(mut x: Tensor) -> Tensor {
     x.leaky_relu_()
@@ -93,5 +100,22 @@ impl ConvNorms {
 
     pub fn script(&self) -> ScriptModule {
         ScriptModule::sequence("convs", self.0.iter().map(ConvNorm::script))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_those_of_nnunet_with_its_copies() {
+        for (name, copy) in [
+            ("encoder.stages.1.blocks.0.skip.1.conv.weight", Some("encoder.stages.1.blocks.0.skip.1.all_modules.0.weight")),
+            ("decoder.stages.0.convs.1.norm.bias", Some("decoder.stages.0.convs.1.all_modules.1.bias")),
+            ("decoder.transpconvs.0.weight", None),
+            ("decoder.seg_layers.2.bias", None),
+        ] {
+            assert_eq!(nnunet_names(name), [Some(name), copy].into_iter().flatten().collect::<Vec<_>>());
+        }
     }
 }

@@ -22,7 +22,7 @@ pub enum DecoderKind<'a> {
 /// Convolutions of a step, of the enlarged map and the encoder's map beside it.
 #[derive(Debug)]
 enum Convs {
-    UNet(Stage),
+    UNet(Box<Stage>),
     NnUNet(ConvNorms),
 }
 
@@ -55,7 +55,7 @@ impl Step {
         let stdev = 1. / (coarse.channels as f64).sqrt();
         Step {
             up: UpConv::new(vs / format!("step{i}_up"), coarse.channels, fine.channels, factor, stdev),
-            convs: Convs::UNet(Stage::new(vs / format!("step{i}"), rank, norm, inputs, fine.channels, 0.)),
+            convs: Convs::UNet(Box::new(Stage::new(vs / format!("step{i}"), rank, norm, inputs, fine.channels, 0.))),
             skip,
             output: outputs.map(|outputs| {
                 let name = if last { "output".to_owned() } else { format!("step{i}_output") };

@@ -267,4 +267,116 @@ mod tests {
             assert!(message.contains(part), "{part}: {message}");
         }
     }
+
+    fn nnunet(flags: &EncoderFlags, rank: Rank) -> EncoderConfig {
+        flags.config(rank, 2, 0.).unwrap()
+    }
+
+    #[test]
+    fn nnunets_encoders_are_read_back_from_their_description_and_known_by_their_tensors() {
+        let sides = |text: &[&str]| text.iter().map(|sides| sides.parse().unwrap()).collect();
+        let small = EncoderFlags { filters: Some(2), levels: Some(3), ..EncoderFlags::default() };
+        let thick = EncoderFlags { kernels: sides(&["3x3x1"]), strides: sides(&["1x1x1", "2x2x1"]), ..small.clone() };
+        for architecture in [Architecture::PlainConv, Architecture::ResEncS, Architecture::ResEncM, Architecture::ResEncL] {
+            for (flags, rank) in [(&small, Rank::Two), (&small, Rank::Three), (&thick, Rank::Three)] {
+                let config = nnunet(&EncoderFlags { encoder: Some(architecture), ..flags.clone() }, rank);
+                let written = serde_json::to_value(&config).unwrap();
+                assert_eq!(written["architecture"], json!(architecture));
+                assert_eq!(serde_json::from_value::<EncoderConfig>(written.clone()).unwrap(), config);
+                for (key, value) in
+                    [("features", json!([2, 4])), ("kernels", json!([[3], [3], [3]])), ("blocks", json!([1, 1, 0]))]
+                {
+                    let mut wrong = written.clone();
+                    wrong[key] = value;
+                    assert!(serde_json::from_value::<EncoderConfig>(wrong).is_err(), "{key}");
+                }
+                let vs = nn::VarStore::new(tch::Device::Cpu);
+                let encoder = config.build(&vs.root() / "encoder");
+                assert_eq!(encoder.levels(), config.levels());
+                let found = EncoderConfig::of(&vs.variables().into_iter().collect(), "encoder.").unwrap();
+                // Of other features than its preset's, a residual one may be any.
+                let EncoderConfig::NnUNet { stages, .. } = &found else { panic!("{found:?}") };
+                assert_eq!(Some(stages), config.stages());
+                assert!(found.architecture().preset().is_some());
+            }
+        }
+        let levels = serde_json::to_value(
+            nnunet(&EncoderFlags { encoder: Some(Architecture::PlainConv), ..thick }, Rank::Three).levels(),
+        );
+        let reductions: Vec<Value> =
+            levels.unwrap().as_array().unwrap().iter().map(|level| level["reduction"].clone()).collect();
+        assert_eq!(reductions, [json!(1), json!([2, 2, 1]), json!([4, 4, 2])]);
+    }
+
+    #[test]
+    fn presets_are_known_by_their_features_and_blocks() {
+        for (architecture, last, blocks) in [
+            (Architecture::ResEncS, 160, [1, 2, 2, 2, 2, 2]),
+            (Architecture::ResEncM, 320, [1, 2, 2, 2, 2, 2]),
+            (Architecture::ResEncL, 320, [1, 3, 4, 6, 6, 6]),
+        ] {
+            let config = nnunet(&EncoderFlags { encoder: Some(architecture), ..EncoderFlags::default() }, Rank::Three);
+            let stages = config.stages().unwrap();
+            assert_eq!((stages.features[5], &stages.blocks[..]), (last, &blocks[..]));
+            let known = [Architecture::ResEncS, Architecture::ResEncM, Architecture::ResEncL]
+                .map(|a| a.preset().unwrap().is_of(stages));
+            let at = known.iter().position(|known| *known).unwrap();
+            assert_eq!(
+                (known.iter().filter(|known| **known).count(), known[at]),
+                (1, architecture.preset().unwrap().is_of(stages))
+            );
+        }
+    }
+
+    #[test]
+    fn weights_decide_for_nnunets_encoders_too() {
+        let given = |change: fn(&mut EncoderFlags)| {
+            let mut flags = EncoderFlags::default();
+            change(&mut flags);
+            flags
+        };
+        let flags = given(|flags| {
+            (flags.encoder, flags.filters, flags.levels) = (Some(Architecture::ResEncM), Some(4), Some(3));
+            flags.kernels = vec!["1x3x3".parse().unwrap()];
+        });
+        let found = nnunet(&flags, Rank::Three);
+        let of_weights = |flags: &EncoderFlags| flags.of_weights(&found, Rank::Three, std::path::Path::new("weights.pt"));
+        for flags in [EncoderFlags::default(), flags.clone(), of_weights(&flags).unwrap()] {
+            assert_eq!(nnunet(&of_weights(&flags).unwrap(), Rank::Three), found);
+        }
+        for (change, says) in [
+            (given(|f| f.encoder = Some(Architecture::ResEncL)), "resenc-m"),
+            (given(|f| f.levels = Some(4)), "--levels 4: weights.pt has 3"),
+            (given(|f| f.filters = Some(8)), "--filters 8: weights.pt has 4"),
+            (given(|f| f.features = vec![4, 8, 15]), "--features 4,8,15: weights.pt has 4,8,16"),
+            (given(|f| f.blocks = vec![1, 2]), "--blocks 1,2: weights.pt has 1,2,2"),
+            (given(|f| f.kernels = vec!["3x3x3".parse().unwrap()]), "--kernels 3x3x3,3x3x3,3x3x3: weights.pt has 1x3x3,"),
+            (
+                given(|f| f.strides = vec!["1x1x1".parse().unwrap(), "1x2x2".parse().unwrap()]),
+                "--strides 1x1x1,1x2x2,2x2x2: weights.pt",
+            ),
+            (given(|f| f.norm = Some(NormKind::Batch)), "--norm batch: weights.pt has instance"),
+        ] {
+            let message = of_weights(&change).unwrap_err().to_string();
+            assert!(message.contains(says), "{message}");
+        }
+    }
+
+    #[test]
+    fn strided_convolutions_round_up_and_are_as_deep_as_decoders_allow() {
+        let flags = EncoderFlags { encoder: Some(Architecture::ResEncS), filters: Some(2), ..EncoderFlags::default() };
+        for (side, levels) in [(64, 6), (63, 5), (32, 5), (20, 4)] {
+            let input = Rank::Three.cube(side);
+            let fitted = flags.fitted(Rank::Three, &[input]).unwrap();
+            assert_eq!(nnunet(&fitted, Rank::Three).levels().len(), levels);
+        }
+        // What is asked for may have the one voxel more that rounding up leaves.
+        let six = nnunet(&EncoderFlags { levels: Some(6), ..flags.clone() }, Rank::Three);
+        assert!(six.check_input([33, 32, 32]).is_ok() && six.check_input([32; 3]).is_err());
+        let four = nnunet(&EncoderFlags { levels: Some(4), ..flags }, Rank::Three);
+        let encoder = four.build(nn::VarStore::new(tch::Device::Cpu).root());
+        let x = Tensor::randn([1, 2, 19, 17, 9], (tch::Kind::Float, tch::Device::Cpu));
+        let map = tch::no_grad(|| encoder.features(&x, false)).pop().unwrap();
+        assert_eq!(map.size()[2..], encoder.deepest_shape([19, 17, 9]).map(|n| n as i64));
+    }
 }

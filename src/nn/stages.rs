@@ -70,7 +70,7 @@ impl Preset {
             ensure!(found == stages, "--{flag} has {found} numbers, expected one for each of {stages} levels");
         }
         for (flag, given, then) in [("kernels", &flags.kernels, 3), ("strides", &flags.strides, 2)] {
-            for sides in given.iter().filter(|sides| sides.rank() != rank) {
+            if let Some(sides) = given.iter().find(|sides| sides.rank() != rank) {
                 let (n, example) = (rank.n(), PerAxis::all(rank, then));
                 bail!("--{flag} {sides}: expected {n} numbers a level for {n}D data, such as {example}");
             }

@@ -117,7 +117,7 @@ def test_flags_that_do_not_fit_are_refused(store, images, tmp_path):
     out = ["--out", tmp_path / "run", "--weights", tmp_path / "w"]
     refused("pretrain", "--data", store, "--task", "rot", *QUICK, *out, says=["densenet121 takes images", "3D"])
     args = ["--data", images, "--task", "rot", *QUICK, *out]
-    refused("pretrain", *args, "--filters", 8, says=["--filters and --levels go with --encoder unet"])
+    refused("pretrain", *args, "--filters", 8, says=["--filters and --levels are not for --encoder densenet121"])
     finetune = ["--data", store, "--weights", "none", *SMALL[:4], "--encoder", "densenet121", "--out", tmp_path / "f"]
     refused("finetune", *finetune, says=["densenet121 takes images"])
 
