@@ -1,10 +1,8 @@
 //! `embed`: scans to the features of a pretrained encoder, and what these say of the scans' classes.
 
-use super::scans::{Done, each_scan};
+use super::scans::{Done, ScanFlags, each_scan};
 use super::statistics::StatisticsFlags;
-use crate::data::layouts::Layout;
 use crate::data::store::{Store, is_store};
-use crate::device::{DeviceChoice, Precision};
 use crate::dim::Rank;
 use crate::fs::{check_writable, write_atomic};
 use crate::predict::embed::Embedder;
@@ -27,55 +25,38 @@ use tch::Tensor;
 ///
 /// OUT.csv has a row a scan: its id, its class if known, and the average of each channel of each level of the encoder's pyramid,
 /// level0.channel0 (finest) on; OUT.safetensors has the same as a tensor a level, [scans, channels]. Scans are preprocessed as the
-/// training's scans were. The BatchNorm statistics of a pretraining run are estimated on windows of its training scans, as `export` does. Where classes are known, OUT.json and the output have how well they are read out of the features, by a linear map
-/// and by the nearest neighbours, in a cross-validation by subject.
+/// training's scans were; a store is taken as it is. The BatchNorm statistics of a pretraining run are estimated on windows of its training
+/// scans, as `export` does. Where classes are known, OUT.json and the output have how well they are read out of the features, by a linear
+/// map and by the nearest neighbours, in a cross-validation by subject.
 #[derive(clap::Args)]
 pub struct Args {
     /// Encoder: an exported .pt or .safetensors, a run (its best checkpoint), or a run's checkpoint
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
-    /// A store, of any preprocessing; a NIfTI file or photograph; several, separated by commas, one a channel in the encoder's order; or a folder
-    /// or CSV manifest
-    #[arg(long, value_name = "PATH")]
-    input: String,
+    #[command(flatten)]
+    scans: ScanFlags,
     /// Path without extension, e.g. runs/features
     #[arg(long, value_name = "PATH")]
     out: PathBuf,
-    /// How the input is arranged [default: recognised by itself]
-    #[arg(long, value_enum)]
-    layout: Option<Layout>,
     /// Side in voxels above which a scan is cut into windows, whose features are averaged [default: 192, of images 2048]
     #[arg(long, value_name = "VOXELS")]
     window: Option<usize>,
     #[command(flatten)]
     statistics: StatisticsFlags,
-    /// Replace features that are there
-    #[arg(long)]
-    overwrite: bool,
-    /// auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
-    #[arg(long, value_enum, default_value = "auto")]
-    precision: Precision,
-    /// Threads of an operation on the CPU, 1 to 1024 [default: all cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
-    if let Some(threads) = args.threads {
-        tch::set_num_threads(threads.into());
-    }
+    args.scans.set_threads();
     let name = args.out.file_name().with_context(|| format!("--out {}: names no file", args.out.display()))?;
     let file = |extension: &str| args.out.with_file_name(format!("{}.{extension}", name.to_string_lossy()));
     let files = ["csv", "safetensors", "json"].map(file);
     check_writable(&files).context("--out")?;
     for file in files.iter().filter(|file| file.exists()) {
-        ensure!(args.overwrite, "{}: already there; give another --out, or --overwrite", file.display());
+        ensure!(args.scans.overwrite, "{}: already there; give another --out, or --overwrite", file.display());
         // The files of an export stand beside each other.
         let exported = ["safetensors", "json"].map(|extension| args.weights.with_extension(extension));
         let taken = |given: &&Path| matches!((given.canonicalize(), file.canonicalize()), (Ok(a), Ok(b)) if a == b);
-        let given = [&args.weights, &exported[0], &exported[1], Path::new(&args.input)];
+        let given = [&args.weights, &exported[0], &exported[1], Path::new(&args.scans.input)];
         if let Some(given) = given.into_iter().find(taken) {
             bail!("--out {}: would replace {}", args.out.display(), given.display());
         }
@@ -83,11 +64,11 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let mut given = Pretrained::open(&args.weights)?;
     let windows = args.statistics.windows(&args.weights, given.run.as_ref())?;
     let (inputs, input, rank) = open(&args, &given)?;
-    let device = args.device.resolve()?;
+    let device = args.scans.device.resolve()?;
     if let Some(windows) = windows {
         calibrate(&mut given, &windows, device)?;
     }
-    let (embedder, loaded) = Embedder::new(&given, input, rank, args.window, device, args.precision)?;
+    let (embedder, loaded) = Embedder::new(&given, input, rank, args.window, device, args.scans.precision)?;
     loaded.adapted.iter().for_each(|(name, how)| note!("{}: {name}: {how}", args.weights.display()));
     loaded.warnings.iter().for_each(|warning| note!("warning: {}: {warning}", args.weights.display()));
 
@@ -108,7 +89,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         }
         Ok(Done::Finished)
     };
-    let tally = each_scan("embed", &args.input, &inputs, device, each)?;
+    let tally = each_scan("embed", &args.scans.input, &inputs, device, each)?;
     let classes = inputs.classes().unwrap_or_default();
     let scores = if tally.stopped { vec![] } else { scores(&mut embeddings, marks, classes.len()) };
     let [table, tensors, description] = &files;
@@ -117,7 +98,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let text = json!({
         "weights": args.weights,
         "fingerprint": given.fingerprint(Transfer::Encoder)?,
-        "input": args.input,
+        "input": args.scans.input,
         "levels": embedder.levels(),
         "classes": classes,
         "scores": scores_json(&scores),
@@ -130,10 +111,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
 
 /// The scans, what they are like, and their rank.
 fn open(args: &Args, given: &Pretrained) -> Result<(Inputs, Input, Rank)> {
-    let path = Path::new(&args.input);
+    let path = Path::new(&args.scans.input);
     let slices = given.input.as_ref().and_then(|input| input.slices);
     if is_store(path) {
-        ensure!(args.layout.is_none(), "--layout is for folders and manifests, found the store {}", path.display());
+        ensure!(args.scans.layout.is_none(), "--layout is for folders and manifests, found the store {}", path.display());
         let store = Store::open(path)?.sliced(slices)?;
         let (input, rank) = (Input::of(&store), store.rank()?);
         let channels = (0..input.channels.len()).collect();
@@ -143,10 +124,10 @@ fn open(args: &Args, given: &Pretrained) -> Result<(Inputs, Input, Rank)> {
         format!(
             "{}: does not say how its scans were preprocessed, which {} needs; give a store as --input",
             args.weights.display(),
-            args.input
+            args.scans.input
         )
     })?;
-    let inputs = Inputs::open(&args.input, args.layout, &input.channels, &input.preprocessing)?;
+    let inputs = Inputs::open(&args.scans.input, args.scans.layout, &input.channels, &input.preprocessing)?;
     Ok((inputs, input, given.config.rank()))
 }
 

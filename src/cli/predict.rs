@@ -1,9 +1,7 @@
 //! `predict`: scans to labels in their own space.
 
-use super::scans::{Done, each_scan};
-use crate::data::layouts::Layout;
+use super::scans::{Done, ScanFlags, each_scan};
 use crate::data::nifti::{write_classes, write_floats};
-use crate::device::{DeviceChoice, Precision};
 use crate::dim::Shape;
 use crate::fs::{check_folder, check_writable};
 use crate::predict::inputs::Inputs;
@@ -32,15 +30,11 @@ pub struct Args {
     /// A run of `finetune` (its best checkpoint), RUN/best, RUN/last, or a checkpoint's file
     #[arg(long, value_name = "RUN")]
     weights: PathBuf,
-    /// A NIfTI file or photograph; several, separated by commas, one a channel in the network's order; a folder or CSV manifest; or a store
-    #[arg(long, value_name = "PATH")]
-    input: String,
+    #[command(flatten)]
+    scans: ScanFlags,
     /// Folder of the predictions, made if it is not there
     #[arg(long, value_name = "FOLDER")]
     output: PathBuf,
-    /// How the input is arranged [default: recognised by itself]
-    #[arg(long, value_enum)]
-    layout: Option<Layout>,
     /// Share of a window that its neighbour covers too, 0 or more and less than 1 [default: 0.5]
     #[arg(long, value_name = "SHARE")]
     overlap: Option<f64>,
@@ -54,28 +48,15 @@ pub struct Args {
     /// Also write OUTPUT/ID.probabilities.nii.gz: 4D, a channel a class
     #[arg(long)]
     probabilities: bool,
-    /// Replace predictions that are there
-    #[arg(long)]
-    overwrite: bool,
-    /// auto, cpu, cuda or cuda:N
-    #[arg(long, default_value = "auto")]
-    device: DeviceChoice,
-    #[arg(long, value_enum, default_value = "auto")]
-    precision: Precision,
-    /// Threads of an operation on the CPU, 1 to 1024 [default: all cores]
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
-    threads: Option<u16>,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
     let overlap = args.overlap.unwrap_or(SegmentationConfig::default().overlap);
     ensure!((0.0..1.0).contains(&overlap), "--overlap must be 0 or more and less than 1, found {overlap}");
-    if let Some(threads) = args.threads {
-        tch::set_num_threads(threads.into());
-    }
+    args.scans.set_threads();
     check_folder(&args.output).context("--output")?;
-    let model = Model::load(&args.weights, args.device, args.precision)?;
-    let inputs = Inputs::open(&args.input, args.layout, &model.channels, &model.settings)?;
+    let model = Model::load(&args.weights, args.scans.device, args.scans.precision)?;
+    let inputs = Inputs::open(&args.scans.input, args.scans.layout, &model.channels, &model.settings)?;
     let mirroring = args.flips.then(|| model.mirroring()).transpose()?;
     let stop = Stop::on_signals()?;
     match &model.downstream {
@@ -92,7 +73,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             let values = labels.iter().map(|l| l.value).collect();
             let segmenter = Segmenter { args: &args, model: &model, window, values, stop: &stop };
             let each = |scan: usize, id: &str, counter: &Counter| segmenter.predict(&inputs, scan, id, counter);
-            each_scan("predict", &args.input, &inputs, model.device, each)?
+            each_scan("predict", &args.scans.input, &inputs, model.device, each)?
                 .finish("predictions", &args.output.display().to_string())
         }
         DownstreamConfig::Classification { classes, shape, classification } => {
@@ -105,7 +86,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             let [table, scores] = ["predictions.csv", "scores.json"].map(|name| args.output.join(name));
             check_writable([&table, &scores]).context("--output")?;
             if let Some(file) = [&table, &scores].into_iter().find(|file| file.exists()) {
-                ensure!(args.overwrite, "{}: already there; give another --output, or --overwrite", file.display());
+                ensure!(args.scans.overwrite, "{}: already there; give another --output, or --overwrite", file.display());
             }
             let mut predictions = Predictions::new(classes);
             let each = |scan: usize, id: &str, counter: &Counter| {
@@ -116,7 +97,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
                 }
                 Ok(Done::Finished)
             };
-            let tally = each_scan("predict", &args.input, &inputs, model.device, each)?;
+            let tally = each_scan("predict", &args.scans.input, &inputs, model.device, each)?;
             predictions.write(&table)?;
             match predictions.confusion() {
                 Some(confusion) => {
@@ -212,7 +193,7 @@ fn claim(args: &Args, inputs: &Inputs) -> Result<()> {
             there.push(path);
         }
     }
-    if let (Some(first), false) = (there.first(), args.overwrite) {
+    if let (Some(first), false) = (there.first(), args.scans.overwrite) {
         bail!("{}: already there, with {} others; give another --output, or --overwrite", first.display(), there.len() - 1);
     }
     Ok(())

@@ -1,5 +1,7 @@
 //! Work on the scans of an `--input`, one after another: what cannot be used is named, and the others go on.
 
+use crate::data::layouts::Layout;
+use crate::device::{DeviceChoice, Precision};
 use crate::predict::inputs::Inputs;
 use crate::print::{note, say};
 use crate::report::progress::Counter;
@@ -7,6 +9,37 @@ use anyhow::{Result, ensure};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tch::Device;
+
+// No doc comment: clap would take it for the command's.
+#[derive(clap::Args)]
+pub struct ScanFlags {
+    /// A NIfTI file or photograph; several, separated by commas, one a channel in the network's order; a folder or CSV manifest; or a store
+    #[arg(long, value_name = "PATH")]
+    pub input: String,
+    /// How the input is arranged [default: recognised by itself]
+    #[arg(long, value_enum)]
+    pub layout: Option<Layout>,
+    /// Replace results that are there
+    #[arg(long)]
+    pub overwrite: bool,
+    /// auto, cpu, cuda or cuda:N
+    #[arg(long, default_value = "auto")]
+    pub device: DeviceChoice,
+    #[arg(long, value_enum, default_value = "auto")]
+    pub precision: Precision,
+    /// Threads of an operation on the CPU, 1 to 1024 [default: all cores]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+impl ScanFlags {
+    /// Before anything is computed.
+    pub fn set_threads(&self) {
+        if let Some(threads) = self.threads {
+            tch::set_num_threads(threads.into());
+        }
+    }
+}
 
 /// How one scan ended.
 pub enum Done {
