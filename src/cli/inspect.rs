@@ -90,7 +90,7 @@ pub fn run(args: Args) -> Result<()> {
         let drawn = task.sample(&store, scan, &mut rng, out).with_context(|| format!("{}: sample {i}", store.id(scan)))?;
         let pictures = match &network {
             Some(network) => {
-                network::pictures(network, &*task, &tasks::batch(&*task, rank, store.channels(), out, &drawn.targets))?
+                network::pictures(network, &*task, &tasks::batch(&*task, rank, store.channels(), out, &drawn.targets, false))?
             }
             None => vec![],
         };
@@ -127,7 +127,7 @@ fn write_batch(
 ) -> Result<()> {
     let [d, h, w] = task.view_shape();
     let shape = |views: usize| vec![samples.len(), views, channels, d, h, w];
-    let [seen, clean] = split_clean(task, channels, views.to_vec());
+    let [seen, clean] = split_clean(task, channels, views);
     let targets: Vec<i64> = samples.iter().flat_map(|sample| sample.drawn.targets.iter().copied()).collect();
     let predictions: Vec<f32> =
         samples.iter().filter_map(|s| s.pictures.first()).flat_map(|p| p.image.iter().copied()).collect();

@@ -6,13 +6,12 @@ use crate::dim::Rank;
 use crate::ffi;
 use crate::rng::{Stream, rng};
 use crate::sample::mirror_zoom::MirrorZoom;
-use crate::tasks::{Batch, Task, sample_length, split_clean};
+use crate::tasks::{self, Batch, Task, sample_length};
 use anyhow::{Context, Result};
-use half::{bf16, slice::HalfFloatSliceExt};
 use rand::seq::SliceRandom;
 use std::ops::Range;
 use std::sync::Arc;
-use tch::{Device, Kind, Tensor};
+use tch::{Device, Tensor};
 
 /// Draws a task's samples from a set of scans.
 #[derive(Clone)]
@@ -63,9 +62,9 @@ impl Sampler {
     fn draw(&self, order: Vec<usize>, positions: Range<u64>, stream: Stream, epoch: u64) -> Result<LoadedBatch> {
         let (task, scans) = (&self.task, &self.scans);
         let length = sample_length(task.as_ref(), scans.channels());
-        let mut views = vec![0f32; order.len() * length];
+        let mut samples = vec![0f32; order.len() * length];
         let mut targets = Vec::with_capacity(order.len() * task.targets());
-        for ((&scan, position), out) in order.iter().zip(positions).zip(views.chunks_exact_mut(length)) {
+        for ((&scan, position), out) in order.iter().zip(positions).zip(samples.chunks_exact_mut(length)) {
             let mut rng = rng(self.seed, stream, epoch, position << 8 | self.slot);
             let mut sample = || match &self.mirror_zoom {
                 Some(mirror_zoom) if stream == Stream::Train && task.allows_mirror_zoom() => {
@@ -76,29 +75,7 @@ impl Sampler {
             let drawn = sample().with_context(|| format!("sampling {} for {}", scans.id(scan), task.name()))?;
             targets.extend(drawn.targets);
         }
-        let b = order.len() as i64;
-        let shape = task.view_shape();
-        let dims = |views: usize| {
-            let mut dims = vec![b, views as i64, scans.channels() as i64];
-            dims.extend(self.rank.axes().map(|a| shape[a] as i64));
-            dims
-        };
-        let float = |values: &[f32], dims: &[i64]| Tensor::from_data_size(bytemuck::cast_slice(values), dims, Kind::Float);
-        let [views, clean] = split_clean(task.as_ref(), scans.channels(), views);
-        let clean = (task.clean_views() > 0).then(|| float(&clean, &dims(task.clean_views())));
-        let dims = dims(task.views());
-        let batch = Batch {
-            views: match self.bf16 {
-                true => {
-                    let mut rounded = vec![bf16::ZERO; views.len()];
-                    rounded.convert_from_f32_slice(&views);
-                    Tensor::from_data_size(bytemuck::cast_slice(&rounded), &dims, Kind::BFloat16)
-                }
-                false => float(&views, &dims),
-            },
-            clean,
-            targets: Tensor::from_slice(&targets).reshape([b, task.targets() as i64]),
-        };
+        let batch = tasks::batch(task.as_ref(), self.rank, scans.channels(), &samples, &targets, self.bf16);
         Ok(LoadedBatch { batch, scans: order })
     }
 }

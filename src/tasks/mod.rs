@@ -23,7 +23,9 @@ use crate::rng::Rng;
 use crate::sample::patch;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
+use half::slice::HalfFloatSliceExt;
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use std::ops::Range;
 use tch::{Device, Kind, Tensor, nn};
 
@@ -244,13 +246,13 @@ pub fn sample_length(task: &dyn Task, channels: usize) -> usize {
 }
 
 /// The views and the clean views of whole samples in a row, apart.
-pub fn split_clean(task: &dyn Task, channels: usize, values: Vec<f32>) -> [Vec<f32>; 2] {
+pub fn split_clean<'a>(task: &dyn Task, channels: usize, samples: &'a [f32]) -> [Cow<'a, [f32]>; 2] {
     if task.clean_views() == 0 {
-        return [values, vec![]];
+        return [samples.into(), Cow::default()];
     }
     let (length, seen) = (sample_length(task, channels), task.views() * channels * voxels(task.view_shape()));
-    let part = |of: Range<usize>| values.chunks_exact(length).map(|sample| &sample[of.clone()]).collect::<Vec<_>>().concat();
-    [part(0..seen), part(seen..length)]
+    let part = |of: Range<usize>| samples.chunks_exact(length).map(|sample| &sample[of.clone()]).collect::<Vec<_>>().concat();
+    [part(0..seen), part(seen..length)].map(Cow::from)
 }
 
 /// A batch on the network's device.
@@ -263,19 +265,26 @@ pub struct Batch {
     pub targets: Tensor,
 }
 
-/// Samples in a row, on the CPU in float32, as a batch.
-pub fn batch(task: &dyn Task, rank: Rank, channels: usize, views: &[f32], targets: &[i64]) -> Batch {
-    let size = (views.len() / sample_length(task, channels)) as i64;
+/// Samples in a row as a batch on the CPU; `bf16`: with its views in bfloat16.
+pub fn batch(task: &dyn Task, rank: Rank, channels: usize, samples: &[f32], targets: &[i64], bf16: bool) -> Batch {
+    let size = (samples.len() / sample_length(task, channels)) as i64;
     let shape = task.view_shape();
-    let tensor = |values: &[f32], views: usize| {
+    let tensor = |values: &[u8], views: usize, kind: Kind| {
         let mut dims = vec![size, views as i64, channels as i64];
         dims.extend(rank.axes().map(|a| shape[a] as i64));
-        Tensor::from_slice(values).view(dims.as_slice())
+        Tensor::from_data_size(values, &dims, kind)
     };
-    let [views, clean] = split_clean(task, channels, views.to_vec());
+    let [views, clean] = split_clean(task, channels, samples);
+    let [seen, wanted] = [task.views(), task.clean_views()];
     Batch {
-        views: tensor(&views, task.views()),
-        clean: (task.clean_views() > 0).then(|| tensor(&clean, task.clean_views())),
+        views: if bf16 {
+            let mut rounded = vec![half::bf16::ZERO; views.len()];
+            rounded.convert_from_f32_slice(&views);
+            tensor(bytemuck::cast_slice(&rounded), seen, Kind::BFloat16)
+        } else {
+            tensor(bytemuck::cast_slice(&views), seen, Kind::Float)
+        },
+        clean: (wanted > 0).then(|| tensor(bytemuck::cast_slice(&clean), wanted, Kind::Float)),
         targets: Tensor::from_slice(targets).view([size, task.targets() as i64]),
     }
 }

@@ -25,7 +25,7 @@ pub fn batch(task: &dyn Task, scans: &Arrays, rank: Rank, size: usize) -> (Batch
         views.extend(out);
     }
     let targets: Vec<i64> = drawn.iter().flat_map(|d| d.targets.clone()).collect();
-    (super::batch(task, rank, scans.channels(), &views, &targets), drawn)
+    (super::batch(task, rank, scans.channels(), &views, &targets, false), drawn)
 }
 
 pub fn encoder(vs: &nn::VarStore, rank: Rank) -> UNet {
