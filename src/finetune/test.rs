@@ -20,7 +20,7 @@ use crate::print::{note, say};
 use crate::report::cases::{CaseView, write_cases};
 use crate::report::progress::Counter;
 use crate::report::scores::{table, write_scores};
-use crate::run::folder::{Checkpoint, Run};
+use crate::run::folder::{Progress, Run};
 use crate::run::history::History;
 use crate::run::record::{self, CellResult};
 use crate::tasks::segmentation::Predicted;
@@ -176,7 +176,7 @@ fn record(
     tested: Tested,
 ) -> Result<CellResult> {
     let rows = History::read(&run.dir)?;
-    let best = Checkpoint::read(&run.checkpoint("best"))?.progress;
+    let best = Progress::read(&run.checkpoint("best"))?;
     let description = run.description()?;
     let pretrained = description.get("pretrained").cloned().unwrap_or_default();
     let text = |key: &str| pretrained.get(key).and_then(Value::as_str).map(str::to_owned);

@@ -36,6 +36,26 @@ pub struct Progress {
     pub best: Option<(u64, f64)>,
 }
 
+/// Key of [`Progress`] in a checkpoint's metadata, which other weights do not have.
+const PROGRESS: &str = "progress";
+
+impl Progress {
+    /// Of a checkpoint, whose tensors are not read.
+    pub fn read(path: &Path) -> Result<Progress> {
+        Progress::of(&tensors::read_metadata(path)?, path)
+    }
+
+    fn of(metadata: &HashMap<String, String>, path: &Path) -> Result<Progress> {
+        let progress = metadata.get(PROGRESS).with_context(|| format!("{}: not a run's checkpoint", path.display()))?;
+        serde_json::from_str(progress).with_context(|| path.display().to_string())
+    }
+}
+
+/// Whether a safetensors file is a run's checkpoint, by its metadata.
+pub fn is_checkpoint(path: &Path) -> Result<bool> {
+    Ok(tensors::read_metadata(path)?.contains_key(PROGRESS))
+}
+
 /// The folder of one run.
 #[derive(Clone, Debug)]
 pub struct Run {
@@ -199,7 +219,7 @@ impl Run {
     pub fn save(&self, which: &str, model: &Tensors, optimizer: &Tensors, progress: &Progress) -> Result<()> {
         let metadata = HashMap::from([
             ("version".to_owned(), VERSION.to_string()),
-            ("progress".to_owned(), serde_json::to_string(progress)?),
+            (PROGRESS.to_owned(), serde_json::to_string(progress)?),
         ]);
         tensors::save_safetensors(&self.checkpoint(which), &tensors::join_checkpoint(model, optimizer), metadata)
     }
@@ -271,8 +291,7 @@ impl Checkpoint {
     /// Errors if the file is damaged, or not a run's checkpoint.
     pub fn read(path: &Path) -> Result<Checkpoint> {
         let (tensors, metadata) = tensors::load_safetensors(path)?;
-        let progress = metadata.get("progress").with_context(|| format!("{}: not a run's checkpoint", path.display()))?;
-        let progress = serde_json::from_str(progress).with_context(|| path.display().to_string())?;
+        let progress = Progress::of(&metadata, path)?;
         let (model, optimizer) = split_checkpoint(tensors);
         Ok(Checkpoint { model, optimizer, progress })
     }

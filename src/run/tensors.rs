@@ -2,9 +2,10 @@
 
 use crate::fs::write_atomic;
 use anyhow::{Context, Result, bail, ensure};
-use safetensors::tensor::{Dtype, SafeTensors, TensorView};
+use safetensors::tensor::{Dtype, Metadata, SafeTensors, TensorView};
 use std::collections::{BTreeMap, HashMap};
-use std::io::Write;
+use std::fs::File;
+use std::io::{Read, Write};
 use std::path::Path;
 use tch::{Kind, Tensor};
 
@@ -87,12 +88,26 @@ pub fn load_safetensors(path: &Path) -> Result<(Tensors, HashMap<String, String>
         }
         Ok((tensors, header.metadata().clone().unwrap_or_default()))
     };
-    read().with_context(|| format!("reading {} (expected a whole safetensors file)", path.display()))
+    read().with_context(|| whole_file(path))
 }
 
-/// Whether a safetensors file is a run's checkpoint, by its metadata.
-pub fn is_checkpoint(path: &Path) -> Result<bool> {
-    Ok(load_safetensors(path)?.1.contains_key("progress"))
+fn whole_file(path: &Path) -> String {
+    format!("reading {} (expected a whole safetensors file)", path.display())
+}
+
+/// Metadata of a safetensors file, of which the header alone is read, not its tensors; errors name the file.
+pub fn read_metadata(path: &Path) -> Result<HashMap<String, String>> {
+    let read = || -> Result<_> {
+        let (mut file, mut length) = (File::open(path)?, [0; size_of::<u64>()]);
+        file.read_exact(&mut length)?;
+        let length = u64::from_le_bytes(length);
+        ensure!(length < file.metadata()?.len(), "its header is cut off");
+        let mut header = Vec::new();
+        file.take(length).read_to_end(&mut header)?;
+        let header: Metadata = serde_json::from_slice(&header)?;
+        Ok(header.metadata().clone().unwrap_or_default())
+    };
+    read().with_context(|| whole_file(path))
 }
 
 /// Copies `saved` into `target` by name; both must hold the same names and shapes.
@@ -148,5 +163,25 @@ mod tests {
             std::fs::read(path).unwrap()
         });
         assert_eq!(files[0], files[1]);
+    }
+
+    #[test]
+    fn metadata_needs_the_header_alone() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("file");
+        let tensors = Tensors::from([("a".to_owned(), Tensor::ones([500], (Kind::Float, Device::Cpu)))]);
+        let metadata = HashMap::from(["key", "other"].map(|key| (key.to_owned(), format!("{key} value"))));
+        save_safetensors(&path, &tensors, metadata.clone()).unwrap();
+        assert_eq!(read_metadata(&path).unwrap(), metadata);
+        // Without a tensor's last bytes it cannot be loaded.
+        let bytes = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &bytes[..bytes.len() - 1000]).unwrap();
+        assert_eq!(read_metadata(&path).unwrap(), metadata);
+        assert!(load_safetensors(&path).is_err());
+        for damaged in [&b""[..], &[255; 20], &[9, 0, 0, 0, 0, 0, 0, 0, b'{'], b"\x02\0\0\0\0\0\0\0no tensors"] {
+            std::fs::write(&path, damaged).unwrap();
+            let error = format!("{:#}", read_metadata(&path).unwrap_err());
+            assert!(error.contains("file (expected a whole safetensors file)"), "{error}");
+        }
     }
 }

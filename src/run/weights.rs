@@ -5,7 +5,7 @@ use crate::data::identity::hex;
 use crate::ffi;
 use crate::nn::EncoderConfig;
 use crate::run::decoder::PretrainedDecoder;
-use crate::run::folder::{Run, locate};
+use crate::run::folder::{Run, is_checkpoint, locate};
 use crate::run::input::{Fit, Input};
 use crate::run::seen::Seen;
 use crate::run::tensors::{
@@ -168,7 +168,7 @@ fn described(file: &Path) -> Result<Described> {
     }
     let run = Run::at(file.parent().unwrap_or(Path::new("")));
     // Other weights that lie in a run's folder are not the run's.
-    match run.config_file().exists() && tensors::is_checkpoint(file)? {
+    match run.config_file().exists() && is_checkpoint(file)? {
         true => Ok(Described { description: Value::Object(run.description()?), seen: Some(run.seen()?), run: Some(run) }),
         false => Ok(Described { description: Value::Null, seen: None, run: None }),
     }
