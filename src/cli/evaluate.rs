@@ -5,7 +5,7 @@ use crate::data::layouts::{self, Dataset, LabelValue, Labels, Reading, Source, S
 use crate::data::volume::{Affine, Volume, same_grid, spacing};
 use crate::dim::Shape;
 use crate::fs::check_writable;
-use crate::metrics::brats;
+use crate::metrics::brats::{self, Regions};
 use crate::metrics::case::{Empty, Group, Scores, score_case};
 use crate::metrics::summary::{best_median_worst, mean_dice};
 use crate::metrics::table::{NSD_TOLERANCE_MM, check_tolerance};
@@ -40,9 +40,9 @@ pub struct Args {
     /// Channel of the images to draw [default: the first]
     #[arg(long, value_name = "NAME", requires = "images")]
     channel: Option<String>,
-    /// Score regions, unions of classes, instead of classes
-    #[arg(long, value_enum)]
-    regions: Option<RegionSet>,
+    /// Masks to score
+    #[arg(long, value_enum, default_value = "classes")]
+    regions: Regions,
     /// Label values that may occur beside the background 0, e.g. 1,2,4; any other is an error [default: those that the dataset
     /// describes, by its names, otherwise all that are found]
     #[arg(long, value_name = "VALUES", value_delimiter = ',', allow_hyphen_values = true)]
@@ -64,20 +64,13 @@ pub struct Args {
     threads: Option<u16>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum RegionSet {
-    /// Whole tumour, tumour core and enhancing tumour, by the labels' names; without names 1 is necrosis, 2 oedema and 4, or 3 from
-    /// 2023 on, enhancing tumour
-    Brats,
-}
-
 /// What is scored.
 struct Scoring {
     /// Values that may occur, background first; `None`: any.
     labels: Option<Vec<LabelValue>>,
     /// Name and label values of each group; `None`: every value that is found.
     groups: Option<Vec<(String, Vec<i64>)>>,
-    regions: Option<RegionSet>,
+    regions: Regions,
     empty: Empty,
     /// Of the normalised surface Dice, millimetres.
     tolerance: f64,
@@ -93,10 +86,10 @@ impl Scoring {
     fn new(args: &Args, described: Option<Vec<LabelValue>>) -> Result<Scoring> {
         // The dataset's names, even where --classes gives the values.
         let named = match (args.regions, &described) {
-            (Some(RegionSet::Brats), Some(labels)) => Some(brats::regions(labels)?),
+            (Regions::Brats, Some(labels)) => Some(brats::regions(labels)?),
             _ => None,
         };
-        if let (true, Some(assumption)) = (args.regions.is_some(), brats::assumption(described.as_deref().unwrap_or_default()))
+        if let (Regions::Brats, Some(assumption)) = (args.regions, brats::assumption(described.as_deref().unwrap_or_default()))
         {
             note!("--regions brats: {assumption}; a dataset as --labels, with its description, says it otherwise");
         }
@@ -108,7 +101,7 @@ impl Scoring {
             labels = Some(unnamed([0].into_iter().chain(args.classes.iter().copied())));
         }
         let groups = match (args.regions, &mut labels) {
-            (Some(RegionSet::Brats), labels) => {
+            (Regions::Brats, labels) => {
                 let by_values = brats::REGIONS.map(|(name, values)| (name.to_string(), values.to_vec())).to_vec();
                 Some(match (named, labels.as_ref()) {
                     (Some(named), _) => named,
@@ -119,8 +112,8 @@ impl Scoring {
                     }
                 })
             }
-            (None, Some(labels)) => Some(labels.iter().skip(1).map(|l| (l.name.clone(), vec![l.value])).collect()),
-            (None, None) => None,
+            (Regions::Classes, Some(labels)) => Some(labels.iter().skip(1).map(|l| (l.name.clone(), vec![l.value])).collect()),
+            (Regions::Classes, None) => None,
         };
         let mut names = BTreeSet::new();
         for (name, values) in groups.iter().flatten() {
@@ -189,7 +182,7 @@ impl Scoring {
         if let Some(groups) = &self.groups {
             let with = |value: i64| cases.iter().find(|(_, case)| case.values.contains(&value)).map(|(id, _)| id);
             let both = groups.iter().any(|(name, values)| name == "ET" && values.contains(&3) && values.contains(&4));
-            if let (Some(RegionSet::Brats), true, Some(three), Some(four)) = (self.regions, both, with(3), with(4)) {
+            if let (Regions::Brats, true, Some(three), Some(four)) = (self.regions, both, with(3), with(4)) {
                 bail!("label value 3 in case {three} and 4 in case {four}: enhancing tumour is one or the other");
             }
             return Ok(groups.clone());

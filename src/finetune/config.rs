@@ -1,9 +1,7 @@
 //! What a fine-tuning is told: its flags, and what follows from them.
 
-use crate::data::layouts::LabelValue;
 use crate::data::split::Fold;
-use crate::metrics::brats;
-use crate::metrics::case::Group;
+use crate::metrics::brats::Regions;
 use crate::metrics::table::{NSD_TOLERANCE_MM, check_tolerance};
 use crate::nn::EncoderFlags;
 use crate::run::record::{RANDOM, SCRATCH};
@@ -58,16 +56,6 @@ pub enum Arm {
     Warmup,
     /// Given weights, all trained from the start
     Full,
-}
-
-/// Masks that validation and test score.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Regions {
-    /// Each class of the labels
-    Classes,
-    /// Whole tumour, tumour core and enhancing tumour
-    Brats,
 }
 
 #[derive(Clone, Debug, Serialize, clap::Args)]
@@ -148,14 +136,6 @@ impl FinetuneConfig {
 
     pub fn arm(&self) -> Arm {
         self.arm.unwrap_or(if self.random() { Arm::Scratch } else { Arm::Warmup })
-    }
-
-    /// Masks that validation and test score, see [`Regions`].
-    pub fn groups(&self, labels: &[LabelValue]) -> Result<Vec<Group>> {
-        match self.regions {
-            Regions::Classes => Ok(Group::classes(labels)),
-            Regions::Brats => brats::groups(labels),
-        }
     }
 
     /// What a new split's test side is.

@@ -1,11 +1,11 @@
 //! The downstream tasks: which labels they learn from, and how a run's is built.
 
-use super::config::{DownstreamKind, FinetuneConfig, Regions};
+use super::config::{DownstreamKind, FinetuneConfig};
 use crate::data::Scans;
 use crate::data::layouts::check_labels;
 use crate::data::store::{Index, Store, Subset};
 use crate::dim::{PerAxis, Rank, Shape};
-use crate::metrics::brats;
+use crate::metrics::brats::{self, Regions};
 use crate::nn::EncoderConfig;
 use crate::predict::model::DownstreamConfig;
 use crate::print::note;
@@ -87,7 +87,7 @@ pub fn build(
             let foreground = Arc::new(Foreground::of(train, labels.len())?);
             let weights = weights(&foreground.per_class_counts())?;
             let segmentation = config.segmentation.clone();
-            let groups = config.groups(&labels)?;
+            let groups = config.regions.groups(&labels)?;
             let names: Vec<&str> = labels.iter().map(|label| label.name.as_str()).collect();
             let augmenter = augmenter(config, rank, &names)?;
             let task = Segmentation::new(&segmentation, augmenter, patch, labels.clone(), weights, foreground)?

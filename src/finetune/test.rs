@@ -77,7 +77,7 @@ fn segmentation(
     folder: &Path,
     stop: &Stop,
 ) -> Result<Option<Tested>> {
-    let groups = config.groups(labels)?;
+    let groups = config.regions.groups(labels)?;
     let (rank, device, overlap) = (model.rank, model.device, config.segmentation.overlap);
     let window = Window { rank, patch, overlap, batch_size: default_batch(rank), mirroring: None, device };
     let predict = |scan| Predicted::of(sides.test.as_ref(), scan, &window, &|x| model.forward(x));
