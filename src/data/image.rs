@@ -6,11 +6,14 @@
 use super::names::strip_ending;
 use super::volume::Volume;
 use anyhow::{Context, Result, bail, ensure};
+use image::codecs::png::PngDecoder;
 use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader, Pixel};
 use ndarray::Array4;
+use std::collections::HashSet;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
+use tiff::tags::Tag;
 
 const ENDINGS: [&str; 5] = [".png", ".jpg", ".jpeg", ".tif", ".tiff"];
 
@@ -21,8 +24,8 @@ pub fn stem(path: &Path) -> Option<String> {
 }
 
 /// Reads a photograph as `[C, 1, H, W]`, 1 channel if it is grey, otherwise red, green and blue; 0 is the darkest and 1 the brightest
-/// value of its 8 or 16 bits. The format is told by the content. Errors name the file: not a whole image, another sample type, transparent
-/// pixels.
+/// value of its 8 or 16 bits. The format is told by the content. Errors name the file: not a whole image, several images in one file, another
+/// sample type, transparent pixels.
 pub fn read(path: &Path) -> Result<Volume> {
     decode(path).with_context(|| path.display().to_string())
 }
@@ -39,8 +42,17 @@ fn decoder(path: &Path) -> Result<impl ImageDecoder + use<>> {
 }
 
 fn decode(path: &Path) -> Result<Volume> {
-    if ImageReader::open(path)?.with_guessed_format()?.format() == Some(ImageFormat::Jpeg) {
-        whole_jpeg(&std::fs::read(path)?)?;
+    let reader = || anyhow::Ok(BufReader::new(File::open(path)?));
+    match ImageReader::new(reader()?).with_guessed_format()?.format() {
+        Some(ImageFormat::Jpeg) => whole_jpeg(&std::fs::read(path)?)?,
+        Some(ImageFormat::Tiff) => one_page(reader()?)?,
+        Some(ImageFormat::Png) => {
+            ensure!(
+                !PngDecoder::new(reader()?)?.is_apng()?,
+                "an animated PNG, expected one image; save each frame as a file of its own"
+            );
+        }
+        _ => {}
     }
     let mut decoder = decoder(path)?;
     let orientation = decoder.orientation()?;
@@ -80,6 +92,28 @@ fn whole_jpeg(bytes: &[u8]) -> Result<()> {
         }
     }
     bail!("the JPEG is cut off or damaged: {} bytes without its end-of-image marker", bytes.len())
+}
+
+/// Errors unless a TIFF holds one image, of which reduced copies may follow: the decoder reads the first page alone.
+fn one_page(file: BufReader<File>) -> Result<()> {
+    /// Of the tag `NewSubfileType`: a smaller version of another page.
+    const REDUCED: u32 = 1;
+    let mut tiff = tiff::decoder::Decoder::new(file)?;
+    let (mut reduced, mut seen, mut next) = (Vec::new(), HashSet::new(), tiff.ifd_pointer());
+    while let Some(pointer) = next {
+        ensure!(seen.insert(pointer.0), "the TIFF is damaged: its pages follow one another in a circle");
+        let page = tiff.read_directory(pointer)?;
+        let kind: u32 = tiff.read_directory_tags(&page).find_tag_unsigned(Tag::NewSubfileType)?.unwrap_or(0);
+        reduced.push(kind & REDUCED != 0);
+        next = page.next();
+    }
+    ensure!(
+        reduced.first() != Some(&true),
+        "the first page of the TIFF is a reduced copy of another one, expected the image first"
+    );
+    let pages = reduced.iter().filter(|reduced| !**reduced).count();
+    ensure!(pages == 1, "a TIFF of {pages} pages, expected one image; save each page as a file of its own");
+    Ok(())
 }
 
 /// Interleaved pixels, whose largest value is `full`, to planes; an alpha channel must be opaque and is left out.
@@ -172,5 +206,34 @@ mod tests {
         }
         assert_eq!(stem(Path::new("b/c.d.TiFF")).as_deref(), Some("c.d"));
         assert!(stem(Path::new("b/c.nii.gz")).is_none() && stem(Path::new(".png")).is_none());
+    }
+
+    #[test]
+    fn one_image_a_file() {
+        use tiff::encoder::{TiffEncoder, colortype::Gray8};
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.tif");
+        // Sides of the pages, and whether each is a reduced copy.
+        let write = |pages: &[(u32, bool)]| {
+            let mut tiff = TiffEncoder::new(File::create(&path).unwrap()).unwrap();
+            for &(side, reduced) in pages {
+                let mut page = tiff.new_image::<Gray8>(side, side).unwrap();
+                page.encoder().write_tag(Tag::NewSubfileType, u32::from(reduced)).unwrap();
+                page.write_data(&vec![side as u8; (side * side) as usize]).unwrap();
+            }
+        };
+        for pages in [&[(9, false)][..], &[(9, false), (3, true), (1, true)]] {
+            write(pages);
+            let volume = read(&path).unwrap();
+            assert_eq!((volume.data.dim(), volume.data[[0, 0, 0, 0]]), ((1, 1, 9, 9), 9. / 255.));
+        }
+        for (pages, says) in [
+            (&[(9, false), (9, false), (3, true), (9, false)][..], "a.tif: a TIFF of 3 pages"),
+            (&[(3, true), (9, false)], "a.tif: the first page of the TIFF is a reduced copy"),
+        ] {
+            write(pages);
+            let error = format!("{:#}", read(&path).unwrap_err());
+            assert!(error.contains(says), "{error}");
+        }
     }
 }

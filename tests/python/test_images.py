@@ -118,6 +118,20 @@ def test_damaged_files_are_refused(tmp_path):
         assert (images[0] == images[1]).all() and (images[0] == images[2]).all()
 
 
+def test_several_images_in_one_file_are_refused(tmp_path):
+    """Only the first would be read."""
+    rng = numpy.random.default_rng(4)
+    pages = [Image.fromarray(scene(rng, 60, 70)) for _ in range(3)]
+    (tmp_path / "data").mkdir()
+    for name, frames in [("stack.tif", pages), ("zipped.tif", pages[:2]), ("film.png", pages), ("one.tif", pages[:1]), ("single.png", pages[:1])]:
+        options = {"compression": "tiff_adobe_deflate"} if name == "zipped.tif" else {}
+        frames[0].save(tmp_path / "data" / name, save_all=True, append_images=frames[1:], **options)
+    out = ["--out", tmp_path / "store", "--size", 32]
+    says = ["stack.tif: a TIFF of 3 pages", "zipped.tif: a TIFF of 2 pages", "film.png: an animated PNG", "each page as a file of its own"]
+    refused("preprocess", "--data", tmp_path / "data", *out, says=says)
+    assert sorted(s["id"] for s in read_json(tmp_path / "store/index.json")["subjects"]) == ["one", "single"]
+
+
 def test_the_fundus_is_cut_out_and_fills_the_square(tmp_path):
     rng = numpy.random.default_rng(1)
     height, width, radius, centre = 400, 600, 150, (210, 320)
