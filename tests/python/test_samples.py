@@ -213,6 +213,77 @@ def test_masked_autoencoding(store, tmp_path):
         assert (view[0][:, masked] == 0).all() and (view[0][:, ~masked] != whole[0][:, ~masked]).mean() > 0.99
 
 
+def bezier(curve, x):
+    """A curve's values at x in 0 to 1."""
+    t = np.linspace(0, 1, 100001)
+    places, values = (3 * (1 - t) ** 2 * t * p + 3 * (1 - t) * t**2 * q + t**3 for p, q in zip(*curve["points"], strict=True))
+    return np.interp(x, places, 1 - values if curve["reversed"] else values)
+
+
+def test_models_genesis(store, tmp_path):
+    folder, images, rank = store
+    flags = ["--n", 40, "--window", 28, "--gen-shuffle", 0, "--gen-flip", 0.5]
+    views, targets, description = batch_of(folder, "gen", tmp_path, *flags)
+    clean = clean_of(tmp_path, "gen")
+    assert views.shape == clean.shape == (40, 1, 2, *side_of(rank, 28)) and targets.size == 0
+    curves, paintings, sides, flips, channels = [], [], {True: [], False: []}, [], 0
+    for view, whole, sample in zip(views, clean, description["samples"], strict=True):
+        params = sample["params"]
+        flips.append(params["flip"])
+        window = np.flip(cut(images[sample["scan"]], params["window"]), [a + 1 for a in range(3) if params["flip"][a]])
+        np.testing.assert_array_equal(whole[0], window)
+        assert params["shuffle"] is None
+        painted = np.zeros(side_of(rank, 28), bool)
+        if painting := params["painting"]:
+            paintings.append(painting["outer"])
+            assert 1 <= len(painting["boxes"]) <= 5
+            for box in painting["boxes"]:
+                cut(painted[None], box)[:] = True
+                sides[painting["outer"]] += box["size"][3 - rank :]
+            painted ^= painting["outer"]
+        for image, before, curve in zip(view[0], window, params["curves"], strict=True):
+            # Of the whole channel, as it was: from 0 to 1.
+            low, high = before.min().astype(float), before.max().astype(float)
+            found, unit = (image - low) / (high - low), (before - low) / (high - low)
+            expected = bezier(curve, unit) if curve else unit
+            away = np.abs(found - expected)[~painted]
+            # The curve is a table with straight lines between its 256 places, which shows where it is steep.
+            assert away.max(initial=0) < (0.06 if curve else 1e-6) and np.sum(away > 1e-3) <= 0.03 * away.size
+            noise = np.sort(found[painted])
+            assert noise.size == 0 or np.abs(noise - (np.arange(noise.size) + 0.5) / noise.size).max() < 2.5 / noise.size**0.5
+            curves += [curve["reversed"]] if curve else []
+            channels += 1
+        assert not painting or not np.array_equal(view[0, 0][painted], view[0, 1][painted])
+    assert (min(sides[True]), max(sides[True])) == (12, 16) and (min(sides[False]), max(sides[False])) == (4, 9)
+    # Nine in ten of the channels and of the samples; half of the curves fall, four in five of the paintings leave boxes.
+    assert 60 < len(curves) < channels == 80 and 0.3 < np.mean(curves) < 0.7
+    assert 28 < len(paintings) < 40 and 0.6 < np.mean(paintings) < 0.95
+    assert 0.3 < np.mean(np.array(flips)[:, 3 - rank :]) < 0.7 and not np.array(flips)[:, : 3 - rank].any()
+
+
+def test_models_genesis_shuffles_nearby_voxels(store, tmp_path):
+    """No two voxels are alike, so that each tells where it was."""
+    folder, images, rank = store
+    flags = ["--n", 4, "--window", 40, "--gen-curve", 0, "--gen-paint", 0, "--gen-shuffle", 1]
+    views, _, description = batch_of(folder, "gen", tmp_path, *flags)
+    for view, sample in zip(views, description["samples"], strict=True):
+        window = cut(images[sample["scan"]], sample["params"]["window"])
+        sources = []
+        for image, before in zip(view[0], window, strict=True):
+            order = np.argsort(before, axis=None)
+            place = np.searchsorted(before.ravel()[order], image.ravel())
+            sources.append(order[place])
+            np.testing.assert_array_equal(before.ravel()[sources[-1]], image.ravel())
+        np.testing.assert_array_equal(*sources)
+        moved = np.abs(np.subtract(np.indices(window.shape[1:]).reshape(3, -1), np.unravel_index(sources[0], window.shape[1:])))
+        # Boxes of at most 4 voxels a side; of all voxels about 1.8 times are in one.
+        assert moved.max(1).tolist() == [0 if rank == 2 else 3, 3, 3]
+        assert 0.6 < moved.any(0).mean() < 0.9
+        for axis in range(3 - rank, 3):
+            near = [np.mean(moved[axis] == n) for n in range(4)]
+            assert near == sorted(near, reverse=True) and near[3] > 0.01
+
+
 def test_simclr(store, tmp_path):
     folder, images, rank = store
     views, targets, description = batch_of(folder, "simclr", tmp_path, "--n", 12, "--window", 40)
@@ -264,7 +335,7 @@ def test_no_jitter_warns(store, tmp_path, task):
     assert "warning" not in inspect(store[0], task, tmp_path, "--n", 1).stderr
 
 
-@pytest.mark.parametrize("task", ["rot", "rpl", "jig", "mae"])
+@pytest.mark.parametrize("task", ["rot", "rpl", "jig", "mae", "gen"])
 def test_seed_decides(store, tmp_path, task):
     folder, _, _ = store
     first, again, other = (tmp_path / name for name in ("first", "again", "other"))
@@ -287,6 +358,8 @@ def test_long_names(store, tmp_path):
         ("rpl", ["--rpl-jitter", 21], ["64", "21"]),
         ("jig", ["--jig-permutations", 1], ["1 permutations"]),
         ("vf", ["--vf-classes", 1], ["--vf-classes", "1"]),
+        ("gen", ["--gen-curve", 0, "--gen-shuffle", 0, "--gen-paint", 0], ["nothing spoils the input", "--gen-curve"]),
+        ("gen", ["--window", 7], ["a window of 7 voxels", "at least 8"]),
         ("mae", ["--mae-block", 64], ["--mae-block", "masks 1 of the 1 blocks"]),
         ("simclr", ["--simclr-crop", 65], ["--simclr-crop", "64", "65"]),
     ],
