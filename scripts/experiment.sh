@@ -90,10 +90,9 @@ build() {
     else
         . scripts/run.sh
     fi
-    cores=$(nproc)
     if [ -z "$JOBS" ]; then
         JOBS=1
-        if ! nvidia-smi -L >/dev/null 2>&1 && [ "$cores" -ge 2 ]; then JOBS=2; fi
+        if ! nvidia-smi -L >/dev/null 2>&1 && [ "$(nproc)" -ge 2 ]; then JOBS=2; fi
     fi
     case $JOBS in
     '' | 0* | *[!0-9]*) usage_error "JOBS=$JOBS: expected a whole number from 1 on" ;;
@@ -170,7 +169,7 @@ pancreas() {
 # committed_study: checks the settings of a study whose results are committed, and builds.
 committed_study() {
     takes_no DATA UNLABELLED SMOKE
-    # As it was run: two shards, a thread each. Another number of threads may change last bits.
+    # As it was run: two runs side by side, a thread each. Another number of threads may change last bits.
     JOBS=${JOBS:-2}
     export OMP_NUM_THREADS=1
     build
@@ -185,40 +184,27 @@ study() {
     preprocess data/study-unlabelled data/stores/study-unlabelled --size 48
 }
 
-# sweep NAME CONFIG ARGUMENTS...: runs experiments/CONFIG.toml in OUT/sweep-NAME, JOBS runs side by side, then reports. What is
+# sweep NAME CONFIG ARGUMENTS...: runs experiments/CONFIG.toml in OUT/sweep-NAME, JOBS runs side by side, and reports. What is
 # done is not repeated. Ctrl-C or SIGTERM stops all, each run saved.
 sweep() {
-    local folder=$OUT/sweep-$1 shards=() left status=0 i pid
-    local command=("$PRETEXT3D" sweep --config "experiments/$2.toml" --out "$folder" ${SMOKE:+--smoke} "${@:3}" "${ARGS[@]}")
-    if [ "$JOBS" -gt 1 ] && [ -z "$OMP_NUM_THREADS" ]; then
-        export OMP_NUM_THREADS=$((cores > JOBS ? cores / JOBS : 1))
-    fi
-    trap 'status=130' INT TERM HUP
-    # In process groups of their own: a terminal's Ctrl-C reaches this shell alone, which passes one signal on to each.
+    local pid= status=0 stopped=
+    local command=("$PRETEXT3D" sweep --config "experiments/$2.toml" --out "$OUT/sweep-$1" --jobs "$JOBS" ${SMOKE:+--smoke} "${@:3}" "${ARGS[@]}")
+    echo "+ ${OMP_NUM_THREADS:+OMP_NUM_THREADS=$OMP_NUM_THREADS }${command[*]}" >&2
+    trap 'trap "" INT TERM HUP; stopped=1; kill -TERM $pid 2>/dev/null || true' INT TERM HUP
+    # In a process group of its own: a terminal's Ctrl-C reaches this shell alone, which passes one signal on.
     set -m
-    for i in $(seq "$JOBS"); do
-        echo "+ ${OMP_NUM_THREADS:+OMP_NUM_THREADS=$OMP_NUM_THREADS }${command[*]} --shard $i/$JOBS &" >&2
-        "${command[@]}" --shard "$i/$JOBS" &
-        shards+=($!)
-    done
+    "${command[@]}" &
+    pid=$!
     set +m
-    while [ ${#shards[@]} -gt 0 ]; do
-        left=()
-        for pid in "${shards[@]}"; do
-            if kill -0 "$pid" 2>/dev/null; then left+=("$pid"); else wait "$pid" || status=$?; fi
-        done
-        shards=("${left[@]}")
-        # One shard failed, and the others may wait for what it should have pretrained; or the user stops.
-        [ "$status" = 0 ] || break
-        sleep 0.5 || true
-    done
-    trap '' INT TERM HUP
-    # All are told before any is waited for: they save side by side.
-    for pid in "${shards[@]}"; do kill -TERM "$pid" 2>/dev/null || true; done
-    for pid in "${shards[@]}"; do wait "$pid" || true; done
+    # Where the signal came before there was whom to tell.
+    [ -z "$stopped" ] || kill -TERM "$pid" 2>/dev/null || true
+    wait "$pid" || status=$?
+    # The signal ended the waiting, not yet the sweep.
+    while kill -0 "$pid" 2>/dev/null; do wait "$pid" || status=$?; done
     trap - INT TERM HUP
+    # Also where the sweep was about to end by itself: the next one is not to begin.
+    [ -z "$stopped" ] || exit 130
     [ "$status" = 0 ] || exit "$status"
-    run "$PRETEXT3D" report "$folder"
 }
 
 # beside NAME OTHER: one report of two sweeps on the same data, if the other one has been run. OTHER is its folder.

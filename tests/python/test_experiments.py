@@ -224,7 +224,7 @@ def test_a_folder_that_is_another_one_is_named(stub, tmp_path):
         assert done.returncode == 2 and f"error: DATA={data}: " in done.stderr and says in done.stderr, done.stderr
         assert not stub.commands()
     done = stub.run(ROOT / "scripts/hippocampus.sh", tmp_path, DATA=here, JOBS=1)
-    assert done.returncode == 0 and [line[0] for line in stub.commands()] == ["preprocess", "sweep", "report"]
+    assert done.returncode == 0 and [line[0] for line in stub.commands()] == ["preprocess", "sweep"]
     assert stub.commands()[0][-3:] == ["--intensity", "z-score", "--skip-duplicates"]
 
 
@@ -237,7 +237,7 @@ def test_shell_syntax():
 
 
 class Stub:
-    """A program in the binary's place that writes down how it is called; a shard of a sweep runs `sweep` lines of shell."""
+    """A program in the binary's place that writes down how it is called; a sweep runs `sweep` lines of shell."""
 
     def __init__(self, folder):
         self.folder = folder
@@ -247,10 +247,8 @@ class Stub:
 
     def write(self, sweep="", before=""):
         self.program.write_text(
-            # One write a line: shards that run side by side share the log.
             "#!/bin/bash\nline=$(printf '%q ' \"$@\")\necho \"$line\" >>" + shlex.quote(str(self.log))
-            + f"\ncd {shlex.quote(str(self.folder))}\n"
-            f'{before}\nshard=$(echo "$*" | sed "s/.*--shard //")\nif [ "$1" = sweep ]; then\n:\n{sweep}\nfi\n'
+            + f'\ncd {shlex.quote(str(self.folder))}\n{before}\nif [ "$1" = sweep ]; then\n:\n{sweep}\nfi\n'
         )
         self.program.chmod(0o755)
 
@@ -282,9 +280,9 @@ def test_commands_of_a_script(script, stub, tmp_path):
     assert done.returncode == 0, done.stderr
     lines = stub.commands()
     # Each is shown before it runs.
-    assert done.stderr.count(f"+ {stub.program} ") + done.stderr.count(f" {stub.program} sweep") == len(lines)
+    assert len([line for line in done.stderr.splitlines() if line.startswith("+ ") and f"{stub.program} " in line]) == len(lines)
     order = [line[0] for line in lines]
-    assert order[0] == "phantom" and order[-1] == "report" and set(order) == {"phantom", "preprocess", "sweep", "report"}
+    assert order[0] == "phantom" and set(order) - {"report"} == {"phantom", "preprocess", "sweep"}
     stores = {flag(line, "--out"): flag(line, "--data") for line in lines if line[0] == "preprocess"}
     phantoms = {flag(line, "--out") for line in lines if line[0] == "phantom"}
     assert set(stores.values()) == phantoms
@@ -292,15 +290,16 @@ def test_commands_of_a_script(script, stub, tmp_path):
     for line in sweeps:
         assert ("--smoke" in line) == bool(smoke) and Path(flag(line, "--config")).stem in (script.stem, f"{script.stem}-frozen")
         assert {flag(line, name) for name in ("--data", "--unlabelled") if name in line} <= set(stores)
-    folders = list(dict.fromkeys(flag(line, "--out") for line in sweeps))
-    assert sorted((flag(l, "--out"), flag(l, "--shard")) for l in sweeps) == sorted((f, f"{i}/2") for f in folders for i in (1, 2))
+        assert flag(line, "--jobs") == "2"
+    folders = [flag(line, "--out") for line in sweeps]
+    assert len(set(folders)) == len(folders)
     reports = [line[1:] for line in lines if line[0] == "report"]
     # Of 2D beside 3D, where the 3D sweep is there: that of the phantoms is committed.
     common = [[str(STUDY), folders[0], "--out", f"{folders[0]}/report-2d-3d"]] if script.stem == "phantom2d" else []
-    assert reports == [[folder] for folder in folders] + common
+    assert reports == common
     if script.stem in ("brats", "brats2d", "retina"):
         # On the training side alone, and on other scans.
-        assert [{"--unlabelled" in l for l in sweeps if flag(l, "--out") == f} for f in folders] == [{False}, {True}]
+        assert ["--unlabelled" in line for line in sweeps] == [False, True]
     if script.stem in STUDIES:
         # What the committed results were made from.
         config = settings(script.stem)
@@ -319,7 +318,7 @@ def test_2d_is_reported_beside_the_3d_sweep(stub, tmp_path):
     folders = [f"{stub.out}/sweep-brats2d-smoke{end}" for end in ("", "-other")]
     reports = [line[1:] for line in stub.commands() if line[0] == "report"]
     common = [str(there), folders[0], "--out", f"{folders[0]}/report-2d-3d"]
-    assert sorted(reports) == sorted([*([folder] for folder in folders), common])
+    assert reports == [common]
     assert "sweep-brats-smoke-other is not there" in done.stderr
 
 
@@ -331,11 +330,11 @@ def test_paths_with_spaces_from_any_folder(stub, tmp_path):
     done = stub.run(ROOT / "scripts/brats.sh", here, **more)
     assert done.returncode == 0, done.stderr
     lines = stub.commands()
-    assert [line[0] for line in lines] == ["preprocess", "sweep", "report"] * 2
+    assert [line[0] for line in lines] == ["preprocess", "sweep"] * 2
     assert [flag(line, "--data") for line in lines if line[0] == "preprocess"] == [str(here / "my scans"), str(here / "other scans")]
-    assert "--no-labels" not in lines[0] and "--no-labels" in lines[3] and "--smoke" not in lines[1]
-    assert lines[1][-4:] == ["--config", "my.toml", "--shard", "1/1"]
-    assert lines[2][1] == str(here / "my results/sweep-brats") != lines[5][1]
+    assert "--no-labels" not in lines[0] and "--no-labels" in lines[2] and "--smoke" not in lines[1]
+    assert lines[1][-2:] == ["--config", "my.toml"] and flag(lines[1], "--jobs") == "1"
+    assert flag(lines[1], "--out") == str(here / "my results/sweep-brats") != flag(lines[3], "--out")
 
 
 def test_scripts_do_not_pretrain_on_what_is_tested_on(labelled, tmp_path):
@@ -354,26 +353,25 @@ def test_a_failure_stops_the_script(stub, tmp_path):
     stub.write(before='[ "$1" != preprocess ] || exit 1')
     done = stub.run(ROOT / "scripts/brats.sh", tmp_path, SMOKE=1)
     assert done.returncode == 1 and [line[0] for line in stub.commands()] == ["phantom", "phantom", "preprocess"]
-    # One shard fails; the other, which would wait for what it lacks for ever, is told to stop.
-    stub.write(sweep='[ "$shard" = 2/2 ] && exit 1\ntrap "echo told >>told; exit 130" TERM\nwhile :; do sleep 0.1; done')
-    done = stub.run(ROOT / "scripts/brats.sh", tmp_path, SMOKE=1, JOBS=2)
-    assert done.returncode == 1, done.stderr
-    assert (stub.folder / "told").read_text() == "told\n"
-    assert [line[0] for line in stub.commands()][-2:] == ["sweep", "sweep"]
+    stub.write(sweep="exit 1")
+    done = stub.run(ROOT / "scripts/brats.sh", tmp_path, SMOKE=1)
+    assert done.returncode == 1 and [line[0] for line in stub.commands()][-2:] == ["preprocess", "sweep"]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_stops_every_shard_once(number, stub, tmp_path):
-    stub.write(sweep='trap "echo told >>told" TERM INT\ntouch "started-${shard%/*}"\nwhile [ ! -s told ]; do sleep 0.1; done\nsleep 1\nexit 130')
+@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGINT, 0)])
+def test_a_signal_stops_the_sweep_once(number, code, stub, tmp_path):
+    """Saved, and the script with it, also where the sweep had just finished; the user's impatience changes nothing."""
+    stub.write(sweep=f'trap "echo told >>told" TERM INT\ntouch started\nwhile [ ! -s told ]; do sleep 0.1; done\nsleep 1\nexit {code}')
     env = stub.environment(SMOKE=1, JOBS=2)
     process = subprocess.Popen([ROOT / "scripts/brats.sh"], cwd=tmp_path, env=env, stderr=subprocess.PIPE, start_new_session=True)
-    until = time.time() + 20
-    while not all((stub.folder / f"started-{i}").exists() for i in (1, 2)):
-        assert time.time() < until and process.poll() is None
-        time.sleep(0.05)
-    # As a terminal does it, to the whole group.
-    os.killpg(process.pid, number)
-    process.communicate(timeout=20)
+    until = time.time() + 60
+    for file in ("started", "told"):
+        while not (stub.folder / file).exists():
+            assert time.time() < until and process.poll() is None
+            time.sleep(0.05)
+        # As a terminal does it, to the whole group.
+        os.killpg(process.pid, number)
+    process.communicate(timeout=60)
     assert process.returncode == 130
-    assert (stub.folder / "told").read_text() == "told\n" * 2
-    assert [line[0] for line in stub.commands()][-2:] == ["sweep", "sweep"]
+    assert (stub.folder / "told").read_text() == "told\n"
+    assert [line[0] for line in stub.commands()][-2:] == ["preprocess", "sweep"]
