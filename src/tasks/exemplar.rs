@@ -24,7 +24,7 @@ use tch::nn::Module;
 use tch::{Kind, Tensor, nn};
 
 /// The paper's transforms.
-pub(super) const SPATIAL: resample::ResampleRanges =
+const SPATIAL: resample::ResampleRanges =
     resample::ResampleRanges { flip: 0.5, right_angle: 0.5, degrees: 180., zoom: [0.8, 1.2] };
 const INTENSITY: intensity::IntensityRanges = intensity::IntensityRanges { contrast: [0.5, 1.5], shift: 0.125 };
 

@@ -4,7 +4,6 @@
 //! The vectors come from the deepest map's average alone, as what classification reads; who wants every level of the pyramid trained
 //! takes a task with a decoder beside it (`--task simclr,mae`). Two samples of one scan in a batch are not each other's negatives.
 
-use super::exemplar;
 use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
 use crate::data::Scans;
 use crate::dim::{Rank, Region, Shape, voxels};
@@ -47,23 +46,27 @@ pub struct SimclrConfig {
 
 impl Default for SimclrConfig {
     fn default() -> Self {
-        SimclrConfig { crop: None, temperature: 0.1, flip: exemplar::SPATIAL.flip, embedding: 128 }
+        SimclrConfig { crop: None, temperature: 0.5, flip: 0., embedding: 128 }
     }
 }
+
+/// Turns in degrees and magnification of a crop. Turned by any angle, and with intensities changed in most crops, scans that are much
+/// alike were not told apart within hundreds of steps.
+const SPATIAL: ResampleRanges = ResampleRanges { flip: 0., right_angle: 0., degrees: 30., zoom: [0.8, 1.2] };
 
 /// Changes of intensity, for each channel by itself: colours tell the crops of a scan from those of another as little as possible.
 fn strong() -> AugmentConfig {
     AugmentConfig {
-        // Exemplar's flips and turns are taken instead.
+        // Every crop is turned and scaled.
         flip: 0.,
         spatial: 0.,
-        brightness_p: 0.8,
+        brightness_p: 0.3,
         brightness: 0.2,
-        contrast_p: 0.8,
+        contrast_p: 0.3,
         contrast: Interval([0.5, 1.5]),
-        gamma_p: 0.5,
+        gamma_p: 0.3,
         gamma: Interval([0.5, 2.]),
-        noise_p: 0.5,
+        noise_p: 0.3,
         noise: 0.1,
         ..Default::default()
     }
@@ -122,7 +125,7 @@ impl Simclr {
             starts[1][a] += second;
         }
         let crops = starts.map(|start| {
-            let spatial = ResampleRanges { flip: self.config.flip, ..exemplar::SPATIAL }.draw(self.rank, rng);
+            let spatial = ResampleRanges { flip: self.config.flip, ..SPATIAL }.draw(self.rank, rng);
             let augmentation = Augmentation { spatial, ..self.augment.draw(self.channels, rng) };
             Crop { region: Region { start, size: self.view_shape() }, augmentation }
         });
