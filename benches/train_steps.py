@@ -58,10 +58,13 @@ def main():
     parser.add_argument("--rounds", type=int, default=3, help="processes of each kind (default: %(default)s)")
     parser.add_argument("--batch", type=int, help="scans a step (default: 2 volumes on the CPU, 16 on a GPU; 32 images)")
     parser.add_argument("--encoder", choices=sorted({case.encoder for case in CASES}), help="only the cases of this encoder, as a section of their own")
+    parser.add_argument("--task", choices=sorted({case.task for case in CASES}), help="only the cases of this task, likewise")
     args = parser.parse_args()
     cuda = args.device.startswith("cuda")
     figures = []
-    for case in (case for case in CASES if args.encoder in (None, case.encoder)):
+    for case in CASES:
+        if args.encoder not in (None, case.encoder) or args.task not in (None, case.task):
+            continue
         case = case._replace(batch=case.gpu_batch, **GPU_STEPS) if cuda else case
         batch = args.batch or case.batch
         todo = commands(case, batch, case.warmup + case.timed, args.device)
@@ -86,7 +89,7 @@ def main():
             entry |= {"device": args.device, "name": name}
             figures.append({**entry, "seconds_a_step": median, "peak_mib": peak, "rounds": rounds})
             figures[-1]["spread"] = summary([s for r in rounds for s in r["seconds"]])
-    parts = ["train_steps", "cuda" if cuda else "", args.encoder or ""]
+    parts = ["train_steps", "cuda" if cuda else "", args.encoder or "", args.task or ""]
     save("_".join(part for part in parts if part), figures)
 
 
