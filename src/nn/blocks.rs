@@ -107,7 +107,7 @@ pub enum NormKind {
 
 impl NormKind {
     /// Of a network that nothing else is said of.
-    pub const DEFAULT: NormKind = NormKind::Batch;
+    pub const DEFAULT: NormKind = NormKind::Instance;
 
     /// Of files from before there was a choice.
     pub fn before_the_choice() -> NormKind {

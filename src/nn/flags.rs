@@ -24,8 +24,8 @@ pub struct EncoderFlags {
     /// instance normalisation as many of them as the inputs are large enough for]
     #[arg(long)]
     pub levels: Option<usize>,
-    /// Normalisation of the U-Net and of a decoder on it; nnU-Net's encoders have instance normalisation [default: that of the weights,
-    /// without weights batch]
+    /// Normalisation of the U-Net and of a decoder on it; nnU-Net's encoders have instance, densenet121 has batch [default: that of the
+    /// weights, without weights instance]
     #[arg(long, value_enum)]
     pub norm: Option<NormKind>,
     /// Filters of each level of one of nnU-Net's encoders, such as 32,64,128,256,320,320, instead of --filters

@@ -157,7 +157,7 @@ def test_protocol_of_the_proof():
         assert config["pretrain"]["norm"] == config["finetune"]["norm"] and settings(name, smoke=True)["tasks"] == config["tasks"]
     hippocampus = settings("hippocampus")
     assert hippocampus["labelled"] == [1, 3, 6, 13, "all"] and "vf" in hippocampus["tasks"]
-    assert hippocampus["arms"] == ["scratch", "full", "frozen", "random"] and hippocampus["lr_grid"]
+    assert hippocampus["arms"] == ["scratch", "full"] and hippocampus["lr_grid"]
     # Left and right are the same eye to a grade, and not the same hippocampus.
     assert settings("idrid")["finetune"]["aug-flip"] > 0 and "aug-flip" not in hippocampus["finetune"]
 

@@ -31,7 +31,7 @@ def tuned(brains, tmp_path_factory):
     store, run = folder / "store", folder / "run"
     spacing = ",".join(str(float(mm)) for mm in zooms)
     pretext3d("preprocess", "--data", brains, "--out", store, "--protocol", "modern", "--spacing", spacing)
-    small = ["--filters", 4, "--levels", 2, "--patch", PATCH, "--batch-size", 2, "--steps", 20, "--lr", 0.01, "--device", "cpu"]
+    small = ["--filters", 4, "--levels", 2, "--patch", PATCH, "--batch-size", 2, "--steps", 20, "--lr", 0.01, "--device", "cpu", "--norm", "batch"]
     pretext3d("finetune", "--data", store, "--weights", "none", "--epochs", 2, *small, "--out", run)
     return SimpleNamespace(run=run, store=store, network=network(tensors(run / "best.safetensors")[0]))
 
