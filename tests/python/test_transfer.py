@@ -140,5 +140,5 @@ def test_a_sweep_tries_the_network_of_the_weights_that_it_starts_from(folder, tm
         f'val_fraction = 0.2\ntest_fraction = 0.2\n[pretrain]\ninit = "{folder / "pretrained/w.pt"}"\n')
     planned = pretext3d("sweep", "--config", config, "--out", tmp_path / "out", "--dry-run")
     assert "would be refused" not in planned.stderr
-    config.write_text(config.read_text().split("[pretrain]")[0] + '[pretrain]\nnorm = "batch"\n')
+    config.write_text(config.read_text().split("[pretrain]")[0] + '[pretrain]\nnorm = "batch"\n[finetune]\nnorm = "batch"\n')
     assert "too small" in pretext3d("sweep", "--config", config, "--out", tmp_path / "out", "--dry-run").stderr
