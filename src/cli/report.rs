@@ -26,7 +26,6 @@ pub fn run(args: Args) -> Result<()> {
         (None, folders) => bail!("--out DIR is needed: a report of {} sweeps has no folder of its own", folders.len()),
     };
     check_folder(&out).context("--out")?;
-    say!("{}", write_report(&args.folders, &out)?.trim_end());
-    say!("{}", out.join("report.html").display());
+    say!("{}", write_report(&args.folders, &out)?);
     Ok(())
 }

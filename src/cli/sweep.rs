@@ -64,7 +64,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
         return Ok(ExitCode::from(super::STOPPED));
     }
     if runner.complete() {
-        say!("{}", runner.report()?.trim_end());
+        say!("{}", runner.report()?);
     } else {
         say!("this shard is done; the last one to finish writes the report");
     }

@@ -106,9 +106,9 @@ def test_every_cell_once_and_a_report(finished):
     split = read_json(out / "split.json")
     table = rows(out / "report/results.csv")
     assert len(table) == 8 and (out / "report/report.html").is_file()
-    # The table that `report` prints follows the cells.
-    printed = pretext3d("report", out).stdout.removesuffix(f"{out / 'report/report.html'}\n")
-    assert "\nrot warmup " in printed and done.stdout.endswith(printed)
+    # What `report` prints follows the cells.
+    printed = pretext3d("report", out).stdout
+    assert "\nrot warmup " in printed and printed.endswith(f"\n{out / 'report/report.html'}\n") and done.stdout.endswith(printed)
     for cell in read_json(out / "sweep.json")["cells"]:
         folder = out / "cells" / cell["id"]
         result, settings = read_json(folder / "result.json"), read_json(folder / "config.json")["settings"]

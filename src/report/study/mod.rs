@@ -17,8 +17,8 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 /// Writes `results.csv` (every finished cell), `report.md` with its figures, and `report.html`, which needs no other file,
-/// into `out`, for the sweeps in `folders` together. Returns the tables and sentences for a terminal. Finished cells are enough;
-/// how many are missing stands on top.
+/// into `out`, for the sweeps in `folders` together. Returns the tables and sentences for a terminal, at the end
+/// where the page is. Finished cells are enough; how many are missing stands on top.
 ///
 /// Errors: not a sweep's folder, no finished cell, a record that is malformed or of another cell, sweeps that cannot be compared,
 /// all named.
@@ -38,8 +38,9 @@ pub fn write_report(folders: &[PathBuf], out: &Path) -> Result<String> {
             figure.save(&out.join(file))?;
         }
     }
-    for (file, text) in [("report.md", document::markdown(&blocks)), ("report.html", document::html(&title, &blocks))] {
-        write_atomic(&out.join(file), |f| Ok(f.write_all(text.as_bytes())?))?;
+    let page = out.join("report.html");
+    for (file, text) in [(&out.join("report.md"), document::markdown(&blocks)), (&page, document::html(&title, &blocks))] {
+        write_atomic(file, |f| Ok(f.write_all(text.as_bytes())?))?;
     }
-    Ok(printed)
+    Ok(format!("{}\n{}", printed.trim_end(), page.display()))
 }
