@@ -30,7 +30,7 @@ use tch::Tensor;
 /// map and by the nearest neighbours, in a cross-validation by subject.
 #[derive(clap::Args)]
 pub struct Args {
-    /// Encoder: an exported .pt or .safetensors, a run (its best checkpoint), or a run's checkpoint
+    /// Encoder: an exported .pt or .safetensors, a run (its best checkpoint), a run's checkpoint, or a .pth of nnU-Net, nnssl or torchvision
     #[arg(long, value_name = "FILE")]
     weights: PathBuf,
     #[command(flatten)]

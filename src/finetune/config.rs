@@ -64,7 +64,7 @@ pub struct FinetuneConfig {
     /// What is learnt from the labels
     #[arg(long, value_enum, default_value = "segmentation")]
     pub task: DownstreamKind,
-    /// Pretrained encoder: an exported .pt or .safetensors, a run's checkpoint, or `none`
+    /// Pretrained encoder: an exported .pt or .safetensors, a run's checkpoint, a .pth of nnU-Net, nnssl or torchvision, or `none`
     #[arg(long, value_name = "FILE|none")]
     pub weights: PathBuf,
     /// What is taken of the weights. A decoder that travels is given as the encoder is: it has its rate, and is fixed when it is

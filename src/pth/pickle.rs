@@ -62,7 +62,7 @@ pub(super) fn unpickle(bytes: &[u8]) -> Result<Unpickled> {
     let (nodes, stack, marks, memo, storages) = Default::default();
     let mut machine = Machine { bytes, at: 0, steps: 0, nodes, stack, marks, memo, storages };
     let value = machine.run().and_then(|root| machine.value(root, 0));
-    let value = value.with_context(|| format!("damaged, or no file of weights: its pickle, byte {}", machine.at))?;
+    let value = value.with_context(|| format!("byte {} of its pickle", machine.at))?;
     Ok(Unpickled { value, storages: machine.storages, length: machine.at })
 }
 

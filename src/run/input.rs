@@ -64,6 +64,9 @@ impl Input {
     }
 }
 
+/// Of weights that say nothing of it.
+pub const UNKNOWN_SCANS: &str = "it does not say what scans it was trained on";
+
 /// How weights meet scans, see [`Input::fit`].
 #[derive(Debug, PartialEq)]
 pub struct Fit {
@@ -86,7 +89,7 @@ pub fn positions(wanted: &[String], found: &[String]) -> Option<Vec<usize>> {
 }
 
 /// How intensities are normalised, in words.
-fn intensities(settings: &Settings) -> String {
+pub fn intensities(settings: &Settings) -> String {
     match (settings.intensity, settings.foreground) {
         (Intensity::MinMax, _) => "minimum and maximum to 0 and 1".into(),
         (Intensity::Window { lo, hi }, _) => format!("the window {lo} to {hi} to 0 and 1"),

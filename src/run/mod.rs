@@ -5,6 +5,8 @@ pub mod folder;
 pub mod history;
 pub mod input;
 pub mod means;
+pub mod plan;
+pub mod published;
 pub mod record;
 pub mod seen;
 pub mod split;

@@ -4,9 +4,11 @@
 use crate::data::identity::hex;
 use crate::ffi;
 use crate::nn::EncoderConfig;
+use crate::pth::Format;
 use crate::run::decoder::PretrainedDecoder;
 use crate::run::folder::{Run, is_checkpoint, locate};
-use crate::run::input::{Fit, Input};
+use crate::run::input::{Fit, Input, UNKNOWN_SCANS};
+use crate::run::published::{Origin, Published, undotted};
 use crate::run::seen::Seen;
 use crate::run::tensors::{
     self, DECODER, ENCODER, EXPORT_VERSION, MODEL, Tensors, VERSION, load_safetensors, split_checkpoint,
@@ -15,7 +17,7 @@ use crate::tasks::{TaskKind, segmentation};
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fmt;
@@ -51,6 +53,8 @@ pub struct Pretrained {
     pub tensors: Tensors,
     /// The decoder in it, where the tasks have one.
     pub decoder: Option<PretrainedDecoder>,
+    /// Of a file of `torch.save`, which is another program's.
+    pub origin: Option<Origin>,
 }
 
 /// Where weights come from, as far as they say.
@@ -63,10 +67,16 @@ pub struct About {
 }
 
 impl Pretrained {
-    /// Opens a run's folder (its best checkpoint), a checkpoint in one, an exported `.pt` or `.safetensors`, or a torchvision state
-    /// dict saved as `.safetensors`. Errors if there is no encoder in it that is known here.
+    /// Opens a run's folder (its best checkpoint), a checkpoint in one, an exported `.pt` or `.safetensors`, a torchvision state
+    /// dict saved as `.safetensors`, or [`Published`] weights. Errors if there is no encoder in it that is known here.
     pub fn open(path: &Path) -> Result<Pretrained> {
         let file = if path.is_dir() { locate(path).map(|(run, which)| run.checkpoint(&which))? } else { path.to_owned() };
+        if Format::of(&file)? == Format::Checkpoint {
+            let Published { tensors, config, origin } = Published::open(&file)?;
+            let (about, file, origin) = (About::of(&Value::Null, &file), path.to_owned(), Some(origin));
+            let decoder = about.decoder(&tensors);
+            return Ok(Pretrained { file, run: None, about, config, input: None, seen: None, tensors, decoder, origin });
+        }
         let Described { description, seen, run } = described(&file)?;
         let tensors = read(&file, &description)?;
         let guessed = || EncoderConfig::of(&tensors, ENCODER).context("another architecture; no encoder in it");
@@ -79,21 +89,28 @@ impl Pretrained {
             Input::described(&description).with_context(|| format!("{}: `input` in its description", path.display()))?;
         let decoder = PretrainedDecoder::find(&tensors, &description);
         let (about, file) = (About::of(&description, &file), path.to_owned());
-        Ok(Pretrained { file, run, about, config, input, seen, tensors, decoder })
+        Ok(Pretrained { file, run, about, config, input, seen, tensors, decoder, origin: None })
     }
 
     /// Copies the encoder into `target`, as [`load_encoder`] does, for scans as `now` says: channels in another order than it was trained on
     /// are put in order, and where the scans are others in kind the report warns. With [`Transfer::All`] the decoder too, into that of a
     /// segmentation; errors if there is none.
     pub fn load_into(&self, target: &HashMap<String, Tensor>, now: &Input, transfer: Transfer) -> Result<LoadReport> {
-        let fit = match &self.input {
-            Some(trained) => trained.fit(now),
-            None => Fit { order: None, warnings: vec!["it does not say what scans it was trained on".to_owned()] },
+        let fit = match (&self.input, &self.origin) {
+            (Some(trained), _) => trained.fit(now),
+            (None, Some(origin)) => origin.fit(now),
+            (None, None) => Fit { order: None, warnings: vec![UNKNOWN_SCANS.to_owned()] },
         };
-        let mut report = load_encoder(target, &self.tensors, &self.file, fit.order.as_deref())?;
+        let turned = match &self.origin {
+            Some(origin) if now.slices.is_some() => origin.for_slices(&self.tensors, &self.config)?,
+            _ => None,
+        };
+        let mut report = load_encoder(target, turned.as_ref().unwrap_or(&self.tensors), &self.file, fit.order.as_deref())?;
         report.warnings = fit.warnings;
+        report.copies = self.origin.as_ref().map_or(0, |origin| origin.copies);
         if transfer == Transfer::All {
-            let decoder = self.given_decoder()?;
+            let turned = turned.as_ref().and_then(|tensors| self.about.decoder(tensors));
+            let decoder = turned.as_ref().map_or_else(|| self.given_decoder(), Ok)?;
             let loaded = decoder.load_into(target, segmentation::DECODER, &self.file)?;
             report.left_out.retain(|name| !loaded.contains(name));
             report.loaded.extend(loaded);
@@ -131,6 +148,11 @@ impl Pretrained {
 }
 
 impl About {
+    /// The decoder among tensors without a description.
+    fn decoder(&self, tensors: &Tensors) -> Option<PretrainedDecoder> {
+        PretrainedDecoder::find(tensors, &json!({ "decoder": { "task": self.pretext } }))
+    }
+
     fn of(description: &Value, file: &Path) -> About {
         let setting = |key: &str| description.get("settings").and_then(|settings| settings.get(key));
         let tasks = setting("task").and_then(Value::as_array);
@@ -176,12 +198,6 @@ fn described(file: &Path) -> Result<Described> {
 
 /// The tensors of an export, of a checkpoint without its optimizer, or of a torchvision state dict, by our names.
 fn read(file: &Path, description: &Value) -> Result<Tensors> {
-    ensure!(
-        file.extension().is_none_or(|e| e != "pth"),
-        "{}: weights are read from .safetensors and from TorchScript; convert a state dict in Python: \
-         safetensors.torch.save_file(torch.load(PATH), \"weights.safetensors\")",
-        file.display()
-    );
     if file.extension().is_some_and(|e| e == "pt") {
         check_version(description.get("version").and_then(Value::as_u64), file)?;
         return Ok(ffi::read_state(file)?.into_iter().collect());
@@ -195,16 +211,9 @@ fn read(file: &Path, description: &Value) -> Result<Tensors> {
     Ok(kept.map(|(name, tensor)| (renamed(name), tensor)).collect())
 }
 
-/// Our name of a tensor of a torchvision state dict, where `features` is the encoder. The files that torchvision downloads have `norm.1` where its network has `norm1`.
+/// Our name of a tensor of a torchvision state dict, where `features` is the encoder.
 fn renamed(name: String) -> String {
-    match name.strip_prefix("features.") {
-        Some(rest) => {
-            let parts = ["norm.1", "norm.2", "conv.1", "conv.2"];
-            let rest = parts.iter().fold(rest.to_owned(), |name, part| name.replace(part, &part.replace('.', "")));
-            format!("{ENCODER}{rest}")
-        }
-        None => name,
-    }
+    name.strip_prefix("features.").map_or(name.clone(), |rest| format!("{ENCODER}{}", undotted(rest)))
 }
 
 /// Errors if a file says that it is of a newer version than this program knows.
@@ -225,6 +234,8 @@ pub struct LoadReport {
     pub decoder_of: Option<String>,
     /// Tensors of the file that were not asked for (heads, optimizer state).
     pub left_out: Vec<String>,
+    /// Further names that the file has for its tensors.
+    pub copies: usize,
     /// Where the encoder was trained on another input than it meets now, and what it does not say.
     pub warnings: Vec<String>,
 }
@@ -233,7 +244,8 @@ impl fmt::Display for LoadReport {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let decoder = self.decoder_of.as_ref().map_or(String::new(), |task| format!(", the decoder of {task} among them"));
         let [loaded, left_out] = [&self.loaded, &self.left_out].map(Vec::len);
-        writeln!(f, "{loaded} tensors loaded{decoder}, {} adapted, {left_out} left out", self.adapted.len())?;
+        let copies = if self.copies > 0 { format!(", {} further names of the same", self.copies) } else { String::new() };
+        writeln!(f, "{loaded} tensors loaded{decoder}, {} adapted, {left_out} left out{copies}", self.adapted.len())?;
         self.adapted.iter().try_for_each(|(name, how)| writeln!(f, "  adapted  {name}: {how}"))?;
         self.left_out.iter().try_for_each(|name| writeln!(f, "  left out {name}"))?;
         self.warnings.iter().try_for_each(|warning| writeln!(f, "warning: {warning}"))

@@ -53,7 +53,7 @@ pub struct PretrainConfig {
     #[command(flatten)]
     #[serde(flatten)]
     pub network: EncoderFlags,
-    /// Start from this encoder (.pt, .safetensors or a run's checkpoint) instead of random weights
+    /// Start from this encoder (.pt, .safetensors, a run's checkpoint, or a .pth of nnU-Net, nnssl or torchvision) instead of random weights
     #[arg(long, value_name = "FILE", help_heading = "Network")]
     pub init: Option<PathBuf>,
     /// Which epoch's encoder is the best one [default: that of the metric; of mae, vf, gen and simclr the last]
