@@ -1,7 +1,8 @@
-"""The networks of some tasks in plain PyTorch, on volumes the U-Net (its encoder, with a decoder where voxels are predicted), on
-images torchvision's DenseNet-121, and their training step.
+"""The networks of some tasks in plain PyTorch, on volumes the U-Net (its encoder, with a decoder where voxels are predicted) and
+nnU-Net's ResidualEncoderUNet as dynamic-network-architectures has it, on images torchvision's DenseNet-121, and their training step.
 
     python3 torch_steps.py --task rot --window 64 --batch 2 --steps 5 [--tuned] [--device cuda]
+    python3 torch_steps.py --task mae --encoder resenc-l --window 64 --batch 2 --steps 5
     python3 torch_steps.py --task rot --encoder densenet121 --window 224 --batch 32 --channels 3 --steps 5
 
 prints one JSON line a step: `{"seconds": ...}`. The network, loss and batch are those of `pretext3d bench-step`; the data are
@@ -24,6 +25,8 @@ from finetune_pytorch import Encoder, Segmenter, loss_of  # noqa: E402
 CHANNELS = [16, 32, 64, 128, 256]
 ROTATIONS = {"unet": 10, "densenet121": 4}
 PATCHES, PERMUTATIONS, SHUFFLES = 27, 100, 32
+# Of the preset ResEnc-L.
+FEATURES, RESIDUAL_BLOCKS = [32, 64, 128, 256, 320, 320], [1, 3, 4, 6, 6, 6]
 COEFFICIENTS = 5
 BLOCK, RATIO = 8, 0.75
 TEMPERATURE = 0.1
@@ -103,6 +106,19 @@ class Simclr(nn.Module):
         return F.normalize(self.head(self.encoder(x)[-1].mean((2, 3, 4))).float(), dim=1)
 
 
+def resenc_l(channels, outputs):
+    """nnU-Net's network, `[B, C, s, s, s]` to `[B, outputs, s, s, s]`."""
+    # Only here: what it takes belongs to no other network's figure.
+    from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+
+    network = ResidualEncoderUNet(
+        channels, len(FEATURES), FEATURES, nn.Conv3d, 3, [1, 2, 2, 2, 2, 2], RESIDUAL_BLOCKS, outputs, 1, conv_bias=True,
+        norm_op=nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True},
+    )
+    network.apply(network.initialize)
+    return network
+
+
 def relative_error(restored, targets):
     """Squared error where the mask is 1 as a share of that of the mean, of `targets` `[2, B, C, ...]`, a window and its mask."""
     clean, mask = targets
@@ -136,7 +152,8 @@ def build(task, encoder, window, batch, channels):
         clean = torch.randn(batch, channels, window, window, window)
         mask = masks(batch, channels, window) if task == "mae" else torch.ones_like(clean)
         spoilt = clean * (1 - mask) if task == "mae" else torch.rand_like(clean)
-        return Segmenter(Encoder(channels, CHANNELS), CHANNELS, channels, "batch"), (spoilt,), torch.stack([clean, mask]), relative_error
+        network = resenc_l(channels, channels) if encoder == "resenc-l" else Segmenter(Encoder(channels, CHANNELS), CHANNELS, channels, "batch")
+        return network, (spoilt,), torch.stack([clean, mask]), relative_error
     if task == "simclr":
         crops = torch.randn(2 * batch, channels, *[window * 3 // 4] * 3)
         return Simclr(channels), (crops,), torch.arange(2 * batch) ^ 1, nt_xent
@@ -155,7 +172,8 @@ def build(task, encoder, window, batch, channels):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=["rot", "jig", "mae", "gen", "vf", "simclr"], required=True)
-    parser.add_argument("--encoder", choices=["unet", "densenet121"], default="unet", help="densenet121: --task rot on images of 3 channels")
+    parser.add_argument("--encoder", choices=["unet", "resenc-l", "densenet121"], default="unet",
+                        help="resenc-l: --task mae or gen; densenet121: --task rot on images of 3 channels")
     parser.add_argument("--window", type=int, required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
@@ -165,6 +183,9 @@ def main():
     args = parser.parse_args()
     if args.encoder == "densenet121" and (args.task, args.channels) != ("rot", 3):
         parser.error("--encoder densenet121 goes with --task rot and --channels 3")
+
+    if args.encoder == "resenc-l" and args.task not in ("mae", "gen"):
+        parser.error("--encoder resenc-l goes with --task mae and gen")
 
     torch.manual_seed(0)
     network, inputs, targets, criterion = build(args.task, args.encoder, args.window, args.batch, args.channels)

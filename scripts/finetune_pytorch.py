@@ -21,8 +21,9 @@ from torch import nn
 
 
 def norm(description):
-    """Kind of normalisation in an exported network; exports from before there was a choice do not name theirs."""
-    return description["network"].get("norm", "batch")
+    """Kind of normalisation in an exported network; nnU-Net's have one only, exports from before there was a choice do not name theirs."""
+    network = description["network"]
+    return "instance" if "features" in network else network.get("norm", "batch")
 
 
 class Stage(nn.Module):
@@ -84,6 +85,8 @@ def load_encoder(path, plain):
     """The encoder and its description."""
     if plain:
         description = json.loads(path.with_suffix(".json").read_text())
+        if description.get("architecture", "unet") != "unet":
+            sys.exit(f"error: {path}: --plain is for the U-Net, this is {description['architecture']}; give the .pt without --plain")
         encoder = Encoder.of(description)
         weights = {name: tensor for name, tensor in load_file(path).items() if name.startswith("encoder.")}
         encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in weights.items()})
@@ -155,6 +158,8 @@ def main():
     device = "cuda" if torch.cuda.is_available() else "cpu"
     encoder, description = load_encoder(args.weights, args.plain)
     levels = description["levels"]
+    if not all(isinstance(level["reduction"], int) for level in levels):
+        sys.exit(f"error: {args.weights}: halves its axes unequally, this script's decoder needs an encoder that halves all of them alike")
     subjects, classes = load_subjects(args.store, levels[-1]["reduction"])
     smallest = min(min(label.shape) for _, label in subjects)
     if args.crop % levels[-1]["reduction"] or not 0 < args.crop <= smallest:

@@ -25,7 +25,7 @@ const SCANS: usize = 16;
 pub struct StepArgs {
     #[arg(long)]
     task: String,
-    /// unet or densenet121
+    /// As of pretrain
     #[arg(long, default_value = "unet")]
     encoder: String,
     /// 3 for volumes, 2 for images

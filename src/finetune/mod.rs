@@ -77,6 +77,9 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         Some(run) => run.network()?,
         None => network(config, &store, given.as_ref())?,
     };
+    if run.is_none() && given.is_none() {
+        config.network.note_spacing(encoder.rank(), input.mean_spacing);
+    }
     let (task, downstream) = downstream::build(config, &store, &sides.train, &encoder)?;
     let view = task.view_shape();
     let epochs = config.train.epochs.unwrap_or(task.amounts().epochs);

@@ -65,20 +65,21 @@ impl Conv {
         self.kernel.values().iter().map(|n| n / 2).collect()
     }
 
+    /// Whether the bfloat16 weight gradient is garbage on the CPU (torch 2.11, oneDNN 3.10) for inputs of this extent: of conv3d where
+    /// 1 < depth < kernel, and where an axis is shorter than its stride, which even overwrites memory.
+    fn defeats_bf16(&self, extent: &[i64]) -> bool {
+        let (kernel, stride) = (self.kernel.values(), self.stride.values());
+        let shallow = self.rank == Rank::Three && 1 < extent[0] && extent[0] < kernel[0];
+        shallow || extent.iter().zip(stride).any(|(n, stride)| n < stride)
+    }
+
     pub fn forward(&self, x: &Tensor) -> Tensor {
         let (bias, stride, padding) = (self.bias.as_ref(), self.stride.values(), self.padding());
         let conv = |x: &Tensor| match self.rank {
             Rank::Two => x.conv2d(&self.weight, bias, stride, &padding, 1, 1),
             Rank::Three => x.conv3d(&self.weight, bias, stride, &padding, 1, 1),
         };
-        // The bfloat16 weight gradient of conv3d is garbage on the CPU where 1 < depth < kernel (torch 2.11, oneDNN 3.10).
-        let (depth, kernel) = (x.size()[2], self.kernel.values()[0]);
-        if self.rank == Rank::Three
-            && x.device() == Device::Cpu
-            && 1 < depth
-            && depth < kernel
-            && ffi::autocast_enabled(Device::Cpu)
-        {
+        if x.device() == Device::Cpu && self.defeats_bf16(&x.size()[2..]) && ffi::autocast_enabled(Device::Cpu) {
             return ffi::without_autocast(Device::Cpu, || conv(&x.to_kind(Kind::Float)));
         }
         conv(x)
@@ -363,6 +364,39 @@ mod tests {
             for (ours, wanted) in gradients(&found, &x).iter().zip(gradients(&expected, &x)) {
                 close(ours, &wanted);
             }
+        }
+    }
+
+    #[test]
+    fn bfloat16_gradients_follow_where_an_axis_is_shorter_than_its_stride() {
+        let mut rng = rng(4, Stream::Phantom, 0, 0);
+        let mut randn = |dims: &[i64]| {
+            let values: Vec<f32> = (0..dims.iter().product()).map(|_| normal(&mut rng)).collect();
+            Tensor::from_slice(&values).reshape(dims)
+        };
+        for (kernel, stride, extent) in [
+            ("3x3x3", "1x1x2", &[3, 8, 1][..]),
+            ("1x3x3", "1x2x2", &[2, 1, 2]),
+            ("3x3x1", "1x2x1", &[3, 1, 4]),
+            ("3x3x3", "2x2x2", &[1, 1, 2]),
+            ("3x3", "2x2", &[5, 1]),
+        ] {
+            let shape = ConvShape { inputs: 8, outputs: 16, kernel: kernel.parse().unwrap(), stride: stride.parse().unwrap() };
+            let vs = VarStore::new(Device::Cpu);
+            let conv = Conv::of(vs.root(), shape, false, init::DEFAULT_KAIMING_NORMAL);
+            let x = randn(&[&[2, 8], extent].concat());
+            for tensor in [&x, &vs.variables()["weight"]] {
+                ffi::set_memory_format(tensor, ffi::MemoryFormat::ChannelsLast).unwrap();
+            }
+            let projection = randn(&conv.forward(&x).size());
+            let gradient = |bf16| {
+                let map = ffi::with_autocast(Device::Cpu, bf16, || conv.forward(&x)).to_kind(Kind::Float);
+                Tensor::run_backward(&[(map * &projection).sum(Kind::Float)], &[&vs.variables()["weight"]], false, false)
+                    .remove(0)
+            };
+            let (rough, exact) = (gradient(true), gradient(false));
+            let off = (rough - &exact).norm().double_value(&[]) / exact.norm().double_value(&[]);
+            assert!(off < 0.02, "{kernel} by {stride} on {extent:?}: off by {off}");
         }
     }
 }

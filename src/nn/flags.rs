@@ -1,6 +1,6 @@
 //! The flags that name an encoder.
 
-use super::stages::{all_kernels, all_strides};
+use super::stages::{all_kernels, all_strides, planned};
 use super::{Architecture, DenseNetConfig, EncoderConfig, NormKind, UNetConfig};
 use crate::dim::{PerAxis, Rank, Shape};
 use crate::print::note;
@@ -118,6 +118,21 @@ impl EncoderFlags {
             }
         }
         Ok(self.clone())
+    }
+
+    /// Says what nnU-Net would take for voxels of this mean size in mm, where that is not the same along every axis and nobody names it.
+    pub fn note_spacing(&self, rank: Rank, spacing: [f64; 3]) {
+        let named = !self.kernels.is_empty() || !self.strides.is_empty();
+        if rank == Rank::Two || named || self.encoder.and_then(Architecture::preset).is_none() {
+            return;
+        }
+        let [kernels, strides] = planned(spacing).map(|sides| text(&sides).join(","));
+        if !kernels.is_empty() {
+            let size = spacing.map(|mm| format!("{mm:.2}")).join(" x ");
+            note!(
+                "voxels of {size} mm on average: for these nnU-Net takes --kernels {kernels} --strides {strides}, this run the same along every axis"
+            );
+        }
     }
 
     /// With what weights say of their encoder; `file`: of the weights. Errors if it is of data of another rank, or a flag asks for

@@ -100,6 +100,24 @@ pub fn all_strides(given: &[PerAxis], rank: Rank, stages: usize) -> Vec<PerAxis>
     (0..stages).map(|i| given.get(i).copied().unwrap_or_else(|| other(i))).collect()
 }
 
+/// Kernels and strides of the first levels as nnU-Net plans them for voxels of this size in mm, up to the last level that is not the same
+/// along every axis: an axis is left out while its voxels are twice as long as the shortest, or longer.
+pub fn planned(spacing: [f64; 3]) -> [Vec<PerAxis>; 2] {
+    let (mut spacing, mut kernels, mut strides) = (spacing, Vec::new(), vec![[1; 3]]);
+    loop {
+        let shortest = spacing.iter().copied().fold(f64::INFINITY, f64::min);
+        let near = spacing.map(|n| n < 2. * shortest);
+        if near == [true; 3] {
+            let all =
+                |sides: Vec<[i64; 3]>| sides.into_iter().map(|n| PerAxis::try_from(n.to_vec()).expect("three sides")).collect();
+            return [all(kernels), if strides.len() > 1 { all(strides) } else { vec![] }];
+        }
+        kernels.push(near.map(|near| if near { 3 } else { 1 }));
+        strides.push(near.map(|near| if near { 2 } else { 1 }));
+        spacing = std::array::from_fn(|a| if near[a] { 2. * spacing[a] } else { spacing[a] });
+    }
+}
+
 impl StagesConfig {
     /// Errors unless there is a shape for every stage that a network can have.
     pub fn check(&self) -> Result<()> {
@@ -192,5 +210,24 @@ impl StagesConfig {
         let strides = (0..kernels.len()).map(stride).collect::<Option<_>>()?;
         let config = StagesConfig { rank, in_channels, features, blocks, kernels, strides, dropout: 0. };
         config.check().is_ok().then_some(config)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn thick_slices_are_planned_as_nnunet_plans_them() {
+        let text = |sides: &[PerAxis]| sides.iter().map(PerAxis::to_string).collect::<Vec<_>>().join(",");
+        for (spacing, kernels, strides) in [
+            ([1., 1., 1.], "", ""),
+            ([1., 1.9, 1.2], "", ""),
+            ([0.8, 0.8, 5.], "3x3x1,3x3x1", "1x1x1,2x2x1,2x2x1"),
+            ([3., 0.5, 1.], "1x3x1,1x3x3", "1x1x1,1x2x1,1x2x2"),
+        ] {
+            let [found_kernels, found_strides] = planned(spacing);
+            assert_eq!((text(&found_kernels).as_str(), text(&found_strides).as_str()), (kernels, strides), "{spacing:?}");
+        }
     }
 }

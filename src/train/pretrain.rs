@@ -191,6 +191,8 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
         config.network = config.network.of_weights(&run.network()?, store.rank()?, &run.config_file())?;
     } else if let Some(init) = &init {
         config = config.of_weights(init, store.rank()?)?;
+    } else {
+        config.network.note_spacing(store.rank()?, input.mean_spacing);
     }
     let (rank, window) = geometry(&config, &store)?;
     let windows = Windows { scans: train.clone(), rank, side: window, seed: config.train.seed };

@@ -1,10 +1,14 @@
 """nnU-Net's encoders and decoder against dynamic-network-architectures: names, outputs, gradients, initialisation; every task on them."""
 import math
+import subprocess
+import sys
 
+import nibabel
+import numpy as np
 import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
-from helpers import pretext3d, read_json, refused, tensors
+from helpers import ROOT, pretext3d, read_json, refused, tensors
 from safetensors.torch import save_file
 from torch import nn
 
@@ -160,6 +164,9 @@ def test_every_task_takes_a_step_and_its_weights_serve(brains, store, tmp_path, 
     assert len(list((tmp_path / "predicted").glob("*.nii.gz"))) == 1
     pretext3d("embed", "--weights", weights, "--input", store, "--out", tmp_path / "features", "--device", "cpu")
     assert [t.shape[1] for name, t in sorted(tensors(tmp_path / "features.safetensors")[0].items()) if "level" in name] == [2, 4]
+    script = [sys.executable, ROOT / "scripts/finetune_pytorch.py", tmp_path / "w.safetensors", store, "--plain"]
+    done = subprocess.run(script, capture_output=True, text=True)
+    assert done.returncode == 1 and f"--plain is for the U-Net, this is {encoder}" in done.stderr, done.stderr
     look = ["inspect", "--data", store, *flags, "--task", "gen", "--n", 1, "--window", 32, "--weights", tmp_path / "run"]
     pretext3d(*look, "--out", tmp_path / "pictures")
     assert "prediction" in tensors(tmp_path / "pictures/gen.safetensors")[0]
@@ -174,6 +181,31 @@ def test_a_resumed_run_is_the_same(store, tmp_path):
     pretext3d("pretrain", "--resume", tmp_path / "parts", "--epochs", 2)
     whole, parts = (tensors(tmp_path / f"w-{name}.safetensors")[0] for name in ("whole", "parts"))
     assert whole.keys() == parts.keys() and all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
+
+
+def test_thick_slices(brains, tmp_path):
+    """A run says what nnU-Net would take for them, and takes it where asked."""
+    for path in sorted(brains.glob("brain_*/*.nii.gz")):
+        target = tmp_path / "brats" / path.parent.name / path.name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        nibabel.Nifti1Image(nibabel.load(path).get_fdata(dtype="float32"), np.diag([1, 1, 3, 1])).to_filename(target)
+    pretext3d("preprocess", "--data", tmp_path / "brats", "--out", tmp_path / "store", "--size", 16)
+    args = ["pretrain", "--data", tmp_path / "store", "--task", "mae", "--encoder", "resenc-s", "--filters", 2, "--levels", 3, *QUICK]
+    args += ["--val-draws", 1, "--weights", tmp_path / "w"]
+    flags = ["--kernels", "3x3x1", "--strides", "1x1x1,2x2x1"]
+    done = pretext3d(*args, "--out", tmp_path / "cubes")
+    assert " ".join(flags) in done.stderr
+    done = pretext3d(*args, *flags, "--out", tmp_path / "thick")
+    assert "nnU-Net takes" not in done.stderr
+    described = read_json(tmp_path / "w.json")
+    assert described["settings"]["kernels"] == ["3x3x1"] and described["settings"]["strides"] == ["1x1x1", "2x2x1"]
+    assert [level["reduction"] for level in described["levels"]] == [1, [2, 2, 1], [4, 4, 2]]
+    finetune = ["finetune", "--data", tmp_path / "store", "--weights", tmp_path / "w.pt", "--transfer", "all", *QUICK, "--arm", "full"]
+    done = pretext3d(*finetune, "--patch", "8,12,6", "--deep-supervision", "--out", tmp_path / "segmentation")
+    assert "the decoder of mae among them, 0 adapted" in done.stderr and "nnU-Net takes" not in done.stderr
+    kernels = read_json(tmp_path / "segmentation/config.json")["network"]["kernels"]
+    assert kernels == [[3, 3, 1], [3, 3, 3], [3, 3, 3]]
+    refused(*finetune, "--kernels", "1x3x3", "--out", tmp_path / "no", says=["--kernels 1x3x3,3x3x3,3x3x3", "has 3x3x1,3x3x3,3x3x3"])
 
 
 def test_what_does_not_fit_is_refused_with_what_does(store, tmp_path):
