@@ -5,4 +5,5 @@ pub mod export;
 pub mod inputs;
 pub mod model;
 pub mod statistics;
+pub mod targets;
 pub mod window;

@@ -18,8 +18,8 @@ pub struct Plan {
     pub axes: [usize; 3],
     /// Class of the network.
     pub class: Option<String>,
-    /// Of each stage, in their axes.
-    strides: Option<Vec<Value>>,
+    /// Settings of the network, in their axes.
+    network: Value,
     /// Voxels in millimetres.
     spacing: Option<[f64; 3]>,
     patch: Option<PerAxis>,
@@ -74,7 +74,6 @@ impl Plan {
         };
         let numbers = |value: &Value| -> Option<Vec<f64>> { value.as_array()?.iter().map(Value::as_f64).collect() };
         let spacing = numbers(&configuration["spacing"]).filter(|mm| mm.len() == axes.len());
-        let strides = ["strides", "pool_op_kernel_sizes"].into_iter().find_map(|key| network[key].as_array().cloned());
         let texts = |value: &Value| -> Vec<String> {
             let all = value.as_array().map(|all| all.iter().collect::<Vec<_>>());
             let all = all.or_else(|| Some(value.as_object()?.values().collect()));
@@ -84,7 +83,7 @@ impl Plan {
         let mut plan = Plan {
             axes,
             class: class.as_str().map(str::to_owned),
-            strides,
+            network: network.clone(),
             spacing: spacing.map(|mm| axes.map(|place| mm[place])),
             patch: None,
             normalisations: texts(&configuration["normalization_schemes"]),
@@ -105,19 +104,24 @@ impl Plan {
 
     /// Strides of a network of so many stages; `None`: it does not say. Errors if it is of another number.
     pub fn strides(&self, rank: Rank, stages: usize) -> Result<Option<Vec<PerAxis>>> {
-        let Some(strides) = &self.strides else { return Ok(None) };
-        ensure!(strides.len() == stages, "its plan has strides of {} stages, its weights are of {stages}", strides.len());
-        let each = |stride: &Value| match stride.as_i64() {
+        self.sides("strides", &["strides", "pool_op_kernel_sizes"], rank, stages)
+    }
+
+    /// Kernels, as [`Plan::strides`].
+    pub fn kernels(&self, rank: Rank, stages: usize) -> Result<Option<Vec<PerAxis>>> {
+        self.sides("kernels", &["kernel_sizes", "conv_kernel_sizes"], rank, stages)
+    }
+
+    fn sides(&self, what: &str, keys: &[&str], rank: Rank, stages: usize) -> Result<Option<Vec<PerAxis>>> {
+        let Some(sides) = keys.iter().find_map(|key| self.network[*key].as_array()) else { return Ok(None) };
+        ensure!(sides.len() == stages, "its plan has {what} of {} stages, its weights are of {stages}", sides.len());
+        let each = |side: &Value| match side.as_i64() {
             Some(n) if n > 0 => Ok(PerAxis::all(rank, n)),
-            _ => self.turned(stride),
+            _ => self.turned(side),
         };
-        let strides = strides.iter().map(each).collect::<Result<Vec<_>>>().context("strides in its plan")?;
-        ensure!(
-            strides.iter().all(|stride| stride.rank() == rank),
-            "its plan is not of {}D data, as its weights are",
-            rank.n()
-        );
-        Ok(Some(strides))
+        let sides = sides.iter().map(each).collect::<Result<Vec<_>>>().with_context(|| format!("{what} in its plan"))?;
+        ensure!(sides.iter().all(|side| side.rank() == rank), "its plan is not of {}D data, as its weights are", rank.n());
+        Ok(Some(sides))
     }
 
     /// How its network takes scans of another input.
