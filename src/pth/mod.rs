@@ -5,9 +5,11 @@
 //! searched for, see [`crate::fs::open_zip`]), takes gigabytes for a small hostile file and is silent about calls; serde-pickle 1.2
 //! knows no storages, and candle's reader comes with candle.
 
+mod machine;
 mod objects;
 mod pickle;
 mod read;
+mod tensors;
 #[cfg(test)]
 mod tests;
 mod view;

@@ -1,7 +1,7 @@
 //! What a pickle makes: the functions that it may call, and the values that come of it.
 
 use super::Value;
-use super::pickle::{Id, MOST_BYTES, Machine, Node};
+use super::machine::{Id, MOST_BYTES, Machine, Node, integer};
 use super::view::View;
 use anyhow::{Context, Result, bail, ensure};
 
@@ -43,29 +43,6 @@ impl<'a> Machine<'a> {
             }
         }
         Ok(())
-    }
-
-    /// The name of a class, or of what kind a value is.
-    pub(super) fn name(&self, id: Id) -> String {
-        match &self.nodes[id] {
-            // Modules of Python 2 by their present names.
-            Node::Global("__builtin__", name) => format!("builtins.{name}"),
-            Node::Global("copy_reg", name) => format!("copyreg.{name}"),
-            Node::Global(module, name) => format!("{module}.{name}"),
-            Node::Opaque(name) => name.clone(),
-            Node::None => "None".into(),
-            Node::Bool(_) => "bool".into(),
-            Node::Int(_) => "int".into(),
-            Node::Float(_) => "float".into(),
-            Node::Text(_) => "str".into(),
-            Node::Bytes(_) => "bytes".into(),
-            Node::List(_) => "list".into(),
-            Node::Tuple(_) => "tuple".into(),
-            Node::Dict(_) => "dict".into(),
-            Node::Storage(_) => "torch.storage".into(),
-            Node::Tensor(_) => "torch.Tensor".into(),
-            Node::Dtype(_) => "numpy.dtype".into(),
-        }
     }
 
     pub(super) fn call(&mut self, mut function: Id, mut arguments: Id) -> Result<Id> {
@@ -176,16 +153,6 @@ impl<'a> Machine<'a> {
 
 fn is_data(name: &str) -> bool {
     DATA.iter().any(|data| name == *data || (data.ends_with('.') && name.starts_with(data)))
-}
-
-/// A Python int, as far as 64 bits hold it.
-pub(super) fn integer<'a>(bytes: &[u8]) -> Node<'a> {
-    if bytes.len() > size_of::<i64>() {
-        return Node::Opaque("int".into());
-    }
-    let mut filled = [if bytes.last().is_some_and(|byte| byte & 0x80 != 0) { 0xff } else { 0 }; size_of::<i64>()];
-    filled[..bytes.len()].copy_from_slice(bytes);
-    Node::Int(i64::from_le_bytes(filled))
 }
 
 /// A number of numpy, little-endian.

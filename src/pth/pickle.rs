@@ -4,16 +4,10 @@
 //! how a hostile pickle runs code in Python, and no checkpoint needs one.
 
 use super::Value;
-use super::objects::integer;
+use super::machine::{Id, Machine, Node, integer};
 use super::view::{Storage, View};
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::{BTreeMap, HashMap};
-
-/// Steps of a pickle and values of what it makes, each at most so many: ten times what large checkpoints take, and their memory stays
-/// below 200 MB. A file can ask for endless work with few bytes otherwise, as values may be used again.
-const MOST_STEPS: usize = 1 << 21;
-/// Bytes that are kept of a bytes object, which is a number's here.
-pub(super) const MOST_BYTES: usize = 64;
+use std::collections::BTreeMap;
 
 /// What a pickle holds.
 pub(super) struct Unpickled {
@@ -23,44 +17,9 @@ pub(super) struct Unpickled {
     pub length: usize,
 }
 
-pub(super) type Id = usize;
-
-/// A value while a pickle is read; its parts are numbers of other nodes, so that a value that is used often, or holds itself, costs no more
-/// than its bytes.
-pub(super) enum Node<'a> {
-    None,
-    Bool(bool),
-    Int(i64),
-    Float(f64),
-    Text(&'a str),
-    Bytes(Vec<u8>),
-    List(Vec<Id>),
-    Tuple(Vec<Id>),
-    Dict(Vec<(Id, Id)>),
-    /// Module and name.
-    Global(&'a str, &'a str),
-    Storage(&'a str),
-    Tensor(Box<View>),
-    /// Of numpy, by its code such as `f8`.
-    Dtype(&'a str),
-    Opaque(String),
-}
-
-pub(super) struct Machine<'a> {
-    bytes: &'a [u8],
-    at: usize,
-    steps: usize,
-    pub nodes: Vec<Node<'a>>,
-    stack: Vec<Id>,
-    marks: Vec<usize>,
-    memo: HashMap<usize, Id>,
-    pub storages: BTreeMap<String, Storage>,
-}
-
 /// Reads the pickle at the beginning of `bytes`.
 pub(super) fn unpickle(bytes: &[u8]) -> Result<Unpickled> {
-    let (nodes, stack, marks, memo, storages) = Default::default();
-    let mut machine = Machine { bytes, at: 0, steps: 0, nodes, stack, marks, memo, storages };
+    let mut machine = Machine::new(bytes);
     let value = machine.run().and_then(|root| machine.value(root, 0));
     let value = value.with_context(|| format!("byte {} of its pickle", machine.at))?;
     Ok(Unpickled { value, storages: machine.storages, length: machine.at })
@@ -201,93 +160,5 @@ impl<'a> Machine<'a> {
                 _ => bail!("unknown opcode {op:#04x}"),
             }
         }
-    }
-
-    pub fn count(&mut self, steps: usize) -> Result<()> {
-        self.steps += steps;
-        ensure!(self.steps <= MOST_STEPS, "more than {MOST_STEPS} steps or values, which no checkpoint needs");
-        Ok(())
-    }
-
-    fn take(&mut self, n: usize) -> Result<&'a [u8]> {
-        let end = self.at.checked_add(n).filter(|&end| end <= self.bytes.len());
-        let end =
-            end.with_context(|| format!("it ends too early, {n} more bytes expected, {} found", self.bytes.len() - self.at))?;
-        let taken = &self.bytes[self.at..end];
-        self.at = end;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        Ok(self.take(N)?.try_into().expect("as many bytes as taken"))
-    }
-
-    /// A number of `width` bytes, little-endian.
-    fn length(&mut self, width: usize) -> Result<usize> {
-        Ok(self.take(width)?.iter().rev().fold(0, |sum, &byte| sum << 8 | usize::from(byte)))
-    }
-
-    /// Bytes after their number.
-    fn counted(&mut self, width: usize) -> Result<&'a [u8]> {
-        let length = self.length(width)?;
-        self.take(length)
-    }
-
-    fn line(&mut self) -> Result<&'a str> {
-        let rest = &self.bytes[self.at..];
-        let end = rest.iter().position(|&byte| byte == b'\n').context("a name without an end")?;
-        self.at += end + 1;
-        str::from_utf8(&rest[..end]).context("a name that is not UTF-8")
-    }
-
-    pub fn node(&mut self, node: Node<'a>) -> Id {
-        self.nodes.push(node);
-        self.nodes.len() - 1
-    }
-
-    pub fn push(&mut self, node: Node<'a>) {
-        let id = self.node(node);
-        self.stack.push(id);
-    }
-
-    fn push_bytes(&mut self, bytes: Vec<u8>) {
-        self.push(if bytes.len() > MOST_BYTES { Node::Opaque("bytes".into()) } else { Node::Bytes(bytes) });
-    }
-
-    pub fn top(&self) -> Result<Id> {
-        let above = self.stack.len() > self.marks.last().copied().unwrap_or(0);
-        self.stack.last().copied().filter(|_| above).context("a value is missing")
-    }
-
-    pub fn pop(&mut self) -> Result<Id> {
-        let top = self.top()?;
-        self.stack.pop();
-        Ok(top)
-    }
-
-    fn pop_marked(&mut self) -> Result<Vec<Id>> {
-        Ok(self.stack.split_off(self.marks.pop().context("a mark is missing")?))
-    }
-
-    fn append(&mut self, items: Vec<Id>) -> Result<()> {
-        let top = self.top()?;
-        match &mut self.nodes[top] {
-            Node::List(list) => list.extend(items),
-            Node::Opaque(_) => {}
-            _ => bail!("items for {}", self.name(top)),
-        }
-        Ok(())
-    }
-
-    /// Keys and values in turn.
-    fn set(&mut self, items: Vec<Id>) -> Result<()> {
-        ensure!(items.len().is_multiple_of(2), "a key without a value");
-        let top = self.top()?;
-        match &mut self.nodes[top] {
-            Node::Dict(dict) => dict.extend(items.chunks_exact(2).map(|pair| (pair[0], pair[1]))),
-            Node::Opaque(_) => {}
-            _ => bail!("keys for {}", self.name(top)),
-        }
-        Ok(())
     }
 }
