@@ -46,6 +46,8 @@ def commands(case, batch, steps, device):
     same += ["--batch", batch, "--steps", steps, "--device", device]
     torch = [sys.executable, ROOT / "benches/torch_steps.py", *same]
     ours = [BINARY, "bench-step", *same, "--rank", case.rank]
+    # As the U-Net of torch_steps.py.
+    ours += ["--norm", "batch"] if case.encoder == "unet" else []
     return {
         "pretext3d": [*ours, "--precision", "auto"],
         "pretext3d fp32": [*ours, "--precision", "fp32"],

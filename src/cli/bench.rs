@@ -28,6 +28,9 @@ pub struct StepArgs {
     /// As of pretrain
     #[arg(long, default_value = "unet")]
     encoder: String,
+    /// As of pretrain
+    #[arg(long)]
+    norm: Option<String>,
     /// 3 for volumes, 2 for images
     #[arg(long, default_value_t = 3)]
     rank: u8,
@@ -56,6 +59,7 @@ struct PretrainFlags {
 pub fn step(args: StepArgs) -> Result<()> {
     let rank = Rank::try_from(args.rank).map_err(anyhow::Error::msg)?;
     let (window, batch) = (args.window.to_string(), args.batch.to_string());
+    let norm = args.norm.iter().map(|norm| ["--norm", norm]);
     let flags = [
         ["--data", "-"],
         ["--task", &args.task],
@@ -67,7 +71,8 @@ pub fn step(args: StepArgs) -> Result<()> {
         // An epoch longer than any benchmark.
         ["--draws", "1000000"],
     ];
-    let config = PretrainFlags::try_parse_from(["bench-step"].into_iter().chain(flags.into_iter().flatten()))?.config;
+    let config =
+        PretrainFlags::try_parse_from(["bench-step"].into_iter().chain(flags.into_iter().chain(norm).flatten()))?.config;
     let device = config.train.device.resolve()?;
     let mut random = rng(config.train.seed, Stream::Train, 0, 0);
     let [d, h, w] = rank.cube(args.window);
