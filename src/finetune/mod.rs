@@ -116,7 +116,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     let (mut pretrained, mut report) = (Value::Null, String::new());
     if let Some(given) = &given {
         let mut loaded = given.load_into(&trainer.network.vs.variables(), &input, config.transfer)?;
-        loaded.warnings.extend(given.origin.as_ref().and_then(|origin| origin.patch_warning(view)));
+        loaded.warnings.extend(given.origin.as_ref().and_then(|origin| origin.patch_warning(view, input.slices.is_some())));
         loaded.warnings.extend(seen::warnings(given.seen.as_ref(), &store, &split, config.other_people));
         report = format!("{}: {loaded}", config.weights.display());
         note!("{}", report.trim_end());

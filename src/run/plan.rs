@@ -155,10 +155,15 @@ impl Plan {
         Fit { order: order.filter(|order| !order.is_sorted()), warnings }
     }
 
-    /// What a person must know who trains on patches of this shape.
-    pub fn patch_warning(&self, now: Shape) -> Option<String> {
+    /// What a person must know who trains on patches of this shape. `slices`: whether these are of volumes, where rows and columns lie
+    /// the other way about.
+    pub fn patch_warning(&self, now: Shape, slices: bool) -> Option<String> {
         let trained = self.patch.as_ref()?;
-        let now = PerAxis::try_from(now[trained.rank().axes()].iter().map(|&n| n as i64).collect::<Vec<_>>()).ok()?;
+        let mut sides: Vec<i64> = now[trained.rank().axes()].iter().map(|&n| n as i64).collect();
+        if slices {
+            sides.reverse();
+        }
+        let now = PerAxis::try_from(sides).ok()?;
         (*trained != now).then(|| format!("trained on patches of {trained} voxels, these are of {now}"))
     }
 }

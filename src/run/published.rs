@@ -132,9 +132,9 @@ impl Origin {
         fit
     }
 
-    /// What a person must know who trains on patches of this shape.
-    pub fn patch_warning(&self, now: Shape) -> Option<String> {
-        self.plan.as_ref()?.patch_warning(now)
+    /// As [`Plan::patch_warning`].
+    pub fn patch_warning(&self, now: Shape, slices: bool) -> Option<String> {
+        self.plan.as_ref()?.patch_warning(now, slices)
     }
 
     /// The tensors for slices of volumes. Ours have rows and columns in the order of a volume's axes, nnU-Net's the other way about.

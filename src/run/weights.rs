@@ -71,14 +71,16 @@ impl Pretrained {
     /// dict saved as `.safetensors`, or [`Published`] weights. Errors if there is no encoder in it that is known here.
     pub fn open(path: &Path) -> Result<Pretrained> {
         let file = if path.is_dir() { locate(path).map(|(run, which)| run.checkpoint(&which))? } else { path.to_owned() };
-        if Format::of(&file)? == Format::Checkpoint {
+        let format = Format::of(&file)?;
+        if format == Format::Checkpoint {
             let Published { tensors, config, origin } = Published::open(&file)?;
             let (about, file, origin) = (About::of(&Value::Null, &file), path.to_owned(), Some(origin));
             let decoder = about.decoder(&tensors);
             return Ok(Pretrained { file, run: None, about, config, input: None, seen: None, tensors, decoder, origin });
         }
-        let Described { description, seen, run } = described(&file)?;
-        let tensors = read(&file, &description)?;
+        let script = format == Format::TorchScript || file.extension().is_some_and(|e| e == "pt");
+        let Described { description, seen, run } = described(&file, script)?;
+        let tensors = read(&file, script, &description)?;
         let guessed = || EncoderConfig::of(&tensors, ENCODER).context("another architecture; no encoder in it");
         let config = match description.get("network") {
             Some(network) => serde_json::from_value(network.clone()).context("`network` in its description"),
@@ -173,13 +175,13 @@ struct Described {
     run: Option<Run>,
 }
 
-/// Of an export (`.pt`, or a `.safetensors` with its `.json`), or of a checkpoint in a run.
-fn described(file: &Path) -> Result<Described> {
+/// Of an export (TorchScript, or a `.safetensors` with its `.json`), or of a checkpoint in a run.
+fn described(file: &Path, script: bool) -> Result<Described> {
     let exported = |description: Value, from: &Path| {
         let seen = description.get("seen").cloned().map(serde_json::from_value).transpose();
         Ok(Described { description, seen: seen.with_context(|| format!("{}: `seen`", from.display()))?, run: None })
     };
-    if file.extension().is_some_and(|e| e == "pt") {
+    if script {
         return exported(ffi::description(file)?, file);
     }
     let beside = file.with_extension("json");
@@ -197,8 +199,8 @@ fn described(file: &Path) -> Result<Described> {
 }
 
 /// The tensors of an export, of a checkpoint without its optimizer, or of a torchvision state dict, by our names.
-fn read(file: &Path, description: &Value) -> Result<Tensors> {
-    if file.extension().is_some_and(|e| e == "pt") {
+fn read(file: &Path, script: bool, description: &Value) -> Result<Tensors> {
+    if script {
         check_version(description.get("version").and_then(Value::as_u64), file)?;
         return Ok(ffi::read_state(file)?.into_iter().collect());
     }

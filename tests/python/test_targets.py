@@ -1,6 +1,7 @@
 """Encoders for nnU-Net, MONAI and Hugging Face: what their programs make of the folders, and what cannot be handed over."""
 import importlib
 import json
+import shutil
 
 import pytest
 import torch
@@ -146,6 +147,18 @@ def test_monai_loads_a_bundle(trained, tmp_path):
             for block in (net.input_block, *net.downsamples, net.bottleneck):
                 levels.append(block(levels[-1]))
         close(levels[1:], features(trained, "plainconv", x))
+
+
+def test_a_file_is_known_by_what_it_holds(trained, tmp_path):
+    """TorchScript under another ending, and our own state dict saved by torch, which keeps our axes."""
+    shutil.copy(trained / "resenc-l-w.pt", tmp_path / "script.pth")
+    torch.save(tensors(trained / "resenc-l-w.safetensors")[0], tmp_path / "state.pt")
+    fingerprints = set()
+    for file in (trained / "resenc-l-w.pt", tmp_path / "script.pth", tmp_path / "state.pt"):
+        out = tmp_path / f"of-{file.stem}"
+        pretext3d("embed", "--weights", file, "--input", trained / "store", "--out", out, "--device", "cpu", "--threads", 1)
+        fingerprints.add(read_json(out.with_suffix(".json"))["fingerprint"])
+    assert len(fingerprints) == 1
 
 
 def test_huggingface_names_have_no_prefix(trained, store, tmp_path):

@@ -222,7 +222,11 @@ fn adaptation_plan(delivery: &Delivery, stages: &StagesConfig) -> Json {
         "patch_size": vec![window; 3],
         "data_identifier": "pretext3d",
         "preprocessor_name": "DefaultPreprocessor",
-        "spacing_style": if spacing.is_some() { "onemmiso" } else { "noresample" },
+        "spacing_style": match spacing {
+            None => "noresample",
+            Some([1., 1., 1.]) => "onemmiso",
+            Some(_) => "median",
+        },
         "normalization_schemes": [normalisation],
         "use_mask_for_norm": [false],
         "resampling_fn_data": "resample_data_or_seg_to_shape",
