@@ -112,6 +112,14 @@ fn damaged_files_neither_panic_nor_claim_memory() {
         let whole = nifti::read_from("seed", &seed[..]).unwrap();
         assert_eq!((whole.channels(), whole.shape(), whole.data[[1, 4, 5, 6]]), (2, [5, 6, 7], 27.0));
     }
+    // Without sform and qform a NIfTI-2 file's voxels are as long as it says, though no square of that is a number.
+    for length in [1e-200f64, 1e200, f64::NAN, 0.] {
+        let mut file = seeds[3].clone();
+        file[112..120].copy_from_slice(&length.to_le_bytes());
+        file[344..352].fill(0);
+        let error = nifti::read_from("seed", &file[..]).unwrap_err();
+        assert!(format!("{error:#}").contains("voxel spacing pixdim[1]"), "{error:#}");
+    }
     let config = ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() };
     let strategy = (select(seeds), prop::collection::vec(harm(), 1..4), any::<bool>(), prop::option::weighted(0.5, harm()));
     let (read, refused) = (Cell::new(0), Cell::new(0));

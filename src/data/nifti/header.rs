@@ -293,8 +293,9 @@ impl Common {
         let [x, y, z] = spacing;
         if self.affine_name() != "sform" {
             for (a, v) in spacing.into_iter().enumerate() {
+                // Lengths are taken by squares, which of a NIfTI-2 file's numbers may be too small or large for one.
                 ensure!(
-                    v.is_finite() && v > 0.0,
+                    (v * v).is_normal(),
                     "voxel spacing pixdim[{}] is {}, expected a positive number",
                     a + 1,
                     self.pixdim[a + 1]
