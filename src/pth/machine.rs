@@ -10,6 +10,9 @@ const MOST_STEPS: usize = 1 << 21;
 /// Bytes that are kept of a bytes object, which is a number's here.
 pub(super) const MOST_BYTES: usize = 64;
 
+/// Bytes of a name: of a module, a class, a storage, or a tensor with those of the dictionaries around it.
+const LONGEST_NAME: usize = 1000;
+
 pub(super) type Id = usize;
 
 /// A value while a pickle is read; its parts are numbers of other nodes, so that a value that is used often, or holds itself, costs no more
@@ -73,6 +76,19 @@ impl<'a> Machine<'a> {
         }
     }
 
+    /// What a copy of a value or of its name takes, in nodes, without what its parts hold.
+    pub fn weight(&self, id: Id) -> usize {
+        match &self.nodes[id] {
+            Node::List(items) | Node::Tuple(items) => items.len(),
+            Node::Dict(entries) => 2 * entries.len(),
+            Node::Tensor(view) => 2 * view.size.len() + in_nodes(&[&view.storage, &view.dtype]),
+            Node::Text(text) => in_nodes(&[text]),
+            Node::Global(module, name) => in_nodes(&[module, name]),
+            Node::Opaque(name) => in_nodes(&[name]),
+            _ => 0,
+        }
+    }
+
     pub fn count(&mut self, steps: usize) -> Result<()> {
         self.steps += steps;
         ensure!(self.steps <= MOST_STEPS, "more than {MOST_STEPS} steps or values, which no checkpoint needs");
@@ -107,7 +123,7 @@ impl<'a> Machine<'a> {
         let rest = &self.bytes[self.at..];
         let end = rest.iter().position(|&byte| byte == b'\n').context("a name without an end")?;
         self.at += end + 1;
-        str::from_utf8(&rest[..end]).context("a name that is not UTF-8")
+        checked_name(str::from_utf8(&rest[..end]).context("a name that is not UTF-8")?)
     }
 
     pub fn node(&mut self, node: Node<'a>) -> Id {
@@ -160,6 +176,23 @@ impl<'a> Machine<'a> {
         }
         Ok(())
     }
+}
+
+/// Memory of texts, in nodes.
+pub(super) fn in_nodes(texts: &[&str]) -> usize {
+    texts.iter().map(|text| text.len()).sum::<usize>() / size_of::<Node>()
+}
+
+/// Errors if a name is longer than any checkpoint needs: names are copied wherever they are used.
+pub(super) fn checked_name(name: &str) -> Result<&str> {
+    let start = || name.chars().take(40).collect::<String>();
+    ensure!(
+        name.len() <= LONGEST_NAME,
+        "a name of {} bytes, expected at most {LONGEST_NAME}; it begins with {}",
+        name.len(),
+        start()
+    );
+    Ok(name)
 }
 
 /// A Python int, as far as 64 bits hold it.

@@ -47,7 +47,7 @@ impl<'a> Machine<'a> {
 
     pub(super) fn call(&mut self, mut function: Id, mut arguments: Id) -> Result<Id> {
         loop {
-            self.count(1)?;
+            self.count(1 + self.weight(function))?;
             let name = self.name(function);
             ensure!(matches!(self.nodes[function], Node::Global(..)), "it calls what is no function, {name}");
             let Node::Tuple(given) = &self.nodes[arguments] else { bail!("{name} is called without a tuple") };
@@ -55,7 +55,8 @@ impl<'a> Machine<'a> {
             let argument = |i: usize| given.get(i).copied().with_context(|| format!("{name}: argument {i} is missing"));
             return Ok(match name.as_str() {
                 "collections.OrderedDict" | "collections.defaultdict" => {
-                    let pairs = given.iter().find_map(|&id| match &self.nodes[id] {
+                    // The first, or after the factory of a `defaultdict`.
+                    let pairs = given.iter().take(2).find_map(|&id| match &self.nodes[id] {
                         Node::List(pairs) => Some(pairs.clone()),
                         _ => None,
                     });
@@ -121,17 +122,13 @@ impl<'a> Machine<'a> {
 
     pub(super) fn value(&mut self, id: Id, depth: usize) -> Result<Value<View>> {
         ensure!(depth <= DEEPEST, "more than {DEEPEST} containers within each other, or one that holds itself");
-        self.count(1)?;
+        self.count(1 + self.weight(id))?;
         Ok(match &self.nodes[id] {
             Node::None => Value::None,
             Node::Bool(value) => Value::Bool(*value),
             Node::Int(value) => Value::Int(*value),
             Node::Float(value) => Value::Float(*value),
-            Node::Text(text) => {
-                let text = (*text).to_owned();
-                self.count(text.len() / size_of::<Node>())?;
-                Value::Text(text)
-            }
+            Node::Text(text) => Value::Text((*text).to_owned()),
             Node::List(items) | Node::Tuple(items) => {
                 let items = items.clone();
                 Value::List(self.values(items, depth + 1)?)
@@ -141,11 +138,7 @@ impl<'a> Machine<'a> {
                 let keys = self.values(keys, depth + 1)?;
                 Value::Dict(keys.into_iter().zip(self.values(values, depth + 1)?).collect())
             }
-            Node::Tensor(view) => {
-                let view = (**view).clone();
-                self.count(2 * view.size.len())?;
-                Value::Tensor(view)
-            }
+            Node::Tensor(view) => Value::Tensor((**view).clone()),
             _ => Value::Opaque(self.name(id)),
         })
     }

@@ -4,7 +4,7 @@
 //! how a hostile pickle runs code in Python, and no checkpoint needs one.
 
 use super::Value;
-use super::machine::{Id, Machine, Node, integer};
+use super::machine::{Id, Machine, Node, checked_name, integer};
 use super::view::{Storage, View};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
@@ -135,7 +135,9 @@ impl<'a> Machine<'a> {
                     self.push(Node::Global(module, name));
                 }
                 0x93 => match [self.pop()?, self.pop()?].map(|id| &self.nodes[id]) {
-                    [&Node::Text(name), &Node::Text(module)] => self.push(Node::Global(module, name)),
+                    [&Node::Text(name), &Node::Text(module)] => {
+                        self.push(Node::Global(checked_name(module)?, checked_name(name)?))
+                    }
                     _ => bail!("a class without a name"),
                 },
                 b'R' => {
@@ -147,9 +149,8 @@ impl<'a> Machine<'a> {
                 0x81 | 0x92 => {
                     (0..if op == 0x81 { 1 } else { 2 }).try_for_each(|_| self.pop().map(|_| ()))?;
                     let class = self.pop()?;
-                    let name = self.name(class);
-                    self.count(name.len() / size_of::<Node>())?;
-                    self.push(Node::Opaque(name));
+                    self.count(self.weight(class))?;
+                    self.push(Node::Opaque(self.name(class)));
                 }
                 b'b' => self.build()?,
                 b'Q' => {

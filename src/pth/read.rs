@@ -1,7 +1,9 @@
 //! Opening a checkpoint, and its tensors.
 
 use super::Value;
+use super::machine::checked_name;
 use super::pickle::{Unpickled, unpickle};
+use super::tensors::MOST_REPEATED;
 use super::view::{Storage, View};
 use crate::fs::open_zip;
 use anyhow::{Context, Result, bail, ensure};
@@ -22,6 +24,8 @@ const LEGACY: &[u8] = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.";
 const TAR: (usize, &[u8]) = (257, b"ustar");
 /// Of the pickle, in bytes. Those of networks of a thousand layers have less than one million.
 const LARGEST_PICKLE: u64 = 1 << 26;
+/// Of the tensors' names together, in bytes. Those of networks of a thousand layers have less than one million.
+const MOST_NAMES: usize = 1 << 24;
 
 /// What a file of weights is, by its first bytes and its members.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +65,7 @@ enum Source {
 /// A file of `torch.save`, whose storages are read when a tensor is.
 pub struct Checkpoint {
     path: PathBuf,
+    length: u64,
     /// What was saved.
     pub value: Value<View>,
     storages: BTreeMap<String, Storage>,
@@ -97,15 +102,28 @@ impl Checkpoint {
             "its storages are larger than the file: it is cut off, or no file of torch.save"
         );
         let path = path.to_owned();
-        Ok(Checkpoint { path, value, storages, source: RefCell::new(source), read: RefCell::default() })
+        Ok(Checkpoint { path, length, value, storages, source: RefCell::new(source), read: RefCell::default() })
     }
 
     /// The tensors of a dictionary, by their names; those of dictionaries in it by both names with a `.` between. What else it holds is
-    /// left out. Errors if a key is no name.
-    pub fn tensors<'a>(&self, dict: &'a Value<View>) -> BTreeMap<String, &'a View> {
+    /// left out. Errors, which name the file, if names are longer than those of any network.
+    pub fn tensors<'a>(&self, dict: &'a Value<View>) -> Result<BTreeMap<String, &'a View>> {
         let mut found = BTreeMap::new();
-        collect(dict, "", &mut found);
-        found
+        collect(dict, "", &mut MOST_NAMES.clone(), &mut found).with_context(|| self.path.display().to_string())?;
+        Ok(found)
+    }
+
+    /// Errors, which name the file, if tensors have far more elements together than the file has bytes, as only those have that repeat
+    /// some: a copy of each would take any memory.
+    pub fn check_elements<'a>(&self, views: impl Iterator<Item = &'a View>) -> Result<()> {
+        let numel = views.fold(0i64, |sum, view| sum.saturating_add(view.numel()));
+        ensure!(
+            numel as u64 <= self.length + MOST_REPEATED as u64,
+            "{}: its tensors have {numel} elements, more than the file has bytes ({}), as some repeat theirs: save copies of them              (tensor.clone())",
+            self.path.display(),
+            self.length
+        );
+        Ok(())
     }
 
     /// A tensor on the CPU; those of one storage share it. Errors, which name the file, if its type is not known here, or it is damaged.
@@ -131,14 +149,13 @@ impl Checkpoint {
         let size = self.storages.get(key).and_then(Storage::bytes).context("of a type that is not read")? as u64;
         let mut bytes = Vec::new();
         match &mut *self.source.borrow_mut() {
-            Source::Zip(zip, root) => bytes = member(zip, &format!("{root}data/{key}"), u64::MAX)?,
+            Source::Zip(zip, root) => bytes = member(zip, &format!("{root}data/{key}"), size)?,
             Source::Stream(file, places) => {
                 file.seek(SeekFrom::Start(*places.get(key).context("it is missing")?))?;
                 file.take(size).read_to_end(&mut bytes)?;
             }
         }
-        ensure!(bytes.len() as u64 >= size, "{size} bytes expected, {} found", bytes.len());
-        bytes.truncate(size as usize);
+        ensure!(bytes.len() as u64 == size, "{size} bytes expected, {} found", bytes.len());
         Ok(bytes)
     }
 }
@@ -177,7 +194,7 @@ fn member(zip: &mut ZipArchive<BufReader<File>>, name: &str, most: u64) -> Resul
         method == CompressionMethod::Stored,
         "{name} is compressed ({method}), which torch.save never does: repack it without"
     );
-    ensure!(found.compressed_size() == size && size <= most, "{name} is said to be of {size} bytes");
+    ensure!(found.compressed_size() == size && size <= most, "{name}: at most {most} bytes expected, {size} found");
     // torch writes 0 where it is told to compute no checksum.
     let options = ZipReadOptions::new().ignore_crc32(found.crc32() == 0);
     drop(found);
@@ -208,6 +225,7 @@ fn from_stream(mut file: File, length: u64) -> Result<(Unpickled, Source)> {
     let mut places = HashMap::new();
     let mut place = at as u64;
     for key in keys.iter().map(Value::to_string) {
+        checked_name(&key)?;
         let storage = unpickled.storages.get(&key).with_context(|| format!("storage {key} is of no tensor"))?;
         let size = storage.bytes().with_context(|| format!("storage {key} is of type {}, which is not read", storage.name))?;
         let mut numel = [0; size_of::<i64>()];
@@ -222,13 +240,22 @@ fn from_stream(mut file: File, length: u64) -> Result<(Unpickled, Source)> {
     Ok((unpickled, Source::Stream(file, places)))
 }
 
-fn collect<'a>(value: &'a Value<View>, name: &str, found: &mut BTreeMap<String, &'a View>) {
+/// `left`: bytes that names may still take.
+fn collect<'a>(value: &'a Value<View>, name: &str, left: &mut usize, found: &mut BTreeMap<String, &'a View>) -> Result<()> {
     match value {
         Value::Tensor(view) => _ = found.insert(name.to_owned(), view),
-        Value::Dict(entries) => entries.iter().for_each(|(key, value)| {
-            let dot = if name.is_empty() { "" } else { "." };
-            collect(value, &format!("{name}{dot}{key}"), found);
-        }),
+        Value::Dict(entries) => {
+            for (key, value) in entries.iter().filter(|(_, value)| matches!(value, Value::Tensor(_) | Value::Dict(_))) {
+                let dot = if name.is_empty() { "" } else { "." };
+                let joined = format!("{name}{dot}{key}");
+                checked_name(&joined)?;
+                *left = left.checked_sub(joined.len()).with_context(|| {
+                    format!("its tensors' names take more than {MOST_NAMES} bytes, which those of no network do")
+                })?;
+                collect(value, &joined, left, found)?;
+            }
+        }
         _ => {}
     }
+    Ok(())
 }

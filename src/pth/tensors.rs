@@ -1,6 +1,6 @@
 //! The tensors and storages that a pickle names, held within their bounds.
 
-use super::machine::{Id, Machine, Node};
+use super::machine::{Id, Machine, Node, checked_name, in_nodes};
 use super::view::{Storage, View, kind};
 use anyhow::{Context, Result, bail, ensure};
 use tch::Kind;
@@ -8,13 +8,14 @@ use tch::Kind;
 /// Axes of a tensor, as in torch.
 const MOST_AXES: usize = 64;
 /// Elements of a tensor that has more of them than its storage, as it repeats some.
-const MOST_REPEATED: i64 = 1 << 24;
+pub(super) const MOST_REPEATED: i64 = 1 << 24;
 
 impl Machine<'_> {
     /// `("storage", type, key, location, elements)`, of early versions with a view of it at the end.
     pub(super) fn storage(&mut self, id: Id) -> Result<()> {
         let Node::Tuple(parts) = &self.nodes[id] else { bail!("a storage's name is {}, expected a tuple", self.name(id)) };
-        let nodes: Vec<&Node> = parts.iter().map(|&id| &self.nodes[id]).collect();
+        // One more than it may have.
+        let nodes: Vec<&Node> = parts.iter().take(7).map(|&id| &self.nodes[id]).collect();
         let (kind, key, numel) = match nodes[..] {
             [Node::Text("storage"), &Node::Global(_, kind), &Node::Text(key), _, &Node::Int(numel)]
             | [Node::Text("storage"), &Node::Global(_, kind), &Node::Text(key), _, &Node::Int(numel), Node::None] => {
@@ -22,6 +23,8 @@ impl Machine<'_> {
             }
             _ => bail!("a storage is named otherwise than torch.save does"),
         };
+        checked_name(key)?;
+        self.count(in_nodes(&[key, kind]))?;
         ensure!(numel >= 0, "storage {key} has {numel} elements");
         let storage = Storage { name: kind.to_owned(), numel };
         match self.storages.get(key) {
@@ -36,7 +39,6 @@ impl Machine<'_> {
         let Node::Storage(key) = self.nodes[storage] else { bail!("a tensor of {}, expected a storage", self.name(storage)) };
         let Node::Int(offset) = self.nodes[offset] else { bail!("a tensor's offset is {}", self.name(offset)) };
         let (size, stride) = (self.axes(size)?, self.axes(stride)?);
-        self.count(2 * size.len())?;
         let Storage { name, numel } = &self.storages[key];
         let (dtype, numel) = match dtype.map(|id| &self.nodes[id]) {
             None => (name.clone(), *numel),
@@ -52,7 +54,9 @@ impl Machine<'_> {
         ensure!(end <= numel, outside());
         ensure!(size.iter().product::<i64>() <= numel.max(MOST_REPEATED), outside());
         let view = View { storage: key.to_owned(), dtype, offset, size, stride };
-        Ok(self.node(Node::Tensor(Box::new(view))))
+        let id = self.node(Node::Tensor(Box::new(view)));
+        self.count(self.weight(id))?;
+        Ok(id)
     }
 
     fn axes(&self, id: Id) -> Result<Vec<i64>> {

@@ -15,7 +15,7 @@ fn of_torch(name: &str) -> PathBuf {
 
 /// Every tensor under a key of what was saved.
 fn tensors(file: &Checkpoint, key: &str) -> Tensors {
-    let views = file.tensors(file.value.get(key).unwrap());
+    let views = file.tensors(file.value.get(key).unwrap()).unwrap();
     views.into_iter().map(|(name, view)| (name, file.tensor(view).unwrap())).collect()
 }
 
@@ -166,7 +166,7 @@ fn tensors_stay_within_their_storages() {
     let good = view(b'0', b"K\x04", b"K\x01", b"K\x03", b"K\x01");
     let file = with_pickle(&good, CompressionMethod::Stored);
     let file = Checkpoint::open(file.path()).unwrap();
-    assert_eq!(file.tensors(&file.value)["a"].size, [3]);
+    assert_eq!(file.tensors(&file.value).unwrap()["a"].size, [3]);
     for (pickle, says) in [
         (view(b'0', b"K\x04", b"K\x02", b"K\x03", b"K\x01"), "of a storage of 4"),
         (view(b'0', b"K\x04", b"J\xff\xff\xff\xff", b"K\x03", b"K\x01"), "from element -1"),
@@ -184,9 +184,13 @@ fn tensors_stay_within_their_storages() {
         assert!(message.contains(says), "{says}: {message}");
     }
     // What the pickle says, the file need not hold.
+    let file = with_pickle(&view(b'0', b"K\x03", b"K\x00", b"K\x03", b"K\x01"), CompressionMethod::Stored);
+    let file = Checkpoint::open(file.path()).unwrap();
+    let message = format!("{:#}", file.tensor(file.tensors(&file.value).unwrap()["a"]).unwrap_err());
+    assert!(message.contains("12 bytes expected, 16 found"), "{message}");
     let file = with_pickle(&view(b'0', b"K\x05", b"K\x00", b"K\x05", b"K\x01"), CompressionMethod::Stored);
     let file = Checkpoint::open(file.path()).unwrap();
-    let message = format!("{:#}", file.tensor(file.tensors(&file.value)["a"]).unwrap_err());
+    let message = format!("{:#}", file.tensor(file.tensors(&file.value).unwrap()["a"]).unwrap_err());
     assert!(message.contains("20 bytes expected, 16 found"), "{message}");
 }
 
@@ -223,6 +227,49 @@ fn small_files_ask_for_little() {
 }
 
 #[test]
+fn long_names_and_repeated_elements_ask_for_little() {
+    let text = |text: &str| [b"X", &(text.len() as u32).to_le_bytes()[..], text.as_bytes()].concat();
+    let long = "n".repeat(2000);
+    let called = |name: &str, times: usize| {
+        [format!("cnumpy.random\n{name}\nq").as_bytes(), b"\x00", &b"h\x00)R0".repeat(times), b"."].concat()
+    };
+    let storage =
+        [b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\n", &text(&long)[..], b"X\x03\x00\x00\x00cpuK\x04tQ."].concat();
+    // In itself, its first part of many, so that each of a hundred levels would hold them all.
+    let itself = [b"]q\x00(h\x00", &b"N".repeat(30_000)[..], b"e."].concat();
+    for (pickle, says) in [
+        (called(&long, 1), "a name of 2000 bytes"),
+        (called(&long[..900], 100_000), "steps or values"),
+        ([&text(&long)[..], &text("x"), b"\x93."].concat(), "a name of 2000 bytes"),
+        (storage, "a name of 2000 bytes"),
+        (itself, "steps or values"),
+    ] {
+        let message = refused(&[b"\x80\x02", &pickle[..]].concat());
+        assert!(message.contains(says) && message.len() < 500, "{says}: {message}");
+    }
+
+    // Eight million elements out of one.
+    let tensor = view(b'0', b"K\x04", b"K\x00", b"J\x00\x00\x80\x00", b"K\x00");
+    let file = with_pickle(&tensor, CompressionMethod::Stored);
+    let file = Checkpoint::open(file.path()).unwrap();
+    let found = file.tensors(&file.value).unwrap();
+    file.check_elements([found["a"]; 2].into_iter()).unwrap();
+    let message = file.check_elements([found["a"]; 3].into_iter()).unwrap_err().to_string();
+    assert!(message.contains("clone()"), "{message}");
+
+    // Names within dictionaries: one that is long, and many that are so together.
+    let tensor = &tensor[b"\x80\x02}X\x01\x00\x00\x00a".len()..tensor.len() - b"s.".len()];
+    let children: Vec<u8> = (0..20_000i32).flat_map(|i| [b"J", &i.to_le_bytes()[..], b"h\x00"].concat()).collect();
+    for (key, says) in [(&long[..], "a name of 2000 bytes"), (&long[..990], "names take more than")] {
+        let pickle = [b"\x80\x02}(", &text("a")[..], tensor, b"q\x00", &text(key), b"}(", &children, b"uu."].concat();
+        let file = with_pickle(&pickle, CompressionMethod::Stored);
+        let file = Checkpoint::open(file.path()).unwrap();
+        let message = format!("{:#}", file.tensors(&file.value).unwrap_err());
+        assert!(message.contains(says) && message.len() < 500, "{says}: {message}");
+    }
+}
+
+#[test]
 fn other_files_are_told_apart() {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, bytes: &[u8]| {
@@ -250,7 +297,7 @@ fn other_files_are_told_apart() {
         assert!(message.contains(says) && message.contains(name), "{message}");
     }
     let file = Checkpoint::open(&write("damaged.pth", &damaged)).unwrap();
-    let message = format!("{:#}", file.tensor(file.tensors(&file.value)["network_weights.a"]).unwrap_err());
+    let message = format!("{:#}", file.tensor(file.tensors(&file.value).unwrap()["network_weights.a"]).unwrap_err());
     assert!(message.contains("damaged"), "{message}");
     assert!(Format::of(&folder.path().join("none.pth")).is_err());
 }

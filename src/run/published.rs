@@ -29,6 +29,8 @@ const MARKS: [&str; 5] = [
 const PRESET: &str = "ResEncL";
 /// Under which nnU-Net keeps the parameters of a convolution and its normalisation a second time.
 const COPIES: &str = ".all_modules.";
+/// Before the names of its decoder, which holds the encoder again.
+const DECODER: &str = "decoder.";
 
 /// Weights of another program, by our names and in our axes.
 pub struct Published {
@@ -70,12 +72,22 @@ impl Published {
         };
         let state =
             STATE_DICTS.iter().find_map(|key| root.get(key).filter(|value| matches!(value, Value::Dict(_)))).unwrap_or(root);
-        let views: BTreeMap<String, &View> =
-            file.tensors(state).into_iter().map(|(name, view)| (unwrapped(&name).to_owned(), view)).collect();
+        let mut views: BTreeMap<String, &View> = BTreeMap::new();
+        for (name, view) in file.tensors(state)? {
+            let other = views.insert(unwrapped(&name).to_owned(), view);
+            ensure!(
+                other.is_none_or(|other| other == view),
+                "{} is in it twice, with and without {} before its name: save the state dict of one",
+                unwrapped(&name),
+                WRAPPERS.join(" or ")
+            );
+        }
         let base = base(&views, plan.as_ref())?;
         // Only nnU-Net's networks have copies; ours of the same names keep our axes.
         let theirs = plan.is_some() || views.keys().any(|name| name.contains(COPIES));
         let axes = plan.as_ref().map_or(REVERSED, |plan| plan.axes);
+        let same = |name: &str, view: &View| original(name, &base).is_some_and(|first| views.get(&first) == Some(&view));
+        file.check_elements(views.iter().filter(|(name, view)| !same(name, view)).map(|(_, view)| *view))?;
         let (mut tensors, mut copies) = (Tensors::new(), 0);
         for (name, view) in &views {
             if let Some(original) = original(name, &base) {
@@ -107,13 +119,17 @@ impl Published {
         if let EncoderConfig::NnUNet { stages, .. } = &mut config {
             match plan.as_ref().map(|plan| plan.strides(stages.rank, stages.features.len())).transpose()?.flatten() {
                 Some(strides) => stages.strides = strides,
-                None if theirs && plan.as_ref().and_then(|plan| plan.class.as_deref()) != Some(PRESET) => {
-                    warnings.push(format!(
-                        "it does not say its strides; these are taken: {}",
-                        stages.strides.iter().map(PerAxis::to_string).collect::<Vec<_>>().join(", ")
-                    ))
+                None if plan.as_ref().and_then(|plan| plan.class.as_deref()) == Some(PRESET) => {}
+                None => {
+                    let strides = stages.strides.iter().map(PerAxis::to_string).collect::<Vec<_>>().join(", ");
+                    warnings.push(match theirs {
+                        true => format!("it does not say its strides; these are taken: {strides}"),
+                        false => format!(
+                            "it says neither its axes, taken for ours (x, y, z, where nnU-Net's are z, y, x), nor its strides, \
+                             taken for {strides}; of nnU-Net's networks give the whole checkpoint"
+                        ),
+                    })
                 }
-                None => {}
             }
             stages.check()?;
         }
@@ -159,10 +175,14 @@ fn unwrapped(mut name: &str) -> &str {
 /// What stands before the encoder's names.
 fn base(views: &BTreeMap<String, &View>, plan: Option<&Plan>) -> Result<String> {
     let mut bases: Vec<&str> = views.keys().filter_map(|name| MARKS.iter().find_map(|mark| name.strip_suffix(mark))).collect();
-    // In nnU-Net's networks the decoder holds the encoder again.
-    bases.retain(|base| !base.starts_with("decoder."));
     bases.sort();
     bases.dedup();
+    let copies: Vec<&str> = bases
+        .iter()
+        .copied()
+        .filter(|base| base.starts_with(DECODER) || bases.iter().any(|other| encoders(base, other).as_deref() == Some(other)))
+        .collect();
+    bases.retain(|base| !copies.contains(base));
     match bases[..] {
         [base] => Ok(base.to_owned()),
         [] => {
@@ -184,16 +204,24 @@ fn base(views: &BTreeMap<String, &View>, plan: Option<&Plan>) -> Result<String> 
 
 /// Name of the tensor of which this is a copy in nnU-Net's networks, whose decoder holds the encoder again.
 fn original(name: &str, base: &str) -> Option<String> {
-    let within = name.strip_prefix("decoder.").filter(|rest| !base.is_empty() && rest.starts_with(base));
-    let own = within.unwrap_or(name);
+    let own = encoders(name, base).unwrap_or_else(|| name.to_owned());
     let first = match own.split_once(COPIES) {
         Some((unit, rest)) => {
             let (place, parameter) = rest.split_once('.')?;
             format!("{unit}.{}.{parameter}", if place == "0" { "conv" } else { "norm" })
         }
-        None => own.to_owned(),
+        None => own,
     };
     (first != name).then_some(first)
+}
+
+/// What the encoder calls a tensor of its own that the decoder holds: `model.encoder.x` for `model.decoder.encoder.x`.
+fn encoders(name: &str, base: &str) -> Option<String> {
+    name.match_indices(DECODER).find_map(|(at, found)| {
+        let (before, rest) = (&name[..at], &name[at + found.len()..]);
+        let own = base.strip_prefix(before).filter(|own| !own.is_empty())?;
+        ((before.is_empty() || before.ends_with('.')) && rest.starts_with(own)).then(|| format!("{before}{rest}"))
+    })
 }
 
 /// The files that torchvision downloads have `norm.1` where its network has `norm1`.
@@ -211,5 +239,33 @@ fn in_our_axes(tensor: &Tensor, axes: [usize; 3]) -> Tensor {
             tensor.permute([0, 1, x, y, z])
         }
         _ => tensor.shallow_clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn encoders_within_decoders_are_copies_whatever_stands_before_their_names() {
+        let view = View { storage: "0".into(), dtype: "float32".into(), offset: 0, size: vec![1], stride: vec![1] };
+        let of = |bases: &[&str]| {
+            let names = bases.iter().map(|base| format!("{base}stem.convs.0.conv.weight"));
+            base(&names.map(|name| (name, &view)).collect(), None)
+        };
+        for prefix in ["", "model.", "net.decoder.model.", "student.network."] {
+            let [encoder, copy] = [format!("{prefix}encoder."), format!("{prefix}decoder.encoder.")];
+            assert_eq!(of(&[&encoder, &copy]).unwrap(), encoder);
+            let name = |rest: &str| original(&format!("{prefix}{rest}"), &encoder);
+            let first = Some(format!("{encoder}stem.convs.0.norm.bias"));
+            assert_eq!(name("decoder.encoder.stem.convs.0.norm.bias"), first);
+            assert_eq!(name("decoder.encoder.stem.convs.0.all_modules.1.bias"), first);
+            assert_eq!(name("encoder.stem.convs.0.all_modules.1.bias"), first);
+            assert_eq!(name("encoder.stem.convs.0.norm.bias"), None);
+            assert_eq!(name("decoder.stages.0.convs.0.norm.bias"), None);
+            assert_eq!(name("encoder.decoder.encoder.stem.bias"), None);
+        }
+        let message = of(&["student.encoder.", "teacher.encoder.", "teacher.decoder.encoder."]).unwrap_err().to_string();
+        assert!(message.contains("student.encoder., teacher.encoder.:"), "{message}");
     }
 }

@@ -89,7 +89,15 @@ def test_checkpoints_of_nnunet_give_its_features(scans, tmp_path, plain):
     found, said = embedded(tmp_path / "checkpoint_final.pth", scans, tmp_path / "f")
     close(found, expected(net, scans))
     assert "trained on voxels of 1.00 x 1.00 x 3.00 mm" in said
-    assert "channels" not in said and "intensities" not in said
+    assert "channels" not in said and "intensities" not in said and "axes" not in said
+    # The same encoder in a wrapper's state dict, with the copies that the decoder holds, and without any copies or plan.
+    torch.save({"state_dict": {f"model.{name}": tensor for name, tensor in net.state_dict().items()}}, tmp_path / "wrapped.ckpt")
+    said = embedded(tmp_path / "wrapped.ckpt", scans, tmp_path / "wrapped")[1]
+    assert read_json(tmp_path / "wrapped.json")["fingerprint"] == read_json(tmp_path / "f.json")["fingerprint"]
+    assert "does not say its strides" in said
+    torch.save({name: t for name, t in net.encoder.state_dict().items() if ".all_modules." not in name}, tmp_path / "bare.pth")
+    said = embedded(tmp_path / "bare.pth", scans, tmp_path / "bare")[1]
+    assert "neither its axes, taken for ours" in said and "nor its strides, taken for" in said and "whole checkpoint" in said
     # The plan's own order of axes, x first, and the same channels the other way about.
     changed = nnunet(net, settings)
     changed["init_args"]["plans"]["transpose_forward"] = [2, 0, 1]
@@ -221,6 +229,11 @@ def test_hostile_and_other_files_are_refused_by_name(scans, tmp_path):
     differs = {**net.state_dict(), "encoder.stem.convs.0.all_modules.0.weight": torch.zeros(4, 2, 1, 3, 3)}
     check("differs.pth", {"network_weights": differs}, "all_modules.0.weight", "differ")
     check("empty.pth", {"epoch": 1}, "no tensors")
+    first = "encoder.stem.convs.0.conv.bias"
+    check("twice.pth", {**net.state_dict(), f"module.{first}": torch.zeros(4)}, f"{first} is in it twice")
+    check("name.pth", {**net.state_dict(), "n" * 2000: torch.zeros(1)}, "a name of 2000 bytes")
+    repeats = {f"mask{i}": torch.ones(1).half().expand(2 ** 24) for i in range(2)}
+    check("repeats.pth", {**net.state_dict(), **repeats}, "some repeat theirs", "clone()")
 
     torch.save(good, tmp_path / "good.pth")
     whole = (tmp_path / "good.pth").read_bytes()
