@@ -10,7 +10,7 @@ from helpers import pretext3d, read_json, refused, rows, tensors
 from monai.inferers import sliding_window_inference
 
 CPU = ["--device", "cpu", "--precision", "fp32"]
-SMALL = ["--filters", 4, "--levels", 3, "--threads", 2, *CPU]
+SMALL = ["--filters", 4, "--levels", 3, "--norm", "batch", "--threads", 2, *CPU]
 PATCH = [16, 12]
 # Slice, row and column among the stored axes.
 AXES = {"sagittal": [0, 1, 2], "coronal": [1, 0, 2], "axial": [2, 0, 1]}
