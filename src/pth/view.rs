@@ -40,9 +40,15 @@ pub(super) struct Storage {
 }
 
 impl Storage {
-    /// Its size in bytes; `None`: of a type that is not read.
+    /// Its size in bytes; `None`: of a type whose size is not known here.
     pub fn bytes(&self) -> Option<i64> {
-        let size = if self.name == "UntypedStorage" { 1 } else { kind(&self.name)?.elt_size_in_bytes() as i64 };
+        let size = match self.name.as_str() {
+            "UntypedStorage" => 1,
+            // Not read, but before torch 1.6 the storages of a file lie one behind the other.
+            "ComplexFloatStorage" => 8,
+            "ComplexDoubleStorage" => 16,
+            name => kind(name)?.elt_size_in_bytes() as i64,
+        };
         Some(self.numel.saturating_mul(size))
     }
 }

@@ -171,6 +171,8 @@ def test_torchvisions_file_in_every_form(tmp_path):
     state = torchvision.models.densenet121().state_dict()
     save_file(state, tmp_path / "plain.safetensors")
     downloaded = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])", r"\1.\2", name): tensor for name, tensor in state.items()}
+    # Beside them what is not read, whose bytes lie among theirs.
+    downloaded = {"spectrum": [torch.ones(n, dtype=t) for t in (torch.complex64, torch.complex128) for n in (1, 3)], "state_dict": downloaded}
     torch.save(downloaded, tmp_path / "downloaded.pth", _use_new_zipfile_serialization=False)
     name = "features.conv0.weight"
     wrapped = {f"module.{name}": tensor for name, tensor in state.items()}
