@@ -119,7 +119,7 @@ impl Checkpoint {
         let numel = views.fold(0i64, |sum, view| sum.saturating_add(view.numel()));
         ensure!(
             numel as u64 <= self.length + MOST_REPEATED as u64,
-            "{}: its tensors have {numel} elements, more than the file has bytes ({}), as some repeat theirs: save copies of them              (tensor.clone())",
+            "{}: its tensors have {numel} elements, more than the file has bytes ({}), as some repeat theirs: save copies of them (tensor.clone())",
             self.path.display(),
             self.length
         );
