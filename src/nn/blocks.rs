@@ -96,6 +96,9 @@ impl Conv {
     }
 }
 
+/// Side of the kernels of a [`Stage`].
+pub const STAGE_KERNEL: i64 = 3;
+
 /// What a normalisation takes mean and variance of, for each channel.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -236,7 +239,7 @@ pub struct Stage {
 
 impl Stage {
     pub fn new(vs: nn::Path, rank: Rank, norm: NormKind, inputs: i64, outputs: i64, dropout: f64) -> Self {
-        let conv = |i: usize, inputs| Conv::new(&vs / format!("conv{i}"), rank, inputs, outputs, 3);
+        let conv = |i: usize, inputs| Conv::new(&vs / format!("conv{i}"), rank, inputs, outputs, STAGE_KERNEL);
         let norm = |i: usize| Norm::new(&vs / format!("norm{i}"), norm, outputs);
         Stage { convs: [conv(0, inputs), conv(1, outputs)], norms: [norm(0), norm(1)], dropout }
     }

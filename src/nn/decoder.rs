@@ -150,8 +150,14 @@ impl Decoder {
         Decoder { given, ..self }
     }
 
-    /// Errors unless the sides of an input are multiples of the encoder's reduction, so that what is enlarged fits what was reduced.
+    /// Errors unless there is something to enlarge, and the sides of an input are multiples of the encoder's reduction, so that what is
+    /// enlarged fits what was reduced.
     pub fn check_input(encoder: &dyn Encoder, input: Shape) -> Result<()> {
+        let finest = encoder.levels()[0].reduction;
+        ensure!(
+            encoder.levels().len() > 1 || finest.common() != Some(1),
+            "the encoder has one level, of full resolution, and a decoder above it has nothing to enlarge: expected --levels 2 or more"
+        );
         for a in encoder.rank().axes() {
             let (side, reduction) = (input[a], encoder.deepest().reduction.along(a));
             let (below, above) = (side / reduction * reduction, side.next_multiple_of(reduction));

@@ -1,9 +1,9 @@
 //! Which encoder a run has: `network` in its `config.json`.
 
 use super::stages::{self, Preset};
-use super::{DenseNet, DenseNetConfig, Encoder, Level, NormKind, PlainConv, ResEnc, StagesConfig, UNet, UNetConfig};
+use super::{DenseNet, DenseNetConfig, Encoder, Level, NormKind, PlainConv, ResEnc, StagesConfig, UNet, UNetConfig, limits};
 use crate::dim::{PerAxis, Rank, Shape, voxels};
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde::de::Error;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
@@ -71,22 +71,57 @@ impl<'de> Deserialize<'de> for EncoderConfig {
             None => Architecture::UNet,
         };
         let config = Value::Object(map);
-        match architecture {
+        let config = match architecture {
             Architecture::UNet => serde_json::from_value(config).map(EncoderConfig::UNet),
             Architecture::DenseNet121 => serde_json::from_value(config).map(EncoderConfig::DenseNet121),
-            _ => {
-                let stages: StagesConfig = serde_json::from_value(config).map_err(D::Error::custom)?;
-                stages.check().map_err(D::Error::custom)?;
-                Ok(EncoderConfig::NnUNet { architecture, stages })
-            }
+            _ => serde_json::from_value(config).map(|stages| EncoderConfig::NnUNet { architecture, stages }),
         }
-        .map_err(D::Error::custom)
+        .map_err(D::Error::custom)?;
+        config.check().map_err(D::Error::custom)?;
+        Ok(config)
     }
 }
 
 impl EncoderConfig {
-    /// The encoder that these tensors are the weights of, by their names after `prefix` and shapes; `None`: of another one.
-    pub fn of(tensors: &BTreeMap<String, Tensor>, prefix: &str) -> Option<Self> {
+    /// The encoder that these tensors are the weights of, by their names after `prefix` and shapes. Errors if they are of another one.
+    pub fn of(tensors: &BTreeMap<String, Tensor>, prefix: &str) -> Result<Self> {
+        let config = Self::named(tensors, prefix).context("another architecture; no encoder in it")?;
+        config.check_held(tensors, prefix)?;
+        Ok(config)
+    }
+
+    /// Errors unless these tensors can be its weights, by how many numbers they hold: a small file shall not ask for much memory.
+    pub fn check_held(&self, tensors: &BTreeMap<String, Tensor>, prefix: &str) -> Result<()> {
+        self.check()?;
+        let held: usize = tensors.iter().filter(|(name, _)| name.starts_with(prefix)).map(|(_, tensor)| tensor.numel()).sum();
+        let weights = self.weights();
+        ensure!(
+            weights <= held as u128,
+            "an encoder as it describes has at least {weights} weights, it holds {held}: the file is not whole, or of another encoder"
+        );
+        Ok(())
+    }
+
+    /// Errors if it has more levels, channels or weights than a network can have.
+    pub fn check(&self) -> Result<()> {
+        match self {
+            EncoderConfig::UNet(config) => config.check()?,
+            EncoderConfig::DenseNet121(config) => limits::within("input channels", &limits::CHANNELS, [config.in_channels])?,
+            EncoderConfig::NnUNet { stages, .. } => stages.check()?,
+        }
+        limits::check_weights(self.weights())
+    }
+
+    /// Of its convolutions, at least; none are counted of an encoder that has always the same.
+    fn weights(&self) -> u128 {
+        match self {
+            EncoderConfig::UNet(config) => config.weights(),
+            EncoderConfig::DenseNet121(_) => 0,
+            EncoderConfig::NnUNet { stages, .. } => stages.weights(),
+        }
+    }
+
+    fn named(tensors: &BTreeMap<String, Tensor>, prefix: &str) -> Option<Self> {
         if let Some(stages) = ResEnc::shape_of(tensors, prefix) {
             let named = [Architecture::ResEncS, Architecture::ResEncM].into_iter();
             let mut named = named.filter(|name| name.preset().is_some_and(|preset| preset.is_of(&stages)));
@@ -352,8 +387,8 @@ mod tests {
             (given(|f| f.blocks = vec![1, 2]), "--blocks 1,2: weights.pt has 1,2,2"),
             (given(|f| f.kernels = vec!["3x3x3".parse().unwrap()]), "--kernels 3x3x3,3x3x3,3x3x3: weights.pt has 1x3x3,"),
             (
-                given(|f| f.strides = vec!["1x1x1".parse().unwrap(), "1x2x2".parse().unwrap()]),
-                "--strides 1x1x1,1x2x2,2x2x2: weights.pt",
+                given(|f| f.strides = vec!["1x1x1".parse().unwrap(), "2x2x2".parse().unwrap()]),
+                "--strides 1x1x1,2x2x2,2x2x2: weights.pt has 1x1x1,1x2x2,2x2x2",
             ),
             (given(|f| f.norm = Some(NormKind::Batch)), "--norm batch: weights.pt has instance"),
         ] {

@@ -1,7 +1,7 @@
 //! The flags that name an encoder.
 
-use super::stages::{all_kernels, all_strides, planned};
-use super::{Architecture, DenseNetConfig, EncoderConfig, NormKind, UNetConfig};
+use super::stages::{STAGES, all_kernels, all_strides, planned};
+use super::{Architecture, DenseNetConfig, EncoderConfig, NormKind, UNetConfig, limits};
 use crate::dim::{PerAxis, Rank, Shape};
 use crate::print::note;
 use anyhow::{Result, ensure};
@@ -40,7 +40,8 @@ pub struct EncoderFlags {
     #[arg(long, value_delimiter = ',', value_name = "AxBxC,...")]
     #[serde(serialize_with = "as_text")]
     pub kernels: Vec<PerAxis>,
-    /// Strides into the first levels, the finest 1x1x1, such as 1x1x1,2x2x1,2x2x1; further levels have 2x2x2
+    /// Strides into the first levels, the finest 1x1x1, such as 1x1x1,2x2x1,2x2x1; further levels have 2 along each axis that the kernels of
+    /// the level before are longer than 1
     #[arg(long, value_delimiter = ',', value_name = "AxBxC,...")]
     #[serde(serialize_with = "as_text")]
     pub strides: Vec<PerAxis>,
@@ -54,14 +55,28 @@ fn as_text<S: Serializer>(sides: &[PerAxis], to: S) -> std::result::Result<S::Ok
 impl EncoderFlags {
     /// Checks ranges that the parser cannot.
     pub fn check(&self) -> Result<()> {
-        let (filters, levels) = (self.filters.unwrap_or(1), self.levels.unwrap_or(1));
-        ensure!(filters >= 1, "--filters must be at least 1, found {filters}");
-        ensure!((1..=8).contains(&levels), "--levels must be 1 to 8, found {levels}");
-        Ok(())
+        limits::within("--filters", &limits::CHANNELS, self.filters)?;
+        limits::within("--levels", &limits::LEVELS, self.levels)?;
+        let named = |n: usize| (n > 0).then_some(n);
+        limits::within("levels named by --features", &limits::LEVELS, named(self.features.len()))?;
+        limits::within("levels named by --blocks", &limits::LEVELS, named(self.blocks.len()))
+    }
+
+    /// Levels of one of nnU-Net's encoders.
+    pub fn stages(&self) -> usize {
+        let named = [self.features.len(), self.blocks.len()].into_iter().find(|n| *n > 0);
+        self.levels.or(named).unwrap_or(STAGES)
     }
 
     /// The encoder that is asked for, a U-Net unless said otherwise. Errors if flags contradict each other or the data.
     pub fn config(&self, rank: Rank, in_channels: i64, dropout: f64) -> Result<EncoderConfig> {
+        self.check()?;
+        let config = self.unchecked(rank, in_channels, dropout)?;
+        config.check()?;
+        Ok(config)
+    }
+
+    fn unchecked(&self, rank: Rank, in_channels: i64, dropout: f64) -> Result<EncoderConfig> {
         let architecture = self.encoder.unwrap_or(Architecture::UNet);
         let Some(preset) = architecture.preset() else {
             for (flag, given) in [
@@ -126,11 +141,11 @@ impl EncoderFlags {
         if rank == Rank::Two || named || self.encoder.and_then(Architecture::preset).is_none() {
             return;
         }
-        let [kernels, strides] = planned(spacing).map(|sides| text(&sides).join(","));
+        let [kernels, strides] = planned(spacing, self.stages()).map(|sides| text(&sides).join(","));
         if !kernels.is_empty() {
             let size = spacing.map(|mm| format!("{mm:.2}")).join(" x ");
             note!(
-                "voxels of {size} mm on average: for these nnU-Net takes --kernels {kernels} --strides {strides}, this run the same along every axis"
+                "voxels of {size} mm on average: for these nnU-Net takes --kernels {kernels} --strides {strides}, this run takes the same along every axis"
             );
         }
     }
@@ -164,9 +179,7 @@ impl EncoderFlags {
             EncoderConfig::NnUNet { stages: has, .. } => {
                 let levels = has.features.len();
                 let list = |given: bool, value: Value| if given { value } else { Value::Null };
-                let sides = |given: &[PerAxis], all: fn(&[PerAxis], Rank, usize) -> Vec<PerAxis>| {
-                    list(!given.is_empty(), json!(text(&all(given, rank, levels))))
-                };
+                let sides = |given: &[PerAxis], all: Vec<PerAxis>| list(!given.is_empty(), json!(text(&all)));
                 agree(
                     file,
                     [
@@ -174,8 +187,8 @@ impl EncoderFlags {
                         ("filters", json!(self.filters), json!(has.features[0])),
                         ("features", list(!self.features.is_empty(), json!(self.features)), json!(has.features)),
                         ("blocks", list(!self.blocks.is_empty(), json!(self.blocks)), json!(has.blocks)),
-                        ("kernels", sides(&self.kernels, all_kernels), json!(text(&has.kernels))),
-                        ("strides", sides(&self.strides, all_strides), json!(text(&has.strides))),
+                        ("kernels", sides(&self.kernels, all_kernels(&self.kernels, rank, levels)), json!(text(&has.kernels))),
+                        ("strides", sides(&self.strides, all_strides(&self.strides, &has.kernels)), json!(text(&has.strides))),
                         ("norm", json!(self.norm), json!(NormKind::Instance)),
                     ],
                 )?;

@@ -8,6 +8,7 @@ pub mod densenet;
 pub mod encoder;
 pub mod flags;
 pub mod heads;
+pub mod limits;
 pub mod loss;
 pub mod plainconv;
 pub mod resenc;

@@ -1,7 +1,7 @@
 //! Shape of nnU-Net's encoders: stages of convolutions, of which the first one strides where others pool.
 
 use super::blocks::ConvShape;
-use super::{EncoderFlags, Level};
+use super::{EncoderFlags, Level, limits};
 use crate::dim::{PerAxis, Rank};
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -50,7 +50,7 @@ impl Preset {
     /// nnU-Net stops at 320, in images at 512, ten and sixteen times its first features.
     fn features(rank: Rank, filters: i64, stages: usize) -> Vec<i64> {
         let most = filters * if rank == Rank::Two { 16 } else { 10 };
-        (0..stages).map(|i| (filters << i).min(most)).collect()
+        std::iter::successors(Some(filters), |n| Some((2 * n).min(most))).take(stages).collect()
     }
 
     fn blocks(&self, stages: usize) -> Vec<usize> {
@@ -59,8 +59,7 @@ impl Preset {
 
     /// The shape with what flags change. Errors if they contradict each other or the rank.
     pub fn config(&self, flags: &EncoderFlags, rank: Rank, in_channels: i64, dropout: f64) -> Result<StagesConfig> {
-        let named = [flags.features.len(), flags.blocks.len()].into_iter().find(|n| *n > 0);
-        let stages = flags.levels.or(named).unwrap_or(STAGES);
+        let stages = flags.stages();
         let features = match &flags.features[..] {
             [] => Self::features(rank, flags.filters.unwrap_or(self.filters), stages),
             features => features.to_vec(),
@@ -76,9 +75,9 @@ impl Preset {
             }
             ensure!(given.len() <= stages, "--{flag} names {} levels, the encoder has {stages}", given.len());
         }
-        let (kernels, strides) = (all_kernels(&flags.kernels, rank, stages), all_strides(&flags.strides, rank, stages));
+        let kernels = all_kernels(&flags.kernels, rank, stages);
+        let strides = all_strides(&flags.strides, &kernels);
         let config = StagesConfig { rank, in_channels, features, blocks, kernels, strides, dropout };
-        config.check()?;
         Ok(config)
     }
 
@@ -94,28 +93,39 @@ pub fn all_kernels(given: &[PerAxis], rank: Rank, stages: usize) -> Vec<PerAxis>
     (0..stages).map(|i| given.get(i).copied().unwrap_or(PerAxis::all(rank, 3))).collect()
 }
 
-/// Strides of all stages, of which the first ones are given.
-pub fn all_strides(given: &[PerAxis], rank: Rank, stages: usize) -> Vec<PerAxis> {
-    let other = |i: usize| PerAxis::all(rank, if i == 0 { 1 } else { 2 });
-    (0..stages).map(|i| given.get(i).copied().unwrap_or_else(|| other(i))).collect()
+/// Strides of all stages, of which the first ones are given: the others are 2 along each axis that the kernels of the next finer level are
+/// longer than 1, as nnU-Net plans them.
+pub fn all_strides(given: &[PerAxis], kernels: &[PerAxis]) -> Vec<PerAxis> {
+    let into = |i: usize| {
+        let halved = |n: &i64| if i > 0 && *n > 1 { 2 } else { 1 };
+        let strides: Vec<i64> = kernels[i.saturating_sub(1)].values().iter().map(halved).collect();
+        PerAxis::try_from(strides).expect("a number for each axis of a kernel")
+    };
+    (0..kernels.len()).map(|i| given.get(i).copied().unwrap_or_else(|| into(i))).collect()
 }
 
-/// Kernels and strides of the first levels as nnU-Net plans them for voxels of this size in mm, up to the last level that is not the same
-/// along every axis: an axis is left out while its voxels are twice as long as the shortest, or longer.
-pub fn planned(spacing: [f64; 3]) -> [Vec<PerAxis>; 2] {
-    let (mut spacing, mut kernels, mut strides) = (spacing, Vec::new(), vec![[1; 3]]);
-    loop {
+/// Kernels and strides of the first of so many levels as nnU-Net plans them for voxels of this size in mm, up to the last level that is not
+/// the same along every axis: an axis is left out while its voxels are twice as long as the shortest, or longer. None for a size that no
+/// voxel has.
+pub fn planned(spacing: [f64; 3], levels: usize) -> [Vec<PerAxis>; 2] {
+    let (mut spacing, mut kernels) = (spacing, Vec::new());
+    let sound = spacing.iter().all(|mm| mm.is_finite() && *mm > 0.);
+    while sound && kernels.len() < levels {
         let shortest = spacing.iter().copied().fold(f64::INFINITY, f64::min);
         let near = spacing.map(|n| n < 2. * shortest);
         if near == [true; 3] {
-            let all =
-                |sides: Vec<[i64; 3]>| sides.into_iter().map(|n| PerAxis::try_from(n.to_vec()).expect("three sides")).collect();
-            return [all(kernels), if strides.len() > 1 { all(strides) } else { vec![] }];
+            break;
         }
-        kernels.push(near.map(|near| if near { 3 } else { 1 }));
-        strides.push(near.map(|near| if near { 2 } else { 1 }));
+        let kernel = near.map(|near| if near { 3 } else { 1 });
+        kernels.push(PerAxis::try_from(kernel.to_vec()).expect("three sides"));
         spacing = std::array::from_fn(|a| if near[a] { 2. * spacing[a] } else { spacing[a] });
     }
+    if kernels.is_empty() {
+        return [vec![], vec![]];
+    }
+    let mut strides = all_strides(&[], &all_kernels(&kernels, Rank::Three, levels));
+    strides.truncate(kernels.len() + 1);
+    [kernels, strides]
 }
 
 impl StagesConfig {
@@ -130,12 +140,10 @@ impl StagesConfig {
             lengths[1],
             lengths[2]
         );
-        ensure!(
-            self.features.iter().all(|n| *n >= 1) && self.blocks.iter().all(|n| *n >= 1),
-            "features {:?} and blocks {:?} must be at least 1",
-            self.features,
-            self.blocks
-        );
+        limits::within("levels", &limits::LEVELS, [stages])?;
+        limits::within("input channels", &limits::CHANNELS, [self.in_channels])?;
+        limits::within("--features", &limits::CHANNELS, self.features.iter().copied())?;
+        limits::within("--blocks", &limits::BLOCKS, self.blocks.iter().copied())?;
         ensure!(
             self.kernels.iter().chain(&self.strides).all(|sides| sides.rank() == self.rank),
             "kernels and strides must have {} numbers a level",
@@ -149,7 +157,21 @@ impl StagesConfig {
             self.strides[0],
             PerAxis::all(self.rank, 1)
         );
-        Ok(())
+        let sides = self.kernels.iter().flat_map(PerAxis::values);
+        limits::within("sides of --kernels", &(1..=limits::KERNEL), sides.copied())?;
+        // Before the product, which could overflow.
+        let reduction = (0..self.rank.n()).map(|a| self.strides.iter().fold(1, |n: i64, s| n.saturating_mul(s.values()[a])));
+        limits::within("the product of an axis's --strides", &(1..=limits::REDUCTION), reduction)
+    }
+
+    /// Weights of all convolutions, but for the 1x1x1 ones of skips.
+    pub fn weights(&self) -> u128 {
+        let of = |i: usize| {
+            let (outputs, kernel) = (self.features[i], self.kernels[i].values());
+            let rest = (self.blocks[i] - 1) as u128;
+            limits::weights(self.inputs(i), outputs, kernel) + rest * limits::weights(outputs, outputs, kernel)
+        };
+        (0..self.features.len()).map(of).sum()
     }
 
     /// The pyramid, finest first.
@@ -187,9 +209,8 @@ impl StagesConfig {
         if self.dropout > 0. { map.dropout(self.dropout, train) } else { map }
     }
 
-    /// The shape of which these tensors are the weights. `first`: name of the input's convolution; `conv`: name of a convolution by its
-    /// stage and block. Weights hold no strides: these are 2 along each axis that the kernels of the next finer level are longer than 1,
-    /// as nnU-Net plans them.
+    /// The shape of which these tensors are the weights, not yet checked. `first`: name of the input's convolution; `conv`: name of a
+    /// convolution by its stage and block. Weights hold no strides: these are those of [`all_strides`].
     pub fn of(tensors: &BTreeMap<String, Tensor>, first: &str, conv: &dyn Fn(usize, usize) -> String) -> Option<Self> {
         let dims = |name: &str| tensors.get(name).map(Tensor::size);
         let in_channels = *dims(first)?.get(1)?;
@@ -200,16 +221,8 @@ impl StagesConfig {
             features.push(dims[0]);
         }
         let rank = kernels.first()?.rank();
-        let stride = |i: usize| {
-            let halved = |n: &i64| if *n > 1 { 2 } else { 1 };
-            match i {
-                0 => Some(PerAxis::all(rank, 1)),
-                _ => PerAxis::try_from(kernels[i - 1].values().iter().map(halved).collect::<Vec<_>>()).ok(),
-            }
-        };
-        let strides = (0..kernels.len()).map(stride).collect::<Option<_>>()?;
-        let config = StagesConfig { rank, in_channels, features, blocks, kernels, strides, dropout: 0. };
-        config.check().is_ok().then_some(config)
+        let strides = all_strides(&[], &kernels);
+        Some(StagesConfig { rank, in_channels, features, blocks, kernels, strides, dropout: 0. })
     }
 }
 
@@ -226,8 +239,16 @@ mod tests {
             ([0.8, 0.8, 5.], "3x3x1,3x3x1", "1x1x1,2x2x1,2x2x1"),
             ([3., 0.5, 1.], "1x3x1,1x3x3", "1x1x1,1x2x1,1x2x2"),
         ] {
-            let [found_kernels, found_strides] = planned(spacing);
+            let [found_kernels, found_strides] = planned(spacing, STAGES);
             assert_eq!((text(&found_kernels).as_str(), text(&found_strides).as_str()), (kernels, strides), "{spacing:?}");
+        }
+        // No more than an encoder has levels, and nothing for sizes that are none.
+        for levels in 1..=8 {
+            let planned = planned([0.5, 0.5, 20.], levels);
+            assert_eq!(planned.map(|sides| sides.len()), [levels.min(5), levels.min(6)]);
+        }
+        for spacing in [0., -1., f64::NAN, f64::INFINITY] {
+            assert_eq!(planned([1., spacing, 1.], STAGES), [vec![], vec![]], "{spacing}");
         }
     }
 }

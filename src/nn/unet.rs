@@ -1,9 +1,10 @@
 //! The contracting half of a U-Net, for volumes and images (method 4; Taleb et al. 2020, appendix).
 
-use super::blocks::{Stage, max_pool};
+use super::blocks::{STAGE_KERNEL, Stage, max_pool};
 use super::script::ScriptModule;
-use super::{Encoder, Level, NormKind};
+use super::{Encoder, Level, NormKind, limits};
 use crate::dim::{PerAxis, Rank};
+use anyhow::Result;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -42,6 +43,23 @@ impl UNetConfig {
     /// The paper's network.
     pub fn paper(rank: Rank, in_channels: i64) -> Self {
         UNetConfig { rank, in_channels, filters: 16, levels: 5, dropout: 0., norm: NormKind::Batch }
+    }
+
+    /// Errors unless a network can have this shape.
+    pub fn check(&self) -> Result<()> {
+        limits::within("levels", &limits::LEVELS, [self.levels])?;
+        limits::within("input channels", &limits::CHANNELS, [self.in_channels])?;
+        limits::within("--filters", &limits::CHANNELS, [self.filters])
+    }
+
+    /// Weights of all convolutions.
+    pub fn weights(&self) -> u128 {
+        let (kernel, mut inputs) = (PerAxis::all(self.rank, STAGE_KERNEL), self.in_channels);
+        let of = |Level { channels, .. }: Level| {
+            let entering = std::mem::replace(&mut inputs, channels);
+            limits::weights(entering, channels, kernel.values()) + limits::weights(channels, channels, kernel.values())
+        };
+        self.pyramid().into_iter().map(of).sum()
     }
 
     /// The encoder's pyramid, finest first.

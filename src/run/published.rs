@@ -114,7 +114,7 @@ impl Published {
                 None => _ = tensors.insert(name.clone(), tensor),
             }
         }
-        let mut config = EncoderConfig::of(&tensors, ENCODER).context("another architecture; no encoder in it")?;
+        let mut config = EncoderConfig::of(&tensors, ENCODER)?;
         let mut warnings = Vec::new();
         if let EncoderConfig::NnUNet { stages, .. } = &mut config {
             match plan.as_ref().map(|plan| plan.strides(stages.rank, stages.features.len())).transpose()?.flatten() {
@@ -131,8 +131,8 @@ impl Published {
                     })
                 }
             }
-            stages.check()?;
         }
+        config.check()?;
         Ok(Published { tensors, config, origin: Origin { plan, copies, warnings, of_nnunet: theirs } })
     }
 }

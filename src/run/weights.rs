@@ -81,12 +81,12 @@ impl Pretrained {
         let script = format == Format::TorchScript || file.extension().is_some_and(|e| e == "pt");
         let Described { description, seen, run } = described(&file, script)?;
         let tensors = read(&file, script, &description)?;
-        let guessed = || EncoderConfig::of(&tensors, ENCODER).context("another architecture; no encoder in it");
         let config = match description.get("network") {
             Some(network) => serde_json::from_value(network.clone()).context("`network` in its description"),
-            None => guessed(),
+            None => EncoderConfig::of(&tensors, ENCODER),
         };
-        let config = config.with_context(|| path.display().to_string())?;
+        let whole = |config: EncoderConfig| config.check_held(&tensors, ENCODER).map(|()| config);
+        let config = config.and_then(whole).with_context(|| path.display().to_string())?;
         let input =
             Input::described(&description).with_context(|| format!("{}: `input` in its description", path.display()))?;
         let decoder = PretrainedDecoder::find(&tensors, &description);

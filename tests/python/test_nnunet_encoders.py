@@ -219,9 +219,13 @@ def test_what_does_not_fit_is_refused_with_what_does(store, tmp_path):
         (["--kernels", "3x2x3"], ["3x2x3", "odd"]),
         (["--strides", "2x2x2"], ["--strides 2x2x2", "1x1x1"]),
         (["--strides", "1x1x1,2x2x2,2x2x2", "--levels", 2], ["--strides names 3 levels", "has 2"]),
+        (["--levels", 1], ["one level", "decoder", "--levels 2"]),
         (["--blocks", "1,2,2", "--levels", 2], ["--blocks has 3 numbers", "2 levels"]),
     ]:
         refused(*pretrain, *flags, says=says)
+    for task, encoder in [("gen", "unet"), ("mae", "plainconv")]:
+        one = ["--task", task, "--encoder", encoder, "--levels", 1, "--window", 16]
+        refused("pretrain", "--data", store, *out, *one, says=["one level", "decoder", "--levels 2"])
     refused(*pretrain, "--strides", "1x1", says=["--strides 1x1", "3 numbers"])
     refused(*pretrain, "--kernels", "3y3", says=["3x3x1"], code=2)
     refused("pretrain", "--data", store, "--task", "mae", *out, "--blocks", "1,2", says=["--blocks goes with", "resenc-l"])

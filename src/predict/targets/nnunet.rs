@@ -178,6 +178,7 @@ fn planned(plans: &Json, config: &EncoderConfig) -> Result<(StagesConfig, [usize
         strides,
         ..own.clone()
     };
+    cut.check()?;
     Ok((cut, plan.axes))
 }
 
