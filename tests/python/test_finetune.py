@@ -438,7 +438,7 @@ def broken_weights(folder, four):
         "strange.safetensors": ["another architecture", "encoder.level1.attention"],
         "flat.safetensors": ["2D", "3D"],
         "other.safetensors": ["another architecture"],
-        "short.pt": ["whole TorchScript file"],
+        "short.pt": ["no whole zip archive"],
         "short.safetensors": ["whole safetensors file"],
     }
 
