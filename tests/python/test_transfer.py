@@ -40,7 +40,7 @@ def finetune(folder, tmp_path):
     def run(weights, data="ba", *more):
         out = tmp_path / "run"
         shutil.rmtree(out, ignore_errors=True)
-        done = pretext3d("finetune", "--data", folder / data, "--weights", weights, "--arm", "full", *FAST, "--lr", 0, "--patch", 8,
+        done = pretext3d("finetune", "--data", folder / data, "--weights", weights, "--arm", "full", *FAST, "--lr", 0, "--patch", 8, "--overlap", 0,
                          "--out", out, *more)
         kept = (out / "load.txt").read_text()
         assert kept in done.stderr
