@@ -8,7 +8,7 @@
 
 use anyhow::{Context, Result, ensure};
 use ndarray::{Array3, Axis, stack};
-use pretext3d::data::nifti::{self, DataType, Stored};
+use pretext3d::data::formats::nifti::{self, DataType, Stored};
 use pretext3d::data::volume::Volume;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};

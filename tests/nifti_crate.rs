@@ -2,7 +2,7 @@
 
 use ndarray::Array4;
 use nifti::{IntoNdArray, NiftiObject, ReaderOptions};
-use pretext3d::data::nifti::{DataType, read, write};
+use pretext3d::data::formats::nifti::{DataType, read, write};
 use pretext3d::data::volume::Volume;
 
 #[test]

@@ -7,7 +7,7 @@ use flate2::Compression;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
 use ndarray::Array4;
-use pretext3d::data::nifti::{self, DataType};
+use pretext3d::data::formats::nifti::{self, DataType};
 use pretext3d::data::volume::Volume;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};

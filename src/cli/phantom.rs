@@ -1,4 +1,4 @@
-use crate::data::nifti;
+use crate::data::formats::nifti;
 use crate::data::phantom::{LabelMap, Recipe, generate};
 use crate::print::say;
 use anyhow::{Context, Result, ensure};

@@ -1,11 +1,10 @@
 //! Reading, preprocessing, storing and splitting scans. Nothing here knows libtorch.
 
+pub mod formats;
 pub mod identity;
-pub mod image;
 pub mod laterality;
 pub mod layouts;
 pub mod names;
-pub mod nifti;
 pub mod phantom;
 pub mod preprocess;
 pub mod slices;

@@ -1,10 +1,10 @@
 //! Inputs of `predict`: files, datasets or a store, each as a preprocessed scan and the way back to its file.
 
 use crate::data::Scans;
-use crate::data::image;
+use crate::data::formats::image;
+use crate::data::formats::nifti::{Header, read_header};
 use crate::data::layouts::{self, Labels, Layout, Problem, Reading, Source, Subject};
 use crate::data::names;
-use crate::data::nifti::{Header, read_header};
 use crate::data::preprocess::memory;
 use crate::data::preprocess::undo::{Back, Origin};
 use crate::data::preprocess::{Metadata, Plan, Prepared, Settings, prepare};

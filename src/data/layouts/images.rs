@@ -6,7 +6,7 @@
 
 use super::files::Files;
 use super::{Dataset, Labels, Layout, Problem, Source, Subject};
-use crate::data::image;
+use crate::data::formats::image;
 use anyhow::{Context, Result};
 use rayon::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};

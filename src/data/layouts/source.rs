@@ -1,9 +1,9 @@
 //! The bytes behind a [`Source`].
 
 use super::Source;
-use crate::data::nifti::Header;
+use crate::data::formats::nifti::Header;
+use crate::data::formats::{image, nifti};
 use crate::data::volume::Volume;
-use crate::data::{image, nifti};
 use crate::fs::open_zip;
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result};

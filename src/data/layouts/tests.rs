@@ -1,5 +1,5 @@
 use super::*;
-use crate::data::nifti::{DataType, write};
+use crate::data::formats::nifti::{DataType, write};
 use crate::data::volume::Volume;
 use ndarray::Array4;
 use std::fs;

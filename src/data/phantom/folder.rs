@@ -1,7 +1,7 @@
 //! Writing phantoms into a folder in a public dataset's layout; restartable, a subject counting once all its files are there.
 
 use super::{Phantom, Recipe, brain, fundus, part, retinopathy};
-use crate::data::nifti::{self, DataType};
+use crate::data::formats::nifti::{self, DataType};
 use crate::fs::write_atomic;
 use crate::rng::{Stream, rng};
 use anyhow::{Context, Result, bail, ensure};

@@ -1,5 +1,5 @@
 use super::*;
-use crate::data::nifti;
+use crate::data::formats::nifti;
 use std::fs;
 
 /// All 24 rotations of a cube: output axis `a` reads input axis `source[a]`, reversed where `flip[a]`.

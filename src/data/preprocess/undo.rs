@@ -175,8 +175,8 @@ pub fn argmax(probabilities: &[f32], out: &mut [u8]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::formats::nifti::{self, DataType};
     use crate::data::layouts::{LabelValue, Source, Subject};
-    use crate::data::nifti::{self, DataType};
     use crate::data::preprocess::{Dtype, Grid, Intensity, Plan, Settings, Threshold, prepare};
     use crate::data::volume::{Volume, to_ras};
     use crate::rng::{Rng, Stream, rng};

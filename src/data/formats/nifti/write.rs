@@ -152,7 +152,7 @@ fn quaternion(r: &[[f64; 3]; 3]) -> [f64; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::nifti::read;
+    use crate::data::formats::nifti::read;
     use ndarray::Array4;
 
     #[test]

@@ -3,8 +3,8 @@
 //! `H` counts rows from the top and `W` columns from the left, after the turn that the EXIF orientation asks for. A photograph has
 //! no place in the world: its affine is the identity, in pixels.
 
-use super::names::strip_ending;
-use super::volume::Volume;
+use crate::data::names::strip_ending;
+use crate::data::volume::Volume;
 use anyhow::{Context, Result, bail, ensure};
 use image::codecs::png::PngDecoder;
 use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader, Pixel};

@@ -1,0 +1,4 @@
+//! Files of scans and photographs, one format a file.
+
+pub mod image;
+pub mod nifti;
