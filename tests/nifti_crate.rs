@@ -2,7 +2,8 @@
 
 use ndarray::Array4;
 use nifti::{IntoNdArray, NiftiObject, ReaderOptions};
-use pretext3d::data::formats::nifti::{DataType, read, write};
+use pretext3d::data::formats::nifti::{DataType, write};
+use pretext3d::data::formats::open;
 use pretext3d::data::volume::Volume;
 
 #[test]
@@ -19,7 +20,7 @@ fn the_nifti_crate_reads_what_we_write() {
         assert_eq!(header.srow_x.map(f64::from), affine[0]);
         let voxels = theirs.into_volume().into_ndarray::<f32>().unwrap();
         assert_eq!(voxels.shape(), [5, 6, 7]);
-        let ours = read(&path).unwrap();
+        let ours = open(&path).unwrap().read().unwrap();
         for (index, &value) in ours.data.indexed_iter() {
             assert_eq!(value, data[index]);
             assert_eq!(value, voxels[[index.1, index.2, index.3]]);

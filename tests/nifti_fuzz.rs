@@ -8,6 +8,7 @@ use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
 use ndarray::Array4;
 use pretext3d::data::formats::nifti::{self, DataType};
+use pretext3d::data::formats::open_from;
 use pretext3d::data::volume::Volume;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -109,7 +110,7 @@ fn injure(bytes: &mut Vec<u8>, harm: &Harm) {
 fn damaged_files_neither_panic_nor_claim_memory() {
     let seeds = seeds();
     for seed in &seeds {
-        let whole = nifti::read_from("seed", &seed[..]).unwrap();
+        let whole = open_from("seed", &seed[..]).unwrap().read().unwrap();
         assert_eq!((whole.channels(), whole.shape(), whole.data[[1, 4, 5, 6]]), (2, [5, 6, 7], 27.0));
     }
     // Without sform and qform a NIfTI-2 file's voxels are as long as it says, though no square of that is a number.
@@ -117,7 +118,7 @@ fn damaged_files_neither_panic_nor_claim_memory() {
         let mut file = seeds[3].clone();
         file[112..120].copy_from_slice(&length.to_le_bytes());
         file[344..352].fill(0);
-        let error = nifti::read_from("seed", &file[..]).unwrap_err();
+        let error = open_from("seed", &file[..]).err().unwrap();
         assert!(format!("{error:#}").contains("voxel spacing pixdim[1]"), "{error:#}");
     }
     let config = ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() };
@@ -139,7 +140,7 @@ fn damaged_files_neither_panic_nor_claim_memory() {
             }
             let there = there.len().max(file.len());
             let before = ALLOCATOR.start();
-            let result = nifti::read_ras_from("scan.nii", &file[..]);
+            let result = open_from("scan.nii", &file[..]).and_then(|opened| opened.read_ras());
             let peak = ALLOCATOR.peak() - before;
             prop_assert!(peak < 16 * there + (1 << 20), "{peak} bytes allocated for {there}");
             match result {

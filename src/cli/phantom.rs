@@ -1,4 +1,4 @@
-use crate::data::formats::nifti;
+use crate::data::formats;
 use crate::data::phantom::{LabelMap, Recipe, generate};
 use crate::print::say;
 use anyhow::{Context, Result, ensure};
@@ -57,7 +57,7 @@ pub fn run(args: Args) -> Result<()> {
     let size = args.size.unwrap_or(96);
     let model = match (&args.from_labels, args.kind.unwrap_or(Kind::Brain)) {
         (Some(path), _) => {
-            let map = nifti::read(path)?;
+            let map = formats::open(path)?.read()?;
             let map = LabelMap::new(&map, args.size).with_context(|| path.display().to_string())?;
             Recipe::Labels { map: Box::new(map), contrasts: args.contrasts.unwrap_or(4) }
         }

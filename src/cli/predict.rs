@@ -1,7 +1,7 @@
 //! `predict`: scans to labels in their own space.
 
 use super::scans::{Done, ScanFlags, each_scan};
-use crate::data::formats::nifti::{write_classes, write_floats};
+use crate::data::formats::{write_classes, write_floats};
 use crate::dim::Shape;
 use crate::fs::{check_folder, check_writable};
 use crate::predict::inputs::Inputs;

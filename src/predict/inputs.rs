@@ -1,10 +1,8 @@
 //! Inputs of `predict`: files, datasets or a store, each as a preprocessed scan and the way back to its file.
 
 use crate::data::Scans;
-use crate::data::formats::image;
-use crate::data::formats::nifti::{Header, read_header};
+use crate::data::formats::{self, Header, image};
 use crate::data::layouts::{self, Labels, Layout, Problem, Reading, Source, Subject};
-use crate::data::names;
 use crate::data::preprocess::memory;
 use crate::data::preprocess::undo::{Back, Origin};
 use crate::data::preprocess::{Metadata, Plan, Prepared, Settings, prepare};
@@ -92,7 +90,7 @@ impl Inputs {
         );
         if let [file] = &files[..] {
             let photograph = Source::File(file.clone()).is_image();
-            let found = if photograph { image::channels(file)? } else { read_header(file)?.channels };
+            let found = if photograph { image::channels(file)? } else { Source::File(file.clone()).read_header()?.channels };
             // A grey photograph counts for a colour one.
             ensure!(
                 found == channels.len() || photograph && (found, channels.len()) == (1, 3),
@@ -218,7 +216,7 @@ impl Inputs {
 
 /// Name of a scan's file without its extension; `None` of another file.
 fn stem(path: &Path) -> Option<String> {
-    names::stem(path).or_else(|| image::stem(path))
+    formats::stem(path).or_else(|| image::stem(path))
 }
 
 /// A scan as a store would hold it.

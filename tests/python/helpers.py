@@ -2,6 +2,7 @@
 import csv
 import json
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from safetensors import safe_open
 
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("PRETEXT3D", ROOT / "target/debug/pretext3d")).resolve()
+DUMP = os.environ.get("SCAN_DUMP", str(ROOT / "target/debug/examples/scan_dump"))
 sys.path.insert(0, str(ROOT / "scripts"))
 
 
@@ -59,3 +61,14 @@ def rows(path):
     """Rows of a CSV file as dictionaries."""
     with open(path, newline="") as file:
         return list(csv.DictReader(file))
+
+
+def dump(files, out):
+    """Runs examples/scan_dump.rs once over all files: for each its JSON line and the stem of what it wrote."""
+    out.mkdir(exist_ok=True)
+    limit = lambda: resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))  # a header must not claim terabytes
+    run = subprocess.run([DUMP, str(out), *map(str, files)], capture_output=True, text=True, preexec_fn=limit)
+    assert run.returncode == 0, run.stderr
+    lines = [json.loads(line) for line in run.stdout.splitlines()]
+    assert len(lines) == len(files)
+    return [(line, out / str(n)) for n, line in enumerate(lines)]

@@ -1,4 +1,96 @@
-//! Files of scans and photographs, one format a file.
+//! Files of scans: which format one is in, told by its content, its header, and its voxels.
+//!
+//! A format is one file of this folder and one line of [`FORMATS`]. It says how its files begin, what a header means, and hands over the
+//! voxels as a stream of bytes in their stored type; everything else (compression, byte order, scale, orientation, limits) is done here
+//! for all. Photographs ([`image`]) are no volumes and have a door of their own.
 
+mod compression;
+mod header;
 pub mod image;
 pub mod nifti;
+mod open;
+mod voxels;
+mod write;
+
+pub use header::{Header, Stored};
+pub use open::{Opened, open, open_from};
+pub use write::{write_classes, write_floats};
+
+use super::names::strip_ending;
+use anyhow::Result;
+use open::Content;
+use std::fmt;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use voxels::Voxels;
+use write::Made;
+
+/// The formats that are read; one file is tried for them in this order.
+static FORMATS: [&Format; 2] = [&nifti::ANALYZE, &nifti::FORMAT];
+
+/// A format of files.
+pub struct Format {
+    /// As its users call it.
+    pub name: &'static str,
+    /// What names of its files end in, but for compression, in the order of preference.
+    endings: &'static [&'static str],
+    /// Those of them whose header says in which other files the voxels are.
+    headers: &'static [&'static str],
+    /// Whether a file whose content begins with these bytes, up to 512 of them, is one.
+    is: fn(&[u8]) -> bool,
+    /// Its header, and how to come by the voxels.
+    open: for<'a> fn(Content<'a>) -> Result<(Header, Voxels<'a>)>,
+    /// Ending of files that are written for its scans.
+    pub written: &'static str,
+    /// Whether the channels of such files lie side by side, voxel by voxel.
+    interleaves: bool,
+    /// Writes a whole file of `Made` in the space of a scan that has the header.
+    write: fn(&Header, &Made, &mut dyn Write) -> Result<()>,
+}
+
+impl fmt::Debug for Format {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+impl PartialEq for Format {
+    fn eq(&self, other: &Format) -> bool {
+        self.name == other.name
+    }
+}
+
+/// The name of a scan's file without its extension, whose case does not matter; `None` for any other file. Both files of a `.hdr` with
+/// `.img` count for one, which the header stands for.
+pub fn stem(path: &Path) -> Option<String> {
+    named(path).map(|(_, stem)| stem)
+}
+
+/// The format that a name promises, and the name without its extension.
+fn named(path: &Path) -> Option<(&'static Format, String)> {
+    let name = path.file_name()?.to_string_lossy();
+    let plain = compression::strip_ending(&name);
+    FORMATS.into_iter().find_map(|format| {
+        let stem = format.endings.iter().find_map(|ending| strip_ending(plain, ending))?;
+        Some((format, stem.to_string()))
+    })
+}
+
+/// The files beside a scan's that hold its voxels, as far as they are there.
+pub fn beside(path: &Path) -> Vec<PathBuf> {
+    if nifti::header_stem(path).is_some() {
+        return nifti::voxels_file(path).into_iter().collect();
+    }
+    let plain = path.to_string_lossy();
+    let plain = compression::strip_ending(&plain);
+    let header = FORMATS.iter().flat_map(|format| format.headers).any(|ending| strip_ending(plain, ending).is_some());
+    // What cannot be opened is found when it is read.
+    let opened = header.then(|| open(path)).and_then(Result::ok);
+    opened.map(|opened| opened.beside().to_vec()).unwrap_or_default()
+}
+
+/// What names of scans end in, for messages.
+pub fn endings() -> String {
+    let endings: Vec<&str> = FORMATS.iter().flat_map(|format| format.endings).copied().collect();
+    format!("{}, also with .gz", endings.join(", "))
+}

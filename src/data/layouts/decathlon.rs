@@ -4,6 +4,7 @@
 use super::description::{Description, Entry};
 use super::files::Files;
 use super::{Dataset, Labels, Layout, Problem, Source, Subject, UNNAMED};
+use crate::data::formats;
 use anyhow::{Context, Result};
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
@@ -56,7 +57,7 @@ pub fn open(files: Files, wanted: Labels) -> Result<Dataset> {
                 continue;
             }
             let id = entry.case().with_context(|| {
-                format!("{}: {} is not a .nii or .nii.gz file", description.path.display(), images[0].display())
+                format!("{}: {} is not a scan ({})", description.path.display(), images[0].display(), formats::endings())
             })?;
             let channels = images.into_iter().map(Source::File).collect();
             subjects.push(Subject {

@@ -1,7 +1,7 @@
 //! `dataset.json`, which the Decathlon and nnU-Net describe their datasets with.
 
 use super::{LabelValue, Labels};
-use crate::data::names::stem;
+use crate::data::formats::stem;
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;

@@ -1,7 +1,8 @@
 //! The files below a folder, sorted into what can be a scan and what cannot.
 
 use super::{Problem, Source, Subject};
-use crate::data::names::stem;
+use crate::data::formats::nifti::{header_stem, voxels_stem};
+use crate::data::formats::{self, stem};
 use anyhow::Result;
 use std::collections::HashSet;
 use std::io::ErrorKind;
@@ -110,12 +111,11 @@ impl Files {
 
     /// Sorts one file in; `images`: the `.img` files.
     fn add(&mut self, path: PathBuf, images: &mut Vec<PathBuf>) {
-        let extension = |e: &str| path.extension().is_some_and(|found| found.eq_ignore_ascii_case(e));
         if stem(&path).is_some() {
             self.scans.extend(self.scan(path));
-        } else if extension("zip") {
+        } else if path.extension().is_some_and(|found| found.eq_ignore_ascii_case("zip")) {
             self.zips.push(path);
-        } else if extension("img") {
+        } else if voxels_stem(&path).is_some() {
             images.push(path);
         } else {
             self.others.push(path);
@@ -131,18 +131,16 @@ impl Files {
 
     /// Takes out headers without voxels and voxels without a header.
     fn pair(&mut self, images: Vec<PathBuf>) {
-        let key = |path: &Path| path.with_extension("");
-        let voxels: HashSet<PathBuf> = images.iter().map(|p| key(p)).collect();
-        let is_header = |path: &Path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("hdr"));
-        let headers: HashSet<PathBuf> = self.scans.iter().filter(|s| is_header(&s.path)).map(|s| key(&s.path)).collect();
+        let voxels: HashSet<&str> = images.iter().filter_map(|path| voxels_stem(path)).collect();
+        let headers: HashSet<String> = self.scans.iter().filter_map(|s| header_stem(&s.path)).map(str::to_string).collect();
         self.scans.retain(|scan| {
-            let whole = !is_header(&scan.path) || voxels.contains(&key(&scan.path));
+            let whole = header_stem(&scan.path).is_none_or(|stem| voxels.contains(stem));
             if !whole {
                 self.problems.push(Problem::new(&scan.path, "a .hdr header without its .img beside it"));
             }
             whole
         });
-        for image in images.into_iter().filter(|p| !headers.contains(&key(p))) {
+        for image in images.iter().filter(|path| voxels_stem(path).is_some_and(|stem| !headers.contains(stem))) {
             self.problems.push(Problem::new(image, "an .img file without its .hdr beside it"));
         }
     }
@@ -160,6 +158,6 @@ impl Files {
         let own = self.root.join(super::description::NAME);
         let zips = self.zips.iter().filter(|_| with_zips);
         let others = self.others.iter().filter(|p| **p != own);
-        zips.chain(others).map(|p| Problem::new(p, "not a scan (.nii, .nii.gz, or .hdr with .img)")).collect()
+        zips.chain(others).map(|p| Problem::new(p, format!("not a scan ({})", formats::endings()))).collect()
     }
 }

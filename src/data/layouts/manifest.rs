@@ -1,7 +1,7 @@
 //! A CSV with one row a subject: columns `subject`, optionally `label` and `split`, and every other column one channel.
 
 use super::{Dataset, Layout, Source, Subject};
-use crate::data::names::stem;
+use crate::data::formats::{self, stem};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -97,7 +97,8 @@ fn source(folder: &Path, cell: &str) -> Result<Source> {
     };
     ensure!(
         stem(Path::new(name)).is_some(),
-        "expected a .nii, .nii.gz or .hdr file (columns other than subject, label and split are scans), found {name:?}"
+        "expected a scan ({}; columns other than subject, label and split are scans), found {name:?}",
+        formats::endings()
     );
     ensure!(path.is_file(), "{}: no such file", path.display());
     Ok(source)

@@ -13,6 +13,7 @@ pub mod segmentations;
 mod source;
 mod ukb;
 
+use crate::data::formats;
 use anyhow::{Context, Result, bail, ensure};
 use description::Description;
 use files::Files;
@@ -263,9 +264,9 @@ fn finish(mut dataset: Dataset, root: &Path, reading: Reading) -> Result<Dataset
     if dataset.subjects.is_empty() {
         let left_out: Vec<String> = dataset.problems.iter().chain(&dataset.ignored).take(3).map(Problem::to_string).collect();
         let looked_for = match dataset.layout {
-            Layout::Folder => "files ending in .nii, .nii.gz, or .hdr with .img",
+            Layout::Folder => &format!("files ending in {}", formats::endings()),
             Layout::Decathlon => "the images that dataset.json lists under `training` and `test`",
-            Layout::Brats => "files ending in _t1, _t1ce, _t2, _flair or in -t1n, -t1c, -t2w, -t2f (.nii or .nii.gz)",
+            Layout::Brats => "files ending in _t1, _t1ce, _t2, _flair or in -t1n, -t1c, -t2w, -t2f before a scan's ending",
             Layout::Nnunet => "imagesTr/CASE_0000 and imagesTs/CASE_0000 with dataset.json's file_ending",
             Layout::Ukb => "zip archives holding T1/T1.nii.gz",
             Layout::Images => "files ending in .png, .jpg, .jpeg, .tif or .tiff",

@@ -4,9 +4,11 @@
 use super::description::{Description, Entry};
 use super::files::{Files, Found, Scan};
 use super::{Dataset, Labels, Layout, Problem, Subject};
+use crate::data::formats;
 use crate::data::names::strip_ending;
 use anyhow::{Result, ensure};
 use std::collections::{BTreeMap, HashSet};
+use std::path::Path;
 
 /// Whether `training` lists files that are there for each channel only.
 pub fn is_version_1(description: &Description, files: &Files) -> bool {
@@ -25,8 +27,9 @@ pub fn open(files: Files, wanted: Labels) -> Result<Dataset> {
     let labels = description.labels(wanted)?;
     let ending = description.optional::<String>("file_ending")?;
     let ending = ending.or_else(|| files.scans.first().map(Scan::ending)).unwrap_or(".nii.gz".into());
-    let known = [".nii", ".nii.gz", ".hdr"].iter().any(|known| ending.eq_ignore_ascii_case(known));
-    ensure!(known, "{path}: `file_ending`: expected .nii, .nii.gz or .hdr, found {ending:?}");
+    // Such as `x.nii.gz`.
+    let known = formats::stem(Path::new(&format!("x{ending}"))).is_some_and(|stem| stem == "x");
+    ensure!(known, "{path}: `file_ending`: expected one of {}, found {ending:?}", formats::endings());
     ensure!(!description.has("dataset"), "{path}: a list of files under `dataset` is not supported; use a CSV manifest");
 
     let mut problems = files.problems.clone();

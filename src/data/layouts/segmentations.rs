@@ -2,7 +2,7 @@
 
 use super::files::Files;
 use super::{LabelValue, Layout, Problem, Source, folder, open, recognise};
-use crate::data::names;
+use crate::data::formats;
 use anyhow::{Result, bail, ensure};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -38,7 +38,7 @@ pub struct Pairs {
     pub without_truth: Vec<usize>,
 }
 
-/// Every NIfTI file below a folder. Errors: a folder that is not there or cannot be listed, no such file, an id that occurs
+/// Every scan below a folder. Errors: a folder that is not there or cannot be listed, no such file, an id that occurs
 /// twice.
 pub fn below(root: &Path) -> Result<Vec<Segmentation>> {
     ensure!(root.is_dir(), "{}: expected a folder", root.display());
@@ -53,7 +53,7 @@ fn plain(files: &Files) -> Result<Vec<Segmentation>> {
     if let Some(scan) = files.broken.first() {
         bail!("{}: {}", scan.path.display(), scan.broken());
     }
-    ensure!(!files.scans.is_empty(), "{root}: no segmentations found; looked for .nii, .nii.gz, or .hdr with .img");
+    ensure!(!files.scans.is_empty(), "{root}: no segmentations found; looked for {}", formats::endings());
     let mut seen = BTreeMap::new();
     for scan in &files.scans {
         let name = folder::without_label_word(&scan.stem).to_string();
@@ -86,7 +86,7 @@ pub fn truths(path: &Path) -> Result<Truths> {
     for subject in dataset.subjects {
         let Some(source) = subject.label else { continue };
         let file = match &source {
-            Source::File(path) => names::stem(path).unwrap_or_default(),
+            Source::File(path) => formats::stem(path).unwrap_or_default(),
             Source::Zip { .. } => String::new(),
         };
         let name = folder::without_label_word(&file).to_string();

@@ -1,15 +1,14 @@
 //! The bytes behind a [`Source`].
 
 use super::Source;
-use crate::data::formats::nifti::Header;
-use crate::data::formats::{image, nifti};
+use crate::data::formats::{self, Header, Opened, image};
 use crate::data::volume::Volume;
 use crate::fs::open_zip;
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result};
 use std::fs::File;
 use std::io::BufReader;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::UNIX_EPOCH;
 use zip::read::ZipFile;
 
@@ -39,8 +38,7 @@ impl Source {
     pub fn read(&self) -> Result<Volume> {
         match self {
             Source::File(path) if self.is_image() => image::read(path),
-            Source::File(path) => nifti::read(path),
-            Source::Zip { archive, member } => in_zip(archive, member, |file| nifti::read_from(&self.display(), file)),
+            _ => self.open(|opened| opened.read()),
         }
     }
 
@@ -48,16 +46,21 @@ impl Source {
     pub fn read_ras(&self) -> Result<(Volume, Orientation)> {
         match self {
             Source::File(path) if self.is_image() => Ok((image::read(path)?, Orientation::IDENTITY)),
-            Source::File(path) => nifti::read_ras(path),
-            Source::Zip { archive, member } => in_zip(archive, member, |file| nifti::read_ras_from(&self.display(), file)),
+            _ => self.open(|opened| opened.read_ras()),
         }
     }
 
     /// The header alone.
     pub fn read_header(&self) -> Result<Header> {
+        self.open(|opened| Ok(opened.header().clone()))
+    }
+
+    fn open<T>(&self, use_it: impl FnOnce(Opened) -> Result<T>) -> Result<T> {
         match self {
-            Source::File(path) => nifti::read_header(path),
-            Source::Zip { archive, member } => in_zip(archive, member, |file| nifti::read_header_from(&self.display(), file)),
+            Source::File(path) => use_it(formats::open(path)?),
+            Source::Zip { archive, member } => {
+                in_zip(archive, member, |file| use_it(formats::open_from(&self.display(), file)?))
+            }
         }
     }
 
@@ -69,13 +72,13 @@ impl Source {
         }
     }
 
-    /// Changes when the content does: size and modification time of a file (of both for `.hdr` with `.img`), size and CRC of
+    /// Changes when the content does: size and modification time of a file (of all files that a scan consists of), size and CRC of
     /// a member of an archive.
     pub fn fingerprint(&self) -> Result<String> {
         match self {
             Source::File(path) => {
                 let mut print = stamp(path)?;
-                if let Some(voxels) = voxels_of(path) {
+                for voxels in formats::beside(path) {
                     print += &format!("+{}", stamp(&voxels)?);
                 }
                 Ok(print)
@@ -99,11 +102,4 @@ fn stamp(path: &Path) -> Result<String> {
     let data = path.metadata().with_context(|| format!("{}: cannot be opened", path.display()))?;
     let time = data.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
     Ok(format!("{}-{}", data.len(), time.as_nanos()))
-}
-
-/// The `.img` beside a `.hdr`, in whatever case it is written.
-fn voxels_of(path: &Path) -> Option<PathBuf> {
-    let is = |path: &Path, extension: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(extension));
-    let beside = is(path, "hdr").then(|| path.parent()?.read_dir().ok())??;
-    beside.flatten().map(|e| e.path()).find(|p| is(p, "img") && p.file_stem() == path.file_stem())
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::data::formats::nifti;
+use crate::data::formats;
 use std::fs;
 
 /// All 24 rotations of a cube: output axis `a` reads input axis `source[a]`, reversed where `flip[a]`.
@@ -183,8 +183,9 @@ fn a_label_map_keeps_its_values_and_place() {
     let map = Volume { data, affine };
     let model = Recipe::Labels { map: Box::new(LabelMap::new(&map, None).unwrap()), contrasts: 2 };
     generate(&model, 2, 0, temporary.path(), Some(2), || ()).unwrap();
-    let [t1, t2, seg] = ["t1", "t1ce", "seg"]
-        .map(|name| nifti::read(&temporary.path().join(format!("labels_0001/labels_0001_{name}.nii.gz"))).unwrap());
+    let [t1, t2, seg] = ["t1", "t1ce", "seg"].map(|name| {
+        formats::open(&temporary.path().join(format!("labels_0001/labels_0001_{name}.nii.gz"))).unwrap().read().unwrap()
+    });
     assert_eq!(seg.data.dim(), map.data.dim());
     let moved = seg.data.iter().zip(&map.data).filter(|(a, b)| a != b).count();
     assert!((100..20_000).contains(&moved), "{moved} voxels changed");

@@ -1,131 +1,105 @@
 //! The header of both versions, checked.
 
-use super::{NIFTI1, NIFTI2};
-use crate::data::volume::{Affine, rotation, spacing};
+use super::{FORMAT, NIFTI1, NIFTI2};
+use crate::data::formats::{Header, Stored};
+use crate::data::volume::{Affine, rotation};
 use crate::dim::Shape;
 use anyhow::{Context, Result, bail, ensure};
 use std::io::Read;
 
-/// How a file stores its voxels.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Stored {
-    Uint8,
-    Int8,
-    Uint16,
-    Int16,
-    Uint32,
-    Int32,
-    Uint64,
-    Int64,
-    Float32,
-    Float64,
+/// Types of voxels and their code in the header's `datatype`.
+const TYPES: [(i16, Stored); 10] = [
+    (2, Stored::Uint8),
+    (4, Stored::Int16),
+    (8, Stored::Int32),
+    (16, Stored::Float32),
+    (64, Stored::Float64),
+    (256, Stored::Int8),
+    (512, Stored::Uint16),
+    (768, Stored::Uint32),
+    (1024, Stored::Int64),
+    (1280, Stored::Uint64),
+];
+
+/// From the header's `datatype`.
+fn stored(code: i16) -> Result<Stored> {
+    if let Some((_, stored)) = TYPES.iter().find(|(known, _)| *known == code) {
+        return Ok(*stored);
+    }
+    let unsupported = match code {
+        1 => "binary",
+        32 => "complex64",
+        128 => "RGB",
+        1536 => "float128",
+        1792 => "complex128",
+        2048 => "complex256",
+        2304 => "RGBA",
+        _ => "unknown",
+    };
+    bail!("data type {unsupported} (code {code}), expected integers of 8 to 64 bits, float32 or float64");
 }
 
-impl Stored {
-    /// From the header's `datatype`.
-    fn from_code(code: i16) -> Result<Stored> {
-        let unsupported = match code {
-            2 => return Ok(Stored::Uint8),
-            4 => return Ok(Stored::Int16),
-            8 => return Ok(Stored::Int32),
-            16 => return Ok(Stored::Float32),
-            64 => return Ok(Stored::Float64),
-            256 => return Ok(Stored::Int8),
-            512 => return Ok(Stored::Uint16),
-            768 => return Ok(Stored::Uint32),
-            1024 => return Ok(Stored::Int64),
-            1280 => return Ok(Stored::Uint64),
-            1 => "binary",
-            32 => "complex64",
-            128 => "RGB",
-            1536 => "float128",
-            1792 => "complex128",
-            2048 => "complex256",
-            2304 => "RGBA",
-            _ => "unknown",
-        };
-        bail!("data type {unsupported} (code {code}), expected integers of 8 to 64 bits, float32 or float64");
-    }
-
-    /// Bytes a voxel.
-    pub fn size(self) -> usize {
-        match self {
-            Stored::Uint8 | Stored::Int8 => 1,
-            Stored::Uint16 | Stored::Int16 => 2,
-            Stored::Uint32 | Stored::Int32 | Stored::Float32 => 4,
-            Stored::Uint64 | Stored::Int64 | Stored::Float64 => 8,
-        }
-    }
+/// The code of a type.
+pub fn code(stored: Stored) -> i16 {
+    TYPES.iter().find(|(_, known)| *known == stored).expect("every type has a code").0
 }
 
-/// What a header says about its voxels.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Header {
-    /// Spatial extent `[i, j, k]`.
-    pub shape: Shape,
-    /// Extent of the fourth axis; 1 for a 3D file.
-    pub channels: usize,
-    pub stored: Stored,
-    /// Voxel index to RAS+ millimetres, whatever the header's unit: the sform if there is one, else the qform, else the spacing alone with
-    /// the world's origin in the centre and the first axis to the left, as nibabel has it.
-    pub affine: Affine,
-    /// `(slope, intercept)` to apply to stored values; `None` if they are the values.
-    pub scale: Option<(f64, f64)>,
-    pub big_endian: bool,
+/// A header of either version, and where its voxels are.
+pub struct Parsed {
+    pub header: Header,
     /// Where the voxels begin, in this file or, for a pair, in the `.img` file.
-    pub(super) offset: u64,
+    pub offset: u64,
     /// Whether the voxels are in a separate `.img` file.
-    pub(super) pair: bool,
-    /// The header as it is in the file.
-    pub(super) raw: Vec<u8>,
-    /// Bytes of all voxels.
-    pub(super) bytes: usize,
+    pub pair: bool,
 }
 
-impl Header {
-    /// Distance between neighbouring voxels along each axis, in millimetres.
-    pub fn spacing(&self) -> [f64; 3] {
-        spacing(&self.affine)
-    }
+/// The bytes of a header of either version, from the beginning of a stream.
+pub fn read_header(stream: &mut dyn Read) -> Result<Vec<u8>> {
+    let mut bytes = Vec::with_capacity(NIFTI2);
+    stream.take(NIFTI1 as u64).read_to_end(&mut bytes).context("reading the header")?;
+    let Some((size, _)) = size(&bytes) else {
+        let start = bytes[..bytes.len().min(16)].escape_ascii();
+        bail!("not a NIfTI file: it begins with \"{start}\", expected a header size of {NIFTI1} or {NIFTI2}")
+    };
+    stream.take((size - NIFTI1) as u64).read_to_end(&mut bytes).context("reading the header")?;
+    ensure!(bytes.len() == size, "file ends after {} bytes of header, expected {size}", bytes.len());
+    Ok(bytes)
+}
 
-    /// Reads from the beginning of an uncompressed stream. Errors say what is wrong, but not in which file.
-    pub(super) fn parse(stream: &mut dyn Read) -> Result<Header> {
-        let mut bytes = Vec::with_capacity(NIFTI2);
-        stream.take(NIFTI1 as u64).read_to_end(&mut bytes).context("reading the header")?;
-        ensure!(!bytes.is_empty(), "empty file, expected a NIfTI header");
-        let size: [u8; 4] = bytes.get(..4).and_then(|b| b.try_into().ok()).unwrap_or_default();
-        let (size, big) = match (u32::from_le_bytes(size) as usize, u32::from_be_bytes(size) as usize) {
-            (n @ (NIFTI1 | NIFTI2), _) => (n, false),
-            (_, n @ (NIFTI1 | NIFTI2)) => (n, true),
-            _ => {
-                let start = bytes[..bytes.len().min(16)].escape_ascii();
-                bail!("not a NIfTI file: it begins with \"{start}\", expected a header size of {NIFTI1} or {NIFTI2}")
-            }
-        };
-        stream.take((size - NIFTI1) as u64).read_to_end(&mut bytes).context("reading the header")?;
-        ensure!(bytes.len() == size, "file ends after {} bytes of header, expected {size}", bytes.len());
-        let fields = Fields { bytes: &bytes, big };
-        if size == NIFTI1 { fields.nifti1() } else { fields.nifti2() }
+/// Errors say what is wrong, but not in which file.
+pub fn parse(bytes: &[u8]) -> Result<Parsed> {
+    let fields = Fields::new(bytes).context("a NIfTI header")?;
+    if bytes.len() == NIFTI1 { fields.nifti1() } else { fields.nifti2() }
+}
+
+/// The size that a header says it has, and whether it is big-endian; `None`: not the beginning of one.
+pub fn size(start: &[u8]) -> Option<(usize, bool)> {
+    let size: [u8; 4] = start.get(..4)?.try_into().ok()?;
+    match (u32::from_le_bytes(size) as usize, u32::from_be_bytes(size) as usize) {
+        (n @ (NIFTI1 | NIFTI2), _) => Some((n, false)),
+        (_, n @ (NIFTI1 | NIFTI2)) => Some((n, true)),
+        _ => None,
     }
 }
 
 /// Access to a header's fields by their offset.
-struct Fields<'a> {
+pub struct Fields<'a> {
     bytes: &'a [u8],
     big: bool,
 }
 
 /// The fields that both versions have, in one type.
-struct Common {
+pub struct Common {
     dim: [i64; 8],
     datatype: i16,
     pixdim: [f64; 8],
     offset: f64,
-    scale: [f64; 2],
+    /// Slope, intercept.
+    pub scale: [f64; 2],
     /// `xyzt_units`.
-    units: i32,
+    pub units: i32,
     /// qform, sform.
-    codes: [i32; 2],
+    pub codes: [i32; 2],
     /// Quaternion b, c, d, then the three offsets.
     qform: [f64; 6],
     sform: [f64; 12],
@@ -133,7 +107,13 @@ struct Common {
     tolerance: f64,
 }
 
-impl Fields<'_> {
+impl<'a> Fields<'a> {
+    /// `None` unless the bytes are a whole header.
+    pub fn new(bytes: &'a [u8]) -> Option<Self> {
+        let (_, big) = size(bytes).filter(|(size, _)| *size == bytes.len())?;
+        Some(Fields { bytes, big })
+    }
+
     fn raw<const N: usize>(&self, at: usize) -> [u8; N] {
         let mut bytes: [u8; N] = self.bytes[at..at + N].try_into().expect("inside the header");
         if self.big {
@@ -142,11 +122,11 @@ impl Fields<'_> {
         bytes
     }
 
-    fn i16(&self, at: usize) -> i16 {
+    pub fn i16(&self, at: usize) -> i16 {
         i16::from_le_bytes(self.raw(at))
     }
 
-    fn i32(&self, at: usize) -> i32 {
+    pub fn i32(&self, at: usize) -> i32 {
         i32::from_le_bytes(self.raw(at))
     }
 
@@ -154,7 +134,7 @@ impl Fields<'_> {
         i64::from_le_bytes(self.raw(at))
     }
 
-    fn f32s<const N: usize>(&self, at: usize) -> [f64; N] {
+    pub fn f32s<const N: usize>(&self, at: usize) -> [f64; N] {
         std::array::from_fn(|i| f32::from_le_bytes(self.raw(at + 4 * i)) as f64)
     }
 
@@ -162,17 +142,19 @@ impl Fields<'_> {
         std::array::from_fn(|i| f64::from_le_bytes(self.raw(at + 8 * i)))
     }
 
-    fn nifti1(&self) -> Result<Header> {
+    fn nifti1(&self) -> Result<Parsed> {
         let pair = match &self.bytes[344..348] {
             b"n+1\0" => false,
             b"ni1\0" => true,
-            b"\0\0\0\0" => {
-                bail!("ANALYZE 7.5 header (no magic), expected NIfTI; an ANALYZE file does not tell left from right")
-            }
             other => bail!("magic \"{}\", expected \"n+1\" or \"ni1\"", other.escape_ascii()),
         };
+        self.common1().check(self, pair)
+    }
+
+    /// The fields of NIfTI-1, most of which ANALYZE has in the same places.
+    pub fn common1(&self) -> Common {
         let [offset, slope, inter] = self.f32s(108);
-        let common = Common {
+        Common {
             dim: std::array::from_fn(|a| self.i16(40 + 2 * a) as i64),
             datatype: self.i16(70),
             pixdim: self.f32s(76),
@@ -183,11 +165,10 @@ impl Fields<'_> {
             qform: self.f32s(256),
             sform: self.f32s(280),
             tolerance: 3.0 * f32::EPSILON as f64,
-        };
-        common.check(self, pair)
+        }
     }
 
-    fn nifti2(&self) -> Result<Header> {
+    fn nifti2(&self) -> Result<Parsed> {
         let pair = match &self.bytes[4..8] {
             b"n+2\0" => false,
             b"ni2\0" => true,
@@ -217,12 +198,9 @@ impl Fields<'_> {
 }
 
 impl Common {
-    fn check(&self, fields: &Fields, pair: bool) -> Result<Header> {
+    pub fn check(&self, fields: &Fields, pair: bool) -> Result<Parsed> {
         let (shape, channels) = self.extents()?;
-        let stored = Stored::from_code(self.datatype)?;
-        let product = |a: usize, b: usize| a.checked_mul(b);
-        let bytes = shape.into_iter().chain([channels]).try_fold(stored.size(), product);
-        let bytes = bytes.with_context(|| format!("extents {shape:?} with {channels} channels overflow"))?;
+        let stored = stored(self.datatype)?;
         // A single file's voxels come after its header and the four bytes of the extension flag.
         let first = if pair { 0 } else { fields.bytes.len() + 4 };
         let whole = self.offset.fract() == 0.0 && self.offset < 2f64.powi(53);
@@ -234,18 +212,18 @@ impl Common {
         let unit = self.millimetres()?;
         affine[..3].iter_mut().flatten().for_each(|v| *v *= unit);
         rotation(&affine).with_context(|| format!("{} of the header", self.affine_name()))?;
-        Ok(Header {
+        let header = Header {
+            format: &FORMAT,
             shape,
             channels,
+            interleaved: None,
             stored,
             affine,
             scale: (scaled && (slope, inter) != (1.0, 0.0)).then_some((slope, inter)),
             big_endian: fields.big,
-            offset: self.offset as u64,
-            pair,
             raw: fields.bytes.to_vec(),
-            bytes,
-        })
+        };
+        Ok(Parsed { header, offset: self.offset as u64, pair })
     }
 
     fn extents(&self) -> Result<(Shape, usize)> {

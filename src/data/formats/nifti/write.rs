@@ -1,13 +1,11 @@
 //! Writing NIfTI-1.
 
 use super::NIFTI1;
-use crate::data::volume::{Affine, Strides, Volume, determinant, gather, rotation, spacing};
+use crate::data::formats::voxels::encode;
+use crate::data::formats::write::write_file;
+use crate::data::volume::{Affine, Volume, determinant, rotation, spacing};
 use crate::dim::Shape;
-use crate::fs::write_atomic;
 use anyhow::{Context, Result, bail, ensure};
-use flate2::{Compression, write::GzEncoder};
-use ndarray::ArrayView4;
-use std::io::Write;
 use std::path::Path;
 
 /// How voxels are stored.
@@ -32,26 +30,12 @@ pub fn write(path: &Path, volume: &Volume, kind: DataType) -> Result<()> {
     let voxels = match kind {
         DataType::Uint8 => integers(volume, 0.0, 255.0, "uint8", |v| [v as u8]),
         DataType::Int16 => integers(volume, -32768.0, 32767.0, "int16", |v| (v as i16).to_le_bytes()),
-        DataType::Float32 => Ok(encode(volume.data.view(), f32::to_le_bytes)),
+        DataType::Float32 => Ok(encode(volume.data.view(), false, f32::to_le_bytes)),
     }
     .with_context(named)?;
-    write_bytes(path, &header, &voxels)
-}
-
-/// Writes a whole file, compressed if its name ends in `.gz`.
-pub(super) fn write_bytes(path: &Path, header: &[u8], voxels: &[u8]) -> Result<()> {
-    let gz = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("gz"));
-    write_atomic(path, |file| {
-        if gz {
-            let mut stream = GzEncoder::new(file, Compression::fast());
-            stream.write_all(header)?;
-            stream.write_all(voxels)?;
-            stream.finish()?;
-        } else {
-            file.write_all(header)?;
-            file.write_all(voxels)?;
-        }
-        Ok(())
+    write_file(path, |file| {
+        file.write_all(&header)?;
+        Ok(file.write_all(&voxels)?)
     })
 }
 
@@ -68,21 +52,7 @@ fn integers<const N: usize>(
         let (at, v) = volume.data.indexed_iter().find(|&(_, &v)| !fits(v)).expect("one does not fit");
         bail!("voxel {at:?} is {v}, expected {low} to {high} for {name}");
     }
-    Ok(encode(volume.data.view(), |v| bytes(v.round_ties_even())))
-}
-
-/// Voxels `[C, i, j, k]`, in file order: the first axis fastest, channels last.
-pub(super) fn encode<T: Copy, const N: usize>(data: ArrayView4<T>, bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
-    let (_, i, j, k) = data.dim();
-    let data = data.as_standard_layout();
-    let data = data.as_slice().expect("standard layout");
-    let mut out = vec![0; data.len() * N];
-    let (voxels, _) = out.as_chunks_mut::<N>();
-    let file_order = Strides { base: 0, step: [1, k as isize, (j * k) as isize] };
-    for (from, to) in data.chunks_exact(i * j * k).zip(voxels.chunks_exact_mut(i * j * k)) {
-        gather(from, file_order, [k, j, i], to, &bytes);
-    }
-    out
+    Ok(encode(volume.data.view(), false, |v| bytes(v.round_ties_even())))
 }
 
 pub(super) fn header(shape: Shape, channels: usize, affine: &Affine, kind: DataType) -> Result<[u8; OFFSET]> {
@@ -152,7 +122,7 @@ fn quaternion(r: &[[f64; 3]; 3]) -> [f64; 4] {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::formats::nifti::read;
+    use crate::data::formats::open;
     use ndarray::Array4;
 
     #[test]
@@ -163,7 +133,7 @@ mod tests {
         let volume = |values: [f32; 4]| Volume { data: Array4::from_shape_vec((1, 1, 2, 2), values.to_vec()).unwrap(), affine };
         for (kind, low, high) in [(DataType::Uint8, 0.0, 255.0), (DataType::Int16, -32768.0, 32767.0)] {
             write(&path, &volume([low - 0.5, high + 0.25, 1.5, 2.5]), kind).unwrap();
-            let back = read(&path).unwrap();
+            let back = open(&path).unwrap().read().unwrap();
             assert_eq!(back.data.as_slice().unwrap(), [low, high, 2.0, 2.0]);
             assert_eq!(back.affine, affine);
             for bad in [low - 0.6, high + 0.6, f32::NAN, f32::INFINITY] {
@@ -177,6 +147,6 @@ mod tests {
         assert!(error.contains("scan.nii.gz") && error.contains("singular"), "{error}");
         let empty = Volume { data: Array4::zeros((1, 0, 2, 2)), affine };
         assert!(write(&path, &empty, DataType::Float32).is_err());
-        assert_eq!(read(&path).unwrap().data[[0, 0, 0, 1]], 32767.0, "a refused write leaves the file");
+        assert_eq!(open(&path).unwrap().read().unwrap().data[[0, 0, 0, 1]], 32767.0, "a refused write leaves the file");
     }
 }

@@ -105,7 +105,7 @@ fn broken_descriptions() {
         (decathlon(r#""0": "background""#, r#""5": "background""#), &["expected 0 (background)", "Some(1)"]),
         (decathlon(r#""0": "background""#, r#""o": "background""#), &["whole number", "\"o\""]),
         (decathlon(r#"[{"image""#, r#"[{"picture""#), &["`training`", "`image` and `label`"]),
-        (decathlon("imagesTr/a.nii.gz", "dataset.json"), &["dataset.json is not a .nii"]),
+        (decathlon("imagesTr/a.nii.gz", "dataset.json"), &["dataset.json is not a scan (.nii"]),
         (decathlon("imagesTr/b.nii.gz", "imagesTr/a.nii.gz"), &["duplicate subject `a`"]),
         (nnunet(r#""background": 0, "whole": [1, 2]"#, ".nii"), &["region [1,2]", "whole"]),
         (nnunet(r#""background": 0, "a": 1, "b": 1"#, ".nii"), &["`a` and `b` share the value 1"]),

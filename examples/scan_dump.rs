@@ -1,21 +1,23 @@
-//! What the NIfTI reader makes of files, for comparison with other readers.
+//! What the readers make of files, for comparison with others.
 //!
-//! `nifti_dump OUT FILE...` prints one JSON line a file: what was read, or the error. Voxels go to `OUT/<n>.native.f32` and
+//! `scan_dump OUT FILE...` prints one JSON line a file: what was read, or the error. Voxels go to `OUT/<n>.native.f32` and
 //! `OUT/<n>.ras.f32`, `[C, i, j, k]` in little-endian order, and the volume is written again, as
 //! `OUT/<n>.copy.nii.gz`: in the file's own type if that is uint8 or int16 without a scale, else as float32. Into the file's
 //! own space are written, classes being the row-major voxel number modulo 3: `OUT/<n>.bytes.nii` with the values 0, 1, 4,
-//! `OUT/<n>.shorts.nii.gz` with 0, -5, 300, and `OUT/<n>.floats.nii.gz`, two channels of half the class and its negative.
+//! `OUT/<n>.shorts.nii.gz` with 0, -5, 300, and `OUT/<n>.floats.nii.gz`, two channels of half the class and its negative; of a format
+//! that has its own ending with that.
 
 use anyhow::{Context, Result, ensure};
 use ndarray::{Array3, Axis, stack};
-use pretext3d::data::formats::nifti::{self, DataType, Stored};
+use pretext3d::data::formats::nifti::{self, DataType};
+use pretext3d::data::formats::{Stored, open, write_classes, write_floats};
 use pretext3d::data::volume::Volume;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
 fn main() -> Result<()> {
     let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
-    let out = arguments.next().context("usage: nifti_dump OUT FILE...")?;
+    let out = arguments.next().context("usage: scan_dump OUT FILE...")?;
     for (n, file) in arguments.enumerate() {
         let line = dump(&file, &out.join(n.to_string())).unwrap_or_else(|error| json!({ "error": format!("{error:#}") }));
         println!("{line}");
@@ -24,8 +26,8 @@ fn main() -> Result<()> {
 }
 
 fn dump(file: &Path, out: &Path) -> Result<Value> {
-    let header = nifti::read_header(file)?;
-    let native = nifti::read(file)?;
+    let header = open(file)?.header().clone();
+    let native = open(file)?.read()?;
     save(&native, &out.with_extension("native.f32"))?;
     let kind = match (header.stored, header.scale) {
         (Stored::Uint8, None) => DataType::Uint8,
@@ -35,21 +37,20 @@ fn dump(file: &Path, out: &Path) -> Result<Value> {
     nifti::write(&out.with_extension("copy.nii.gz"), &native, kind)?;
     let classes =
         Array3::from_shape_vec(header.shape, (0..native.data.len() / header.channels).map(|v| (v % 3) as u8).collect())?;
-    nifti::write_classes(&out.with_extension("bytes.nii"), &header, classes.view(), &[0, 1, 4])?;
-    nifti::write_classes(&out.with_extension("shorts.nii.gz"), &header, classes.view(), &[0, -5, 300])?;
+    let own = header.format.written;
+    let written = |name: &str| out.with_extension(format!("{name}{own}"));
+    let bytes = if own == ".nii.gz" { out.with_extension("bytes.nii") } else { written("bytes") };
+    write_classes(&bytes, &header, classes.view(), &[0, 1, 4])?;
+    write_classes(&written("shorts"), &header, classes.view(), &[0, -5, 300])?;
     let halves = classes.mapv(|class| f32::from(class) / 2.0);
-    nifti::write_floats(
-        &out.with_extension("floats.nii.gz"),
-        &header,
-        stack(Axis(0), &[halves.view(), (-&halves).view()])?.view(),
-    )?;
+    write_floats(&written("floats"), &header, stack(Axis(0), &[halves.view(), (-&halves).view()])?.view())?;
     let (codes, non_finite) = (native.axis_codes()?, native.non_finite());
     let mut line = json!({
-        "shape": native.data.shape(), "header_shape": header.shape, "channels": header.channels,
+        "format": header.format.name, "written": own, "shape": native.data.shape(), "header_shape": header.shape, "channels": header.channels,
         "spacing": native.spacing(), "affine": native.affine, "codes": codes, "non_finite": non_finite,
     });
     let (ras, orientation) = native.to_ras()?;
-    let (once, same) = nifti::read_ras(file)?;
+    let (once, same) = open(file)?.read_ras()?;
     ensure!(bits(&once) == bits(&ras) && once.affine == ras.affine && same == orientation, "read_ras differs from to_ras");
     save(&ras, &out.with_extension("ras.f32"))?;
     line["ras_shape"] = json!(ras.data.shape());

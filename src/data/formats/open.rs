@@ -1,0 +1,99 @@
+//! The door through which every scan's file is read.
+
+use super::compression::decompressed;
+use super::voxels::{Voxels, decode, read_raw};
+use super::{FORMATS, Header, named, nifti};
+use crate::data::volume::{Volume, to_ras};
+use crate::transform::spatial::Orientation;
+use anyhow::{Context, Result, bail, ensure};
+use std::fs::File;
+use std::io::{BufRead, Cursor, Read};
+use std::path::{Path, PathBuf};
+
+/// Bytes of a file's beginning that tell its format.
+const START: usize = 512;
+
+/// What a file holds, decompressed.
+pub struct Content<'a> {
+    /// From the first byte on.
+    pub stream: Box<dyn BufRead + 'a>,
+    /// The file, where it is no member of an archive: its voxels may be in others beside it.
+    pub path: Option<PathBuf>,
+}
+
+/// A file whose header is read and checked.
+pub struct Opened<'a> {
+    /// For messages.
+    name: String,
+    header: Header,
+    /// Of all voxels.
+    bytes: usize,
+    voxels: Voxels<'a>,
+}
+
+/// Opens a scan's file, of whatever format, and reads its header. The content tells the format and the compression; only where it says
+/// nothing, the name chooses whose error is given. Of a `.hdr` with `.img` either may be named.
+///
+/// Errors name the file, what was expected and what was found. Memory follows the bytes that are there, not what a header claims.
+pub fn open(path: &Path) -> Result<Opened<'static>> {
+    let open = || {
+        let path = nifti::header_file(path)?;
+        open_content(Content { stream: decompressed(File::open(&path)?)?, path: Some(path) })
+    };
+    let name = path.display().to_string();
+    let (header, bytes, voxels) = open().with_context(|| name.clone())?;
+    Ok(Opened { name, header, bytes, voxels })
+}
+
+/// As [`open`], of a stream, e.g. a member of an archive, whose voxels must be in it. `name` is for messages.
+pub fn open_from<'a>(name: &str, reader: impl Read + 'a) -> Result<Opened<'a>> {
+    let open = decompressed(reader).and_then(|stream| open_content(Content { stream, path: None }));
+    let (header, bytes, voxels) = open.with_context(|| name.to_string())?;
+    Ok(Opened { name: name.into(), header, bytes, voxels })
+}
+
+fn open_content(content: Content) -> Result<(Header, usize, Voxels)> {
+    let Content { mut stream, path } = content;
+    let mut start = Vec::with_capacity(START);
+    (&mut stream).take(START as u64).read_to_end(&mut start).context("reading the header")?;
+    ensure!(!start.is_empty(), "empty file, expected a scan");
+    let by_content = FORMATS.into_iter().find(|format| (format.is)(&start));
+    let by_name = || path.as_deref().and_then(named).map(|(format, _)| format);
+    let Some(format) = by_content.or_else(by_name) else {
+        let names: Vec<&str> = FORMATS.iter().map(|format| format.name).collect();
+        let begins = start[..start.len().min(16)].escape_ascii();
+        bail!("not a scan: it begins with \"{begins}\", expected {}", names.join(", "))
+    };
+    let stream = Box::new(Cursor::new(start).chain(stream));
+    let (header, voxels) = (format.open)(Content { stream, path })?;
+    let bytes = header.bytes()?;
+    Ok((header, bytes, voxels))
+}
+
+impl Opened<'_> {
+    pub fn header(&self) -> &Header {
+        &self.header
+    }
+
+    /// The files beside the header's that hold the voxels, as far as they are there.
+    pub fn beside(&self) -> &[PathBuf] {
+        &self.voxels.beside
+    }
+
+    /// The scan as it is stored. Values have slope and intercept applied; NaN and infinite ones are kept ([`Volume::non_finite`] counts them).
+    pub fn read(self) -> Result<Volume> {
+        self.turned(Orientation::IDENTITY)
+    }
+
+    /// As [`Opened::read`] and then [`Volume::to_ras`], in one pass.
+    pub fn read_ras(self) -> Result<(Volume, Orientation)> {
+        let orientation = to_ras(&self.header.affine).with_context(|| self.name.clone())?;
+        Ok((self.turned(orientation)?, orientation))
+    }
+
+    fn turned(self, orientation: Orientation) -> Result<Volume> {
+        let Opened { name, header, bytes, voxels } = self;
+        let raw = read_raw(voxels, &header, bytes).with_context(|| name)?;
+        Ok(decode(raw, &header, orientation))
+    }
+}

@@ -1,0 +1,141 @@
+//! Voxels between a file's bytes and memory.
+
+use super::{Header, Stored};
+use crate::data::volume::{Strides, Volume, gather, permute_affine};
+use crate::dim::voxels;
+use crate::transform::spatial::Orientation;
+use anyhow::{Context, Result, ensure};
+use ndarray::{Array4, ArrayView4};
+use std::io::{self, Read};
+use std::path::PathBuf;
+
+/// How to come by the voxels of a file whose header is read.
+pub struct Voxels<'a> {
+    /// Gives the bytes from the first voxel on, decompressed, in the stored type; what follows the last voxel does not matter.
+    pub open: Box<dyn FnOnce() -> Result<Box<dyn Read + 'a>> + 'a>,
+    /// The files that hold them, as far as they are there, if it is not the header's.
+    pub beside: Vec<PathBuf>,
+}
+
+impl<'a> Voxels<'a> {
+    /// In the header's own file, after this many bytes more.
+    pub fn here(mut stream: impl Read + 'a, skip: u64) -> Voxels<'a> {
+        let open = move || {
+            skip_bytes(&mut stream, skip)?;
+            Ok(Box::new(stream) as Box<dyn Read>)
+        };
+        Voxels { open: Box::new(open), beside: vec![] }
+    }
+}
+
+/// Errors if the stream has fewer bytes.
+pub fn skip_bytes(stream: &mut dyn Read, n: u64) -> Result<()> {
+    let skipped = io::copy(&mut stream.take(n), &mut io::sink()).context("reading up to the voxels")?;
+    ensure!(skipped == n, "file ends {} bytes before its voxels begin", n - skipped);
+    Ok(())
+}
+
+/// The bytes of all voxels. The buffer grows with what arrives, so that a header cannot claim memory.
+pub fn read_raw(voxels: Voxels, header: &Header, bytes: usize) -> Result<Vec<u8>> {
+    let expected = || {
+        let (shape, channels, stored) = (header.shape, header.interleaved.unwrap_or(header.channels), header.stored);
+        format!("expected {bytes} bytes of voxels ({shape:?} x {channels} {stored:?})")
+    };
+    // Of several files the one that fails names itself.
+    let beside = <[_; 1]>::try_from(voxels.beside.clone()).ok();
+    let read = || {
+        let mut stream = (voxels.open)().with_context(expected)?;
+        let mut raw = Vec::new();
+        let all = (&mut stream).take(bytes as u64).read_to_end(&mut raw);
+        all.with_context(|| format!("{}, reading failed after {}", expected(), raw.len()))?;
+        ensure!(raw.len() == bytes, "{}, found {}", expected(), raw.len());
+        // What follows is padding; reading on to the end checks the checksums.
+        io::copy(&mut stream, &mut io::sink()).with_context(|| format!("{}, reading failed at their end", expected()))?;
+        Ok(raw)
+    };
+    match beside {
+        Some([file]) => read().with_context(|| format!("voxels in {}", file.display())),
+        None => read(),
+    }
+}
+
+/// Stored bytes to values in their place.
+pub fn decode(mut raw: Vec<u8>, header: &Header, orientation: Orientation) -> Volume {
+    if header.big_endian {
+        raw.chunks_exact_mut(header.stored.size()).for_each(<[u8]>::reverse);
+    }
+    let [i, j, k] = orientation.output(header.shape);
+    let mut data = Array4::zeros((header.channels, i, j, k));
+    let out = data.as_slice_mut().expect("just made");
+    // Through float64, as nibabel does, which is exact for all but 64-bit integers.
+    macro_rules! values {
+        ($t:ty) => {
+            match header.scale {
+                None => place(&raw, header, orientation, out, |b| <$t>::from_le_bytes(b) as f64 as f32),
+                Some((slope, inter)) => {
+                    place(&raw, header, orientation, out, move |b| (<$t>::from_le_bytes(b) as f64 * slope + inter) as f32)
+                }
+            }
+        };
+    }
+    match header.stored {
+        Stored::Uint8 => values!(u8),
+        Stored::Int8 => values!(i8),
+        Stored::Uint16 => values!(u16),
+        Stored::Int16 => values!(i16),
+        Stored::Uint32 => values!(u32),
+        Stored::Int32 => values!(i32),
+        Stored::Uint64 => values!(u64),
+        Stored::Int64 => values!(i64),
+        Stored::Float32 => values!(f32),
+        Stored::Float64 => values!(f64),
+    }
+    Volume { data, affine: permute_affine(&header.affine, header.shape, orientation) }
+}
+
+fn place<const N: usize>(
+    raw: &[u8],
+    header: &Header,
+    orientation: Orientation,
+    out: &mut [f32],
+    value: impl Fn([u8; N]) -> f32,
+) {
+    let (stored, _) = raw.as_chunks::<N>();
+    let strides = Strides::column_major(header.shape).oriented(header.shape, orientation);
+    let (n, shape) = (voxels(header.shape), orientation.output(header.shape));
+    match header.interleaved {
+        None => {
+            for (from, to) in stored.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
+                gather(from, strides, shape, to, &value);
+            }
+        }
+        Some(values) => {
+            for (channel, to) in out.chunks_exact_mut(n).enumerate() {
+                let from: Vec<[u8; N]> = stored.iter().skip(channel).step_by(values).copied().collect();
+                gather(&from, strides, shape, to, &value);
+            }
+        }
+    }
+}
+
+/// Voxels `[C, i, j, k]` in a file's order: the first axis fastest, and channels last, or side by side if they are `interleaved`.
+pub fn encode<T: Copy, const N: usize>(data: ArrayView4<T>, interleaved: bool, bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    let (channels, i, j, k) = data.dim();
+    let data = data.as_standard_layout();
+    let data = data.as_slice().expect("standard layout");
+    let mut out = vec![0; data.len() * N];
+    let (voxels, _) = out.as_chunks_mut::<N>();
+    let file_order = Strides { base: 0, step: [1, k as isize, (j * k) as isize] };
+    if interleaved && channels > 1 {
+        let mut plane = vec![[0; N]; i * j * k];
+        for (channel, from) in data.chunks_exact(i * j * k).enumerate() {
+            gather(from, file_order, [k, j, i], &mut plane, &bytes);
+            voxels.iter_mut().skip(channel).step_by(channels).zip(&plane).for_each(|(to, &from)| *to = from);
+        }
+    } else {
+        for (from, to) in data.chunks_exact(i * j * k).zip(voxels.chunks_exact_mut(i * j * k)) {
+            gather(from, file_order, [k, j, i], to, &bytes);
+        }
+    }
+    out
+}
