@@ -3,6 +3,7 @@
 pub mod cell;
 pub mod compare;
 pub mod converge;
+mod fair;
 pub mod labels;
 pub mod rates;
 pub mod read;
