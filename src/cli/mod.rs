@@ -102,11 +102,12 @@ fn check_arguments(arguments: &[String]) -> Result<()> {
     }
 }
 
-/// The network of a run with these arguments, as far as they say. Errors if they would be refused by what their store holds.
-fn check_data(arguments: &[String]) -> Result<Option<EncoderConfig>> {
+/// The network of a run with these arguments, as far as they say. Errors if they would be refused by what their store holds, or by their
+/// weights, where `weights` says that these are there.
+fn check_data(arguments: &[String], weights: bool) -> Result<Option<EncoderConfig>> {
     match parse(arguments)? {
         Command::Pretrain(args) => crate::train::pretrain::check(&args.settings).map(Some),
-        Command::Finetune(args) => crate::finetune::check(&args.settings),
+        Command::Finetune(args) => crate::finetune::check(&args.settings, weights),
         _ => Ok(None),
     }
 }

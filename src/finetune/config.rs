@@ -67,6 +67,9 @@ pub struct FinetuneConfig {
     /// Pretrained encoder: an exported .pt or .safetensors, a run's checkpoint, a .pth of nnU-Net, nnssl or torchvision, or `none`
     #[arg(long, value_name = "FILE|none")]
     pub weights: PathBuf,
+    /// What results call the weights [default: the tasks that they were pretrained with, or the file's name]
+    #[arg(long, value_name = "NAME")]
+    pub weights_name: Option<String>,
     /// What is taken of the weights. A decoder that travels is given as the encoder is: it has its rate, and is fixed when it is
     #[arg(long, value_enum, default_value = "encoder")]
     pub transfer: Transfer,
@@ -172,6 +175,7 @@ impl FinetuneConfig {
             ensure!(!given || self.arm() == Arm::Warmup, "--{name} goes with --arm warmup only");
         }
         from_zero("unfreeze-warmup-epochs", self.unfreeze_warmup_epochs.unwrap_or(0.))?;
+        ensure!(self.weights_name.is_none() || !self.random(), "--weights-name goes with weights, not with --weights none");
         if self.transfer == Transfer::All {
             ensure!(!self.random(), "--transfer all takes the decoder of weights, and --weights none gives none");
             ensure!(

@@ -6,18 +6,22 @@ use crate::data::layouts::check_labels;
 use crate::data::store::{Index, Store, Subset};
 use crate::dim::{PerAxis, Rank, Shape};
 use crate::metrics::brats::{self, Regions};
-use crate::nn::EncoderConfig;
+use crate::nn::{Decoder, EncoderConfig};
 use crate::predict::model::DownstreamConfig;
 use crate::print::note;
+use crate::run::tensors::ENCODER;
 use crate::run::weights::Transfer;
 use crate::sample::foreground::Foreground;
 use crate::tasks::Task;
 use crate::tasks::class_weights::ClassWeights;
 use crate::tasks::classification::{Classification, ClassificationConfig, common_shape};
-use crate::tasks::segmentation::{Segmentation, SegmentationConfig};
+use crate::tasks::segmentation::{DECODER, Segmentation, SegmentationConfig};
 use crate::transform::augment::Augmenter;
 use anyhow::{Context, Result, ensure};
+use std::collections::HashMap;
 use std::sync::Arc;
+use tch::nn::VarStore;
+use tch::{Device, Tensor};
 
 /// Errors if the store cannot teach the task, or if settings are given that are another task's.
 pub fn check(config: &FinetuneConfig, index: &Index) -> Result<()> {
@@ -51,6 +55,20 @@ pub fn check(config: &FinetuneConfig, index: &Index) -> Result<()> {
 pub fn check_shapes(config: &FinetuneConfig, store: &Store, encoder: &EncoderConfig) -> Result<()> {
     encoder.check_input(input_shape(config, store, encoder.rank(), encoder.reduction())?)?;
     config.aug.augmenter(encoder.rank(), config.train.slices, &[]).map(drop)
+}
+
+/// The variables that weights are loaded into, of new values. Errors if the decoder does not fit the inputs. After [`check_shapes`].
+pub fn variables(config: &FinetuneConfig, store: &Store, encoder: &EncoderConfig) -> Result<HashMap<String, Tensor>> {
+    let vs = VarStore::new(Device::Cpu);
+    let network = encoder.build(vs.root() / ENCODER.trim_end_matches('.'));
+    if config.task == DownstreamKind::Segmentation {
+        Decoder::check_input(network.as_ref(), input_shape(config, store, encoder.rank(), encoder.reduction())?)
+            .context("--patch")?;
+        let path = DECODER.split_terminator('.').fold(vs.root(), |path, part| path / part);
+        let outputs = store.index().labels.as_ref().map_or(0, Vec::len) as i64;
+        Decoder::new(path, network.as_ref(), outputs, config.segmentation.deep_supervision);
+    }
+    Ok(vs.variables())
 }
 
 /// Shape of the inputs of an encoder that pools by `reduction`. After [`check`].

@@ -33,17 +33,22 @@ use std::path::Path;
 /// training.
 const STEPS: u64 = 50;
 
-/// The network of a run with these settings, `None` if it depends on weights. Errors if they contradict each other or the store, as far
-/// as that shows without the weights and a split.
-pub fn check(config: &FinetuneConfig) -> Result<Option<EncoderConfig>> {
+/// The network of a run with these settings, `None` if it depends on weights that are not there yet, as `weights` says. Errors if they
+/// contradict each other, the store or the weights, as far as that shows without a split.
+pub fn check(config: &FinetuneConfig, weights: bool) -> Result<Option<EncoderConfig>> {
     config.check()?;
     let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
     downstream::check(config, store.index())?;
-    if !config.random() {
+    if !config.random() && !weights {
         return Ok(None);
     }
-    let network = network(config, &store, None)?;
+    let given = (!config.random()).then(|| Pretrained::open(&config.weights)).transpose()?;
+    let network = network(config, &store, given.as_ref())?;
     downstream::check_shapes(config, &store, &network)?;
+    if let Some(given) = given {
+        let target = downstream::variables(config, &store, &network)?;
+        given.load_into(&target, &Input::of(&store), config.transfer)?;
+    }
     Ok(Some(network))
 }
 
@@ -123,7 +128,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         pretrained = json!({
             "file": config.weights,
             "fingerprint": given.fingerprint(config.transfer)?,
-            "pretext": given.about.pretext,
+            "pretext": config.weights_name.as_ref().unwrap_or(&given.about.pretext),
             "unlabelled": given.about.fraction,
             "warnings": loaded.warnings,
         });

@@ -196,6 +196,7 @@ fn record(
         validation_metric: metric.to_owned(),
         seconds: rows.iter().filter_map(|r| r.get("seconds")).sum(),
         peak_memory_mib: machine::peak_memory().map(|bytes| (bytes >> 20) as f64),
+        encoder: Some(run.network()?.to_string()),
         weights: text("file"),
         weights_fingerprint: text("fingerprint"),
         warnings: pretrained.get("warnings").map(|w| serde_json::from_value(w.clone())).transpose()?.unwrap_or_default(),

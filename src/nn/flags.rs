@@ -5,8 +5,10 @@ use super::{Architecture, DenseNetConfig, EncoderConfig, NormKind, UNetConfig, l
 use crate::dim::{PerAxis, Rank, Shape};
 use crate::print::note;
 use anyhow::{Result, ensure};
+use clap::{Args, Command};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
+use std::fmt;
 use std::path::Path;
 
 // A doc comment on a configuration's type would become the command's help.
@@ -53,6 +55,12 @@ fn as_text<S: Serializer>(sides: &[PerAxis], to: S) -> std::result::Result<S::Ok
 }
 
 impl EncoderFlags {
+    /// Names of the flags.
+    pub fn names() -> Vec<String> {
+        let command = EncoderFlags::augment_args(Command::new(""));
+        command.get_arguments().filter_map(|argument| argument.get_long()).map(str::to_owned).collect()
+    }
+
     /// Checks ranges that the parser cannot.
     pub fn check(&self) -> Result<()> {
         limits::within("--filters", &limits::CHANNELS, self.filters)?;
@@ -209,18 +217,41 @@ impl EncoderFlags {
     }
 }
 
+/// As its flags say it, but for what is no flag: the input channels.
+impl fmt::Display for EncoderConfig {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "{}", word(&json!(self.architecture())))?;
+        match self {
+            EncoderConfig::DenseNet121(_) => Ok(()),
+            EncoderConfig::UNet(UNetConfig { filters, levels, norm, .. }) => {
+                write!(f, ", filters {filters}, levels {levels}, norm {}", word(&json!(norm)))
+            }
+            EncoderConfig::NnUNet { stages, .. } => [
+                ("features", json!(stages.features)),
+                ("blocks", json!(stages.blocks)),
+                ("kernels", json!(text(&stages.kernels))),
+                ("strides", json!(text(&stages.strides))),
+            ]
+            .iter()
+            .try_for_each(|(flag, value)| write!(f, ", {flag} {}", word(value))),
+        }
+    }
+}
+
 fn text(sides: &[PerAxis]) -> Vec<String> {
     sides.iter().map(PerAxis::to_string).collect()
 }
 
+/// A value as on a command line.
+fn word(value: &Value) -> String {
+    match value {
+        Value::Array(items) => items.iter().map(word).collect::<Vec<_>>().join(","),
+        value => value.as_str().map_or(value.to_string(), str::to_owned),
+    }
+}
+
 /// Errors if a flag asks for something else than the weights in `file` have; `null`: it does not ask.
 fn agree<const N: usize>(file: &Path, asked: [(&str, Value, Value); N]) -> Result<()> {
-    let word = |value: &Value| match value {
-        Value::Array(items) => {
-            items.iter().map(|item| item.as_str().map_or(item.to_string(), str::to_owned)).collect::<Vec<_>>().join(",")
-        }
-        value => value.as_str().map_or(value.to_string(), str::to_owned),
-    };
     for (flag, asked, has) in asked {
         ensure!(asked.is_null() || asked == has, "--{flag} {}: {} has {}", word(&asked), file.display(), word(&has));
     }

@@ -37,6 +37,9 @@ pub struct CellResult {
     pub validation_metric: String,
     pub seconds: f64,
     pub peak_memory_mib: Option<f64>,
+    /// As flags name it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encoder: Option<String>,
     pub weights: Option<String>,
     pub weights_fingerprint: Option<String>,
     /// Where the weights were trained on another input, or on the subjects of this split.

@@ -102,6 +102,31 @@ impl Seen {
 pub fn warnings(seen: Option<&Seen>, store: &Store, split: &Split, other_people: bool) -> Vec<String> {
     let unknown = "it does not say whom it was pretrained on, so it is not known whether test subjects are among them";
     let Some(seen) = seen else { return vec![unknown.to_owned()] };
+    let mut warnings = held_out(seen, store, split, other_people);
+    let index = &store.index().subjects;
+    let unmarked = index.iter().filter(|scan| scan.images.is_empty()).count();
+    if unmarked > 0 {
+        warnings.push(format!(
+            "whether {unmarked} of the scans of {} were pretrained on under other ids or settings is not known, as an earlier version \
+             made the store: run the same `pretext3d preprocess` again",
+            store.folder().display()
+        ));
+    }
+    let groups = [&seen.train, &seen.val, &seen.probe];
+    if groups.iter().any(|group| group.scans.is_empty() && !group.subjects.is_empty()) {
+        warnings.push(
+            "an earlier version pretrained it, which kept the subjects' ids alone: scans under other ids are not known"
+                .to_owned(),
+        );
+    }
+    if !seen.complete {
+        warnings.push("it started from weights that do not say whom they were pretrained on: there may be more".to_owned());
+    }
+    warnings
+}
+
+/// Whom of this split's validation and test side a pretraining has seen, in sentences.
+pub fn held_out(seen: &Seen, store: &Store, split: &Split, other_people: bool) -> Vec<String> {
     let remedy = "for a clean result pretrain with --split set to this fine-tuning's split.json";
     let mut warnings = Vec::new();
     let (pretrained, probed) = ("pretrained on", "probed on during pretraining, with their labels");
@@ -127,25 +152,6 @@ pub fn warnings(seen: Option<&Seen>, store: &Store, split: &Split, other_people:
                 some(&ids)
             ));
         }
-    }
-    let index = &store.index().subjects;
-    let unmarked = index.iter().filter(|scan| scan.images.is_empty()).count();
-    if unmarked > 0 {
-        warnings.push(format!(
-            "whether {unmarked} of the scans of {} were pretrained on under other ids or settings is not known, as an earlier version \
-             made the store: run the same `pretext3d preprocess` again",
-            store.folder().display()
-        ));
-    }
-    let groups = [&seen.train, &seen.val, &seen.probe];
-    if groups.iter().any(|group| group.scans.is_empty() && !group.subjects.is_empty()) {
-        warnings.push(
-            "an earlier version pretrained it, which kept the subjects' ids alone: scans under other ids are not known"
-                .to_owned(),
-        );
-    }
-    if !seen.complete {
-        warnings.push("it started from weights that do not say whom they were pretrained on: there may be more".to_owned());
     }
     warnings
 }

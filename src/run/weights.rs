@@ -21,6 +21,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::fmt;
+use std::fs::File;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
@@ -40,6 +41,8 @@ pub enum Transfer {
 pub struct Pretrained {
     /// As the user names it.
     pub file: PathBuf,
+    /// What was read: the file, and a description beside it.
+    pub read: Vec<PathBuf>,
     /// The run whose checkpoint it is.
     pub run: Option<Run>,
     pub about: About,
@@ -74,12 +77,12 @@ impl Pretrained {
         let format = Format::of(&file)?;
         if format == Format::Checkpoint {
             let Published { tensors, config, origin } = Published::open(&file)?;
-            let (about, file, origin) = (About::of(&Value::Null, &file), path.to_owned(), Some(origin));
-            let decoder = about.decoder(&tensors);
-            return Ok(Pretrained { file, run: None, about, config, input: None, seen: None, tensors, decoder, origin });
+            let (about, origin, read) = (About::of(&Value::Null, &file), Some(origin), vec![file]);
+            let (file, decoder) = (path.to_owned(), about.decoder(&tensors));
+            return Ok(Pretrained { file, read, run: None, about, config, input: None, seen: None, tensors, decoder, origin });
         }
         let script = format == Format::TorchScript || file.extension().is_some_and(|e| e == "pt");
-        let Described { description, seen, run } = described(&file, script)?;
+        let Described { description, from, seen, run } = described(&file, script)?;
         let tensors = read(&file, script, &description)?;
         let config = match description.get("network") {
             Some(network) => serde_json::from_value(network.clone()).context("`network` in its description"),
@@ -90,19 +93,35 @@ impl Pretrained {
         let input =
             Input::described(&description).with_context(|| format!("{}: `input` in its description", path.display()))?;
         let decoder = PretrainedDecoder::find(&tensors, &description);
-        let (about, file) = (About::of(&description, &file), path.to_owned());
-        Ok(Pretrained { file, run, about, config, input, seen, tensors, decoder, origin: None })
+        let about = About::of(&description, &file);
+        let (file, read) = (path.to_owned(), [Some(file), from].into_iter().flatten().collect());
+        Ok(Pretrained { file, read, run, about, config, input, seen, tensors, decoder, origin: None })
+    }
+
+    /// How the encoder takes scans of another input.
+    pub fn fit(&self, now: &Input) -> Fit {
+        match (&self.input, &self.origin) {
+            (Some(trained), _) => trained.fit(now),
+            (None, Some(origin)) => origin.fit(now),
+            (None, None) => Fit { order: None, warnings: vec![UNKNOWN_SCANS.to_owned()] },
+        }
+    }
+
+    /// SHA-256 of all that was read.
+    pub fn digest(&self) -> Result<String> {
+        let mut hash = Sha256::new();
+        for path in &self.read {
+            let mut read = || std::io::copy(&mut File::open(path)?, &mut hash);
+            read().with_context(|| path.display().to_string())?;
+        }
+        Ok(hex(&hash.finalize()))
     }
 
     /// Copies the encoder into `target`, as [`load_encoder`] does, for scans as `now` says: channels in another order than it was trained on
     /// are put in order, and where the scans are others in kind the report warns. With [`Transfer::All`] the decoder too, into that of a
     /// segmentation; errors if there is none.
     pub fn load_into(&self, target: &HashMap<String, Tensor>, now: &Input, transfer: Transfer) -> Result<LoadReport> {
-        let fit = match (&self.input, &self.origin) {
-            (Some(trained), _) => trained.fit(now),
-            (None, Some(origin)) => origin.fit(now),
-            (None, None) => Fit { order: None, warnings: vec![UNKNOWN_SCANS.to_owned()] },
-        };
+        let fit = self.fit(now);
         let turned = match &self.origin {
             Some(origin) if now.slices.is_some() => origin.for_slices(&self.tensors, &self.config)?,
             _ => None,
@@ -171,30 +190,41 @@ impl About {
 struct Described {
     /// `null` if there is none.
     description: Value,
+    /// Where it lies, if not in the file itself.
+    from: Option<PathBuf>,
     seen: Option<Seen>,
     run: Option<Run>,
 }
 
 /// Of an export (TorchScript, or a `.safetensors` with its `.json`), or of a checkpoint in a run.
 fn described(file: &Path, script: bool) -> Result<Described> {
-    let exported = |description: Value, from: &Path| {
-        let seen = description.get("seen").cloned().map(serde_json::from_value).transpose();
-        Ok(Described { description, seen: seen.with_context(|| format!("{}: `seen`", from.display()))?, run: None })
+    let exported = |description: Value, from: Option<PathBuf>| {
+        let named = || format!("{}: `seen`", from.as_deref().unwrap_or(file).display());
+        let seen = description.get("seen").cloned().map(serde_json::from_value).transpose().with_context(named)?;
+        Ok(Described { description, from, seen, run: None })
     };
     if script {
-        return exported(ffi::description(file)?, file);
+        return exported(ffi::description(file)?, None);
     }
     let beside = file.with_extension("json");
     match std::fs::read(&beside) {
-        Ok(text) => return exported(serde_json::from_slice(&text).with_context(|| beside.display().to_string())?, &beside),
+        Ok(text) => {
+            let description = serde_json::from_slice(&text).with_context(|| beside.display().to_string())?;
+            return exported(description, Some(beside));
+        }
         Err(error) if error.kind() == ErrorKind::NotFound => {}
         Err(error) => return Err(error).with_context(|| beside.display().to_string()),
     }
     let run = Run::at(file.parent().unwrap_or(Path::new("")));
     // Other weights that lie in a run's folder are not the run's.
     match run.config_file().exists() && is_checkpoint(file)? {
-        true => Ok(Described { description: Value::Object(run.description()?), seen: Some(run.seen()?), run: Some(run) }),
-        false => Ok(Described { description: Value::Null, seen: None, run: None }),
+        true => Ok(Described {
+            description: Value::Object(run.description()?),
+            from: Some(run.config_file()),
+            seen: Some(run.seen()?),
+            run: Some(run),
+        }),
+        false => Ok(Described { description: Value::Null, from: None, seen: None, run: None }),
     }
 }
 

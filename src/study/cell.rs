@@ -9,7 +9,11 @@ use serde::{Deserialize, Serialize};
 pub struct Cell {
     /// Its folder in `cells/`.
     pub id: String,
+    /// Tasks of the pretraining, or the name of given weights.
     pub pretext: String,
+    /// From weights that the sweep is given, not from a pretraining of its own.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub given: bool,
     pub arm: String,
     /// What the arm is a variant of, as `finetune --arm` takes it; none: itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -32,9 +36,14 @@ pub struct Cell {
 }
 
 impl Cell {
-    /// Not from pretrained weights, so that the share of unlabelled scans means nothing.
+    /// Not from pretrained weights.
     pub fn is_baseline(&self) -> bool {
         self.pretext == SCRATCH || self.pretext == RANDOM
+    }
+
+    /// From a pretraining of the sweep. Of other cells the share of unlabelled scans means nothing.
+    pub fn is_pretrained_here(&self) -> bool {
+        !self.given && !self.is_baseline()
     }
 
     /// As `finetune --arm` takes it.

@@ -13,6 +13,8 @@ use std::collections::BTreeMap;
 pub struct Arm {
     pub rank: usize,
     pub pretext: String,
+    /// From weights that the sweep is given.
+    pub given: bool,
     pub arm: String,
     /// What the arm is a variant of, or itself.
     pub base: String,
@@ -44,6 +46,8 @@ pub enum Verdict {
 pub struct Comparison {
     pub arm: Arm,
     pub labels: Labels,
+    /// Whether its encoder is another one in kind than the other's: then more than the start differs.
+    pub other_encoder: bool,
     /// Pairs of runs that the sweep plans, and those that are finished.
     pub planned: usize,
     pub pairs: usize,
@@ -71,13 +75,16 @@ pub struct Table {
     pub random: Vec<Comparison>,
     /// 3D minus 2D of the same arm, label fraction, seed and fold.
     pub flat: Vec<Comparison>,
+    /// Of each given weights, with their name: pretrained arms with the same arm from them.
+    pub given: Vec<(String, Vec<Comparison>)>,
     /// Encoders of joint tasks with the best of single ones in the same arm.
     pub joint: Vec<(Arm, Comparison)>,
 }
 
 impl Arm {
     pub fn of(cell: &Cell) -> Arm {
-        Arm { rank: cell.rank, pretext: cell.pretext.clone(), arm: cell.arm.clone(), base: cell.base().to_owned() }
+        let Cell { rank, pretext, given, arm, .. } = cell;
+        Arm { rank: *rank, pretext: pretext.clone(), given: *given, arm: arm.clone(), base: cell.base().to_owned() }
     }
 
     /// What the others are compared with, no variant of it.
@@ -85,17 +92,27 @@ impl Arm {
         self.pretext == SCRATCH && self.arm == SCRATCH
     }
 
+    /// By the sweep, or given.
     pub fn is_pretrained(&self) -> bool {
         self.pretext != SCRATCH && self.pretext != RANDOM
     }
 
+    fn is_pretrained_here(&self) -> bool {
+        self.is_pretrained() && !self.given
+    }
+
     /// From an encoder that several tasks trained together: their names are joined.
     fn is_joint(&self) -> bool {
-        self.is_pretrained() && self.pretext.contains('-')
+        self.is_pretrained_here() && self.pretext.contains('-')
     }
 
     fn baseline(&self, pretext: &str, arm: &str) -> Arm {
-        Arm { rank: self.rank, pretext: pretext.into(), arm: arm.into(), base: arm.into() }
+        Arm { rank: self.rank, pretext: pretext.into(), given: false, arm: arm.into(), base: arm.into() }
+    }
+
+    /// What it is compared with, where it has the same rank.
+    pub fn scratch(&self) -> Arm {
+        self.baseline(SCRATCH, SCRATCH)
     }
 
     /// With the rank if the report has several.
@@ -136,17 +153,17 @@ impl Records {
         self.sweep.cells.iter().any(|c| c.fold.is_some())
     }
 
-    /// Shares of unlabelled scans; where nothing is pretrained, the baselines' own.
+    /// Shares of unlabelled scans; where nothing is pretrained, those of the other cells.
     pub fn unlabelled(&self) -> Vec<f64> {
-        let all = |baselines| self.sweep.cells.iter().filter(move |c| c.is_baseline() == baselines).map(|c| c.unlabelled);
-        let shares = distinct(all(false));
-        if shares.is_empty() { distinct(all(true)) } else { shares }
+        let all = |here| self.sweep.cells.iter().filter(move |c| c.is_pretrained_here() == here).map(|c| c.unlabelled);
+        let shares = distinct(all(true));
+        if shares.is_empty() { distinct(all(false)) } else { shares }
     }
 
     /// Planned arms of one share of unlabelled scans in the sweep's order, baselines first.
     pub fn arms(&self, unlabelled: f64) -> Vec<Arm> {
         let mut arms: Vec<Arm> = Vec::new();
-        for cell in self.sweep.cells.iter().filter(|c| c.is_baseline() || c.unlabelled == unlabelled) {
+        for cell in self.sweep.cells.iter().filter(|c| !c.is_pretrained_here() || c.unlabelled == unlabelled) {
             let arm = Arm::of(cell);
             if !arms.contains(&arm) {
                 arms.push(arm);
@@ -161,13 +178,24 @@ impl Records {
         let planned = self.sweep.cells.iter().zip(&self.finished).zip(&self.origins);
         let mut runs = BTreeMap::new();
         for ((cell, finished), origin) in planned {
-            if Arm::of(cell) == *arm && Labels::of(cell) == labels && (cell.is_baseline() || cell.unlabelled == unlabelled) {
+            let here = !cell.is_pretrained_here() || cell.unlabelled == unlabelled;
+            if here && Arm::of(cell) == *arm && Labels::of(cell) == labels {
                 let repetitions = &self.repetitions[*origin];
                 let group = repetitions.group(cell.seed, cell.fold);
                 runs.insert((cell.seed, cell.fold), Repeat { group, finished: finished.as_ref(), repetitions });
             }
         }
         runs
+    }
+
+    /// The encoder of an arm, as a finished run of it says.
+    pub fn encoder(&self, arm: &Arm) -> Option<&str> {
+        self.done().filter(|(cell, _)| Arm::of(cell) == *arm).find_map(|(_, f)| f.result.encoder.as_deref())
+    }
+
+    /// Whether two arms of one rank have encoders that differ in kind, as far as it is known.
+    pub fn other_encoder(&self, arm: &Arm, other: &Arm) -> bool {
+        arm.rank == other.rank && self.encoder(arm).zip(self.encoder(other)).is_some_and(|(own, other)| own != other)
     }
 
     pub fn tables(&self) -> Vec<Table> {
@@ -195,8 +223,13 @@ impl Records {
         let random = with(arms.iter().filter(frozen).collect(), RANDOM, FROZEN);
         let volumes = arms.iter().filter(|arm| arm.rank == 3);
         let flat = family(volumes.map(|arm| (arm, Arm { rank: 2, ..arm.clone() })).collect());
+        let from = |name: &String, arm: &Arm| Arm { pretext: name.clone(), given: true, ..arm.clone() };
+        let here = || arms.iter().filter(|arm| arm.is_pretrained_here());
+        let given = given_names(&arms).into_iter();
+        let given = given.map(|name| (name.clone(), family(here().map(|arm| (arm, from(name, arm))).collect())));
+        let given = given.filter(|(_, comparisons)| !comparisons.is_empty()).collect();
         let joint = self.joint(&arms, &labels, &means, unlabelled);
-        Table { unlabelled, means, scratch, random, flat, joint, arms, labels }
+        Table { unlabelled, means, scratch, random, flat, given, joint, arms, labels }
     }
 
     /// By the means of a table, `[arm][labels]`.
@@ -211,7 +244,7 @@ impl Records {
         for arm in arms.iter().filter(|arm| arm.is_joint()) {
             for (column, &labels) in labels.iter().enumerate() {
                 let single = |other: &Arm| {
-                    other.is_pretrained() && !other.is_joint() && (other.rank, &other.arm) == (arm.rank, &arm.arm)
+                    other.is_pretrained_here() && !other.is_joint() && (other.rank, &other.arm) == (arm.rank, &arm.arm)
                 };
                 let singles = arms.iter().zip(means).filter(|(other, _)| single(other));
                 let scored = singles.filter_map(|(other, means)| Some((other, means[column]?.mean)));
@@ -240,6 +273,7 @@ impl Records {
         (!runs.is_empty()).then(|| Comparison {
             arm: arm.clone(),
             labels,
+            other_encoder: self.other_encoder(arm, other),
             planned: runs.len(),
             pairs: own.len(),
             paired: paired(&averaged(&own), &averaged(&others), overlap(&runs)),
@@ -249,6 +283,17 @@ impl Records {
             case_count: differences.len(),
         })
     }
+}
+
+/// Names of given weights, in the order of the arms.
+pub fn given_names(arms: &[Arm]) -> Vec<&String> {
+    let mut names = Vec::new();
+    for arm in arms.iter().filter(|arm| arm.given) {
+        if !names.contains(&&arm.pretext) {
+            names.push(&arm.pretext);
+        }
+    }
+    names
 }
 
 /// The mean of each group's scores.

@@ -164,7 +164,7 @@ pub fn check_places(cells: &[Cell]) -> Result<()> {
     let mut places = HashMap::new();
     for cell in cells {
         let Cell { id, pretext, arm, fraction, labelled, seed, fold, unlabelled, rank, .. } = cell;
-        let share = (!cell.is_baseline()).then(|| unlabelled.to_bits());
+        let share = cell.is_pretrained_here().then(|| unlabelled.to_bits());
         let labels = labelled.ok_or(fraction.to_bits());
         if let Some(other) = places.insert((pretext, arm, labels, seed, fold, share, rank), id) {
             bail!("cell {id:?}: {other:?} has the same pretext, arm, fraction, seed, fold, unlabelled share and rank");
@@ -181,7 +181,9 @@ fn read_cell(folder: &Path, cell: &Cell) -> Result<Option<Finished>> {
     let result: CellResult = read_json(&path)?;
     let r = &result;
     let found = (&r.pretext, &r.arm, r.fraction, r.seed, r.fold, r.unlabelled, r.rank);
-    let expected = (&cell.pretext, &cell.base().to_owned(), cell.fraction, cell.seed, cell.fold, cell.unlabelled, cell.rank);
+    // Given weights say of what share they were pretrained on, which is no share of the sweep's.
+    let unlabelled = if cell.given { r.unlabelled } else { cell.unlabelled };
+    let expected = (&cell.pretext, &cell.base().to_owned(), cell.fraction, cell.seed, cell.fold, unlabelled, cell.rank);
     ensure!(
         found == expected,
         "{}: (pretext, arm, fraction, seed, fold, unlabelled, rank) is {found:?}, sweep.json has {expected:?}",

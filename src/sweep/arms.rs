@@ -3,6 +3,7 @@
 
 use super::config::{FINETUNE_OWN, SHAPE, SweepConfig, short_names};
 use crate::finetune::config::Arm;
+use crate::nn::EncoderFlags;
 use crate::run::record::{FROZEN, RANDOM, SCRATCH};
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value};
@@ -15,6 +16,16 @@ const BASE: &str = "base";
 
 /// What is the same for every arm beside [`SHAPE`], as otherwise their scores mean different things.
 const SCORED: [&str; 3] = ["task", "regions", "nsd-tolerance"];
+
+/// Where the weights of a fine-tuning come from.
+#[derive(Clone, Copy)]
+pub enum Source<'a> {
+    Random,
+    /// A pretraining by these tasks.
+    Tasks(&'a str),
+    /// `[[weights]]` of this name.
+    Given(&'a str),
+}
 
 /// An arm of a sweep, or a variant of one with settings of its own.
 #[derive(Clone, Debug, PartialEq)]
@@ -83,7 +94,8 @@ impl SweepConfig {
                 ensure!(table.is_object(), "{at}: expected a table of settings, found {table}");
                 match key {
                     ARM => _ = self.sweep_arm(name).with_context(|| at.clone())?,
-                    _ => self.check_task(name).with_context(|| format!("{at}: not a pretext task"))?,
+                    _ if self.given(name).is_some() => {}
+                    _ => self.check_task(name).with_context(|| format!("{at}: not a pretext task, and no [[weights]]"))?,
                 }
                 for set in self.table(key, name)?.keys() {
                     ensure!(!FINETUNE_OWN.contains(&set.as_str()), "{at} {set}: the sweep sets it");
@@ -95,15 +107,21 @@ impl SweepConfig {
         Ok(())
     }
 
-    /// Flags and values of a fine-tuning in this arm, from the weights of `tasks` where it has any.
-    pub fn finetune_settings(&self, tasks: Option<&str>, arm: &str) -> Result<Map<String, Value>> {
+    /// Flags and values of a fine-tuning in this arm. Given weights have an encoder of their own, whatever that of the other arms is.
+    pub fn finetune_settings(&self, source: Source, arm: &str) -> Result<Map<String, Value>> {
         let mut settings = dashed(&self.finetune);
         settings.retain(|key, value| !(value.is_object() && [ARM, PRETEXT].contains(&key.as_str())));
-        if let (Some(tasks), Some(tables)) = (tasks, self.finetune.get(PRETEXT).and_then(Value::as_object)) {
-            for name in tables.keys() {
-                if short_names(name)? == short_names(tasks)? {
-                    settings.extend(self.table(PRETEXT, name)?);
-                }
+        if let Source::Given(_) = source {
+            EncoderFlags::names().iter().for_each(|flag| _ = settings.remove(flag));
+        }
+        for name in self.finetune.get(PRETEXT).and_then(Value::as_object).into_iter().flat_map(Map::keys) {
+            let of_source = match source {
+                Source::Random => false,
+                Source::Tasks(tasks) => self.given(name).is_none() && short_names(name)? == short_names(tasks)?,
+                Source::Given(given) => name == given,
+            };
+            if of_source {
+                settings.extend(self.table(PRETEXT, name)?);
             }
         }
         let mut own = self.table(ARM, arm)?;
@@ -113,11 +131,11 @@ impl SweepConfig {
     }
 
     /// The common rate of an arm, which goes with `lr_grid` only.
-    pub fn common_rate(&self, tasks: Option<&str>, arm: &str) -> Result<Option<f64>> {
+    pub fn common_rate(&self, source: Source, arm: &str) -> Result<Option<f64>> {
         if self.lr_grid.is_empty() {
             return Ok(None);
         }
-        let settings = self.finetune_settings(tasks, arm)?;
+        let settings = self.finetune_settings(source, arm)?;
         let rate = settings.get("lr").and_then(Value::as_f64);
         Ok(Some(rate.context("`lr_grid`: give [finetune] lr as well, the common rate that own rates are compared with")?))
     }
@@ -129,7 +147,8 @@ impl SweepConfig {
     }
 }
 
-fn is_plain(name: &str) -> bool {
+/// Whether it is an arm by itself, and no variant of one.
+pub fn is_plain(name: &str) -> bool {
     name == RANDOM || <Arm as clap::ValueEnum>::from_str(name, false).is_ok()
 }
 

@@ -1,5 +1,6 @@
 //! What a sweep runs: a TOML file, see `experiments/`.
 
+use super::given::GivenWeights;
 use crate::data::slices::Slices;
 use crate::finetune::config::DownstreamKind;
 use crate::study::labels::Labels;
@@ -12,7 +13,7 @@ use serde_json::{Map, Value};
 use std::path::PathBuf;
 
 /// A sweep: every pretext task x share of unlabelled scans is pretrained once a seed, and fine-tuned in every arm x label fraction x
-/// seed; the arms without weights in every fraction x seed. A cross-validation does so for each fold.
+/// seed, as given weights are; the arms without weights in every fraction x seed. A cross-validation does so for each fold.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SweepConfig {
@@ -29,7 +30,11 @@ pub struct SweepConfig {
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub other_people: bool,
     /// Pretext tasks; several joined by `,` are trained jointly.
+    #[serde(default)]
     pub tasks: Vec<String>,
+    /// Weights that are fine-tuned beside those of the tasks, in the same arms.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub weights: Vec<GivenWeights>,
     /// Arms of method 6: `scratch`, `warmup`, `full`, `frozen`, and `random`, a frozen encoder with random weights; or variants of
     /// them, by the tables of `finetune`.
     pub arms: Vec<String>,
@@ -71,7 +76,7 @@ pub struct SweepConfig {
     #[serde(default)]
     pub pretrain: Map<String, Value>,
     /// Flags of `pretext3d finetune`, the same for every arm but for two kinds of tables: `pretext.TASK` holds those of the arms that
-    /// start from that task's weights, `arm.NAME` those of one arm, or of a variant of the arm that its key `base` names.
+    /// start from that task's weights, or from given ones of that name, `arm.NAME` those of one arm, or of a variant of the arm that its key `base` names.
     #[serde(default)]
     pub finetune: Map<String, Value>,
     /// Learning rates from which every arm's own is chosen, on the validation side, by the best score's mean over repetitions of
@@ -89,10 +94,11 @@ pub struct SweepConfig {
 }
 
 /// Flags that the sweep itself gives to `finetune`.
-pub const FINETUNE_OWN: [&str; 14] = [
+pub const FINETUNE_OWN: [&str; 15] = [
     "data",
     "split",
     "weights",
+    "weights-name",
     "arm",
     "fraction",
     "seed",

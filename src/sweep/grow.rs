@@ -1,13 +1,15 @@
 //! What may change when a sweep is started again in its folder.
 
+use super::given::same_weights;
 use crate::study::repetitions::{Repetitions, SEED_LISTS};
 use anyhow::{Result, bail, ensure};
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 /// Errors with the first setting that differs; some lists may grow (a grid of rates as long as none is chosen), but not shrink, which would drop finished cells. A seed stays what
 /// it was.
 pub fn same_settings(before: &Value, now: &Value, rates_chosen: bool) -> Result<()> {
     let (was, is) = (Repetitions::of(before)?, Repetitions::of(now)?);
+    same_weights(before, now)?;
     for (seed, was) in &was.draws {
         if let Some(is) = is.draws.get(seed).filter(|is| *is != was) {
             bail!(
@@ -25,12 +27,18 @@ pub fn same_settings(before: &Value, now: &Value, rates_chosen: bool) -> Result<
     const MAY_GROW: [&str; 7] = ["tasks", "arms", "fractions", "labelled", "seeds", "unlabelled_fractions", "run_folds"];
     let (Some(before), Some(now)) = (before.as_object(), now.as_object()) else { bail!("settings are not a table") };
     let of_grid = |key: &str| ["lr_grid", "lr_grid_seeds", "lr_grid_labels"].contains(&key);
-    let arms = before.get("arms");
-    let free = |key: &str| ["published", "other_people", "split_seed"].contains(&key) || SEED_LISTS.contains(&key);
+    let given = |settings: &Map<String, Value>, name: &str| {
+        settings.get("weights").and_then(Value::as_array).is_some_and(|all| all.iter().any(|weights| weights["name"] == name))
+    };
+    let new_arm =
+        |name: &str| !before.get("arms").and_then(Value::as_array).is_some_and(|arms| arms.iter().any(|arm| arm == name));
+    let new_weights = |name: &str| given(now, name) && !given(before, name);
+    let known = |finetune: &Value| without(&without(finetune, "arm", &new_arm), "pretext", &new_weights);
+    let free = |key: &str| ["published", "other_people", "split_seed", "weights"].contains(&key) || SEED_LISTS.contains(&key);
     for key in before.keys().chain(now.keys()).filter(|key| !free(key)) {
         let (was, is) = (before.get(key).unwrap_or(&json!(null)).clone(), now.get(key).unwrap_or(&json!(null)).clone());
         let grown = match (&was, &is) {
-            (Value::Object(_), Value::Object(_)) if key == "finetune" => of_arms(&was, arms) == of_arms(&is, arms),
+            (Value::Object(_), Value::Object(_)) if key == "finetune" => known(&was) == known(&is),
             (Value::Null, _) if of_grid(key) && !rates_chosen => true,
             (Value::Array(was), Value::Array(is)) if MAY_GROW.contains(&key.as_str()) || of_grid(key) && !rates_chosen => {
                 was.iter().all(|item| is.contains(item))
@@ -42,14 +50,13 @@ pub fn same_settings(before: &Value, now: &Value, rates_chosen: bool) -> Result<
     Ok(())
 }
 
-/// Settings of fine-tuning without the tables of arms that are new.
-fn of_arms(finetune: &Value, arms: Option<&Value>) -> Value {
-    let (mut kept, was) =
-        (finetune.clone(), |name: &String| arms.and_then(Value::as_array).is_some_and(|a| a.iter().any(|a| a == name)));
-    if let Some(tables) = kept.get_mut("arm").and_then(Value::as_object_mut) {
-        tables.retain(|name, _| was(name));
+/// Settings of fine-tuning without the tables below `key` whose names are new.
+fn without(finetune: &Value, key: &str, new: &dyn Fn(&str) -> bool) -> Value {
+    let mut kept = finetune.clone();
+    if let Some(tables) = kept.get_mut(key).and_then(Value::as_object_mut) {
+        tables.retain(|name, _| !new(name));
         if tables.is_empty() {
-            kept.as_object_mut().map(|kept| kept.remove("arm"));
+            kept.as_object_mut().map(|kept| kept.remove(key));
         }
     }
     kept

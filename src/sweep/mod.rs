@@ -3,6 +3,7 @@
 
 mod arms;
 pub mod config;
+mod given;
 mod grow;
 mod leak;
 mod plan;
@@ -28,9 +29,11 @@ use crate::study::rates::{Rates, TUNING};
 use crate::study::read::{self as study, Sweep};
 use crate::study::repetitions::Repetitions;
 use anyhow::{Context, Result, ensure};
+use arms::Source;
 use config::SweepConfig;
+use given::{Opened, with_digests};
 use grow::same_settings;
-use plan::{Finetuning, Pretraining};
+use plan::{Finetuning, Pretraining, Weights};
 use serde_json::{Map, Value};
 use splits::{check_labels, split_file, splits, train_subjects};
 use std::cell::RefCell;
@@ -49,6 +52,10 @@ enum Work {
     Own(usize),
 }
 
+/// The network of a run with these arguments, as far as it is known; an error where they do not fit the store, or the weights, if the second
+/// argument says that these are there.
+type DataCheck<'a> = &'a dyn Fn(&[String], bool) -> Result<Option<EncoderConfig>>;
+
 /// A sweep under way.
 pub struct Runner {
     config: SweepConfig,
@@ -59,6 +66,8 @@ pub struct Runner {
     tunings: Vec<Finetuning>,
     /// Those that are chosen.
     rates: RefCell<Rates>,
+    /// Given weights.
+    opened: Vec<Opened>,
     /// Content of `sweep.json`.
     sweep: Sweep,
     repetitions: Repetitions,
@@ -72,14 +81,17 @@ impl Runner {
     pub fn plan(config: SweepConfig, folder: PathBuf, shard: Shard, check: &dyn Fn(&[String]) -> Result<()>) -> Result<Runner> {
         let store = Store::open(&config.data)?.sliced(config.slices()?)?;
         let (pretrainings, repetitions) = (config.pretrainings()?, config.repetitions()?);
-        let (settings, record) = (serde_json::to_value(&config)?, folder.join("sweep.json"));
+        let record = folder.join("sweep.json");
         let rates = Rates::read(&folder)?;
+        let splits = splits(&config, &repetitions, &folder, &store, record.exists())?;
+        let opened = config.weights.iter().map(|weights| Opened::open(weights, &config, &store, &splits));
+        let opened = opened.collect::<Result<Vec<_>>>()?;
+        let settings = with_digests(serde_json::to_value(&config)?, &opened);
         if record.exists() {
             let before: Sweep = record::read_json(&record)?;
             same_settings(&before.settings, &settings, !rates.chosen.is_empty())
                 .with_context(|| format!("{}: holds a sweep of other settings; give another --out", folder.display()))?;
         }
-        let splits = splits(&config, &repetitions, &folder, &store, record.exists())?;
         check_labels(&config.labels()?, &splits)?;
         let (rank, subjects) = (store.rank()?.n(), |seed, fold| train_subjects(&splits, seed, fold));
         let (finetunings, tunings) = (config.finetunings(rank, &subjects)?, config.tunings(rank, &subjects)?);
@@ -93,7 +105,8 @@ impl Runner {
         };
         study::check(&sweep)?;
         let rates = RefCell::new(rates);
-        let runner = Runner { config, folder, shard, pretrainings, finetunings, tunings, rates, sweep, repetitions, splits };
+        let runner =
+            Runner { config, folder, shard, pretrainings, finetunings, tunings, rates, opened, sweep, repetitions, splits };
         leak::check(&runner.config, &store, &runner.splits)?;
         runner.compare_inputs(&store)?;
         // A misspelt flag shows now, not hours later.
@@ -104,8 +117,9 @@ impl Runner {
     }
 
     /// Errors on a command line that does not fit the stores, such as a patch larger than the scans, by `check`, and where scans lead to
-    /// different networks. What a kind of work asks of the data does not depend on its seed or share.
-    pub fn check_data(&self, check: &dyn Fn(&[String]) -> Result<Option<EncoderConfig>>) -> Result<()> {
+    /// different networks. What a kind of work asks of the data does not depend on its seed or share. Given weights are loaded, and may have
+    /// another encoder, which is said.
+    pub fn check_data(&self, check: DataCheck) -> Result<()> {
         let mut tried = BTreeSet::new();
         let mut known: Option<(String, EncoderConfig)> = None;
         for work in self.known() {
@@ -119,8 +133,11 @@ impl Runner {
                 Work::Tune(_) | Work::Own(_) => false,
             };
             if first {
-                let name = self.name(work);
-                let Some(network) = check(&self.arguments(work)?).with_context(|| name.clone())? else { continue };
+                let (name, given) = (self.name(work), matches!(self.weights_of(work), Weights::Given(_)));
+                let Some(network) = check(&self.arguments(work)?, given).with_context(|| name.clone())? else { continue };
+                if given {
+                    continue;
+                }
                 let (other, wanted) = known.get_or_insert_with(|| (name.clone(), network.clone()));
                 ensure!(
                     network.same_shape(wanted),
@@ -128,6 +145,12 @@ impl Runner {
                     network.levels().len(),
                     wanted.levels().len()
                 );
+            }
+        }
+        for (weights, opened) in self.config.weights.iter().zip(&self.opened) {
+            if let Some((other, network)) = known.as_ref().filter(|(_, network)| !network.same_shape(&opened.encoder)) {
+                let (name, own) = (&weights.name, &opened.encoder);
+                note!("[[weights]] {name:?}: another encoder ({own}) than that of {other} ({network}); the report says so");
             }
         }
         Ok(())
@@ -236,9 +259,18 @@ impl Runner {
         }
     }
 
+    /// What a fine-tuning starts from; a pretraining starts from nothing.
+    fn weights_of(&self, work: Work) -> Weights {
+        match work {
+            Work::Pretrain(_) => Weights::Random,
+            Work::Tune(i) => self.tunings[i].weights,
+            Work::Finetune(i) | Work::Own(i) => self.finetunings[i].weights,
+        }
+    }
+
     /// What must be done before.
     fn needs(&self, work: Work) -> Vec<Work> {
-        let start = |f: &Finetuning| f.pretraining.map(Work::Pretrain);
+        let start = |f: &Finetuning| f.weights.pretraining().map(Work::Pretrain);
         match work {
             Work::Pretrain(_) => vec![],
             Work::Tune(i) => start(&self.tunings[i]).into_iter().collect(),
@@ -259,12 +291,17 @@ impl Runner {
 
     /// Settings of the sweep's file for this work.
     fn settings(&self, work: Work) -> Result<Map<String, Value>> {
-        let Finetuning { arm, pretraining, .. } = match work {
+        let Finetuning { arm, weights, .. } = match work {
             Work::Pretrain(i) => return self.config.pretrain_settings(&self.pretrainings[i]),
             Work::Tune(i) => &self.tunings[i],
             Work::Finetune(i) | Work::Own(i) => &self.finetunings[i],
         };
-        let mut settings = self.config.finetune_settings(pretraining.map(|i| self.pretrainings[i].tasks.as_str()), arm)?;
+        let source = match *weights {
+            Weights::Random => Source::Random,
+            Weights::Pretraining(i) => Source::Tasks(&self.pretrainings[i].tasks),
+            Weights::Given(i) => Source::Given(&self.config.weights[i].name),
+        };
+        let mut settings = self.config.finetune_settings(source, arm)?;
         if let Some(lr) = self.cell(work).and_then(|cell| cell.lr) {
             settings.insert("lr".into(), lr.into());
         }
@@ -298,14 +335,20 @@ impl Runner {
             Work::Tune(i) | Work::Finetune(i) | Work::Own(i) => {
                 let f = if matches!(work, Work::Tune(_)) { &self.tunings[i] } else { &self.finetunings[i] };
                 let Cell { fraction, seed, fold, .. } = &f.cell;
-                let weights = f.pretraining.map(|i| self.weights(&self.pretrainings[i]).with_extension("pt"));
-                let weights = weights.map_or("none".to_owned(), |w| path(&w));
+                let weights = match f.weights {
+                    Weights::Random => "none".to_owned(),
+                    Weights::Pretraining(i) => path(&self.weights(&self.pretrainings[i]).with_extension("pt")),
+                    Weights::Given(i) => path(&config.weights[i].file),
+                };
                 arguments = vec!["finetune".to_owned(), format!("--data={}", path(&config.data))];
                 arguments.push(format!("--split={}", split(self.repetitions.split_of(f.draw), *fold)));
                 arguments.extend([format!("--weights={weights}"), format!("--arm={}", f.cell.base())]);
                 arguments.extend([format!("--fraction={fraction}"), format!("--seed={seed}")]);
                 arguments.push(format!("--subset-seed={}", f.draw.subset));
-                if config.other_people && f.pretraining.is_some() {
+                if let Weights::Given(i) = f.weights {
+                    arguments.push(format!("--weights-name={}", config.weights[i].name));
+                }
+                if config.other_people && f.weights != Weights::Random {
                     arguments.push("--other-people".into());
                 }
                 arguments.extend(config.finetune_flags(&self.settings(work)?)?);

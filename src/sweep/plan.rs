@@ -1,6 +1,8 @@
 //! The pretrainings and fine-tunings that a sweep is made of, and their flags.
 
+use super::arms::Source;
 use super::config::{FINETUNE_OWN, SweepConfig, short_names};
+use super::given::GivenWeights;
 use crate::settings::to_flag;
 use crate::study::cell::Cell;
 use crate::study::labels::Labels;
@@ -23,14 +25,28 @@ pub struct Pretraining {
     pub split: Option<u64>,
 }
 
-/// One fine-tuning with the number of the pretraining that it starts from.
+/// One fine-tuning.
 #[derive(Clone)]
 pub struct Finetuning {
     pub cell: Cell,
     /// Its name in the sweep's file.
     pub arm: String,
     pub draw: Draw,
-    pub pretraining: Option<usize>,
+    pub weights: Weights,
+}
+
+/// What a fine-tuning starts from, by its number.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Weights {
+    Random,
+    Pretraining(usize),
+    Given(usize),
+}
+
+impl Weights {
+    pub fn pretraining(self) -> Option<usize> {
+        if let Weights::Pretraining(i) = self { Some(i) } else { None }
+    }
 }
 
 impl SweepConfig {
@@ -97,6 +113,7 @@ impl SweepConfig {
             let cell = |pretext: String, unlabelled: f64, suffix: String, lr: Option<f64>| Cell {
                 id: format!("{pretext}{suffix}-{}-{}-s{seed}{}", arm.shown(), labels.suffix(), fold_suffix(fold)),
                 pretext,
+                given: false,
                 arm: arm.shown().to_owned(),
                 base: (arm.shown() != arm.flag()).then(|| arm.flag().to_owned()),
                 fraction,
@@ -108,17 +125,22 @@ impl SweepConfig {
                 lr,
             };
             if !arm.has_weights() {
-                let cell = cell(arm.base.clone(), 1., String::new(), self.common_rate(None, &arm.name)?);
-                out.push(Finetuning { cell, arm: arm.name, draw, pretraining: None });
+                let cell = cell(arm.base.clone(), 1., String::new(), self.common_rate(Source::Random, &arm.name)?);
+                out.push(Finetuning { cell, arm: arm.name, draw, weights: Weights::Random });
                 continue;
             }
             let own = pretrainings.iter().enumerate().filter(|(_, p)| {
                 p.seed == draw.pretraining && (p.fold.is_none() || p.fold == fold) && (p.split.is_none() || p.split == split)
             });
             for (i, p) in own {
-                let lr = self.common_rate(Some(&p.tasks), &arm.name)?;
+                let lr = self.common_rate(Source::Tasks(&p.tasks), &arm.name)?;
                 let cell = cell(p.name(), p.fraction, p.suffix(), lr);
-                out.push(Finetuning { cell, arm: arm.name.clone(), draw, pretraining: Some(i) });
+                out.push(Finetuning { cell, arm: arm.name.clone(), draw, weights: Weights::Pretraining(i) });
+            }
+            for (i, GivenWeights { name, .. }) in self.weights.iter().enumerate() {
+                let lr = self.common_rate(Source::Given(name), &arm.name)?;
+                let cell = Cell { given: true, ..cell(name.clone(), 1., String::new(), lr) };
+                out.push(Finetuning { cell, arm: arm.name.clone(), draw, weights: Weights::Given(i) });
             }
         }
         Ok(out)

@@ -69,7 +69,7 @@ impl SweepConfig {
             let draw = crate::study::repetitions::Draw { subset: seed, ..first };
             for labels in self.grid_labels()? {
                 let cells = self.cells(rank, seed, self.folds()[0], draw, labels, subjects)?;
-                for f in cells.into_iter().filter(|f| f.pretraining.is_none() || f.cell.unlabelled == most) {
+                for f in cells.into_iter().filter(|f| !f.cell.is_pretrained_here() || f.cell.unlabelled == most) {
                     out.extend(self.lr_grid.iter().map(|&lr| Finetuning { cell: at_rate(&f.cell, lr), ..f.clone() }));
                 }
             }

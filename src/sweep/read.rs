@@ -60,11 +60,12 @@ impl SweepConfig {
             task.parse::<TaskKind>()?;
         }
         self.check_arms()?;
+        self.check_weights()?;
         self.check_grid()?;
         let needs_weights = self.sweep_arms()?.iter().any(SweepArm::has_weights);
         ensure!(
-            !needs_weights || !self.tasks.is_empty(),
-            "`tasks` is empty, and arms other than scratch and random need weights"
+            !needs_weights || !self.tasks.is_empty() || !self.weights.is_empty(),
+            "`tasks` is empty, and arms other than scratch and random need weights: of tasks, or given ones in [[weights]]"
         );
         // Every arm has the same network, also where pretraining does not hand it down.
         for (pretraining, key) in self.pretrainings()?.iter().flat_map(|p| SHAPE.map(|key| (p, key))) {

@@ -2,8 +2,10 @@
 
 use super::document::{Block, Field, Table as Grid};
 use super::figures::{self, Styles};
-use super::words::{amount, finding, mean, number, of_labels, overall, p_value, percent, reaching, repetitions, section};
-use super::{ranking, rates, settings};
+use super::words::{
+    amount, compared_arm, finding, mean, named, number, of_labels, overall, p_value, percent, reaching, repetitions, section,
+};
+use super::{given, ranking, rates, settings};
 use crate::report::progress::duration;
 use crate::study::compare::{Arm, Comparison, Table};
 use crate::study::labels::Labels;
@@ -48,15 +50,19 @@ fn results(records: &Records, rate: &str) -> Vec<Block> {
                 .push(Block::Paragraph("The sweep plans no pair of a pretrained arm and scratch: nothing to compare.".into()));
         }
         let families = [
-            (&table.scratch, "scratch", "training from scratch"),
-            (&table.random, "random frozen", "frozen random weights"),
-            (&table.flat, "2D", "the same in 2D"),
+            (&table.scratch, "scratch", "training from scratch".to_owned()),
+            (&table.random, "random frozen", "frozen random weights".to_owned()),
+            (&table.flat, "2D", "the same in 2D".to_owned()),
         ];
-        for (comparisons, other, whole) in families.into_iter().filter(|f| !f.0.is_empty()) {
+        let given =
+            table.given.iter().map(|(name, comparisons)| (comparisons, name.as_str(), format!("the given weights {name}")));
+        for (comparisons, other, whole) in families.into_iter().chain(given).filter(|f| !f.0.is_empty()) {
             blocks.push(Block::Heading(3, format!("Difference to {other}")));
-            blocks.push(Block::Paragraph(overall(comparisons, whole)));
-            let sentence =
-                |c: &Comparison| format!("{}, {}: {}", c.arm.label(&ranks), of_labels(records, c.labels), finding(c, folds));
+            blocks.push(Block::Paragraph(overall(comparisons, &whole)));
+            let sentence = |c: &Comparison| {
+                let (arm, labels) = (compared_arm(c, &ranks, other), of_labels(records, c.labels));
+                format!("{arm}, {labels}: {}", finding(c, folds))
+            };
             blocks.push(Block::List(comparisons.iter().map(sentence).collect()));
             blocks.push(Block::Table(differences(records, comparisons, other)));
         }
@@ -92,6 +98,7 @@ pub fn rest(records: &Records, tables: &[Table], convergence: &[Convergence]) ->
         blocks.push(Block::Picture("convergence.png", format!("{}. Means over repetitions.", figure.title), figure));
     }
     blocks.extend(settings::by_arm(records));
+    blocks.extend(given::weights(records));
     blocks.extend(published(records, tables));
     blocks.extend(pretraining(records));
     blocks.push(Block::Heading(2, "Every finished run".into()));
@@ -125,6 +132,7 @@ fn warnings(records: &Records) -> Vec<String> {
         let cells: Vec<&str> = warned.iter().map(|(id, _)| *id).collect();
         said.push(format!("fine-tuning warned of the weights of {}; the first: {first}", named(&cells)));
     }
+    said.extend(given::changed(records));
     said.extend(records.notes.iter().cloned());
     let unfair =
         [("all but the encoder's start", records.unfair()), ("their subjects in 2D and in 3D", records.unfair_ranks())];
@@ -150,7 +158,8 @@ fn means(records: &Records, table: &Table) -> Grid {
         None => "missing".into(),
     };
     let row = |(arm, values): (&Arm, &Vec<Option<Estimate>>)| {
-        std::iter::once(arm.label(&ranks).into()).chain(values.iter().zip(&best).map(field)).collect()
+        let name = named(arm, &ranks, records.other_encoder(arm, &arm.scratch()), "scratch");
+        std::iter::once(name.into()).chain(values.iter().zip(&best).map(field)).collect()
     };
     Grid { head, rows: table.arms.iter().zip(&table.means).map(row).collect() }
 }
@@ -166,7 +175,7 @@ fn differences(records: &Records, comparisons: &[Comparison], other: &str) -> Gr
             None => "-".into(),
         };
         vec![
-            c.arm.label(&ranks).into(),
+            compared_arm(c, &ranks, other).into(),
             amount(records, c.labels).into(),
             c.paired.map_or("-".into(), |p| mean(&p.difference)).into(),
             p_value(c.paired.and_then(|p| p.p)).into(),
@@ -238,6 +247,13 @@ fn definitions(records: &Records, tables: &[Table]) -> Vec<String> {
         );
     }
     said.push("Baselines (scratch, random) do not depend on unlabelled scans and stand in every table.".into());
+    if records.sweep.cells.iter().any(|cell| cell.given) {
+        said.push(
+            "Given weights stand in every table too. Their encoder is that of their file; where it is another than scratch's, a \
+             difference to scratch is one of the networks as well, not of the pretraining alone."
+                .into(),
+        );
+    }
     said
 }
 

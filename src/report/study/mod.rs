@@ -3,6 +3,7 @@
 mod content;
 mod document;
 mod figures;
+mod given;
 mod ranking;
 mod rates;
 mod settings;

@@ -1,7 +1,7 @@
 //! Which pretext tasks help most, whether joint ones beat single ones, and how soon scratch is caught up with.
 
 use super::document::{Block, Field, Table as Grid};
-use super::words::{amount, finding, mean, number, of_labels, p_value, percent, range, section};
+use super::words::{amount, compared_arm, finding, mean, number, of_labels, p_value, percent, range, section};
 use crate::study::Convergence;
 use crate::study::compare::{Arm, Comparison, Table};
 use crate::study::labels::Labels;
@@ -30,7 +30,7 @@ pub fn ranking(records: &Records, tables: &[Table]) -> Vec<Block> {
             let row = |(i, c): (usize, &&Comparison)| -> Vec<Field> {
                 let fields = [
                     (i + 1).to_string(),
-                    c.arm.label(&ranks),
+                    compared_arm(c, &ranks, "scratch"),
                     c.paired.map_or("-".into(), |p| mean(&p.difference)),
                     c.corrected.map_or("-".into(), range),
                     p_value(c.holm),

@@ -10,7 +10,12 @@ pub fn by_arm(records: &Records) -> Vec<Block> {
     let (Some(shared), Some(arms)) = (settings["finetune"].as_object(), settings["arms"].as_array()) else { return Vec::new() };
     let tables = |key: &str| shared.get(key).and_then(Value::as_object).into_iter().flatten();
     let mut said = vec![format!("every arm: {}", listed(shared))];
-    said.extend(tables("pretext").map(|(task, table)| format!("after pretraining by {task}: {}", of_table(table))));
+    let given =
+        |name: &str| settings["weights"].as_array().is_some_and(|all| all.iter().any(|weights| weights["name"] == name));
+    said.extend(tables("pretext").map(|(name, table)| {
+        let from = if given(name) { "from the weights" } else { "after pretraining by" };
+        format!("{from} {name}: {}", of_table(table))
+    }));
     for (name, table) in tables("arm").filter(|(name, _)| arms.iter().any(|arm| arm == *name)) {
         let base = table["base"].as_str().filter(|base| base != name);
         let of = base.map_or(String::new(), |base| format!(", a variant of {base}"));

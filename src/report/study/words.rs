@@ -1,12 +1,13 @@
 //! Numbers and findings in words. What is said follows the interval, never the mean alone.
 
 use crate::study::cell::Cell;
-use crate::study::compare::{Comparison, Table, Verdict};
+use crate::study::compare::{Arm, Comparison, Table, Verdict};
 use crate::study::converge::{Reach, Reached};
 use crate::study::labels::Labels;
 use crate::study::read::Records;
 use crate::study::repetitions::Repetitions;
 use crate::study::stats::{Estimate, LEVEL, MIN_REPETITIONS};
+use std::collections::BTreeSet;
 
 /// p-values below this count as shown after the adjustment for several comparisons: the intervals' own level.
 const ALPHA: f64 = 1.0 - LEVEL;
@@ -89,6 +90,17 @@ pub fn finding(comparison: &Comparison, folds: bool) -> String {
     format!("{said}, {}{missing}", units(n, folds))
 }
 
+/// The arm, and where its encoder is another in kind than the other's, that.
+pub fn compared_arm(comparison: &Comparison, ranks: &[usize], other: &str) -> String {
+    named(&comparison.arm, ranks, comparison.other_encoder, other)
+}
+
+/// As [`compared_arm`], of what is known of an arm.
+pub fn named(arm: &Arm, ranks: &[usize], other_encoder: bool, other: &str) -> String {
+    let name = arm.label(ranks);
+    if other_encoder { format!("{name} (another encoder than {other})") } else { name }
+}
+
 /// What the comparisons of one table show together; `other` is what they compare with.
 pub fn overall(comparisons: &[Comparison], other: &str) -> String {
     let count = |verdict| comparisons.iter().filter(|c| c.verdict() == verdict).count();
@@ -160,7 +172,7 @@ fn varied(repetitions: &Repetitions, cells: &[Cell]) -> String {
     if repetitions.subsets {
         put(splits || repetitions.distinct(|draw| draw.subset) > 1, "the label subset", "the label subset");
     }
-    if cells.iter().any(|cell| !cell.is_baseline()) {
+    if cells.iter().any(Cell::is_pretrained_here) {
         let encoders = repetitions.distinct(|draw| draw.pretraining);
         let by_split = repetitions.pretrained_by_split && splits;
         let each = match encoders {
@@ -174,6 +186,11 @@ fn varied(repetitions: &Repetitions, cells: &[Cell]) -> String {
             "the encoder (one for all repetitions)".to_owned()
         };
         put(by_split || encoders > 1 && seeds_vary, &format!("the pretraining ({each})"), &same);
+    }
+    let given: BTreeSet<&str> = cells.iter().filter(|cell| cell.given).map(|cell| cell.pretext.as_str()).collect();
+    if !given.is_empty() {
+        let names = given.into_iter().collect::<Vec<_>>().join(", ");
+        put(false, "", &format!("the given weights ({names})"));
     }
     let count = match repetitions.folds {
         Some(folds) => format!("{folds} folds of {}", units(seeds.max(1), false)),
@@ -198,16 +215,16 @@ pub fn section(table: &Table, metric: &str, several: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::study::compare::Arm;
     use crate::study::stats::paired;
 
     fn comparison(own: &[f64], other: &[f64], planned: usize) -> Comparison {
-        let arm = Arm { rank: 3, pretext: "rot".into(), arm: "warmup".into(), base: "warmup".into() };
+        let arm = Arm { rank: 3, pretext: "rot".into(), given: false, arm: "warmup".into(), base: "warmup".into() };
         let paired = paired(own, other, 0.0);
         let holm = paired.and_then(|p| p.p);
         Comparison {
             arm,
             labels: Labels::Share(0.1),
+            other_encoder: false,
             planned,
             pairs: own.len(),
             paired,
