@@ -19,10 +19,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "scripts"))
-from finetune_pytorch import Encoder, Segmenter, loss_of  # noqa: E402
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "scripts"), str(ROOT / "python")]
+from finetune_pytorch import Segmenter, loss_of  # noqa: E402
+from pretext3d.unet import UNet  # noqa: E402
 
-CHANNELS = [16, 32, 64, 128, 256]
+FILTERS, LEVELS = 16, 5
+DEEPEST = FILTERS << (LEVELS - 1)
 ROTATIONS = {"unet": 10, "densenet121": 4}
 PATCHES, PERMUTATIONS, SHUFFLES = 27, 100, 32
 # Of the preset ResEnc-L.
@@ -30,6 +33,10 @@ FEATURES, RESIDUAL_BLOCKS = [32, 64, 128, 256, 320, 320], [1, 3, 4, 6, 6, 6]
 COEFFICIENTS = 5
 BLOCK, RATIO = 8, 0.75
 TEMPERATURE = 0.5
+
+
+def unet(channels):
+    return UNet(3, channels, FILTERS, LEVELS, norm="batch")
 
 
 def pool(deepest):
@@ -53,8 +60,8 @@ class Rotation(nn.Module):
     def __init__(self, channels, window):
         super().__init__()
         side = window // 16
-        self.encoder = Encoder(channels, CHANNELS)
-        self.head = mlp(CHANNELS[-1] * (side // 2 if side >= 2 else side) ** 3, ROTATIONS["unet"])
+        self.encoder = unet(channels)
+        self.head = mlp(DEEPEST * (side // 2 if side >= 2 else side) ** 3, ROTATIONS["unet"])
 
     def forward(self, x):
         return self.head(pool(self.encoder(x)[-1]))
@@ -82,8 +89,8 @@ class Jigsaw(nn.Module):
     def __init__(self, channels, patch):
         super().__init__()
         side = patch // 16
-        self.features = CHANNELS[-1] * (side // 2 if side >= 2 else side) ** 3
-        self.encoder = Encoder(channels, CHANNELS)
+        self.features = DEEPEST * (side // 2 if side >= 2 else side) ** 3
+        self.encoder = unet(channels)
         self.head = mlp(PATCHES * self.features, PERMUTATIONS)
         self.register_buffer("table", torch.stack([torch.randperm(PATCHES) for _ in range(PERMUTATIONS)]))
 
@@ -98,8 +105,8 @@ class Simclr(nn.Module):
 
     def __init__(self, channels):
         super().__init__()
-        self.encoder = Encoder(channels, CHANNELS)
-        width = CHANNELS[-1]
+        self.encoder = unet(channels)
+        width = DEEPEST
         self.head = nn.Sequential(nn.Linear(width, width), nn.BatchNorm1d(width), nn.ReLU(), nn.Linear(width, 128), nn.BatchNorm1d(128))
 
     def forward(self, x):
@@ -147,12 +154,12 @@ def build(task, encoder, window, batch, channels):
     if task == "vf":
         fused = torch.randn(batch, channels, window, window, window)
         classes = torch.randint(COEFFICIENTS, (batch, window, window, window))
-        return Segmenter(Encoder(channels, CHANNELS), CHANNELS, COEFFICIENTS, "batch"), (fused,), classes, loss_of
+        return Segmenter(unet(channels), COEFFICIENTS), (fused,), classes, loss_of
     if task in ("mae", "gen"):
         clean = torch.randn(batch, channels, window, window, window)
         mask = masks(batch, channels, window) if task == "mae" else torch.ones_like(clean)
         spoilt = clean * (1 - mask) if task == "mae" else torch.rand_like(clean)
-        network = resenc_l(channels, channels) if encoder == "resenc-l" else Segmenter(Encoder(channels, CHANNELS), CHANNELS, channels, "batch")
+        network = resenc_l(channels, channels) if encoder == "resenc-l" else Segmenter(unet(channels), channels)
         return network, (spoilt,), torch.stack([clean, mask]), relative_error
     if task == "simclr":
         crops = torch.randn(2 * batch, channels, *[window * 3 // 4] * 3)

@@ -2,112 +2,42 @@
 """Fine-tune a pretrained encoder for segmentation in plain PyTorch.
 
     python3 scripts/finetune_pytorch.py weights/rot.pt data/stores/phantom-brain
-    python3 scripts/finetune_pytorch.py weights/rot.safetensors data/stores/phantom-brain --plain
 
-The first form loads the TorchScript module with `torch.jit.load`; the second puts the same weights into an ordinary
-`nn.Module`. Either way a U-Net decoder is hung on the feature pyramid, everything is trained on the store's labels, and the
-Dice of each class on held-out subjects is printed. Needs torch and safetensors.
+Loads the exported weights (`.pt` or `.safetensors`) as an ordinary `nn.Module`, puts a new decoder on its feature pyramid, trains
+both on the store's labels, and prints the Dice of each class on held-out subjects. Needs torch, numpy and safetensors.
 """
 import argparse
-import json
 import sys
-from functools import partial
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import nn
 
-
-def norm(description):
-    """Kind of normalisation in an exported network; nnU-Net's have one only, exports from before there was a choice do not name theirs."""
-    network = description["network"]
-    return "instance" if "features" in network else network.get("norm", "batch")
-
-
-class Stage(nn.Module):
-    """Two times convolution, ReLU, batch normalisation; instance normalisation stands before the ReLU."""
-
-    def __init__(self, inputs, outputs, norm="batch"):
-        super().__init__()
-        normalise = {"batch": nn.BatchNorm3d, "instance": partial(nn.InstanceNorm3d, affine=True)}[norm]
-        self.norm_first = norm == "instance"
-        self.conv0, self.norm0 = nn.Conv3d(inputs, outputs, 3, padding=1), normalise(outputs)
-        self.conv1, self.norm1 = nn.Conv3d(outputs, outputs, 3, padding=1), normalise(outputs)
-
-    def forward(self, x):
-        for conv, norm in [(self.conv0, self.norm0), (self.conv1, self.norm1)]:
-            x = F.relu(norm(conv(x))) if self.norm_first else norm(F.relu(conv(x)))
-        return x
-
-
-class Encoder(nn.Module):
-    """The exported encoder as an ordinary module: `[B, C, D, H, W]` to a list of feature maps, finest first."""
-
-    def __init__(self, in_channels, channels, norm="batch"):
-        super().__init__()
-        self.depth = len(channels)
-        for i, (inputs, outputs) in enumerate(zip([in_channels, *channels], channels)):
-            self.add_module(f"level{i}", Stage(inputs, outputs, norm))
-
-    @classmethod
-    def of(cls, description):
-        """As an export's description says."""
-        return cls(description["network"]["in_channels"], [level["channels"] for level in description["levels"]], norm(description))
-
-    def forward(self, x):
-        pyramid = [self.level0(x)]
-        for i in range(1, self.depth):
-            pyramid.append(self.get_submodule(f"level{i}")(F.max_pool3d(pyramid[-1], 2)))
-        return pyramid
+# Works without an installed pretext3d: the module is plain Python.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "python"))
+import pretext3d  # noqa: E402
 
 
 class Segmenter(nn.Module):
-    """A decoder on the pyramid of any encoder: class scores at the input's resolution."""
+    """Scores of classes at the input's resolution, `[B, classes, D, H, W]`."""
 
-    def __init__(self, encoder, channels, classes, norm):
+    def __init__(self, encoder, classes):
         super().__init__()
-        self.encoder = encoder
-        pairs = list(zip(channels[1:], channels))[::-1]
-        self.up = nn.ModuleList(nn.ConvTranspose3d(coarse, fine, 2, stride=2) for coarse, fine in pairs)
-        self.stages = nn.ModuleList(Stage(2 * fine, fine, norm) for _, fine in pairs)
-        self.output = nn.Conv3d(channels[0], classes, 1)
+        self.encoder, self.decoder = encoder, encoder.new_decoder(classes)
 
     def forward(self, x):
-        *skips, y = self.encoder(x)
-        for up, stage, skip in zip(self.up, self.stages, skips[::-1]):
-            y = stage(torch.cat([up(y), skip], 1))
-        return self.output(y)
+        return self.decoder(self.encoder(x))
 
 
-def load_encoder(path, plain):
-    """The encoder and its description."""
-    if plain:
-        description = json.loads(path.with_suffix(".json").read_text())
-        if description.get("architecture", "unet") != "unet":
-            sys.exit(f"error: {path}: --plain is for the U-Net, this is {description['architecture']}; give the .pt without --plain")
-        encoder = Encoder.of(description)
-        weights = {name: tensor for name, tensor in load_file(path).items() if name.startswith("encoder.")}
-        encoder.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in weights.items()})
-        return encoder, description
-    extra = {"pretext3d.json": ""}
-    encoder = torch.jit.load(path, map_location="cpu", _extra_files=extra)
-    return encoder, json.loads(extra["pretext3d.json"])
-
-
-def load_subjects(store, multiple):
-    """Images `[C, D, H, W]` and labels `[D, H, W]` of a store, padded to sides that the encoder can pool; class names."""
-    index = json.loads((store / "index.json").read_text())
+def load_subjects(store, multiples):
+    """Images `[C, D, H, W]` and labels `[D, H, W]`, padded to sides that the encoder can reduce."""
     subjects = []
-    for entry in index["subjects"]:
-        tensors = load_file(store / entry["file"])
-        if "label" not in tensors:
-            sys.exit(f"error: {store / entry['file']}: no label to learn from")
-        pad = [n for side in tensors["label"].shape[::-1] for n in (0, -side % multiple)]
-        image = F.pad(tensors["image"].float()[None], pad, mode="replicate")[0]
-        subjects.append((image, F.pad(tensors["label"], pad).long()))
-    return subjects, [label["name"] for label in index["labels"]]
+    for scan in store:
+        image, label = scan["image"], scan["label"].long()
+        pad = [n for side, multiple in zip(label.shape[::-1], multiples[::-1]) for n in (0, -side % multiple)]
+        subjects.append((F.pad(image[None], pad, mode="replicate")[0], F.pad(label, pad)))
+    return subjects
 
 
 def random_crop(image, label, side):
@@ -140,9 +70,8 @@ def dice(model, subjects, classes, device):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("weights", type=Path, help="exported weights: .pt, or .safetensors with --plain")
+    parser.add_argument("weights", type=Path, help="exported weights: .pt, or .safetensors with its .json")
     parser.add_argument("store", type=Path, help="store with labels, as `pretext3d preprocess` writes it")
-    parser.add_argument("--plain", action="store_true", help="use an ordinary nn.Module instead of TorchScript")
     parser.add_argument("--train", type=int, default=8, help="labelled subjects to train on (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps (default: %(default)s)")
     parser.add_argument("--batch-size", type=int, default=2, help="crops a step (default: %(default)s)")
@@ -150,24 +79,24 @@ def main():
     parser.add_argument("--lr", type=float, default=1e-3, help="learning rate (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    for path in (args.weights, args.store / "index.json"):
-        if not path.exists():
-            parser.error(f"{path}: not found")
-
     torch.manual_seed(args.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoder, description = load_encoder(args.weights, args.plain)
-    levels = description["levels"]
-    if not all(isinstance(level["reduction"], int) for level in levels):
-        sys.exit(f"error: {args.weights}: halves its axes unequally, this script's decoder needs an encoder that halves all of them alike")
-    subjects, classes = load_subjects(args.store, levels[-1]["reduction"])
+    try:
+        encoder = pretext3d.load(args.weights)
+        store = pretext3d.Store(args.store, labelled=True)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    if encoder.rank != 3 or not store.labels:
+        sys.exit(f"error: {args.weights} and {args.store}: expected an encoder of volumes, and volumes with labels")
+    classes, multiples = [label.name for label in store.labels], encoder.levels[-1].reduction
+    subjects = load_subjects(store, multiples)
     smallest = min(min(label.shape) for _, label in subjects)
-    if args.crop % levels[-1]["reduction"] or not 0 < args.crop <= smallest:
-        parser.error(f"--crop {args.crop}: expected a multiple of {levels[-1]['reduction']}, at most {smallest}")
+    if any(args.crop % n for n in multiples) or not 0 < args.crop <= smallest:
+        parser.error(f"--crop {args.crop}: expected a multiple of {' and '.join(map(str, sorted(set(multiples))))}, at most {smallest}")
     train, held_out = subjects[: args.train], subjects[args.train :]
     if not held_out:
         parser.error(f"--train {args.train}: no subject is left to test on, {args.store} has {len(subjects)}")
-    model = Segmenter(encoder, [level["channels"] for level in levels], len(classes), norm(description)).to(device)
+    model = Segmenter(encoder, len(classes)).to(device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr)
     for step in range(1, args.steps + 1):
         model.train()

@@ -13,7 +13,7 @@ from safetensors import safe_open
 ROOT = Path(__file__).resolve().parents[2]
 BINARY = Path(os.environ.get("PRETEXT3D", ROOT / "target/debug/pretext3d")).resolve()
 DUMP = os.environ.get("SCAN_DUMP", str(ROOT / "target/debug/examples/scan_dump"))
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.insert(0, str(ROOT / "python"))
 
 
 def command(*args):

@@ -1,8 +1,8 @@
 """BatchNorm statistics fit what an encoder meets after its pretraining: in a frozen phase, and as exported."""
 import pytest
 import torch
-from finetune_pytorch import Encoder
 from helpers import pretext3d, read_json, refused, tensors
+from pretext3d import build
 from test_finetune import Decoder
 
 # Patches of 9 voxels, of which the deepest map has one: nothing of a whole scan's.
@@ -30,7 +30,7 @@ def loaded(module, file, prefix):
 
 
 def encoder_of(file, description):
-    return loaded(Encoder.of(description), file, "encoder.")
+    return loaded(build(description), file, "encoder.")
 
 
 @torch.no_grad()

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from finetune_pytorch import Encoder, Stage
 from helpers import pretext3d, read_json, refused, rows, tensors
+from pretext3d.unet import Stage, UNet
 from safetensors.torch import save_file
 from test_resume import assert_same, start, wait_for_epoch
 from torch import nn
@@ -251,7 +251,7 @@ class Decoder(nn.Module):
         super().__init__()
         for i, (coarse, fine) in enumerate(zip(channels[:0:-1], channels[-2::-1])):
             self.add_module(f"step{i}_up", nn.ConvTranspose3d(coarse, fine, 2, stride=2))
-            self.add_module(f"step{i}", Stage(2 * fine, fine, norm))
+            self.add_module(f"step{i}", Stage(3, 2 * fine, fine, norm))
         self.output = nn.Conv3d(channels[0], classes, 1)
 
     def forward(self, pyramid):
@@ -262,7 +262,7 @@ class Decoder(nn.Module):
 
 
 def plain_network(run, channels, classes):
-    encoder, decoder = Encoder(4, channels), Decoder(channels, classes)
+    encoder, decoder = UNet(3, 4, channels[0], len(channels), norm="batch"), Decoder(channels, classes)
     encoder.load_state_dict(part(run, ENCODER, "best"))
     decoder.load_state_dict(part(run, DECODER, "best"))
     return nn.Sequential(encoder, decoder).eval()

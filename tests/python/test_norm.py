@@ -4,8 +4,8 @@ import json
 import pytest
 import torch
 from conftest import SMALL
-from finetune_pytorch import Encoder
 from helpers import pretext3d, read_json, refused, tensors
+from pretext3d import build
 from test_finetune import Decoder
 
 INSTANCE = ["--norm", "instance"]
@@ -31,7 +31,7 @@ def test_an_exported_encoder_is_the_plain_module_and_the_same_in_training(instan
     assert description["network"]["norm"] == "instance" and description["settings"]["norm"] == "instance"
     state, _ = tensors(instance.with_suffix(".safetensors"))
     assert set(module.state_dict()) == set(state) and not any("running" in name for name in state)
-    plain = Encoder.of(description)
+    plain = build(description)
     plain.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in state.items()})
     x = torch.randn(2, description["network"]["in_channels"], 24, 16, 20)
     for train in (True, False):
@@ -52,7 +52,7 @@ def test_finetuning_has_the_norm_of_its_weights(instance, store, tmp_path):
     assert description["network"]["norm"] == "instance"
     state, _ = tensors(tmp_path / "network.safetensors")
     assert not any("running" in name for name in state)
-    encoder = Encoder.of(description)
+    encoder = build(description)
     classes = len(description["downstream"]["labels"])
     decoder = Decoder([level["channels"] for level in description["levels"]], classes, "instance")
     for part, name in ((encoder, "encoder."), (decoder, "decoder.")):

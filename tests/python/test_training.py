@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from conftest import SMALL
-from finetune_pytorch import Encoder
 from helpers import pretext3d, read_json, refused, rows, tensors
+from pretext3d import build
 from safetensors.torch import save_file
 
 FAST = [*SMALL, "--rot-head", "gap", "--precision", "fp32"]
@@ -92,7 +92,7 @@ def test_a_joint_export_has_statistics_of_its_own(store, tmp_path):
         assert not torch.equal(*own) and not any(torch.equal(exported[name], mean) for mean in own)
     module = torch.jit.load(run / "w.pt").eval()
     description = read_json(run / "w.json")
-    plain = Encoder.of(description).eval()
+    plain = build(description).eval()
     plain.load_state_dict({name.removeprefix("encoder."): tensor for name, tensor in exported.items()}, strict=True)
     x = torch.rand(2, 4, 32, 32, 32, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
