@@ -47,6 +47,8 @@ pub struct StepArgs {
     device: String,
     #[arg(long, default_value = "auto")]
     precision: String,
+    #[arg(long)]
+    checkpointing: bool,
 }
 
 /// The settings of `pretrain` on their own.
@@ -59,7 +61,7 @@ struct PretrainFlags {
 pub fn step(args: StepArgs) -> Result<()> {
     let rank = Rank::try_from(args.rank).map_err(anyhow::Error::msg)?;
     let (window, batch) = (args.window.to_string(), args.batch.to_string());
-    let norm = args.norm.iter().map(|norm| ["--norm", norm]);
+    let optional = args.norm.iter().flat_map(|norm| ["--norm", norm]).chain(args.checkpointing.then_some("--checkpointing"));
     let flags = [
         ["--data", "-"],
         ["--task", &args.task],
@@ -71,8 +73,8 @@ pub fn step(args: StepArgs) -> Result<()> {
         // An epoch longer than any benchmark.
         ["--draws", "1000000"],
     ];
-    let config =
-        PretrainFlags::try_parse_from(["bench-step"].into_iter().chain(flags.into_iter().chain(norm).flatten()))?.config;
+    let flags = ["bench-step"].into_iter().chain(flags.into_iter().flatten()).chain(optional);
+    let config = PretrainFlags::try_parse_from(flags)?.config;
     let device = config.train.device.resolve()?;
     let mut random = rng(config.train.seed, Stream::Train, 0, 0);
     let [d, h, w] = rank.cube(args.window);

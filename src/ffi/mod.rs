@@ -1,9 +1,11 @@
 //! All C++ and all `unsafe` calls into libtorch beyond tch: thin safe wrappers over `shim.cpp`.
 
+mod checkpoint;
 mod cuda;
 mod process;
 mod script;
 
+pub use checkpoint::{checkpoint, with_checkpointing};
 pub use cuda::{Gpu, gpus, load_cuda};
 pub use process::{spawn_bound, terminate};
 pub use script::{description, read_state, save_script};

@@ -1,6 +1,8 @@
-// The few libtorch features that tch does not expose: fused optimizers, CPU autocast, memory formats and TorchScript modules
-// with real parameters. Each entry catches every exception; `p3d_error` then holds the message and the result is non-zero.
+// The few libtorch features that tch does not expose: fused optimizers, CPU autocast, memory formats, custom backward passes and
+// TorchScript modules with real parameters. Each entry catches every exception; `p3d_error` then holds the message and the result is non-zero.
 
+#include <torch/csrc/autograd/autograd.h>
+#include <torch/csrc/autograd/custom_function.h>
 #include <torch/csrc/jit/api/module.h>
 #include <torch/script.h>
 #include <torch/version.h>
@@ -11,8 +13,10 @@
 #include <ATen/ops/_fused_sgd.h>
 #include <torch/version.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <fstream>
+#include <memory>
 #include <sstream>
 #include <string>
 #include <system_error>
@@ -44,6 +48,62 @@ std::vector<at::Tensor> list(at::Tensor *const *tensors, size_t n) {
 }
 
 at::DeviceType device_type(int cuda) { return cuda ? at::kCUDA : at::kCPU; }
+
+// A piece of a network, written in Rust. `call` gives null if it panicked.
+struct Piece : torch::CustomClassHolder {
+  void *closure;
+  at::Tensor *(*call)(void *, at::Tensor *);
+  void (*drop)(void *);
+
+  Piece(void *closure, at::Tensor *(*call)(void *, at::Tensor *), void (*drop)(void *))
+      : closure(closure), call(call), drop(drop) {}
+  ~Piece() override { drop(closure); }
+
+  at::Tensor operator()(at::Tensor x) const {
+    std::unique_ptr<at::Tensor> out(call(closure, &x));
+    TORCH_CHECK(out, "a piece of the network that is computed again has failed");
+    return *out;
+  }
+};
+
+// Keeps the input of a piece alone, and computes the piece again in the backward pass.
+struct Checkpoint : torch::autograd::Function<Checkpoint> {
+  static at::Tensor forward(torch::autograd::AutogradContext *ctx, const at::Tensor &x, at::TensorList parameters,
+                            const c10::intrusive_ptr<Piece> &piece) {
+    std::vector<at::Tensor> inputs{x};
+    inputs.insert(inputs.end(), parameters.begin(), parameters.end());
+    ctx->save_for_backward(inputs);
+    ctx->saved_data["piece"] = c10::IValue::make_capsule(piece);
+    // No gradients are recorded here: a copy of a weight that autocast kept from here would have none elsewhere.
+    struct Uncached {
+      bool before = at::autocast::is_autocast_cache_enabled();
+      Uncached() { at::autocast::set_autocast_cache_enabled(false); }
+      ~Uncached() { at::autocast::set_autocast_cache_enabled(before); }
+    } uncached;
+    return (*piece)(x);
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext *ctx,
+                                                 const torch::autograd::variable_list &gradients) {
+    auto inputs = ctx->get_saved_variables();
+    auto piece = ctx->saved_data["piece"].toCapsule();
+    bool input_learns = inputs[0].requires_grad();
+    inputs[0] = inputs[0].detach().set_requires_grad(input_learns);
+    std::vector<at::Tensor> learn;
+    std::copy_if(inputs.begin(), inputs.end(), std::back_inserter(learn), [](const auto &t) { return t.requires_grad(); });
+    at::Tensor out;
+    {
+      at::AutoGradMode record(true);
+      out = (*static_cast<Piece *>(piece.get()))(inputs[0]);
+    }
+    auto found = torch::autograd::grad({out}, learn, {gradients[0]});
+    // One for each argument of `forward`, the piece included.
+    torch::autograd::variable_list all(inputs.size() + 1);
+    for (size_t i = 0, next = 0; i < inputs.size(); i++)
+      if (inputs[i].requires_grad()) all[i] = found[next++];
+    return all;
+  }
+};
 
 } // namespace
 
@@ -103,6 +163,18 @@ int p3d_set_memory_format(at::Tensor *tensor, int format) {
 // tch passes pin_memory a device, which libtorch warns about at every call.
 int p3d_pin(at::Tensor *tensor) {
   return guarded([&] { *tensor = tensor->pin_memory(); });
+}
+
+// Takes the closure over, also where it fails.
+at::Tensor *p3d_checkpoint(at::Tensor *x, at::Tensor *const *parameters, size_t n, void *closure,
+                           at::Tensor *(*call)(void *, at::Tensor *), void (*drop)(void *)) {
+  at::Tensor *out = nullptr;
+  guarded([&] {
+    auto piece = c10::make_intrusive<Piece>(closure, call, drop);
+    auto learnt = list(parameters, n);
+    out = new at::Tensor(Checkpoint::apply(*x, at::TensorList(learnt), piece));
+  });
+  return out;
 }
 
 enum { P3D_ADAMW = 0, P3D_ADAM = 1, P3D_SGD = 2 };

@@ -61,6 +61,11 @@ impl Conv {
         let _ = no_grad(|| self.weight.shallow_clone().zero_());
     }
 
+    /// The same parameters.
+    fn shallow_clone(&self) -> Conv {
+        Conv { weight: self.weight.shallow_clone(), bias: self.bias.as_ref().map(Tensor::shallow_clone), ..*self }
+    }
+
     fn padding(&self) -> Vec<i64> {
         self.kernel.values().iter().map(|n| n / 2).collect()
     }
@@ -142,6 +147,15 @@ impl Norm {
     /// Sets weight and bias to 0, and so, until it has learnt, all that it gives.
     pub fn silence(&self) {
         no_grad(|| [&self.weight, &self.bias].into_iter().for_each(|parameter| drop(parameter.shallow_clone().zero_())));
+    }
+
+    /// The same parameters and buffers.
+    fn shallow_clone(&self) -> Norm {
+        Norm {
+            weight: self.weight.shallow_clone(),
+            bias: self.bias.shallow_clone(),
+            running: self.running.as_ref().map(|running| running.each_ref().map(Tensor::shallow_clone)),
+        }
     }
 
     pub fn kind(&self) -> NormKind {
@@ -228,6 +242,21 @@ impl UpConv {
     }
 }
 
+/// Convolution, instance normalisation, activation: the unit that [`ffi::with_checkpointing`] computes again.
+pub fn conv_instance_norm(
+    conv: &Conv,
+    norm: &Norm,
+    x: &Tensor,
+    activate: impl Fn(Tensor) -> Tensor + Send + 'static,
+) -> Tensor {
+    assert_eq!(norm.kind(), NormKind::Instance, "batch normalisation would update its running statistics twice");
+    let (conv, norm) = (conv.shallow_clone(), norm.shallow_clone());
+    let parameters: Vec<Tensor> =
+        [&conv.weight, &norm.weight, &norm.bias].into_iter().chain(&conv.bias).map(Tensor::shallow_clone).collect();
+    // It normalises alike in training and evaluation.
+    ffi::checkpoint(x, &parameters, move |x| activate(norm.forward(&conv.forward(x), true)))
+}
+
 /// Two times convolution, ReLU, batch normalisation, in the reference's order. Instance normalisation stands before the ReLU: last, it
 /// would give every channel the same mean in every sample, its bias, and averages over a map would say nothing.
 #[derive(Debug)]
@@ -249,7 +278,7 @@ impl Stage {
         for (conv, norm) in self.convs.iter().zip(&self.norms) {
             x = match norm.kind() {
                 NormKind::Batch => norm.forward(&conv.forward(&x).relu_(), train),
-                NormKind::Instance => norm.forward(&conv.forward(&x), train).relu_(),
+                NormKind::Instance => conv_instance_norm(conv, norm, &x, |mut x| x.relu_()),
             };
         }
         if self.dropout > 0. { x.dropout(self.dropout, train) } else { x }

@@ -2,7 +2,7 @@
 //! dynamic-network-architectures.
 
 use super::NormKind;
-use super::blocks::{Conv, ConvShape, Norm};
+use super::blocks::{Conv, ConvShape, Norm, conv_instance_norm};
 use super::script::ScriptModule;
 use crate::dim::PerAxis;
 use tch::Tensor;
@@ -68,9 +68,8 @@ impl ConvNorm {
     }
 
     pub fn forward(&self, x: &Tensor) -> Tensor {
-        // It normalises alike in training and evaluation.
-        let x = self.norm.forward(&self.conv.forward(x), true);
-        if self.active { activate(x) } else { x }
+        let active = self.active;
+        conv_instance_norm(&self.conv, &self.norm, x, move |x| if active { activate(x) } else { x })
     }
 
     pub fn script(&self) -> ScriptModule {

@@ -69,6 +69,10 @@ pub struct TrainConfig {
     /// Batches whose gradients are averaged before a step
     #[arg(long, value_name = "N", default_value_t = 1, help_heading = "Optimization")]
     pub accumulate: u64,
+    /// Keep less of the network's maps for the backward pass, and compute them again there: less memory, more time. For networks with
+    /// instance normalisation
+    #[arg(long, help_heading = "Optimization")]
+    pub checkpointing: bool,
 
     /// auto, cpu, cuda or cuda:N
     #[arg(long, default_value = "auto", help_heading = "Machine")]
@@ -92,7 +96,7 @@ pub struct TrainConfig {
 
 /// Settings that a resumed run may change. `epochs` moves a cosine schedule's rates; the others do not touch what is
 /// computed (a device only its rounding).
-pub const RESUMABLE: [&str; 6] = ["epochs", "device", "threads", "prefetch", "out", "save-minutes"];
+pub const RESUMABLE: [&str; 7] = ["epochs", "device", "threads", "prefetch", "checkpointing", "out", "save-minutes"];
 
 impl TrainConfig {
     /// What is trained on, in words.

@@ -9,7 +9,7 @@ use crate::device::memory_format;
 use crate::dim::voxels;
 use crate::ffi;
 use crate::nn::decoder::is_output;
-use crate::nn::{EncoderConfig, Mode, calibrate};
+use crate::nn::{EncoderConfig, Mode, NormKind, calibrate};
 use crate::run::means::Means;
 use crate::run::tensors::ENCODER;
 use crate::sample::loader::Loader;
@@ -61,6 +61,7 @@ pub struct Trainer {
     pub steps: u64,
     schedule: Schedule,
     accumulate: u64,
+    checkpointing: bool,
     seed: u64,
     threads: usize,
     prefetch: usize,
@@ -177,6 +178,11 @@ impl Trainer {
         for TaskRun { task, .. } in &runs {
             encoder.check_input(task.view_shape()).with_context(|| format!("task {}", task.name()))?;
         }
+        ensure!(
+            !config.checkpointing || encoder.norm() == NormKind::Instance,
+            "--checkpointing is for networks with instance normalisation (unet with --norm instance, nnU-Net's encoders): computed again, \
+             batch normalisation would update its statistics twice"
+        );
         let mut network = Network::new(encoder, &references, config.seed)?;
         network.place(device, memory_format(device, bf16))?;
         let is_given = |name: &str| given.as_ref().is_some_and(|given| given.holds(name));
@@ -202,6 +208,7 @@ impl Trainer {
             steps,
             schedule,
             accumulate: config.accumulate,
+            checkpointing: config.checkpointing,
             seed: config.seed,
             threads,
             prefetch: config.prefetch,
@@ -262,7 +269,8 @@ impl Trainer {
         let laid_out = |views: &Tensor| layout_views(views, memory_format(self.device, self.bf16));
         let clean = batch.clean.as_ref().map(laid_out).transpose()?;
         let batch = Batch { views: laid_out(&batch.views)?, clean, targets: batch.targets };
-        Ok(ffi::with_autocast(self.device, self.bf16, || self.network.forward(task, &batch, mode)))
+        let forward = || self.network.forward(task, &batch, mode);
+        Ok(ffi::with_autocast(self.device, self.bf16, || ffi::with_checkpointing(self.checkpointing, forward)))
     }
 
     /// Forward, backward and update. Its numbers reach `means` now or, on a GPU, some steps later ([`Trainer::flush`]).

@@ -175,15 +175,21 @@ def test_every_task_takes_a_step_and_its_weights_serve(brains, store, tmp_path, 
     assert "prediction" in tensors(tmp_path / "pictures/gen.safetensors")[0]
 
 
-def test_a_resumed_run_is_the_same(store, tmp_path):
+def test_a_resumed_run_is_the_same_and_so_is_one_that_computes_again(store, tmp_path):
     args = ["pretrain", "--data", store, "--task", "mae", "--encoder", "resenc-s", "--levels", 2, "--filters", 2, *QUICK[2:]]
     args += ["--val-draws", 1, "--schedule", "constant", "--warmup-epochs", 0]
-    for name in ("whole", "parts"):
+    for name in ("whole", "parts", "again"):
         epochs = 2 if name == "whole" else 1
         pretext3d(*args, "--epochs", epochs, "--out", tmp_path / name, "--weights", tmp_path / f"w-{name}")
     pretext3d("pretrain", "--resume", tmp_path / "parts", "--epochs", 2)
-    whole, parts = (tensors(tmp_path / f"w-{name}.safetensors")[0] for name in ("whole", "parts"))
-    assert whole.keys() == parts.keys() and all(torch.equal(parts[name], tensor) for name, tensor in whole.items())
+    pretext3d("pretrain", "--resume", tmp_path / "again", "--epochs", 2, "--checkpointing")
+    whole, parts, again = (tensors(tmp_path / f"w-{name}.safetensors")[0] for name in ("whole", "parts", "again"))
+    assert whole.keys() == parts.keys() == again.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(parts[name], tensor)
+        torch.testing.assert_close(again[name], tensor, rtol=0, atol=1e-5)
+    batch = ["--task", "rot", "--norm", "batch", *QUICK]
+    refused("pretrain", "--data", store, *batch, "--checkpointing", "--out", tmp_path / "no", says=["--checkpointing", "instance normalisation"])
 
 
 def test_thick_slices(brains, tmp_path):
