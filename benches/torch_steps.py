@@ -1,5 +1,5 @@
 """The networks of some tasks in plain PyTorch, on volumes the U-Net (its encoder, with a decoder where voxels are predicted) and
-nnU-Net's ResidualEncoderUNet as dynamic-network-architectures has it, on images torchvision's DenseNet-121, and their training step.
+nnU-Net's networks as dynamic-network-architectures has it, on images torchvision's DenseNet-121, and their training step.
 
     python3 torch_steps.py --task rot --window 64 --batch 2 --steps 5 [--tuned] [--device cuda]
     python3 torch_steps.py --task mae --encoder resenc-l --window 64 --batch 2 --steps 5
@@ -28,8 +28,13 @@ FILTERS, LEVELS = 16, 5
 DEEPEST = FILTERS << (LEVELS - 1)
 ROTATIONS = {"unet": 10, "densenet121": 4}
 PATCHES, PERMUTATIONS, SHUFFLES = 27, 100, 32
-# Of the preset ResEnc-L.
-FEATURES, RESIDUAL_BLOCKS = [32, 64, 128, 256, 320, 320], [1, 3, 4, 6, 6, 6]
+# Features and blocks of the levels of nnU-Net's networks.
+NNUNET = {
+    "plainconv": ([32, 64, 128, 256, 320, 320], [2] * 6),
+    "resenc-s": ([16, 32, 64, 128, 160, 160], [1, 2, 2, 2, 2, 2]),
+    "resenc-m": ([32, 64, 128, 256, 320, 320], [1, 2, 2, 2, 2, 2]),
+    "resenc-l": ([32, 64, 128, 256, 320, 320], [1, 3, 4, 6, 6, 6]),
+}
 COEFFICIENTS = 5
 BLOCK, RATIO = 8, 0.75
 TEMPERATURE = 0.5
@@ -113,13 +118,15 @@ class Simclr(nn.Module):
         return F.normalize(self.head(self.encoder(x)[-1].mean((2, 3, 4))).float(), dim=1)
 
 
-def resenc_l(channels, outputs):
+def nnunet(encoder, channels, outputs):
     """nnU-Net's network, `[B, C, s, s, s]` to `[B, outputs, s, s, s]`."""
     # Only here: what it takes belongs to no other network's figure.
-    from dynamic_network_architectures.architectures.unet import ResidualEncoderUNet
+    from dynamic_network_architectures.architectures.unet import PlainConvUNet, ResidualEncoderUNet
 
-    network = ResidualEncoderUNet(
-        channels, len(FEATURES), FEATURES, nn.Conv3d, 3, [1, 2, 2, 2, 2, 2], RESIDUAL_BLOCKS, outputs, 1, conv_bias=True,
+    features, blocks = NNUNET[encoder]
+    kind, convs = (PlainConvUNet, 2) if encoder == "plainconv" else (ResidualEncoderUNet, 1)
+    network = kind(
+        channels, len(features), features, nn.Conv3d, 3, [1, 2, 2, 2, 2, 2], blocks, outputs, convs, conv_bias=True,
         norm_op=nn.InstanceNorm3d, norm_op_kwargs={"eps": 1e-5, "affine": True}, nonlin=nn.LeakyReLU, nonlin_kwargs={"inplace": True},
     )
     network.apply(network.initialize)
@@ -159,7 +166,7 @@ def build(task, encoder, window, batch, channels):
         clean = torch.randn(batch, channels, window, window, window)
         mask = masks(batch, channels, window) if task == "mae" else torch.ones_like(clean)
         spoilt = clean * (1 - mask) if task == "mae" else torch.rand_like(clean)
-        network = resenc_l(channels, channels) if encoder == "resenc-l" else Segmenter(unet(channels), channels)
+        network = nnunet(encoder, channels, channels) if encoder in NNUNET else Segmenter(unet(channels), channels)
         return network, (spoilt,), torch.stack([clean, mask]), relative_error
     if task == "simclr":
         crops = torch.randn(2 * batch, channels, *[window * 3 // 4] * 3)
@@ -179,8 +186,8 @@ def build(task, encoder, window, batch, channels):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--task", choices=["rot", "jig", "mae", "gen", "vf", "simclr"], required=True)
-    parser.add_argument("--encoder", choices=["unet", "resenc-l", "densenet121"], default="unet",
-                        help="resenc-l: --task mae or gen; densenet121: --task rot on images of 3 channels")
+    parser.add_argument("--encoder", choices=["unet", *NNUNET, "densenet121"], default="unet",
+                        help="nnU-Net's: --task mae or gen; densenet121: --task rot on images of 3 channels")
     parser.add_argument("--window", type=int, required=True)
     parser.add_argument("--batch", type=int, required=True)
     parser.add_argument("--steps", type=int, required=True)
@@ -191,8 +198,8 @@ def main():
     if args.encoder == "densenet121" and (args.task, args.channels) != ("rot", 3):
         parser.error("--encoder densenet121 goes with --task rot and --channels 3")
 
-    if args.encoder == "resenc-l" and args.task not in ("mae", "gen"):
-        parser.error("--encoder resenc-l goes with --task mae and gen")
+    if args.encoder in NNUNET and args.task not in ("mae", "gen"):
+        parser.error(f"--encoder {args.encoder} goes with --task mae and gen")
 
     torch.manual_seed(0)
     network, inputs, targets, criterion = build(args.task, args.encoder, args.window, args.batch, args.channels)

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Pretraining steps on volumes (U-Net, nnU-Net's residual encoder) and images (DenseNet-121): ours, PyTorch with its defaults, and PyTorch tuned the same way;
+"""Pretraining steps on volumes (U-Net, nnU-Net's encoders) and images (DenseNet-121): ours, PyTorch with its defaults, and PyTorch tuned the same way;
 alternating, a process each."""
 import argparse
 import statistics
@@ -34,6 +34,9 @@ CASES = [
     Case("gen", 64, timed=6),
     Case("vf", 64, timed=6),
     Case("simclr", 64, batch=4, timed=6),
+    Case("mae", 64, encoder="resenc-s", gpu_batch=8),
+    Case("mae", 64, encoder="resenc-m", gpu_batch=8),
+    Case("mae", 64, encoder="plainconv", gpu_batch=8),
     Case("mae", 64, encoder="resenc-l", gpu_batch=8),
     Case("mae", 96, encoder="resenc-l", gpu_batch=4, timed=2, warmup=1),
     Case("rot", 224, encoder="densenet121", rank=2, channels=3, batch=32, gpu_batch=32, timed=2, warmup=1),
