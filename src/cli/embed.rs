@@ -120,14 +120,20 @@ fn open(args: &Args, given: &Pretrained) -> Result<(Inputs, Input, Rank)> {
         let channels = (0..input.channels.len()).collect();
         return Ok((Inputs::Store { store: store.sliced(None)?, channels }, input, rank));
     }
-    let input = given.input.clone().with_context(|| {
+    let mut input = given.input.clone().with_context(|| {
         format!(
             "{}: does not say how its scans were preprocessed, which {} needs; give a store as --input",
             args.weights.display(),
             args.scans.input
         )
     })?;
-    let inputs = Inputs::open(&args.scans.input, args.scans.layout, &input.channels, &input.preprocessing)?;
+    // Encoders of any contrast take every channel alike.
+    let any = !input.contrasts.is_empty();
+    let wanted = if any { &[] } else { &input.channels[..] };
+    let inputs = Inputs::open(&args.scans.input, args.scans.layout, wanted, &input.preprocessing)?;
+    if any {
+        input.channels = inputs.channels();
+    }
     Ok((inputs, input, given.config.rank()))
 }
 

@@ -216,7 +216,7 @@ struct Images {
 impl Images {
     /// Errors if there is no such channel, or no scan of one of the cases.
     fn open<'a>(folder: &Path, channel: Option<&str>, mut cases: impl Iterator<Item = &'a str>) -> Result<Images> {
-        let dataset = layouts::open_as(folder, Reading { layout: None, labels: Labels::Unwanted, person: None })?;
+        let dataset = layouts::open_as(folder, Reading { labels: Labels::Unwanted, ..Reading::default() })?;
         let channel = match channel {
             None => 0,
             Some(name) => dataset.channels.iter().position(|c| c == name).with_context(|| {

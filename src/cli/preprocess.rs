@@ -13,6 +13,7 @@ use crate::train::stop::Stop;
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::HumanBytes;
 use regex::Regex;
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -59,6 +60,10 @@ pub struct Args {
     /// Channels to keep, in this order, e.g. t1,flair [default: all]
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     channels: Vec<String>,
+    /// Make every channel of every scan a scan of its own, of one channel: encoders for any contrast are pretrained on these, also from
+    /// scans that do not have the same channels. The person stays the person
+    #[arg(long)]
+    channels_as_scans: bool,
     /// Label values, background first, each with an optional name, e.g. 0,1=oedema,4; the n-th becomes class n [default: as the
     /// dataset describes them]
     #[arg(long, value_name = "VALUES", value_delimiter = ',', value_parser = label, conflicts_with = "no_labels", allow_hyphen_values = true)]
@@ -171,11 +176,29 @@ impl Args {
             (_, false) => Labels::Given,
             (_, true) => Labels::Described,
         };
-        Reading { layout: self.layout, labels, person: self.subject_pattern.as_ref() }
+        let (layout, person) = (self.layout, self.subject_pattern.as_ref());
+        Reading { layout, labels, person, separate: self.channels_as_scans }
+    }
+
+    /// Keeps the wanted ones of scans that are channels, and says how many there are of each. Errors if there is none of one.
+    fn pick(&self, dataset: &mut Dataset) -> Result<()> {
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        dataset.subjects.iter().flat_map(|s| &s.contrasts).for_each(|name| *counts.entry(name.clone()).or_default() += 1);
+        let there = counts.keys().cloned().collect::<Vec<_>>().join(", ");
+        for name in &self.channels {
+            ensure!(counts.contains_key(name), "--channels: no channel `{name}`, the data has {there}");
+        }
+        if !self.channels.is_empty() {
+            counts.retain(|name, _| self.channels.contains(name));
+            dataset.subjects.retain(|s| s.contrasts.iter().all(|name| self.channels.contains(name)));
+        }
+        let counts: Vec<String> = counts.into_iter().map(|(name, n)| format!("{name} {n}")).collect();
+        note!("every channel is a scan: {}", counts.join(", "));
+        Ok(())
     }
 
     fn plan(&self, dataset: &Dataset) -> Result<Plan> {
-        let channels: Vec<usize> = match self.channels.is_empty() {
+        let channels: Vec<usize> = match self.channels.is_empty() || self.channels_as_scans {
             true => (0..dataset.channels.len()).collect(),
             false => {
                 for name in &self.channels {
@@ -208,6 +231,9 @@ pub fn run(args: Args) -> Result<()> {
     args.settings(args.layout)?;
     check_folder(&args.out).context("--out")?;
     let mut dataset = layouts::open_as(&args.data, args.reading())?;
+    if args.channels_as_scans {
+        args.pick(&mut dataset)?;
+    }
     let plan = args.plan(&dataset)?;
     if args.no_labels {
         dataset.subjects.iter_mut().for_each(|s| s.label = None);

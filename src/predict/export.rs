@@ -108,6 +108,9 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path, windows: Option<(&Windo
         "settings": settings,
         "versions": folder::versions(),
     });
+    if !input.contrasts.is_empty() {
+        about["input"]["contrasts"] = json!(input.contrasts);
+    }
     if let Some(downstream) = downstream {
         about["downstream"] = downstream.clone();
     }

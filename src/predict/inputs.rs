@@ -50,7 +50,7 @@ pub struct PreparedScan {
 
 impl Inputs {
     /// Opens a photograph, a NIfTI file, several of them separated by commas (one a channel, in the model's order), a store, or a folder or
-    /// manifest in any layout. `channels` and `settings` are the model's.
+    /// manifest in any layout. `channels` and `settings` are the model's; no channels: whatever the scans have.
     ///
     /// Errors: what cannot be opened, a channel that is missing, a store that was preprocessed in another way.
     pub fn open(input: &str, layout: Option<Layout>, channels: &[String], settings: &Settings) -> Result<Inputs> {
@@ -65,14 +65,15 @@ impl Inputs {
         if is_store(path) {
             return Inputs::store(path, channels, settings);
         }
-        let mut dataset = layouts::open_as(path, Reading { layout, labels: Labels::Unwanted, person: None })?;
+        let mut dataset = layouts::open_as(path, Reading { layout, labels: Labels::Unwanted, ..Reading::default() })?;
         if dataset.layout == Layout::Images && dataset.channels.len() == 1 && channels.len() == 3 {
             note!("grey photographs for a network of colour ones: each is taken for three equal channels");
             dataset.channels = channels.to_vec();
         }
+        let wanted = if channels.is_empty() { &dataset.channels } else { channels };
         let plan = Plan {
             settings: settings.clone(),
-            channels: channels_of(channels, &dataset.channels).with_context(|| input.to_string())?,
+            channels: channels_of(wanted, &dataset.channels).with_context(|| input.to_string())?,
             available: dataset.channels,
             labels: None,
         };
@@ -81,6 +82,15 @@ impl Inputs {
 
     /// One scan, in one file or in one for each channel; its id is the first file's name.
     fn files(files: Vec<PathBuf>, channels: &[String], settings: &Settings) -> Result<Inputs> {
+        let source = Source::File(files[0].clone());
+        let photograph = source.is_image();
+        let found = match files.len() {
+            1 if photograph => image::channels(&files[0])?,
+            1 => source.read_header()?.channels,
+            n => n,
+        };
+        let unnamed: Vec<String> = (0..found).map(|c| c.to_string()).collect();
+        let channels = if channels.is_empty() { &unnamed } else { channels };
         ensure!(
             files.len() == 1 || files.len() == channels.len(),
             "{} files, expected one of {} channels, or one for each: {}",
@@ -89,8 +99,6 @@ impl Inputs {
             channels.join(", ")
         );
         if let [file] = &files[..] {
-            let photograph = Source::File(file.clone()).is_image();
-            let found = if photograph { image::channels(file)? } else { Source::File(file.clone()).read_header()?.channels };
             // A grey photograph counts for a colour one.
             ensure!(
                 found == channels.len() || photograph && (found, channels.len()) == (1, 3),
@@ -108,7 +116,7 @@ impl Inputs {
             labels: None,
         };
         let channels = files.into_iter().map(Source::File).collect();
-        let subjects = vec![Subject { id, channels, label: None, split: None, class: None }];
+        let subjects = vec![Subject { id, channels, ..Subject::default() }];
         Ok(Inputs::Files { subjects, plan, classes: None, problems: vec![] })
     }
 
@@ -124,6 +132,14 @@ impl Inputs {
         );
         let channels = channels_of(channels, &store.index().channels).with_context(|| path.display().to_string())?;
         Ok(Inputs::Store { store, channels })
+    }
+
+    /// Names of the channels that are taken.
+    pub fn channels(&self) -> Vec<String> {
+        match self {
+            Inputs::Files { plan, .. } => plan.names(),
+            Inputs::Store { store, channels } => channels.iter().map(|&c| store.index().channels[c].clone()).collect(),
+        }
     }
 
     /// Ids of the scans; a `/` in one separates person and scan.
@@ -275,7 +291,8 @@ fn channels_of(wanted: &[String], found: &[String]) -> Result<Vec<usize>> {
     }
     let missing = wanted.iter().find(|name| !lower(found).contains(&name.to_lowercase()));
     let missing = missing.map_or("too few channels of one name".into(), |name| format!("no channel `{name}`"));
-    bail!("{missing}, expected {wanted_names} as the model was trained on, found {found_names}")
+    let hint = if wanted.len() == 1 && unnamed(wanted) { ": the network takes one channel; give the files of one" } else { "" };
+    bail!("{missing}, expected {wanted_names} as the model was trained on, found {found_names}{hint}")
 }
 
 impl PreparedScan {

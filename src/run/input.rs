@@ -12,6 +12,9 @@ use serde_json::Value;
 pub struct Input {
     /// Channel names, in order.
     pub channels: Vec<String>,
+    /// Contrasts of the scans, where channels were taken for scans of their own, so that the only channel is any of them; otherwise none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub contrasts: Vec<String>,
     pub preprocessing: Settings,
     /// Millimetres along the RAS+ axes of the stored grid, averaged over the scans (a cube's spacing differs from scan to scan).
     pub mean_spacing: [f64; 3],
@@ -28,10 +31,19 @@ impl Input {
         let n = index.subjects.len().max(1) as f64;
         Input {
             channels: index.channels.clone(),
+            contrasts: index.contrasts(),
             preprocessing: index.settings.clone(),
             mean_spacing: std::array::from_fn(|a| index.subjects.iter().map(|s| s.spacing[a]).sum::<f64>() / n),
             fingerprint: index.fingerprint.clone(),
             slices: store.slices(),
+        }
+    }
+
+    /// The channels in words.
+    pub fn trained_on(&self) -> String {
+        match self.contrasts[..] {
+            [] => format!("the channels {}", self.channels.join(", ")),
+            _ => format!("one channel of any of the contrasts {}", self.contrasts.join(", ")),
         }
     }
 
@@ -52,9 +64,9 @@ impl Input {
     pub fn fit(&self, now: &Input) -> Fit {
         let order = positions(&now.channels, &self.channels).filter(|_| now.channels.len() == self.channels.len());
         let mut warnings = Vec::new();
-        if order.is_none() {
-            let [trained, found] = [&self.channels, &now.channels].map(|names| names.join(", "));
-            warnings.push(format!("trained on the channels {trained}, these scans have {found}"));
+        // An encoder of any contrast takes every channel alike.
+        if order.is_none() && self.contrasts.is_empty() {
+            warnings.push(format!("trained on {}, these scans have {}", self.trained_on(), now.channels.join(", ")));
         }
         let [trained, found] = [self, now].map(|input| intensities(&input.preprocessing));
         if trained != found {
@@ -109,6 +121,7 @@ mod tests {
         let grid = Grid::Cube { side: 8 };
         Input {
             channels: channels.iter().map(|c| c.to_string()).collect(),
+            contrasts: vec![],
             preprocessing: Settings { grid, foreground: Threshold::Auto, intensity, dtype: Dtype::F32 },
             mean_spacing: [1.; 3],
             fingerprint: String::new(),
@@ -131,6 +144,17 @@ mod tests {
             assert!(order.is_none() && warnings.len() == 1, "{warnings:?}");
             assert!(warnings[0].contains(&trained.join(", ")) && warnings[0].contains(&now.join(", ")), "{warnings:?}");
         }
+    }
+
+    #[test]
+    fn an_encoder_of_any_contrast_takes_any_channels() {
+        let mut any = input(&["image"], Intensity::MinMax);
+        any.contrasts = vec!["flair".into(), "t1".into()];
+        for now in [&["t1", "t2", "flair"][..], &["CT"], &["image"]] {
+            assert_eq!(any.fit(&input(now, Intensity::MinMax)), Fit { order: None, warnings: vec![] });
+        }
+        assert_eq!(any.fit(&input(&["t1", "t2"], Intensity::ZScoreForeground)).warnings.len(), 1);
+        assert_eq!(input(&["t1", "t2"], Intensity::MinMax).fit(&any).warnings.len(), 1);
     }
 
     #[test]

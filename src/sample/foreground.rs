@@ -158,6 +158,7 @@ pub(crate) mod tests {
                 bytes,
                 shape: [d, h, w],
                 spacing: [1.; 3],
+                contrast: None,
                 label: label.is_some(),
                 class: None,
                 split: None,

@@ -36,8 +36,8 @@ pub fn recognise(files: &Files) -> bool {
     })
 }
 
-/// Subjects without `seg` are unlabelled (the challenge's validation set).
-pub fn open(files: Files) -> Result<Dataset> {
+/// Subjects without `seg` are unlabelled (the challenge's validation set). `separate`: they need not have every contrast.
+pub fn open(files: Files, separate: bool) -> Result<Dataset> {
     let mut problems = files.problems.clone();
     let mut subjects: BTreeMap<(&[String], &str), Found> = BTreeMap::new();
     let mut years: [Option<&Scan>; 2] = [None; 2];
@@ -66,13 +66,17 @@ pub fn open(files: Files) -> Result<Dataset> {
     };
 
     let name = |c: usize| NAMES[year].channels[c].to_string();
-    let complete: Vec<Subject> =
-        subjects.iter().filter_map(|((_, subject), found)| found.subject(subject, name, &mut problems)).collect();
+    let channels = CHANNELS.map(String::from).to_vec();
+    let subject = |((_, subject), found): (&(&[String], &str), &Found)| match separate {
+        true => found.partial(subject, &channels, &mut problems),
+        false => found.subject(subject, name, &mut problems),
+    };
+    let complete: Vec<Subject> = subjects.iter().filter_map(subject).collect();
     let labels = [(0, "background"), (1, "necrosis"), (2, "oedema"), (NAMES[year].enhancing, "enhancing")];
     let labels = labels.map(|(value, name)| LabelValue { value, name: name.into() }).to_vec();
     Ok(Dataset {
         layout: Layout::Brats,
-        channels: CHANNELS.map(String::from).to_vec(),
+        channels,
         labels: complete.iter().any(|s| s.label.is_some()).then_some(labels),
         classes: None,
         subjects: complete,

@@ -60,13 +60,8 @@ pub fn open(files: Files, wanted: Labels) -> Result<Dataset> {
                 format!("{}: {} is not a scan ({})", description.path.display(), images[0].display(), formats::endings())
             })?;
             let channels = images.into_iter().map(Source::File).collect();
-            subjects.push(Subject {
-                id,
-                channels,
-                label: label.map(Source::File),
-                class: None,
-                split: split.map(String::from),
-            });
+            let (label, split) = (label.map(Source::File), split.map(String::from));
+            subjects.push(Subject { id, channels, label, split, ..Subject::default() });
         }
     }
     let files_each = subjects.iter().map(|subject: &Subject| subject.channels.len()).max().unwrap_or(1);

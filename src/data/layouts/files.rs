@@ -64,8 +64,22 @@ impl<'a> Found<'a> {
             problems.push(Problem::new(&first.path, format!("subject {id}: no {}", missing.join(", "))));
             return None;
         }
+        Some(self.of_those_there(id))
+    }
+
+    fn of_those_there(&self, id: &str) -> Subject {
         let channels = self.channels.iter().flatten().map(|s| s.source()).collect();
-        Some(Subject { id: id.into(), channels, label: self.label.map(Scan::source), class: None, split: None })
+        Subject { id: id.into(), channels, label: self.label.map(Scan::source), ..Subject::default() }
+    }
+
+    /// The subject with the channels that are there, by their names among `names`; a problem if it has none.
+    pub fn partial(&self, id: &str, names: &[String], problems: &mut Vec<Problem>) -> Option<Subject> {
+        let there = self.channels.iter().zip(names).filter(|(scan, _)| scan.is_some());
+        let contrasts: Vec<String> = there.map(|(_, name)| name.clone()).collect();
+        if contrasts.is_empty() {
+            return self.subject(id, |c| names[c].clone(), problems);
+        }
+        Some(Subject { contrasts, ..self.of_those_there(id) })
     }
 }
 

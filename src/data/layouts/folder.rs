@@ -5,7 +5,7 @@
 //! - *Contrasts* are the suffixes of [`CONTRASTS`] (or bare file names, or the folder the file is in), recognised when several
 //!   files of one subject differ only by them, or when every file has the same one; and `_0000`, `_0001`.. when at least two
 //!   subjects count from `_0000` without a gap. Otherwise every file is a scan of its own.
-//! - The channels are the contrasts that at least half of the subjects have.
+//! - The channels are the contrasts that at least half of the subjects have; where every channel is a scan of its own, all of them.
 //! - *Ids* are the file names without contrast; with the folders before them where names alone are not unique. The person in them
 //!   is found by [`super::people`].
 
@@ -218,8 +218,9 @@ fn group<'a>(scans: &[Name<'a>]) -> Result<Groups<'a>> {
     Ok(groups)
 }
 
-/// Groups by contrast if names carry them, else every scan on its own. Scans without a contrast among others are problems.
-fn subjects<'a>(scans: &[Name<'a>], problems: &mut Vec<Problem>) -> Result<Groups<'a>> {
+/// Groups by contrast if names carry them, else every scan on its own. Scans without a contrast among others are problems, or with
+/// `separate` of a contrast that has no name.
+fn subjects<'a>(scans: &[Name<'a>], separate: bool, problems: &mut Vec<Problem>) -> Result<Groups<'a>> {
     if let Some(scans) = numbered(scans) {
         return group(&scans);
     }
@@ -228,6 +229,9 @@ fn subjects<'a>(scans: &[Name<'a>], problems: &mut Vec<Problem>) -> Result<Group
         let groups = group(&named)?;
         let same = named.len() == scans.len() && named.iter().all(|n| n.contrast == named[0].contrast);
         if same || groups.subjects.values().any(|s| s.len() > 1) {
+            if separate {
+                return group(scans);
+            }
             for name in scans.iter().filter(|n| n.contrast.is_none()) {
                 problems.push(Problem::new(&name.scan.path, "no contrast in its name, though the other scans' names have one"));
             }
@@ -261,15 +265,17 @@ fn owner<'a>(label: &Name<'a>, groups: &Groups<'a>, by_base: &HashMap<&str, Vec<
     there.first().cloned()
 }
 
-pub fn open(files: Files) -> Result<Dataset> {
+/// `separate`: subjects need not have the same contrasts, and rare ones are used too.
+pub fn open(files: Files, separate: bool) -> Result<Dataset> {
     let mut problems = files.problems.clone();
     let mut ignored = files.no_scans(true);
     let (mut labels, scans): (Vec<Name>, Vec<Name>) = files.scans.iter().map(parse).partition(|n| n.label.is_some());
-    let groups = subjects(&scans, &mut problems)?;
+    let groups = subjects(&scans, separate, &mut problems)?;
 
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     groups.subjects.values().flat_map(BTreeMap::keys).for_each(|c| *counts.entry(c).or_default() += 1);
-    let mut channels: Vec<&str> = counts.keys().copied().filter(|c| counts[c] * 2 >= groups.subjects.len()).collect();
+    let mut channels: Vec<&str> =
+        counts.keys().copied().filter(|c| separate || counts[c] * 2 >= groups.subjects.len()).collect();
     channels.sort_by_key(|c| (position(&CONTRASTS, c), *c));
     if channels.is_empty() && !scans.is_empty() {
         let found: Vec<&str> = counts.keys().copied().collect();
@@ -307,10 +313,17 @@ pub fn open(files: Files) -> Result<Dataset> {
                 format!("contrast {contrast}, which {} of {} subjects have", counts[contrast.as_str()], groups.subjects.len());
             ignored.push(Problem::new(&scan.path, reason));
         }
-        let missing: Vec<&str> = channels.iter().copied().filter(|c| !found.contains_key(*c)).collect();
-        if missing.is_empty() {
-            let channels = channels.iter().map(|c| found[*c].source()).collect();
-            complete.push(Subject { id, channels, label: labelled.get(key).map(|s| s.source()), class: None, split: None });
+        let (there, missing): (Vec<&str>, Vec<&str>) = channels.iter().copied().partition(|c| found.contains_key(*c));
+        if missing.is_empty() || separate {
+            let contrasts = there.iter().filter(|_| separate).map(|c| c.to_string()).collect();
+            let channels = there.iter().map(|c| found[*c].source()).collect();
+            complete.push(Subject {
+                id,
+                channels,
+                contrasts,
+                label: labelled.get(key).map(|s| s.source()),
+                ..Subject::default()
+            });
         } else if let Some(scan) = found.values().next() {
             problems.push(Problem::new(&scan.path, format!("subject {id}: no {}", missing.join(", "))));
         }

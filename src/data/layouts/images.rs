@@ -126,9 +126,8 @@ pub fn open(files: Files, wanted: Labels) -> Result<Dataset> {
     let subject = |(name, path): (&String, &PathBuf)| Subject {
         id: name.clone(),
         channels: vec![Source::File(path.clone())],
-        label: None,
         class: known.get(name).filter(|_| !unusable.contains(name)).map(|(grade, _)| *grade),
-        split: None,
+        ..Subject::default()
     };
     Ok(Dataset {
         layout: Layout::Images,

@@ -16,8 +16,8 @@ enum Column {
 }
 
 /// Relative paths start at the CSV's folder; `archive.zip:member` reads from a zip. Empty cells are allowed in `label`
-/// (unlabelled) and `split` (to be drawn). Several scans of one person are written `person/scan` in `subject`.
-pub fn open(path: &Path) -> Result<Dataset> {
+/// (unlabelled) and `split` (to be drawn), with `separate` in the channels that a scan does not have. Several scans of one person are written `person/scan` in `subject`.
+pub fn open(path: &Path, separate: bool) -> Result<Dataset> {
     let text = std::fs::read_to_string(path).with_context(|| format!("{}: expected CSV text in UTF-8", path.display()))?;
     // Spreadsheets put a byte order mark first.
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
@@ -32,11 +32,12 @@ pub fn open(path: &Path) -> Result<Dataset> {
     for record in reader.records() {
         let record = record.with_context(|| path.display().to_string())?;
         let row = record.position().map_or(0, |at| line(text, at));
-        let mut subject = Subject { id: String::new(), channels: vec![], label: None, class: None, split: None };
+        let mut subject = Subject::default();
         for ((cell, name), column) in record.iter().zip(&header).zip(&columns) {
             let place = || format!("{}, row {row}, column `{name}`", path.display());
             match column {
                 Column::Label | Column::Split if cell.is_empty() => {}
+                Column::Channel if cell.is_empty() && separate => {}
                 _ if cell.is_empty() => bail!("{}: the cell is empty", place()),
                 Column::Subject => {
                     if let Some(earlier) = rows.insert(cell.into(), row) {
@@ -50,9 +51,13 @@ pub fn open(path: &Path) -> Result<Dataset> {
                     subject.split = Some(cell.into());
                 }
                 Column::Label => subject.label = Some(source(folder, cell).with_context(place)?),
-                Column::Channel => subject.channels.push(source(folder, cell).with_context(place)?),
+                Column::Channel => {
+                    subject.channels.push(source(folder, cell).with_context(place)?);
+                    subject.contrasts.extend(separate.then(|| name.to_owned()));
+                }
             }
         }
+        ensure!(!subject.channels.is_empty(), "{}, row {row}: no channel of `{}`", path.display(), subject.id);
         subjects.push(subject);
     }
     ensure!(!subjects.is_empty(), "{}: a header, but no row below it", path.display());

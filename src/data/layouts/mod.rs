@@ -1,6 +1,7 @@
 //! Recognising a dataset on disk: which files make which subject. One file a layout.
 
 mod brats;
+mod channels;
 mod decathlon;
 mod description;
 mod files;
@@ -53,13 +54,17 @@ pub enum Source {
 }
 
 /// One subject's files.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Subject {
     /// Unique in the dataset. `subject/scan` where one person has several scans: the part before the slash is what splits go by
     /// ([`crate::data::split::subject`]). Every part is fit to be a file name.
     pub id: String,
     /// One file a channel, in [`Dataset::channels`]' order; or a single 4D file that holds them all.
     pub channels: Vec<Source>,
+    /// Names of its channels, where scans have channels of their own; otherwise none: those of the dataset.
+    pub contrasts: Vec<String>,
+    /// Which channel of its only file it is, where it is one of several; otherwise it is all of them.
+    pub part: Option<usize>,
     pub label: Option<Source>,
     /// Class of the whole scan, a position in [`Dataset::classes`].
     pub class: Option<u8>,
@@ -84,9 +89,10 @@ pub struct Problem {
 }
 
 /// Which labels are asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Labels {
     /// With the values that the dataset describes.
+    #[default]
     Described,
     /// With values of the user's.
     Given,
@@ -95,13 +101,15 @@ pub enum Labels {
 }
 
 /// How to read a dataset.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Reading<'a> {
     /// `None`: recognised.
     pub layout: Option<Layout>,
     pub labels: Labels,
     /// A pattern whose first group is the person in each scan's path below the folder, in a manifest's `subject`.
     pub person: Option<&'a Regex>,
+    /// Every channel is a scan of its own, and scans need not have the same ones.
+    pub separate: bool,
 }
 
 /// What a folder or manifest holds.
@@ -163,18 +171,19 @@ impl Problem {
 /// Errors: a path that does not exist, nothing that is a scan, ids that occur twice, a description that cannot be read. What
 /// concerns single subjects is in [`Dataset::problems`] instead, except that every fault of a manifest is an error.
 pub fn open(path: &Path, layout: Option<Layout>) -> Result<Dataset> {
-    open_as(path, Reading { layout, labels: Labels::Described, person: None })
+    open_as(path, Reading { layout, ..Reading::default() })
 }
 
 /// As [`open`], in a given way.
 pub fn open_as(path: &Path, reading: Reading) -> Result<Dataset> {
-    let Reading { layout, labels, .. } = reading;
+    let Reading { layout, labels, separate, .. } = reading;
     let kind = path.metadata().with_context(|| format!("{}: cannot be opened", path.display()))?;
     if kind.is_file() {
         let csv = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv"));
         let manifest = layout == Some(Layout::Manifest) || (layout.is_none() && csv);
         ensure!(manifest, "{}: expected a folder or a CSV manifest, found another file", path.display());
-        return manifest::open(path).and_then(|found| finish(found, path, reading).with_context(|| path.display().to_string()));
+        return manifest::open(path, separate)
+            .and_then(|found| finish(found, path, reading).with_context(|| path.display().to_string()));
     }
     ensure!(layout != Some(Layout::Manifest), "{}: expected a CSV manifest, found a folder", path.display());
     let mut files = Files::below(path)?;
@@ -191,11 +200,12 @@ pub fn open_as(path: &Path, reading: Reading) -> Result<Dataset> {
         None => recognise(&files)?,
     };
     let dataset = match layout {
-        Layout::Folder => folder::open(files),
+        Layout::Folder => folder::open(files, separate),
         Layout::Decathlon => decathlon::open(files, labels),
-        Layout::Brats => brats::open(files),
-        Layout::Nnunet => nnunet::open(files, labels),
-        Layout::Ukb => ukb::open(files),
+        Layout::Brats => brats::open(files, separate),
+        Layout::Nnunet => nnunet::open(files, labels, separate),
+        Layout::Ukb => ukb::open(files, separate),
+        Layout::Images if separate => bail!("photographs: their colours make one image, and are no scans of their own"),
         Layout::Images => images::open(files, labels),
         Layout::Manifest => unreachable!("refused above"),
     };
@@ -240,6 +250,9 @@ const LOOKED_AT: usize = 32;
 /// Sorts, and checks what holds for every layout.
 fn finish(mut dataset: Dataset, root: &Path, reading: Reading) -> Result<Dataset> {
     people::assign(&mut dataset, root, reading.person)?;
+    if reading.separate {
+        channels::separate(&mut dataset);
+    }
     if reading.labels == Labels::Unwanted {
         let (ignored, problems) = dataset.problems.into_iter().partition(|problem| problem.of_labels);
         dataset.problems = problems;
@@ -251,7 +264,7 @@ fn finish(mut dataset: Dataset, root: &Path, reading: Reading) -> Result<Dataset
     // The Decathlon describes its channels, other tools that write such lists do not.
     let described = dataset.layout == Layout::Decathlon && dataset.channels != [UNNAMED];
     if let (Layout::Folder | Layout::Manifest | Layout::Decathlon, [name], false) =
-        (dataset.layout, dataset.channels.as_slice(), described)
+        (dataset.layout, dataset.channels.as_slice(), described || reading.separate)
     {
         // What cannot be read here is reported when it is read as a whole; so are the few that are not as most are.
         let headers = dataset.subjects.iter().filter_map(|s| s.channels[0].read_header().ok().map(|header| header.channels));

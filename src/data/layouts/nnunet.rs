@@ -19,8 +19,8 @@ pub fn is_version_1(description: &Description, files: &Files) -> bool {
     cases.iter().any(|case| has(&format!("{case}_0000"))) && !cases.iter().any(|case| has(case))
 }
 
-/// Scans of `imagesTs` have the split `test`, and their labels from `labelsTs` where it exists.
-pub fn open(files: Files, wanted: Labels) -> Result<Dataset> {
+/// Scans of `imagesTs` have the split `test`, and their labels from `labelsTs` where it exists. `separate`: they need not have every channel.
+pub fn open(files: Files, wanted: Labels, separate: bool) -> Result<Dataset> {
     let description = Description::read(&files.root)?;
     let path = description.path.display();
     let channels = description.channels(&["channel_names", "modality"])?;
@@ -80,10 +80,14 @@ pub fn open(files: Files, wanted: Labels) -> Result<Dataset> {
     let mut subjects = vec![];
     for ((test, case), found) in cases {
         let name = |n: usize| format!("{} (_{n:04})", channels[n]);
-        let Some(subject) = found.subject(case, name, &mut problems) else { continue };
+        let subject = match separate {
+            true => found.partial(case, &channels, &mut problems),
+            false => found.subject(case, name, &mut problems),
+        };
+        let Some(subject) = subject else { continue };
         if labelled && !test && subject.label.is_none() {
             let reason = format!("subject {case}: no label in labelsTr; kept as an unlabelled scan");
-            problems.extend(found.channels[0].map(|scan| Problem::of_labels(&scan.path, reason)));
+            problems.extend(found.channels.iter().flatten().next().map(|scan| Problem::of_labels(&scan.path, reason)));
         }
         subjects.push(Subject { split: test.then(|| "test".into()), ..subject });
     }

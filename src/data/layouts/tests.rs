@@ -194,7 +194,7 @@ fn links_to_nothing() {
     let data = opened(&folder);
     assert_eq!(listed(&data, &folder), ["a: a.nii", "b: dir/b.nii"]);
     faults(&data.problems, &[("a_seg.nii", "a link to .git/annex/x, which is not there"), ("c.nii.gz", "a link to")]);
-    let data = open_as(folder.path(), Reading { layout: None, labels: Labels::Unwanted, person: None }).unwrap();
+    let data = open_as(folder.path(), Reading { labels: Labels::Unwanted, ..Reading::default() }).unwrap();
     faults(&data.problems, &[("c.nii.gz", "a link to")]);
 }
 

@@ -105,6 +105,9 @@ impl Plan {
             hash.update(format!("\n{}", source.fingerprint()?));
         }
         hash.update(format!("\n{}", label.is_some()));
+        if let Some(part) = subject.part {
+            hash.update(format!("\nchannel {part}"));
+        }
         Ok(hex(&hash.finalize()))
     }
 }
@@ -210,6 +213,11 @@ fn prepare_photograph(subject: &Subject, plan: &Plan, volume: &Volume, images: V
 /// The wanted channels in one RAS+ volume, how the first file was turned to it, and [`identity::images`] of all that was read.
 fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume, Orientation, Vec<String>)> {
     let (mut first, orientation) = sources[0].read_ras()?;
+    if let Some(part) = subject.part {
+        let (found, name) = (first.channels(), sources[0].display());
+        ensure!(part < found, "{name}: {found} channels, expected channel {part} (from 0) among them");
+        first.data = first.data.select(Axis(0), &[part]);
+    }
     let mut seen = identity::images(&first);
     if subject.channels.len() == 1 {
         let expected = plan.available.len();

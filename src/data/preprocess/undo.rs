@@ -302,8 +302,7 @@ mod tests {
                 id: "p".into(),
                 channels: vec![Source::File(scan_file)],
                 label: Some(Source::File(label_file)),
-                split: None,
-                class: None,
+                ..Subject::default()
             };
             // The scan's own grid (RAS+), a finer one, one that is finer and has another aspect.
             for (grid, least) in [

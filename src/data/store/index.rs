@@ -49,6 +49,9 @@ pub struct Entry {
     pub shape: Shape,
     /// Millimetres along each axis of the stored grid.
     pub spacing: [f64; 3],
+    /// Name of the scan's only channel, where channels are scans of their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contrast: Option<String>,
     /// Whether the file holds a label.
     pub label: bool,
     /// Class of the whole scan, a position in [`Index::classes`].
@@ -122,6 +125,12 @@ impl Index {
             kind.version
         );
         serde_json::from_slice(&text).with_context(|| path.display().to_string())
+    }
+
+    /// What each scan's only channel may be, where channels are scans of their own; otherwise nothing.
+    pub fn contrasts(&self) -> Vec<String> {
+        let names: BTreeSet<&String> = self.subjects.iter().filter_map(|subject| subject.contrast.as_ref()).collect();
+        names.into_iter().cloned().collect()
     }
 
     /// Subjects that hold the same scan, group by group: copies under several names would stand on both sides of a split.

@@ -38,6 +38,7 @@ fn store(folder: &Path, dtype: Dtype, shapes: &[[usize; 4]]) -> (Arrays, Vec<Arr
             bytes,
             shape: [d, h, w],
             spacing: [1.0, 2.0, 3.0],
+            contrast: None,
             label: true,
             class: None,
             split: None,

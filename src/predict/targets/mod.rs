@@ -112,6 +112,7 @@ impl Delivery<'_> {
             "levels": self.given.config.levels(),
             "task": self.settings.get("task"),
             "channels": self.input.channels,
+            "contrasts": self.input.contrasts,
             "slices": self.input.slices,
             "orientation": "RAS+",
             "mean_spacing_mm": self.input.mean_spacing,
@@ -127,11 +128,11 @@ impl Delivery<'_> {
         let cited: String = self.tasks().into_iter().map(|task| format!("- {}: {}\n", task.name(), citation(task))).collect();
         let text = format!(
             "---\n# license: yours to choose\nlibrary_name: {library}\npipeline_tag: image-feature-extraction\ntags:\n{tags}- {rank}d\n---\n\n# {} encoder, \
-             pretrained without labels\n\n{how}\n\nTrained on the channels {}, on voxels of {} mm on average (left to right, posterior to \
+             pretrained without labels\n\n{how}\n\nTrained on {}, on voxels of {} mm on average (left to right, posterior to \
              anterior, inferior to superior).\n\nThe licence of these weights, and what they were trained on, are for you to state.\n\n## \
              Methods\n\n{cited}",
             name.as_str().unwrap_or_default(),
-            self.input.channels.join(", "),
+            self.input.trained_on(),
             self.input.mean_spacing.map(|mm| format!("{mm:.2}")).join(" x "),
         );
         self.text("README.md", &text)

@@ -1,6 +1,6 @@
 use super::*;
 use crate::data::layouts::tests::tree;
-use crate::data::layouts::{Labels, Reading, open, open_as};
+use crate::data::layouts::{Reading, open, open_as};
 
 /// Ids of a folder that holds these files, `.nii` left out.
 fn ids(names: &[&str]) -> Vec<String> {
@@ -10,7 +10,7 @@ fn ids(names: &[&str]) -> Vec<String> {
 }
 
 fn reading(person: Option<&Regex>) -> Reading<'_> {
-    Reading { layout: None, labels: Labels::Described, person }
+    Reading { person, ..Reading::default() }
 }
 
 #[test]

@@ -29,7 +29,7 @@ fn decathlon() {
 }
 
 fn without_labels(folder: &TempDir) -> Dataset {
-    open_as(folder.path(), Reading { layout: None, labels: Labels::Unwanted, person: None }).unwrap()
+    open_as(folder.path(), Reading { labels: Labels::Unwanted, ..Reading::default() }).unwrap()
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn labels_that_are_not_asked_for_are_not_read() {
         text(&folder, "dataset.json", &format!(r#"{{"channel_names": {{"0": "T1"}}, "labels": {{{labels}}}}}"#));
         says(&refused(folder.path(), None), &["preprocess does without this description with --labels", "--no-labels"]);
         faults(&without_labels(&folder).problems, &[]);
-        let given = open_as(folder.path(), Reading { layout: None, labels: Labels::Given, person: None }).unwrap();
+        let given = open_as(folder.path(), Reading { labels: Labels::Given, ..Reading::default() }).unwrap();
         assert_eq!(listed(&given, &folder), ["a: imagesTr/a_0000.nii | labelsTr/a.nii"]);
         faults(&given.problems, &[("labelsTr/z.nii", "label without a scan")]);
     }

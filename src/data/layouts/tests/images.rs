@@ -50,7 +50,7 @@ fn grades_as_tables_hold_them_where_one_is_missing() {
     assert_eq!(graded(&found), ["a=1", "b=4", "c=-", "d=-"]);
     faults(&found.problems, &[("train.csv", "row 6: grade `1.5` of `e`")]);
     // Without labels no grade keeps an image away.
-    let found = open_as(folder.path(), Reading { layout: None, labels: Labels::Unwanted, person: None }).unwrap();
+    let found = open_as(folder.path(), Reading { labels: Labels::Unwanted, ..Reading::default() }).unwrap();
     assert_eq!(graded(&found), ["a=1", "b=4", "c=-", "d=-", "e=-"]);
     faults(&found.problems, &[]);
 }
