@@ -23,7 +23,8 @@ use std::time::Instant;
 /// Segment or classify scans with a fine-tuned network
 ///
 /// Every scan is preprocessed as the training's scans were. Segmentations are predicted window by window and brought back: OUTPUT/ID.nii.gz lies
-/// on the scan voxel by voxel, with the shape, affine and header of the input file and the label values of the training data.
+/// on the scan voxel by voxel, with the shape, affine and header of the input file and the label values of the training data. Of NRRD,
+/// MetaImage and MGH scans it is a file of their format: ID.nrrd, ID.mha, ID.mgz.
 /// Classifications are one table, OUTPUT/predictions.csv: a row a scan with its class and the probability of each.
 #[derive(clap::Args)]
 pub struct Args {
@@ -45,7 +46,7 @@ pub struct Args {
     /// alone are exchanged back; with a class that has a side and no counterpart, left and right do not change places
     #[arg(long)]
     flips: bool,
-    /// Also write OUTPUT/ID.probabilities.nii.gz: 4D, a channel a class
+    /// Also write OUTPUT/ID.probabilities.nii.gz (or the scan's ending): a channel a class
     #[arg(long)]
     probabilities: bool,
 }
@@ -168,16 +169,17 @@ impl Segmenter<'_> {
             Err(error) => return Ok(Done::Bad(format!("{error:#}"))),
         };
         if let Some(probabilities) = probabilities {
-            write_floats(&output(args, id, ".probabilities"), &header, probabilities.view())?;
+            write_floats(&output(args, id, ".probabilities", header.format.written), &header, probabilities.view())?;
         }
-        write_classes(&output(args, id, ""), &header, classes.view(), &self.values)?;
+        write_classes(&output(args, id, "", header.format.written), &header, classes.view(), &self.values)?;
         counter.note(&format!("{id}: {:.1} s", started.elapsed().as_secs_f64()));
         Ok(Done::Finished)
     }
 }
 
-fn output(args: &Args, id: &str, kind: &str) -> PathBuf {
-    args.output.join(format!("{id}{kind}.nii.gz"))
+/// `ending`: that of the scan's format.
+fn output(args: &Args, id: &str, kind: &str, ending: &str) -> PathBuf {
+    args.output.join(format!("{id}{kind}{ending}"))
 }
 
 /// Makes sure, before hours of work, that the predictions replace nothing that they must not.
@@ -185,7 +187,8 @@ fn claim(args: &Args, inputs: &Inputs) -> Result<()> {
     let mut there = vec![];
     for (scan, id) in inputs.ids().into_iter().enumerate() {
         let kinds = if args.probabilities { &["", ".probabilities"][..] } else { &[""] };
-        for path in kinds.iter().map(|kind| output(args, id, kind)).filter(|path| path.exists()) {
+        let ending = inputs.written(scan);
+        for path in kinds.iter().map(|kind| output(args, id, kind, ending)).filter(|path| path.exists()) {
             let same = |source: &&Path| matches!((source.canonicalize(), path.canonicalize()), (Ok(a), Ok(b)) if a == b);
             if let Some(source) = inputs.sources(scan).into_iter().find(same) {
                 bail!("--output {}: would replace the input {}", args.output.display(), source.display());

@@ -13,7 +13,7 @@ use tch::Device;
 // No doc comment: clap would take it for the command's.
 #[derive(clap::Args)]
 pub struct ScanFlags {
-    /// A NIfTI file or photograph; several, separated by commas, one a channel in the network's order; a folder or CSV manifest; or a store
+    /// A scan's file or a photograph; several, separated by commas, one a channel in the network's order; a folder or CSV manifest; or a store
     #[arg(long, value_name = "PATH")]
     pub input: String,
     /// How the input is arranged [default: recognised by itself]

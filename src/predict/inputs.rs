@@ -49,7 +49,7 @@ pub struct PreparedScan {
 }
 
 impl Inputs {
-    /// Opens a photograph, a NIfTI file, several of them separated by commas (one a channel, in the model's order), a store, or a folder or
+    /// Opens a photograph, a scan's file, several of them separated by commas (one a channel, in the model's order), a store, or a folder or
     /// manifest in any layout. `channels` and `settings` are the model's; no channels: whatever the scans have.
     ///
     /// Errors: what cannot be opened, a channel that is missing, a store that was preprocessed in another way.
@@ -204,6 +204,15 @@ impl Inputs {
         }
     }
 
+    /// What the name of a scan's segmentation ends in: it is of the scan's own format. A file that cannot be read is found when it is loaded.
+    pub fn written(&self, scan: usize) -> &'static str {
+        let header = match self {
+            Inputs::Files { subjects, plan, .. } => first(&subjects[scan], plan).read_header(),
+            Inputs::Store { store, .. } => metadata(store, scan).and_then(|metadata| source(&metadata)?.read_header()),
+        };
+        header.map_or(formats::nifti::FORMAT.written, |header| header.format.written)
+    }
+
     /// Reads a scan and preprocesses it as those of the training; `tell` is given a line if that takes much memory. Errors name the file.
     pub fn load(&self, scan: usize, tell: &dyn Fn(&str)) -> Result<PreparedScan> {
         match self {
@@ -211,9 +220,7 @@ impl Inputs {
                 let subject = &subjects[scan];
                 let prepared = prepared(subject, plan, tell)?;
                 let metadata = Metadata::parse(&prepared.text)?;
-                // The orientation is that of the first file read.
-                let first = if subject.channels.len() == 1 { 0 } else { plan.channels[0] };
-                let header = subject.channels[first].read_header()?;
+                let header = first(subject, plan).read_header()?;
                 let (_, d, h, w) = prepared.image.dim();
                 Ok(PreparedScan {
                     image: prepared.image,
@@ -230,9 +237,15 @@ impl Inputs {
     }
 }
 
-/// Name of a scan's file without its extension; `None` of another file.
+/// Name of a scan's file without its extension, of one that only its content shows to be a scan as it is; `None` of another file.
 fn stem(path: &Path) -> Option<String> {
-    formats::stem(path).or_else(|| image::stem(path))
+    let by_content = || formats::is_scan(path).then(|| path.file_name().unwrap_or_default().to_string_lossy().into_owned());
+    formats::stem(path).or_else(|| image::stem(path)).or_else(by_content)
+}
+
+/// The first file that is read, whose orientation the scan has.
+fn first<'a>(subject: &'a Subject, plan: &Plan) -> &'a Source {
+    &subject.channels[if subject.channels.len() == 1 { 0 } else { plan.channels[0] }]
 }
 
 /// A scan as a store would hold it.
@@ -249,10 +262,19 @@ fn stored(store: &Store, scan: usize, channels: &[usize]) -> Result<Array4<f32>>
     Ok(image.select(Axis(0), channels))
 }
 
+fn metadata(store: &Store, scan: usize) -> Result<Metadata> {
+    Metadata::parse(&store.file(scan)?.header().text)
+}
+
+/// The first file that a stored scan was read from, which may be gone.
+fn source(metadata: &Metadata) -> Result<Source> {
+    Ok(Source::parse(metadata.sources.first().context("metadata name no source file")?))
+}
+
 fn from_store(store: &Store, scan: usize, channels: &[usize]) -> Result<PreparedScan> {
     let image = stored(store, scan, channels)?;
-    let metadata = Metadata::parse(&store.file(scan)?.header().text)?;
-    let source = Source::parse(metadata.sources.first().context("metadata name no source file")?);
+    let metadata = metadata(store, scan)?;
+    let source = source(&metadata)?;
     let (header, made_header) = if source.exists() {
         let header = source.read_header()?;
         ensure!(

@@ -2,14 +2,16 @@
 
 use super::super::names;
 use anyhow::Result;
+use bzip2::bufread::MultiBzDecoder;
 use flate2::bufread::GzDecoder;
+use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
 use std::io::{self, BufRead, BufReader, Read};
 
 /// Bytes read from a file at a time.
 const BUFFER: usize = 1 << 17;
 
 /// What names of compressed files end in.
-const ENDINGS: [&str; 1] = [".gz"];
+pub const ENDINGS: [&str; 3] = [".gz", ".bz2", ".zst"];
 
 /// A file's name without what says that it is compressed.
 pub fn strip_ending(name: &str) -> &str {
@@ -21,13 +23,24 @@ pub fn candidates(name: &str) -> impl Iterator<Item = String> {
     ["".to_string()].into_iter().chain(ENDINGS.map(String::from)).map(move |ending| format!("{name}{ending}"))
 }
 
-/// The stream itself, or what it compresses if it begins as gzip does.
+/// The stream itself, or what it compresses if it begins as gzip, bzip2 or zstd do.
 pub fn decompressed<'a>(mut reader: impl Read + 'a) -> Result<Box<dyn BufRead + 'a>> {
-    let mut start = Vec::with_capacity(2);
-    (&mut reader).take(2).read_to_end(&mut start)?;
-    let gz = start == [0x1f, 0x8b];
+    let mut start = Vec::with_capacity(4);
+    (&mut reader).take(4).read_to_end(&mut start)?;
+    let kind: [u8; 4] = start[..].try_into().unwrap_or_default();
     let stream = BufReader::with_capacity(BUFFER, io::Cursor::new(start).chain(reader));
-    Ok(if gz { Box::new(BufReader::with_capacity(BUFFER, gunzip(stream))) } else { Box::new(stream) })
+    let inside: Box<dyn Read> = match kind {
+        [0x1f, 0x8b, ..] => Box::new(gunzip(stream)),
+        [b'B', b'Z', b'h', _] => Box::new(bunzip2(stream)),
+        ZSTD => Box::new(Frames::Between(stream)),
+        _ => return Ok(Box::new(stream)),
+    };
+    Ok(Box::new(BufReader::with_capacity(BUFFER, inside)))
+}
+
+/// What a bzip2 stream compresses.
+pub fn bunzip2<'a>(stream: impl BufRead + 'a) -> impl Read + 'a {
+    MultiBzDecoder::new(stream)
 }
 
 /// What a gzip stream compresses.
@@ -53,5 +66,52 @@ impl<R: BufRead> Read for Members<R> {
             }
         }
         Ok(0)
+    }
+}
+
+/// How a frame of zstd begins.
+const ZSTD: [u8; 4] = [0x28, 0xb5, 0x2f, 0xfd];
+
+/// What the frames of a zstd stream hold, one after the other; as with gzip, what follows and is no frame is left alone.
+enum Frames<R: BufRead> {
+    /// Before a frame or at the end.
+    Between(R),
+    Inside(Box<StreamingDecoder<R, FrameDecoder>>),
+    Done,
+}
+
+impl<R: BufRead> Read for Frames<R> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match std::mem::replace(self, Frames::Done) {
+                Frames::Done => return Ok(0),
+                Frames::Between(mut stream) => match stream.fill_buf()?.first() {
+                    Some(&first) if first == ZSTD[0] => {
+                        *self = Frames::Inside(Box::new(StreamingDecoder::new(stream).map_err(io::Error::other)?));
+                    }
+                    // A frame that says something about the others.
+                    Some(0x50..=0x5f) => {
+                        let mut head = [0; 8];
+                        stream.read_exact(&mut head)?;
+                        let length = u32::from_le_bytes([head[4], head[5], head[6], head[7]]);
+                        io::copy(&mut (&mut stream).take(length.into()), &mut io::sink())?;
+                        *self = Frames::Between(stream);
+                    }
+                    _ => {}
+                },
+                Frames::Inside(mut frame) => {
+                    let n = frame.read(out)?;
+                    if n > 0 || out.is_empty() {
+                        *self = Frames::Inside(frame);
+                        return Ok(n);
+                    }
+                    let written = frame.decoder.get_checksum_from_data();
+                    if written.is_some() && written != frame.decoder.get_calculated_checksum() {
+                        return Err(io::Error::new(io::ErrorKind::InvalidData, "the zstd checksum does not match"));
+                    }
+                    *self = Frames::Between(frame.into_inner());
+                }
+            }
+        }
     }
 }

@@ -52,7 +52,15 @@ fn decode(path: &Path) -> Result<Volume> {
                 "an animated PNG, expected one image; save each frame as a file of its own"
             );
         }
-        _ => {}
+        Some(_) => {}
+        None => {
+            if let Ok(scan) = super::open(path) {
+                bail!("a {} scan under the name of a photograph: give it a name of its own", scan.header().format.name);
+            }
+            if let Some(foreign) = super::foreign::of_file(path) {
+                bail!(foreign);
+            }
+        }
     }
     let mut decoder = decoder(path)?;
     let orientation = decoder.orientation()?;

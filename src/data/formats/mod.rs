@@ -5,10 +5,16 @@
 //! for all. Photographs ([`image`]) are no volumes and have a door of their own.
 
 mod compression;
+mod detached;
+mod foreign;
 mod header;
 pub mod image;
+mod metaimage;
+mod mgh;
 pub mod nifti;
+mod nrrd;
 mod open;
+mod text;
 mod voxels;
 mod write;
 
@@ -26,7 +32,7 @@ use voxels::Voxels;
 use write::Made;
 
 /// The formats that are read; one file is tried for them in this order.
-static FORMATS: [&Format; 2] = [&nifti::ANALYZE, &nifti::FORMAT];
+static FORMATS: [&Format; 5] = [&nifti::ANALYZE, &nifti::FORMAT, &nrrd::FORMAT, &metaimage::FORMAT, &mgh::FORMAT];
 
 /// A format of files.
 pub struct Format {
@@ -89,8 +95,18 @@ pub fn beside(path: &Path) -> Vec<PathBuf> {
     opened.map(|opened| opened.beside().to_vec()).unwrap_or_default()
 }
 
+/// Whether a file is a scan, by its name or else by its content.
+pub fn is_scan(path: &Path) -> bool {
+    stem(path).is_some() || path.is_file() && open(path).is_ok()
+}
+
+/// What a file is and how to convert it, if it is known not to be read.
+pub fn foreign(path: &Path) -> Option<String> {
+    foreign::by_name(path).or_else(|| foreign::of_file(path))
+}
+
 /// What names of scans end in, for messages.
 pub fn endings() -> String {
     let endings: Vec<&str> = FORMATS.iter().flat_map(|format| format.endings).copied().collect();
-    format!("{}, also with .gz", endings.join(", "))
+    format!("{}, also with {}", endings.join(", "), compression::ENDINGS.join(", "))
 }

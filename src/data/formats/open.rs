@@ -2,8 +2,8 @@
 
 use super::compression::decompressed;
 use super::voxels::{Voxels, decode, read_raw};
-use super::{FORMATS, Header, named, nifti};
-use crate::data::volume::{Volume, to_ras};
+use super::{FORMATS, Header, foreign, named, nifti};
+use crate::data::volume::{Volume, rotation, to_ras};
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
@@ -11,7 +11,7 @@ use std::io::{BufRead, Cursor, Read};
 use std::path::{Path, PathBuf};
 
 /// Bytes of a file's beginning that tell its format.
-const START: usize = 512;
+pub const START: usize = 512;
 
 /// What a file holds, decompressed.
 pub struct Content<'a> {
@@ -59,6 +59,9 @@ fn open_content(content: Content) -> Result<(Header, usize, Voxels)> {
     ensure!(!start.is_empty(), "empty file, expected a scan");
     let by_content = FORMATS.into_iter().find(|format| (format.is)(&start));
     let by_name = || path.as_deref().and_then(named).map(|(format, _)| format);
+    if let (None, Some(foreign)) = (by_content, foreign::by_content(&start)) {
+        bail!("{foreign}");
+    }
     let Some(format) = by_content.or_else(by_name) else {
         let names: Vec<&str> = FORMATS.iter().map(|format| format.name).collect();
         let begins = start[..start.len().min(16)].escape_ascii();
@@ -67,6 +70,7 @@ fn open_content(content: Content) -> Result<(Header, usize, Voxels)> {
     let stream = Box::new(Cursor::new(start).chain(stream));
     let (header, voxels) = (format.open)(Content { stream, path })?;
     let bytes = header.bytes()?;
+    rotation(&header.affine).context("directions and spacings of the header")?;
     Ok((header, bytes, voxels))
 }
 

@@ -120,6 +120,7 @@ impl Files {
             }
         }
         files.pair(images);
+        files.take_voxels();
         Ok(files)
     }
 
@@ -159,6 +160,14 @@ impl Files {
         }
     }
 
+    /// Takes the files that hold voxels of the scans out of those that are none.
+    fn take_voxels(&mut self) {
+        if !self.others.is_empty() {
+            let voxels: HashSet<PathBuf> = self.scans.iter().flat_map(|scan| formats::beside(&scan.path)).collect();
+            self.others.retain(|path| !voxels.contains(path));
+        }
+    }
+
     pub fn is_empty(&self) -> bool {
         self.scans.is_empty()
             && self.zips.is_empty()
@@ -172,6 +181,7 @@ impl Files {
         let own = self.root.join(super::description::NAME);
         let zips = self.zips.iter().filter(|_| with_zips);
         let others = self.others.iter().filter(|p| **p != own);
-        zips.chain(others).map(|p| Problem::new(p, format!("not a scan ({})", formats::endings()))).collect()
+        let reason = |path: &Path| formats::foreign(path).unwrap_or_else(|| format!("not a scan ({})", formats::endings()));
+        zips.chain(others).map(|p| Problem::new(p, reason(p))).collect()
     }
 }

@@ -1,4 +1,4 @@
-//! Any folder of NIfTI files, searched recursively: one scan a file, or several contrasts a subject told apart by suffix.
+//! Any folder of scans, searched recursively: one scan a file, or several contrasts a subject told apart by suffix.
 //!
 //! - *Labels* end in `_seg`, `_label` or another of [`LABELS`] (also `-seg`, or the bare word), begin with one of [`LABEL_BEGINNINGS`], or
 //!   lie in one of [`LABEL_FOLDERS`].

@@ -1,7 +1,7 @@
 //! A CSV with one row a subject: columns `subject`, optionally `label` and `split`, and every other column one channel.
 
 use super::{Dataset, Layout, Source, Subject};
-use crate::data::formats::{self, stem};
+use crate::data::formats;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
@@ -96,15 +96,17 @@ fn source(folder: &Path, cell: &str) -> Result<Source> {
         Source::File(file) => Source::File(folder.join(file)),
         Source::Zip { archive, member } => Source::Zip { archive: folder.join(archive), member },
     };
-    let (path, name) = match &source {
-        Source::File(path) => (path, cell),
-        Source::Zip { archive, member } => (archive, member.as_str()),
+    let (path, known) = match &source {
+        Source::File(path) => (path, formats::is_scan(path)),
+        Source::Zip { archive, member } => (archive, formats::stem(Path::new(member)).is_some()),
     };
-    ensure!(
-        stem(Path::new(name)).is_some(),
-        "expected a scan ({}; columns other than subject, label and split are scans), found {name:?}",
-        formats::endings()
-    );
+    if !known {
+        let foreign = formats::foreign(path).map_or(String::new(), |foreign| format!(": {foreign}"));
+        bail!(
+            "expected a scan ({}; columns other than subject, label and split are scans), found {cell:?}{foreign}",
+            formats::endings()
+        );
+    }
     ensure!(path.is_file(), "{}: no such file", path.display());
     Ok(source)
 }

@@ -165,7 +165,7 @@ impl Problem {
 ///
 /// Without a `layout` it is recognised, the first that fits: a `.csv` file is a manifest; a `dataset.json` with
 /// `channel_names` is nnU-Net's, as one with `training` where each channel has its file; another one with `training` is the Decathlon's; folders `X` holding
-/// `X_t1ce` or `X-t1n` are BraTS; zips holding `T1/T1.nii.gz` are UK Biobank's; photographs without any NIfTI file are images; anything else is a folder of scans.
+/// `X_t1ce` or `X-t1n` are BraTS; zips holding `T1/T1.nii.gz` are UK Biobank's; photographs without any scan are images; anything else is a folder of scans.
 /// [`Dataset::layout`] says which it was.
 ///
 /// Errors: a path that does not exist, nothing that is a scan, ids that occur twice, a description that cannot be read. What
@@ -181,7 +181,8 @@ pub fn open_as(path: &Path, reading: Reading) -> Result<Dataset> {
     if kind.is_file() {
         let csv = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv"));
         let manifest = layout == Some(Layout::Manifest) || (layout.is_none() && csv);
-        ensure!(manifest, "{}: expected a folder or a CSV manifest, found another file", path.display());
+        let found = || formats::foreign(path).unwrap_or("another file".into());
+        ensure!(manifest, "{}: expected a folder or a CSV manifest, found {}", path.display(), found());
         return manifest::open(path, separate)
             .and_then(|found| finish(found, path, reading).with_context(|| path.display().to_string()));
     }

@@ -333,7 +333,13 @@ fn nothing_to_read() {
     text(&folder, "a.txt", "");
     says(
         &refused(folder.path(), None),
-        &["no scans found", ".nii, .hdr, also with .gz", "left out 1", "a.txt", "layout folder (recognised"],
+        &[
+            "no scans found",
+            ".nii, .hdr, .nrrd, .nhdr, .mha, .mhd, .mgh, .mgz, also with .gz",
+            "left out 1",
+            "a.txt",
+            "layout folder (recognised",
+        ],
     );
     says(&refused(folder.path(), Some(Layout::Brats)), &["_t1ce", "layout brats (as asked for)"]);
     says(&refused(folder.path(), Some(Layout::Ukb)), &["T1/T1.nii.gz"]);

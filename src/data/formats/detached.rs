@@ -1,0 +1,115 @@
+//! Voxels in other files than the header's: one, a list, or a numbered series.
+
+use super::text::{numbers, shown};
+use super::voxels::Voxels;
+use anyhow::{Context, Result, bail, ensure};
+use std::fs;
+use std::io::{self, BufReader, Read};
+use std::path::{Path, PathBuf};
+
+/// A file as it is decoded.
+pub type File = BufReader<fs::File>;
+
+/// More files than this are not meant.
+const MOST: usize = 1 << 16;
+
+/// The names that a header gives, in the order of the voxels: `text` is one name, or a pattern as of `printf` with its first and last
+/// number and a step.
+pub fn names(text: &str) -> Result<Vec<String>> {
+    let Some((pattern, rest)) = text.split_once(char::is_whitespace).filter(|(pattern, _)| pattern.contains('%')) else {
+        return Ok(vec![text.to_string()]);
+    };
+    let count = rest.split_whitespace().count();
+    let range: Vec<i64> = numbers(rest, count).with_context(|| format!("files \"{}\"", shown(text.as_bytes())))?;
+    let (first, last, step) = match range[..] {
+        [first, last] => (first, last, 1),
+        // What follows is the rank of each file.
+        [first, last, step] | [first, last, step, _] => (first, last, step),
+        _ => bail!("files \"{}\": expected first number, last number and step after the pattern", shown(text.as_bytes())),
+    };
+    ensure!(step != 0, "files \"{}\": a step of 0", shown(text.as_bytes()));
+    let files = (i128::from(last) - i128::from(first)) / i128::from(step) + 1;
+    ensure!((1..=MOST as i128).contains(&files), "files \"{}\": {files} of them, expected 1 to {MOST}", shown(text.as_bytes()));
+    (0..files as i64).map(|n| numbered(pattern, first + n * step)).collect()
+}
+
+/// A pattern such as `slice%03d.raw` with its number in place.
+fn numbered(pattern: &str, number: i64) -> Result<String> {
+    let parts = pattern.split_once('%').and_then(|(before, rest)| {
+        let at = rest.find(['d', 'i', 'u'])?;
+        let width = rest[..at].strip_prefix('0').unwrap_or(&rest[..at]);
+        let width: usize = if width.is_empty() { 0 } else { width.parse().ok().filter(|&width| width <= 20)? };
+        Some((before, width, rest[..at].starts_with('0'), &rest[at + 1..]))
+    });
+    let (before, width, zeros, after) = parts
+        .with_context(|| format!("file name \"{}\", expected a number's place as %d or %03d", shown(pattern.as_bytes())))?;
+    let number = if zeros { format!("{number:0width$}") } else { format!("{number:width$}") };
+    Ok(format!("{before}{number}{after}"))
+}
+
+/// Voxels in these files beside the header's, an equal share of the `bytes` in each. `decode`: from a file, and the bytes of voxels in it,
+/// to the voxels.
+pub fn voxels<'a>(
+    header: Option<&Path>,
+    names: Vec<String>,
+    bytes: usize,
+    decode: impl Fn(File, u64) -> Result<Box<dyn Read>> + 'a,
+) -> Result<Voxels<'a>> {
+    let header = header.context("its voxels are in other files, which are not looked for in an archive")?;
+    ensure!(!names.is_empty(), "its voxels are in other files, but it names none");
+    ensure!(
+        bytes.is_multiple_of(names.len()),
+        "{bytes} bytes of voxels in {} files, which is no whole number for each",
+        names.len()
+    );
+    let folder = header.parent().unwrap_or(Path::new(""));
+    // Other systems write their own separator.
+    let path = |name: &String| [name.clone(), name.replace('\\', "/")].map(|name| folder.join(name));
+    let paths: Vec<PathBuf> =
+        names.iter().map(path).map(|[plain, other]| if !plain.is_file() && other.is_file() { other } else { plain }).collect();
+    let beside = paths.iter().filter(|path| path.is_file()).cloned().collect();
+    let each = (bytes / paths.len()) as u64;
+    let open = move || {
+        let files = paths.into_iter();
+        Ok(Box::new(Files { files, decode, each, current: None }) as Box<dyn Read>)
+    };
+    Ok(Voxels { open: Box::new(open), beside })
+}
+
+/// One file after the other, opened as they are needed.
+struct Files<D> {
+    files: std::vec::IntoIter<PathBuf>,
+    decode: D,
+    /// Bytes of voxels in each.
+    each: u64,
+    /// The file that is read, and the bytes that are still to come of it.
+    current: Option<(PathBuf, Box<dyn Read>, u64)>,
+}
+
+impl<D: Fn(File, u64) -> Result<Box<dyn Read>>> Read for Files<D> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        let named = |path: &Path, error: &dyn std::fmt::Display| io::Error::other(format!("{}: {error}", path.display()));
+        loop {
+            if let Some((path, stream, left)) = &mut self.current {
+                let most = usize::try_from(*left).unwrap_or(usize::MAX).min(out.len());
+                let n = stream.read(&mut out[..most]).map_err(|error| named(path, &error))?;
+                *left -= n as u64;
+                if n > 0 || out.is_empty() {
+                    return Ok(n);
+                }
+                if *left > 0 {
+                    let reason = format!("{} bytes of voxels, expected {}", self.each - *left, self.each);
+                    return Err(named(path, &reason));
+                }
+                // Reading on to the end checks the checksums.
+                io::copy(stream, &mut io::sink()).map_err(|error| named(path, &error))?;
+                self.current = None;
+            }
+            let Some(path) = self.files.next() else { return Ok(0) };
+            let stream = fs::File::open(&path).map_err(|error| named(&path, &error))?;
+            let stream =
+                (self.decode)(BufReader::new(stream), self.each).map_err(|error| named(&path, &format!("{error:#}")))?;
+            self.current = Some((path, stream, self.each));
+        }
+    }
+}
