@@ -9,6 +9,9 @@ use serde_json::Value;
 /// Spacings that differ by less than this share are the same.
 const SAME_SPACING: f64 = 0.1;
 
+/// nnU-Net's class of z-scores.
+const Z_SCORE: &str = "ZScoreNormalization";
+
 /// Places among the axes of nnU-Net's arrays of ours, where a plan says nothing else.
 pub const REVERSED: [usize; 3] = [2, 1, 0];
 
@@ -23,8 +26,8 @@ pub struct Plan {
     /// Voxels in millimetres.
     spacing: Option<[f64; 3]>,
     patch: Option<PerAxis>,
-    /// Classes that normalise each channel.
-    normalisations: Vec<String>,
+    /// Classes that normalise each channel, with whether their mean and deviation are those of the foreground alone; `None`: it does not say.
+    normalisations: Vec<(String, Option<bool>)>,
     channels: Vec<String>,
 }
 
@@ -79,6 +82,11 @@ impl Plan {
             let all = all.or_else(|| Some(value.as_object()?.values().collect()));
             all.unwrap_or_default().into_iter().filter_map(|text| text.as_str().map(str::to_owned)).collect()
         };
+        let masked = |channel: usize| {
+            let all = &configuration["use_mask_for_norm"];
+            all.get(channel).or_else(|| all.get(channel.to_string())).and_then(Value::as_bool)
+        };
+        let normalisations = texts(&configuration["normalization_schemes"]).into_iter().enumerate();
         let names = if dataset["channel_names"].is_null() { &dataset["modality"] } else { &dataset["channel_names"] };
         let mut plan = Plan {
             axes,
@@ -86,7 +94,7 @@ impl Plan {
             network: network.clone(),
             spacing: spacing.map(|mm| axes.map(|place| mm[place])),
             patch: None,
-            normalisations: texts(&configuration["normalization_schemes"]),
+            normalisations: normalisations.map(|(channel, class)| (class, masked(channel))).collect(),
             channels: texts(names),
         };
         plan.patch =
@@ -142,14 +150,20 @@ impl Plan {
             let [trained, found] = [*trained, now.mean_spacing].map(|mm| mm.map(|mm| format!("{mm:.2}")).join(" x "));
             warnings.push(format!("trained on voxels of {trained} mm, those of these scans are of {found} mm on average"));
         }
-        let same = |class: &String| match now.preprocessing.intensity {
-            Intensity::ZScoreForeground => class == "ZScoreNormalization",
+        let same = |(class, masked): &(String, Option<bool>)| match now.preprocessing.intensity {
+            Intensity::ZScoreForeground => class == Z_SCORE && *masked != Some(false),
             Intensity::MinMax => class == "RescaleTo01Normalization",
             Intensity::Window { .. } => false,
         };
+        let shown = |(class, masked): &(String, Option<bool>)| match masked {
+            Some(masked) if class == Z_SCORE => {
+                format!("{class} over the {}", if *masked { "foreground" } else { "whole scan" })
+            }
+            _ => class.clone(),
+        };
         if !self.normalisations.iter().all(same) {
             let found = intensities(&now.preprocessing);
-            let trained = self.normalisations.join(", ");
+            let trained = self.normalisations.iter().map(shown).collect::<Vec<_>>().join(", ");
             warnings.push(format!("trained on intensities normalised by {trained}, those of these scans are by {found}"));
         }
         Fit { order: order.filter(|order| !order.is_sorted()), warnings }

@@ -130,6 +130,25 @@ def test_nnunet_takes_a_whole_network_of_its_plans(trained, tmp_path, encoder, a
     close([level.permute([turn.index(axis) for axis in range(5)]) for level in theirs], features(trained, encoder, x)[:2])
 
 
+def test_the_plan_says_over_what_intensities_were_normalised(brains, tmp_path):
+    pretext3d("preprocess", "--data", brains, "--out", tmp_path / "store", "--size", 16, "--channels", "t1", "--intensity", "z-score")
+    args = ["--data", tmp_path / "store", "--task", "rot", "--rot-head", "gap", *FAST, "--encoder", "plainconv", "--features", "2,4"]
+    pretext3d("pretrain", *args, "--out", tmp_path / "run", "--weights", tmp_path / "w")
+    pretext3d("export", "--run", tmp_path / "run", "--to", "nnunet", "--out", tmp_path / "out")
+
+    def said(file):
+        embed = ["embed", "--weights", file, "--input", tmp_path / "store", "--out", tmp_path / file.stem]
+        return pretext3d(*embed, "--device", "cpu").stderr
+
+    saved = torch.load(tmp_path / "out/checkpoint_final.pth", weights_only=True)
+    [plan] = saved["nnssl_adaptation_plan"]["pretrain_plan"]["configurations"].values()
+    assert (plan["normalization_schemes"], plan["use_mask_for_norm"]) == (["ZScoreNormalization"], [True])
+    assert "normalised" not in said(tmp_path / "out/checkpoint_final.pth")
+    plan["use_mask_for_norm"] = [False]
+    torch.save(saved, tmp_path / "whole.pth")
+    assert "normalised by ZScoreNormalization over the whole scan, those of these scans are by mean" in said(tmp_path / "whole.pth")
+
+
 def test_monai_loads_a_bundle(trained, tmp_path):
     pretext3d("export", "--run", trained / "plainconv", "--to", "monai", "--out", tmp_path / "bundle")
     state = torch.load(tmp_path / "bundle/models/model.pt", weights_only=True)

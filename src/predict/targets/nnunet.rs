@@ -209,10 +209,11 @@ fn adaptation_plan(delivery: &Delivery, stages: &StagesConfig) -> Json {
         Grid::Cube { .. } => None,
         Grid::Spacing { mm } => Some([2, 1, 0].map(|axis: usize| mm[axis])),
     };
-    let normalisation = match delivery.input.preprocessing.intensity {
-        Intensity::ZScoreForeground => "ZScoreNormalization",
-        Intensity::MinMax => "RescaleTo01Normalization",
-        Intensity::Window { .. } => "NoNormalization",
+    // The second: whether mean and deviation are those of the foreground alone.
+    let (normalisation, masked) = match delivery.input.preprocessing.intensity {
+        Intensity::ZScoreForeground => ("ZScoreNormalization", true),
+        Intensity::MinMax => ("RescaleTo01Normalization", false),
+        Intensity::Window { .. } => ("NoNormalization", false),
     };
     let window = delivery.settings.get("window").and_then(Json::as_u64).unwrap_or(LEAST_PATCH as u64) as usize;
     let multiple = delivery.given.config.reduction().common_multiple();
@@ -229,7 +230,7 @@ fn adaptation_plan(delivery: &Delivery, stages: &StagesConfig) -> Json {
             Some(_) => "median",
         },
         "normalization_schemes": [normalisation],
-        "use_mask_for_norm": [false],
+        "use_mask_for_norm": [masked],
         "resampling_fn_data": "resample_data_or_seg_to_shape",
         "resampling_fn_data_kwargs": resampling,
         "resampling_fn_mask": "resample_data_or_seg_to_shape",
