@@ -391,6 +391,14 @@ mod tests {
                 "--strides 1x1x1,2x2x2,2x2x2: weights.pt has 1x1x1,1x2x2,2x2x2",
             ),
             (given(|f| f.norm = Some(NormKind::Batch)), "--norm batch: weights.pt has instance"),
+            (
+                given(|f| f.kernels = ["1x3x3", "3x3x3", "3x3x3", "3x3x3"].map(|sides| sides.parse().unwrap()).to_vec()),
+                "--kernels names 4 levels, weights.pt has 3",
+            ),
+            (
+                given(|f| f.strides = ["1x1x1", "1x2x2", "2x2x2", "2x2x2"].map(|sides| sides.parse().unwrap()).to_vec()),
+                "--strides names 4 levels, weights.pt has 3",
+            ),
         ] {
             let message = of_weights(&change).unwrap_err().to_string();
             assert!(message.contains(says), "{message}");

@@ -186,6 +186,9 @@ impl EncoderFlags {
             }
             EncoderConfig::NnUNet { stages: has, .. } => {
                 let levels = has.features.len();
+                for (flag, given) in [("kernels", self.kernels.len()), ("strides", self.strides.len())] {
+                    ensure!(given <= levels, "--{flag} names {given} levels, {name} has {levels}");
+                }
                 let list = |given: bool, value: Value| if given { value } else { Value::Null };
                 let sides = |given: &[PerAxis], all: Vec<PerAxis>| list(!given.is_empty(), json!(text(&all)));
                 agree(
