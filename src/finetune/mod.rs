@@ -83,7 +83,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         None => network(config, &store, given.as_ref())?,
     };
     if run.is_none() && given.is_none() {
-        config.network.note_spacing(encoder.rank(), input.mean_spacing);
+        config.network.note_spacing(&encoder, input.mean_spacing);
     }
     let (task, downstream) = downstream::build(config, &store, &sides.train, &encoder)?;
     let view = task.view_shape();

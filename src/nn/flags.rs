@@ -144,12 +144,13 @@ impl EncoderFlags {
     }
 
     /// Says what nnU-Net would take for voxels of this mean size in mm, where that is not the same along every axis and nobody names it.
-    pub fn note_spacing(&self, rank: Rank, spacing: [f64; 3]) {
+    /// `network`: the one that these flags led to.
+    pub fn note_spacing(&self, network: &EncoderConfig, spacing: [f64; 3]) {
         let named = !self.kernels.is_empty() || !self.strides.is_empty();
-        if rank == Rank::Two || named || self.encoder.and_then(Architecture::preset).is_none() {
+        if network.rank() == Rank::Two || named || network.stages().is_none() {
             return;
         }
-        let [kernels, strides] = planned(spacing, self.stages()).map(|sides| text(&sides).join(","));
+        let [kernels, strides] = planned(spacing, network.levels().len()).map(|sides| text(&sides).join(","));
         if !kernels.is_empty() {
             let size = spacing.map(|mm| format!("{mm:.2}")).join(" x ");
             note!(

@@ -191,12 +191,13 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
         config.network = config.network.of_weights(&run.network()?, store.rank()?, &run.config_file())?;
     } else if let Some(init) = &init {
         config = config.of_weights(init, store.rank()?)?;
-    } else {
-        config.network.note_spacing(store.rank()?, input.mean_spacing);
     }
     let (rank, window) = geometry(&config, &store)?;
     let windows = Windows { scans: train.clone(), rank, side: window, seed: config.train.seed };
     let trainer = config.trainer(device, rank, window, train, valid)?;
+    if run.is_none() && init.is_none() {
+        config.network.note_spacing(&trainer.network.config, input.mean_spacing);
+    }
     let last = trainer.tasks.iter().any(|run| run.task.last_is_best());
     let best = config.best.unwrap_or(if last { Best::Last } else { Best::Metric });
     let probe = Probe::open(&config.probe, &store, &split, &trainer.network.config, device, trainer.bf16)?;

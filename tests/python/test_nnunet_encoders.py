@@ -1,5 +1,6 @@
 """nnU-Net's encoders and decoder against dynamic-network-architectures: names, outputs, gradients, initialisation; every task on them."""
 import math
+import re
 import subprocess
 import sys
 
@@ -194,16 +195,22 @@ def test_a_resumed_run_is_the_same_and_so_is_one_that_computes_again(store, tmp_
 
 def test_thick_slices(brains, tmp_path):
     """A run says what nnU-Net would take for them, and takes it where asked."""
-    for path in sorted(brains.glob("brain_*/*.nii.gz")):
-        target = tmp_path / "brats" / path.parent.name / path.name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        nibabel.Nifti1Image(nibabel.load(path).get_fdata(dtype="float32"), np.diag([1, 1, 3, 1])).to_filename(target)
-    pretext3d("preprocess", "--data", tmp_path / "brats", "--out", tmp_path / "store", "--size", 16)
+    for store, thickness in (("store", 3), ("thicker", 90)):
+        for path in sorted(brains.glob("brain_*/*.nii.gz")):
+            target = tmp_path / f"of-{store}" / path.parent.name / path.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            nibabel.Nifti1Image(nibabel.load(path).get_fdata(dtype="float32"), np.diag([1, 1, thickness, 1])).to_filename(target)
+        pretext3d("preprocess", "--data", tmp_path / f"of-{store}", "--out", tmp_path / store, "--size", 16)
     args = ["pretrain", "--data", tmp_path / "store", "--task", "mae", "--encoder", "resenc-s", "--filters", 2, "--levels", 3, *QUICK]
     args += ["--val-draws", 1, "--weights", tmp_path / "w"]
     flags = ["--kernels", "3x3x1", "--strides", "1x1x1,2x2x1"]
     done = pretext3d(*args, "--out", tmp_path / "cubes")
     assert " ".join(flags) in done.stderr
+    # No more levels than fit the patches, of which it names each.
+    scratch = ["--weights", "none", "--encoder", "resenc-s", "--filters", 2, *QUICK]
+    done = pretext3d("finetune", "--data", tmp_path / "thicker", *scratch, "--out", tmp_path / "scratch")
+    levels = int(re.search(r"--levels (\d)", done.stderr)[1])
+    assert f"nnU-Net takes --kernels {','.join(['3x3x1'] * levels)} --strides" in done.stderr and levels < 6
     done = pretext3d(*args, *flags, "--out", tmp_path / "thick")
     assert "nnU-Net takes" not in done.stderr
     described = read_json(tmp_path / "w.json")
