@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use tch::{Kind, Tensor};
 use zip::read::ZipReadOptions;
 use zip::{CompressionMethod, ZipArchive};
@@ -62,9 +62,8 @@ enum Source {
     Stream(File, HashMap<String, u64>),
 }
 
-/// A file of `torch.save`, whose storages are read when a tensor is.
+/// A file of `torch.save`, whose storages are read when a tensor is. What it is asked later does not name it in errors.
 pub struct Checkpoint {
-    path: PathBuf,
     length: u64,
     /// What was saved.
     pub value: Value<View>,
@@ -101,32 +100,30 @@ impl Checkpoint {
             size.is_some_and(|size| size as u64 <= length),
             "its storages are larger than the file: it is cut off, or no file of torch.save"
         );
-        let path = path.to_owned();
-        Ok(Checkpoint { path, length, value, storages, source: RefCell::new(source), read: RefCell::default() })
+        Ok(Checkpoint { length, value, storages, source: RefCell::new(source), read: RefCell::default() })
     }
 
     /// The tensors of a dictionary, by their names; those of dictionaries in it by both names with a `.` between. What else it holds is
-    /// left out. Errors, which name the file, if names are longer than those of any network.
+    /// left out. Errors if names are longer than those of any network.
     pub fn tensors<'a>(&self, dict: &'a Value<View>) -> Result<BTreeMap<String, &'a View>> {
         let mut found = BTreeMap::new();
-        collect(dict, "", &mut MOST_NAMES.clone(), &mut found).with_context(|| self.path.display().to_string())?;
+        collect(dict, "", &mut MOST_NAMES.clone(), &mut found)?;
         Ok(found)
     }
 
-    /// Errors, which name the file, if tensors have far more elements together than the file has bytes, as only those have that repeat
+    /// Errors if tensors have far more elements together than the file has bytes, as only those have that repeat
     /// some: a copy of each would take any memory.
     pub fn check_elements<'a>(&self, views: impl Iterator<Item = &'a View>) -> Result<()> {
         let numel = views.fold(0i64, |sum, view| sum.saturating_add(view.numel()));
         ensure!(
             numel as u64 <= self.length + MOST_REPEATED as u64,
-            "{}: its tensors have {numel} elements, more than the file has bytes ({}), as some repeat theirs: save copies of them (tensor.clone())",
-            self.path.display(),
+            "its tensors have {numel} elements, more than the file has bytes ({}), as some repeat theirs: save copies of them (tensor.clone())",
             self.length
         );
         Ok(())
     }
 
-    /// A tensor on the CPU; those of one storage share it. Errors, which name the file, if its type is not known here, or it is damaged.
+    /// A tensor on the CPU; those of one storage share it. Errors if its type is not known here, or it is damaged.
     pub fn tensor(&self, view: &View) -> Result<Tensor> {
         let read = || -> Result<Tensor> {
             let kind = view.kind().with_context(|| format!("a tensor of type {}, which is not read", view.dtype))?;
@@ -142,7 +139,7 @@ impl Checkpoint {
             let flat = &self.read.borrow()[&key];
             Ok(flat.f_as_strided(&view.size, &view.stride, Some(view.offset))?)
         };
-        read().with_context(|| format!("{}: storage {}", self.path.display(), view.storage))
+        read().with_context(|| format!("storage {}", view.storage))
     }
 
     fn bytes(&self, key: &str) -> Result<Vec<u8>> {

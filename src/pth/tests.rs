@@ -90,7 +90,7 @@ fn what_torch_saves_is_read_in_each_of_its_formats() {
         }
         if let Some(Value::Tensor(view)) = objects.get("unsigned") {
             let message = format!("{:#}", file.tensor(view).unwrap_err());
-            assert!(message.contains("uint16") && message.contains(name), "{message}");
+            assert!(message.contains("uint16"), "{message}");
         }
     }
 }
