@@ -34,7 +34,7 @@ const DECODER: &str = "decoder.";
 
 /// Weights of another program, by our names and in our axes.
 pub struct Published {
-    /// The encoder under [`ENCODER`], the rest by its own names.
+    /// The encoder under [`ENCODER`], the decoder beside it under [`DECODER`], the rest by its own names.
     pub tensors: Tensors,
     pub config: EncoderConfig,
     pub origin: Origin,
@@ -111,7 +111,12 @@ impl Published {
                     ensure!(tensor.is_floating_point(), "{name} is of type {:?}, expected floating point", tensor.kind());
                     tensors.insert(format!("{ENCODER}{}", undotted(rest)), tensor.to_kind(Kind::Float));
                 }
-                None => _ = tensors.insert(name.clone(), tensor),
+                // Of several decoders the one beside the encoder counts, whatever stands before both.
+                None => {
+                    let beside = base.strip_suffix(ENCODER).and_then(|before| name.strip_prefix(before));
+                    let beside = beside.filter(|rest| rest.starts_with(DECODER));
+                    tensors.insert(beside.unwrap_or(name).to_owned(), tensor);
+                }
             }
         }
         let mut config = EncoderConfig::of(&tensors, ENCODER)?;

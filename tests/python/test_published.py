@@ -147,11 +147,14 @@ def test_checkpoints_of_nnssl_and_what_a_fine_tuning_says_of_them(scans, tmp_pat
 def test_slices_and_decoders_of_nnunet(scans, tmp_path):
     net, settings = network(flat=True)
     checkpoint = nnunet(net, settings, spacing=[1.0, 1.0], patch_size=[8, 16])
+    # In a wrapper, beside which there is another decoder.
+    wrapped = {f"model._orig_mod.{name}": tensor for name, tensor in checkpoint["network_weights"].items()}
+    checkpoint["network_weights"] = {**wrapped, "aux.decoder.stages.0.convs.0.conv.weight": torch.zeros(3)}
     torch.save(checkpoint, tmp_path / "2d.pth")
     store = ["--data", scans, "--slices", "axial", "--patch", 16]
     args = ["finetune", *store, "--weights", tmp_path / "2d.pth", "--transfer", "all", "--arm", "full", *QUICK]
     said = pretext3d(*args, "--out", tmp_path / "run").stderr
-    assert "the decoder of 2d among them, 0 adapted, 4 left out" in said and "trained on patches of 8x16 voxels, these are of 16x16" in said
+    assert "the decoder of 2d among them, 0 adapted, 5 left out" in said and "trained on patches of 8x16 voxels, these are of 16x16" in said
     pretext3d("export", "--run", tmp_path / "run", "--out", tmp_path / "ours")
     # Ours has rows along x, nnU-Net along y.
     ours, x = torch.jit.load(tmp_path / "ours.pt").eval(), torch.randn(1, 2, 16, 32)
