@@ -17,5 +17,8 @@ fn main() {
         .include(include.join("torch/csrc/api/include"))
         .file("src/ffi/shim.cpp")
         .compile("p3d_shim");
-    println!("cargo:rustc-link-arg=-Wl,-rpath,{}", lib.display());
+    // A wheel names its own place, relative to the program, since it is built in one environment and installed in another.
+    println!("cargo:rerun-if-env-changed=PRETEXT3D_RPATH");
+    let rpath = std::env::var("PRETEXT3D_RPATH").unwrap_or_else(|_| lib.display().to_string());
+    println!("cargo:rustc-link-arg=-Wl,-rpath,{rpath}");
 }

@@ -1,7 +1,7 @@
 # Sourced by the Makefile's recipes. Checks the tools, finds a Python with the torch that tch needs or makes .venv with it,
 # and leaves PYTHON, TARGET and cargo's environment set. Tells the user in one line what is missing.
 
-torch_version=2.11.0
+torch_version=$(sed -n 's/.*"torch == \([^"]*\)".*/\1/p' pyproject.toml)
 TARGET=${CARGO_TARGET_DIR:-target}
 
 . scripts/run.sh

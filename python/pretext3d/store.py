@@ -31,7 +31,7 @@ class _Scan(TypedDict):
     image: Tensor
 
 
-_Known = TypedDict("_Known", {"label": Tensor, "class": int}, total=False)
+_Known = TypedDict("_Known", {"label": Tensor, "class": int, "contrast": str}, total=False)
 
 
 class Sample(_Scan, _Known):
@@ -40,6 +40,7 @@ class Sample(_Scan, _Known):
     `id`: of the scan; `subject`: the person, which is the id up to a `/`. `image`: `[C, D, H, W]` in RAS+, from left to right,
     posterior to anterior, inferior to superior, normalised; photographs `[C, H, W]`. `label`, where the scan has one: class of
     each voxel, `[D, H, W]`, uint8, a place in `Store.labels`. `class`, where the scan has one: a place in `Store.classes`.
+    `contrast`: name of the only channel, in a store of `preprocess --channels-as-scans`.
     """
 
 
@@ -140,6 +141,8 @@ class Store(Dataset[Sample]):
             sample["label"] = tensors["label"]
         if entry.get("class") is not None:
             sample["class"] = entry["class"]
+        if "contrast" in entry:
+            sample["contrast"] = entry["contrast"]
         return sample
 
 

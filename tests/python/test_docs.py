@@ -14,8 +14,8 @@ EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.rel
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FLAG = re.compile(r"--[a-z][a-z0-9-]*")
-# Flags of the programs beside the binary, which the guide names too.
-SCRIPTS_FLAGS = set(FLAG.findall("".join(p.read_text() for d in ("scripts", "benches") for p in (ROOT / d).glob("*.py"))))
+# Flags of the programs beside the binary, which the guide names too, and of pip.
+SCRIPTS_FLAGS = set(FLAG.findall("".join(p.read_text() for d in ("scripts", "benches") for p in (ROOT / d).glob("*.py")))) | {"--no-deps"}
 
 
 def parts(page):

@@ -159,6 +159,15 @@ def test_a_store_is_a_dataset(store):
         Store(store, split="test")
 
 
+def test_a_person_may_have_several_scans_of_one_contrast_each(brains, tmp_path):
+    pretext3d("preprocess", "--data", brains, "--out", tmp_path / "store", "--size", 16, "--channels-as-scans")
+    index, scans = read_json(tmp_path / "store/index.json"), Store(tmp_path / "store", subjects=["brain_0001"])
+    entries = [entry for entry in index["subjects"] if entry["id"].startswith("brain_0001/")]
+    assert scans.ids == [entry["id"] for entry in entries] and len(scans) == 4
+    assert [scan["contrast"] for scan in scans] == [entry["contrast"] for entry in entries]
+    assert {scan["subject"] for scan in scans} == {"brain_0001"} and scans[0]["image"].shape == (1, 16, 16, 16)
+
+
 def test_photographs_have_two_axes_and_classes(tmp_path):
     pretext3d("phantom", "--kind", "fundus", "--subjects", 4, "--size", 48, "--out", tmp_path / "fundus")
     pretext3d("preprocess", "--data", tmp_path / "fundus", "--out", tmp_path / "store", "--size", 32)
