@@ -1,6 +1,6 @@
 //! Weights that a sweep is given, as rivals of its own pretraining: those of others, or of an earlier run.
 
-use super::arms::is_plain;
+use super::arms::{SweepArm, is_plain};
 use super::config::SweepConfig;
 use crate::data::split::Split;
 use crate::data::store::Store;
@@ -34,6 +34,10 @@ impl SweepConfig {
     pub fn check_weights(&self) -> Result<()> {
         let mut names = HashSet::new();
         let arms = self.sweep_arms()?;
+        ensure!(
+            self.weights.is_empty() || arms.iter().any(SweepArm::has_weights),
+            "[[weights]]: none of `arms` starts from weights; add full, warmup or frozen"
+        );
         for GivenWeights { name, file } in &self.weights {
             let at = format!("[[weights]] {name:?}");
             let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);

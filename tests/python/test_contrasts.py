@@ -140,16 +140,17 @@ def test_embeddings_of_any_channels(mixed, brains, tmp_path):
     assert embedded(files[0], "one").shape == (1, 4) and len(embedded(mixed.store, "scans")) == 19
 
 
-def scan(path, seed, channels=1):
+def scan(path, seed, channels=1, planes=12):
     path.parent.mkdir(parents=True, exist_ok=True)
-    voxels = np.random.default_rng(seed).normal(100, 20, (12, 12, 12, channels))
+    voxels = np.random.default_rng(seed).normal(100, 20, (12, 12, planes, channels))
     nib.save(nib.Nifti1Image(voxels[..., 0] if channels == 1 else voxels, np.eye(4)), path)
     return path
 
 
 def folder(root):
+    """Also on grids of their own."""
     for n, name in enumerate(("p1_t1", "p1_flair", "p2_t1", "p3_adc", "p3_t1", "sub/p4", "p5_t1")):
-        scan(root / f"{name}.nii.gz", n)
+        scan(root / f"{name}.nii.gz", n, planes=6 if name == "p1_flair" else 12)
     return {"p1/t1", "p1/flair", "p2/t1", "p3/adc", "p3/t1", "p4/image", "p5/t1"}
 
 

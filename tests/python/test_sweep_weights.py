@@ -151,6 +151,7 @@ def test_refused_before_anything_runs(data, others, tmp_path):
     check(table("a", good) + "arm = 1\n", "unknown field `arm`")
     check('[[weights]]\nname = "a"\n', "missing field `file`")
     check("", "`tasks` is empty", "[[weights]]", tasks=[])
+    check(table("a", good), "none of `arms` starts from weights", arms=["scratch", "random"])
     check(table("a", good) + "[pretrain.a]\nlr = 1\n", "[pretrain.a]", "not a task")
     check(table("a", good) + "[finetune.pretext.b]\nlr = 1\n", "[finetune.pretext.b]", "no [[weights]]")
     check(table("a", good) + "[finetune.pretext.a]\nfilters = 4\n", "[finetune.pretext.a] filters", "all arms need the same")
