@@ -1,5 +1,6 @@
 """Given weights in a sweep, beside its own pretraining: published ones and earlier runs, their rows in the report, and what is refused."""
 import json
+import re
 import shutil
 
 import pytest
@@ -117,6 +118,14 @@ def test_settings_and_rates_of_given_weights(data, others, tmp_path):
         "earlier-full-f1-s0": [unet, "earlier", "full", "0.001", None, "0.1", "true"],
         "earlier-slow-f1-s0": [unet, "earlier", "full", "0.00001", None, "0.1", "true"],
     }
+    # With the settings that are named, scratch has the same network.
+    alone = ONE | {"tasks": []}
+    config = written(tmp_path / "a.toml", data, more=table("free", file), **alone)
+    said = re.search(r'"free": another encoder \((.*?)\)', pretext3d(*sweep(config, *plan)).stderr)[1]
+    named, *others = said.split(", ")
+    keys = [f'encoder = "{named}"', *(f'{key} = "{value}"' for key, value in (other.split(" ") for other in others))]
+    config.write_text(config.read_text().replace("[finetune]\nfilters = 2\nlevels = 2", "\n".join(["[finetune]", *keys])))
+    assert "another encoder" not in pretext3d(*sweep(config, *plan)).stderr
     grid = written(tmp_path / "a.toml", data, more=more, **(changes | {"arms": ["scratch", "full"], "vary": "lr_grid = [1e-3, 1e-2]"}))
     planned = pretext3d(*sweep(grid, *plan))
     assert "0 pretrainings and up to 18 fine-tunings, of which 12 choose rates and up to 3 run at them" in planned.stderr
