@@ -69,12 +69,11 @@ pub fn run(args: Args) -> Result<()> {
     let store = Store::open(&args.data)?.sliced(args.slices)?;
     let rank = store.rank()?;
     let given = args.weights.as_deref().map(Pretrained::open).transpose()?;
-    let encoder = match &given {
-        Some(given) => given.config.clone(),
-        None => EncoderFlags::default().config(rank, store.channels() as i64, 0.)?,
+    let window = match (args.window, &given) {
+        (Some(window), _) => window,
+        (None, Some(given)) => tasks::default_window(&[args.task], &store, rank, [Ok(given.config.clone())])?,
+        (None, None) => tasks::default_window(&[args.task], &store, rank, EncoderFlags::default().networks(rank))?,
     };
-    let window =
-        args.window.unwrap_or_else(|| tasks::default_window(&[args.task], &store, rank, encoder.reduction().common_multiple()));
     let task = tasks::build(args.task, &args.tasks, window, store.channels(), rank, args.seed)?;
 
     let network = given.map(|given| network::load(&given, &*task, rank, &Input::of(&store))).transpose()?;

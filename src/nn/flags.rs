@@ -120,25 +120,35 @@ impl EncoderFlags {
         Ok(EncoderConfig::DenseNet121(DenseNetConfig { in_channels, dropout }))
     }
 
+    /// These flags, then, where nobody names a number of levels, with fewer and fewer.
+    fn candidates(&self, rank: Rank) -> impl Iterator<Item = Self> {
+        let named = self.levels.is_some() || !self.features.is_empty() || !self.blocks.is_empty();
+        let most = if named { 0 } else { self.config(rank, 1, 0.).map_or(0, |config| config.levels().len()) };
+        // No fewer than are named by their kernels and strides.
+        let least = self.kernels.len().max(self.strides.len()).max(1);
+        let fewer = (least..most).rev().map(|levels| EncoderFlags { levels: Some(levels), ..self.clone() });
+        std::iter::once(self.clone()).chain(fewer)
+    }
+
+    /// The networks that [`EncoderFlags::fitted`] chooses from, of one channel; the first is what was asked for.
+    pub fn networks(&self, rank: Rank) -> impl Iterator<Item = Result<EncoderConfig>> {
+        self.candidates(rank).map(move |flags| flags.config(rank, 1, 0.))
+    }
+
     /// With fewer levels than the default, where nobody names a number, if inputs of these shapes are too small for instance
     /// normalisation at the deepest one.
     pub fn fitted(&self, rank: Rank, inputs: &[Shape]) -> Result<Self> {
-        let fits = |config: &EncoderConfig| inputs.iter().all(|&input| config.fits(input));
-        let most = self.config(rank, 1, 0.)?;
-        let named = self.levels.is_some() || !self.features.is_empty() || !self.blocks.is_empty();
-        if named || fits(&most) {
-            return Ok(self.clone());
-        }
-        // No fewer than are named by their kernels and strides.
-        let least = self.kernels.len().max(self.strides.len()).max(1);
-        for levels in (least..most.levels().len()).rev() {
-            let fewer = EncoderFlags { levels: Some(levels), ..self.clone() };
-            if fits(&fewer.config(rank, 1, 0.)?) {
+        for flags in self.candidates(rank) {
+            let config = flags.config(rank, 1, 0.)?;
+            if !inputs.iter().all(|&input| config.fits(input)) {
+                continue;
+            }
+            if let (None, Some(levels)) = (self.levels, flags.levels) {
                 note!(
                     "--levels {levels}: with more, instance normalisation has a single voxel to normalise at the deepest one"
                 );
-                return Ok(fewer);
             }
+            return Ok(flags);
         }
         Ok(self.clone())
     }

@@ -17,7 +17,7 @@ pub mod vf;
 
 use crate::data::Scans;
 use crate::dim::{Rank, Shape, voxels};
-use crate::nn::{Encoder, Mode};
+use crate::nn::{Encoder, EncoderConfig, Mode};
 use crate::print::note;
 use crate::rng::Rng;
 use crate::sample::patch;
@@ -122,13 +122,26 @@ pub struct TaskConfigs {
     pub simclr: simclr::SimclrConfig,
 }
 
-/// Side of the window unless the user names one, for an encoder that pools by `reduction`: what fits into every scan.
-pub fn default_window(tasks: &[TaskKind], scans: &dyn Scans, rank: Rank, reduction: usize) -> usize {
+/// Side of the window unless the user names one: what fits into every scan, and where a decoder stands above the encoder, into the first
+/// of these that takes a multiple of what it pools by.
+pub fn default_window(
+    tasks: &[TaskKind],
+    scans: &dyn Scans,
+    rank: Rank,
+    encoders: impl IntoIterator<Item = Result<EncoderConfig>>,
+) -> Result<usize> {
     let side = patch::default_window(scans, rank);
-    match side / reduction * reduction {
-        fitting if fitting > 0 && tasks.iter().any(|task| task.decodes()) => fitting,
-        _ => side,
+    if tasks.iter().any(|task| task.decodes()) {
+        for encoder in encoders {
+            let encoder = encoder?;
+            let reduction = encoder.reduction().common_multiple();
+            let fitting = side / reduction * reduction;
+            if fitting > 0 && encoder.fits(rank.cube(fitting)) {
+                return Ok(fitting);
+            }
+        }
     }
+    Ok(side)
 }
 
 /// Builds a task for samples cut from windows of `window` voxels a side. `seed` fixes what is drawn once a run (the jigsaw's

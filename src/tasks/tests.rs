@@ -1,7 +1,7 @@
 use super::*;
 use crate::data::Arrays;
 use crate::nn::heads::HeadKind;
-use crate::nn::{UNet, UNetConfig};
+use crate::nn::{Architecture, EncoderFlags, UNet, UNetConfig};
 use crate::rng::{Stream, rng};
 use rand::Rng as _;
 
@@ -126,4 +126,25 @@ fn impossible_geometry_is_refused_with_the_numbers() {
     let mut out = vec![0.; 2 * 2 * 8];
     let error = task.sample(&scans([9, 8, 9]), 0, &mut rng(0, Stream::Train, 0, 0), &mut out).err().expect("refused");
     assert!(error.to_string().contains("[9, 8, 9]") && error.to_string().contains("[9, 9, 9]"), "{error:#}");
+}
+
+#[test]
+fn windows_that_nobody_names_fit_the_decoder() {
+    let scans = |side| Arrays { ids: vec!["a".into()], images: vec![ndarray::Array4::zeros((1, side, side + 9, side))] };
+    let window = |task, side, flags: &EncoderFlags| {
+        let window = default_window(&[task], &scans(side), Rank::Three, flags.networks(Rank::Three)).unwrap();
+        let network = flags.fitted(Rank::Three, &[Rank::Three.cube(window)]).unwrap().config(Rank::Three, 1, 0.).unwrap();
+        (window, network.levels().len())
+    };
+    let (unet, resenc) = (EncoderFlags::default(), EncoderFlags { encoder: Some(Architecture::ResEncL), ..Default::default() });
+    for (side, of_unet, of_resenc) in
+        [(31, (24, 4), (24, 4)), (47, (32, 5), (32, 5)), (70, (64, 5), (64, 6)), (13, (12, 3), (12, 3))]
+    {
+        assert_eq!(window(TaskKind::Mae, side, &unet), of_unet);
+        assert_eq!(window(TaskKind::Mae, side, &resenc), of_resenc);
+        assert_eq!(window(TaskKind::Rot, side, &unet).0, side, "nothing to decode");
+    }
+    let named = EncoderFlags { levels: Some(5), ..unet };
+    assert_eq!(window(TaskKind::Mae, 47, &named), (32, 5));
+    assert_eq!(window(TaskKind::Mae, 31, &named).0, 31, "is refused, with the sizes that work");
 }

@@ -319,10 +319,8 @@ fn record(config: &PretrainConfig, session: &Session, rank: Rank, warnings: Vec<
 /// Rank and window side for these scans. The network is known by now.
 fn geometry(config: &PretrainConfig, store: &Store) -> Result<(Rank, usize)> {
     let rank = store.rank()?;
-    let encoder = config.network.config(rank, store.channels() as i64, config.train.dropout)?;
-    let window = config
-        .window
-        .unwrap_or_else(|| tasks::default_window(&config.task, store, rank, encoder.reduction().common_multiple()));
+    let fitting = || tasks::default_window(&config.task, store, rank, config.network.networks(rank));
+    let window = config.window.map_or_else(fitting, Ok)?;
     if let Some(small) = (0..store.len()).find(|&s| rank.axes().any(|a| store.shape(s)[a] < window)) {
         bail!(
             "--window {window} is larger than {}, which has {:?} voxels; lower --window or leave the scan out",
