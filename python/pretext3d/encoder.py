@@ -79,9 +79,10 @@ def normalise(volume: Tensor, settings: dict[str, Any], rank: int) -> Tensor:
     if settings["foreground"]["kind"] == "above":
         threshold = torch.full_like(low, settings["foreground"]["value"])
     else:
-        # Air in Hounsfield units, or half-way between minimum and mean.
+        # Air in Hounsfield units, if enough lies above it, or half-way between minimum and mean.
         middle = low + (x.mean(axes, keepdim=True) - low) / 2
-        threshold = torch.where(low < -500.0, torch.full_like(low, -500.0), middle)
+        tissue = (x > -500.0).to(x.dtype).mean(axes, keepdim=True)
+        threshold = torch.where((low < -500.0) & (tissue >= 0.005), torch.full_like(low, -500.0), middle)
     inside = (x > threshold).to(x.dtype)
     count = torch.clamp(inside.sum(axes, keepdim=True), min=1.0)
     mean = (x * inside).sum(axes, keepdim=True) / count

@@ -1,8 +1,9 @@
 //! `preprocess`: a dataset to a store.
 
-use crate::data::layouts::{self, Dataset, LabelValue, Labels, Layout, Reading};
+use crate::data::layouts::{self, Dataset, LabelValue, Labels, Layout, Reading, Volumes};
 use crate::data::names::some;
 use crate::data::preprocess::{Dtype, Grid, Intensity, Plan, Settings, Threshold};
+use crate::data::slices::Slices;
 use crate::data::store::LeftOut;
 use crate::data::store::build::{Filled, Options, disagree, fill};
 use crate::fs::check_folder;
@@ -54,7 +55,7 @@ pub struct Args {
     #[arg(long, value_name = "LO,HI", value_parser = window, allow_hyphen_values = true)]
     window: Option<[f32; 2]>,
     /// Intensity above which a voxel is foreground, in the scan's unit [default: per channel, -500 where the minimum is below
-    /// that (CT), otherwise half-way between minimum and mean]
+    /// that and one voxel in 200 above (CT), otherwise half-way between minimum and mean]
     #[arg(long, value_name = "NUMBER", allow_hyphen_values = true)]
     foreground: Option<f32>,
     /// Channels to keep, in this order, e.g. t1,flair [default: all]
@@ -64,6 +65,9 @@ pub struct Args {
     /// scans that do not have the same channels. The person stays the person
     #[arg(long)]
     channels_as_scans: bool,
+    /// What becomes of the volumes of a 4D file, such as a series over time
+    #[arg(long, value_enum, default_value = "channels", conflicts_with = "channels_as_scans")]
+    volumes: Volumes,
     /// Label values, background first, each with an optional name, e.g. 0,1=oedema,4; the n-th becomes class n [default: as the
     /// dataset describes them]
     #[arg(long, value_name = "VALUES", value_delimiter = ',', value_parser = label, conflicts_with = "no_labels", allow_hyphen_values = true)]
@@ -165,7 +169,9 @@ impl Args {
             (None, Scaling::ZScore) => Intensity::ZScoreForeground,
         };
         let foreground = self.foreground.map_or(Threshold::Auto, |value| Threshold::Above { value });
-        let settings = Settings { grid, foreground, intensity, dtype: self.dtype };
+        // Where each is a scan, a scan has but one.
+        let volumes = if self.volumes == Volumes::Each { Volumes::Channels } else { self.volumes };
+        let settings = Settings { grid, foreground, intensity, dtype: self.dtype, volumes };
         settings.check()?;
         Ok(settings)
     }
@@ -177,7 +183,11 @@ impl Args {
             (_, true) => Labels::Described,
         };
         let (layout, person) = (self.layout, self.subject_pattern.as_ref());
-        Reading { layout, labels, person, separate: self.channels_as_scans }
+        Reading { layout, labels, person, separate: self.each_a_scan(), volumes: self.volumes }
+    }
+
+    fn each_a_scan(&self) -> bool {
+        self.channels_as_scans || self.volumes == Volumes::Each
     }
 
     /// Keeps the wanted ones of scans that are channels, and says how many there are of each. Errors if there is none of one.
@@ -198,7 +208,7 @@ impl Args {
     }
 
     fn plan(&self, dataset: &Dataset) -> Result<Plan> {
-        let channels: Vec<usize> = match self.channels.is_empty() || self.channels_as_scans {
+        let channels: Vec<usize> = match self.channels.is_empty() || self.each_a_scan() {
             true => (0..dataset.channels.len()).collect(),
             false => {
                 for name in &self.channels {
@@ -231,7 +241,7 @@ pub fn run(args: Args) -> Result<()> {
     args.settings(args.layout)?;
     check_folder(&args.out).context("--out")?;
     let mut dataset = layouts::open_as(&args.data, args.reading())?;
-    if args.channels_as_scans {
+    if args.each_a_scan() {
         args.pick(&mut dataset)?;
     }
     let plan = args.plan(&dataset)?;
@@ -255,6 +265,10 @@ pub fn run(args: Args) -> Result<()> {
     }
     if dataset.layout == Layout::Images && dataset.classes.is_none() {
         note!("no photograph has a grade, which only --task classification needs: from a CSV id_code,diagnosis or image,level");
+    }
+    let named_by_number = matches!(dataset.layout, Layout::Folder | Layout::Manifest);
+    if named_by_number && dataset.channels.len() > 1 && dataset.subjects.iter().all(|s| s.channels.len() == 1) {
+        note!("every volume of a 4D file is a channel; of a series, --volumes takes each for a scan, their mean, or the first");
     }
     note!("{}", layouts::people::describe(&dataset, &args.data));
     for ignored in &dataset.ignored {
@@ -353,6 +367,11 @@ fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Res
         HumanBytes(index.subjects.iter().map(|s| s.bytes).sum()),
         took.as_secs_f64()
     );
-    say!("next: {}", print::command_line(["pretrain", "--task", "rot", "--data", &args.out.to_string_lossy()]));
+    let out = args.out.to_string_lossy();
+    let mut next = vec!["pretrain", "--task", "rot", "--data", &out];
+    // Scans that are one slice each; those across the first axis are images anyway.
+    let plane = [(1, Slices::Coronal), (2, Slices::Axial)].into_iter().find(|&(axis, _)| size[axis] == "1");
+    next.extend(plane.iter().flat_map(|(_, plane)| ["--slices", plane.name()]));
+    say!("next: {}", print::command_line(next));
     Ok(())
 }

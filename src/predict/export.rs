@@ -1,5 +1,6 @@
 //! Weights out: TorchScript with real parameters, a plain state dict as safetensors, and a JSON description of both.
 
+use crate::data::preprocess::intensity::{AIR_BELOW, LEAST_TISSUE};
 use crate::data::preprocess::{Intensity, Settings, Threshold};
 use crate::data::slices::Slices;
 use crate::device::{DeviceChoice, Precision};
@@ -165,7 +166,7 @@ fn preprocess_source(settings: &Settings, rank: Rank) -> String {
                     format!("    threshold = torch.full_like(torch.amin(x, {dims}, True), {value:?})\n")
                 }
                 Threshold::Auto => format!(
-                    "    lo = torch.amin(x, {dims}, True)\n    middle = lo + (torch.mean(x, {dims}, True) - lo) / 2\n    threshold = torch.where(lo < -500.0, torch.full_like(lo, -500.0), middle)\n"
+                    "    lo = torch.amin(x, {dims}, True)\n    middle = lo + (torch.mean(x, {dims}, True) - lo) / 2\n    tissue = torch.mean((x > {AIR_BELOW:?}).to(x.dtype), {dims}, True)\n    threshold = torch.where((lo < {AIR_BELOW:?}) & (tissue >= {LEAST_TISSUE}), torch.full_like(lo, {AIR_BELOW:?}), middle)\n"
                 ),
             };
             format!(

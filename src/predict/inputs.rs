@@ -65,7 +65,8 @@ impl Inputs {
         if is_store(path) {
             return Inputs::store(path, channels, settings);
         }
-        let mut dataset = layouts::open_as(path, Reading { layout, labels: Labels::Unwanted, ..Reading::default() })?;
+        let reading = Reading { layout, labels: Labels::Unwanted, volumes: settings.volumes, ..Reading::default() };
+        let mut dataset = layouts::open_as(path, reading)?;
         if dataset.layout == Layout::Images && dataset.channels.len() == 1 && channels.len() == 3 {
             note!("grey photographs for a network of colour ones: each is taken for three equal channels");
             dataset.channels = channels.to_vec();
@@ -86,7 +87,7 @@ impl Inputs {
         let photograph = source.is_image();
         let found = match files.len() {
             1 if photograph => image::channels(&files[0])?,
-            1 => source.read_header()?.channels,
+            1 if settings.volumes.are_channels() => source.read_header()?.channels,
             n => n,
         };
         let unnamed: Vec<String> = (0..found).map(|c| c.to_string()).collect();

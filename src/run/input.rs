@@ -115,6 +115,7 @@ pub fn intensities(settings: &Settings) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::layouts::Volumes;
     use crate::data::preprocess::{Dtype, Grid};
 
     fn input(channels: &[&str], intensity: Intensity) -> Input {
@@ -122,7 +123,13 @@ mod tests {
         Input {
             channels: channels.iter().map(|c| c.to_string()).collect(),
             contrasts: vec![],
-            preprocessing: Settings { grid, foreground: Threshold::Auto, intensity, dtype: Dtype::F32 },
+            preprocessing: Settings {
+                grid,
+                foreground: Threshold::Auto,
+                intensity,
+                dtype: Dtype::F32,
+                volumes: Volumes::Channels,
+            },
             mean_spacing: [1.; 3],
             fingerprint: String::new(),
             slices: None,

@@ -129,7 +129,7 @@ fn some(scans: &[ClassVoxels]) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::data::layouts::Layout;
+    use crate::data::layouts::{Layout, Volumes};
     use crate::data::preprocess::{Dtype, Grid, Intensity, Settings, Threshold};
     use crate::data::store::{Entry, Index, Store, file, file_name};
     use ndarray::Array3;
@@ -142,6 +142,7 @@ pub(crate) mod tests {
             foreground: Threshold::Auto,
             intensity: Intensity::MinMax,
             dtype: Dtype::F16,
+            volumes: Volumes::Channels,
         };
         let mut index = Index::new(Layout::Folder, settings, vec!["t1".into()], None);
         for (n, label) in labels.iter().enumerate() {

@@ -427,6 +427,9 @@ def test_bad_files_are_named_with_what_was_expected_and_found(tmp_path):
     bad("version.mgh", "version 7", make=mgh, at=0, value=b"\0\0\0\x07")
     bad("extents.mgh", "expected positive", make=mgh, at=4, value=b"\xff\xff\xff\xff")
     bad("huge.mgh", "overflow", make=mgh, at=4, value=b"\x7f\xff\xff\xff" * 2)
+    nib.Spm2AnalyzeImage(array, None).to_filename(tmp_path / "spm.hdr")
+    (tmp_path / "spm.mat").write_bytes(b"MATLAB 5.0")
+    expected[tmp_path / "spm.hdr"] = ("orientation is in", "spm.mat", "convert both to NIfTI")
     (tmp_path / "letter.mha").write_bytes(b"Dear Sir or Madam,\n" * 40)
     expected[tmp_path / "letter.mha"] = ("Dear Sir",)
     (tmp_path / "surface.mgz").write_bytes(b"")
@@ -605,3 +608,31 @@ def test_what_is_not_read_is_named_with_the_way_to_convert_it(tmp_path):
     (tmp_path / "x.nii").rename(tmp_path / "photos" / "x.png")
     (tmp_path / "photos" / "y.jpg").write_bytes(FOREIGN["brain.mnc"][0])
     refused("preprocess", "--data", tmp_path / "photos", "--out", tmp_path / "none", says=["x.png: a NIfTI scan under the name", "y.jpg: a MINC file"])
+
+
+def test_series_become_what_is_asked_for(tmp_path):
+    """4D files of several volumes, not of equally many: each, their mean, or the first; and the network takes them so."""
+    given = ["--labels", "0,1=left,2=right"]
+    for n, (subject, image, label, affine) in enumerate(scans()):
+        series = np.stack([image + np.float32(t * t) for t in range(3 + n % 2)], -1)
+        for folder, values in [("series", series), ("mean", series.mean(-1, dtype=np.float64)), ("first", series[..., 0])]:
+            save(tmp_path / folder / f"{subject}.nii.gz", values.astype("f4"), affine)
+            save(tmp_path / folder / f"{subject}_seg.nii.gz", label, affine)
+    for volumes in ["mean", "first"]:
+        found, _ = preprocess(tmp_path / "series", tmp_path / "stores" / f"of_{volumes}", "--volumes", volumes, *given)
+        expected, _ = preprocess(tmp_path / volumes, tmp_path / "stores" / volumes, *given)
+        assert sorted(found) == SUBJECTS
+        for subject, (arrays, _) in expected.items():
+            assert arrays["image"].equal(found[subject][0]["image"]) and arrays["label"].equal(found[subject][0]["label"])
+    each, _ = preprocess(tmp_path / "series", tmp_path / "stores" / "each", "--volumes", "each", *given)
+    assert len(each) == 2 * 3 + 2 * 4 and all(arrays["image"].shape[0] == 1 for arrays, _ in each.values())
+    # Otherwise every volume is a channel, which is said, and they must be equally many.
+    done = pretext3d("preprocess", "--data", tmp_path / "series", "--out", tmp_path / "stores" / "channels", *given, "--size", 16, fails=1)
+    assert "every volume of a 4D file is a channel; of a series, --volumes" in done.stderr and "channels, expected" in done.stderr
+    run, small = tmp_path / "run", ["--filters", 2, "--levels", 2, "--patch", 16, "--steps", 1, "--epochs", 1, "--device", "cpu"]
+    pretext3d("finetune", "--data", tmp_path / "stores" / "of_mean", "--weights", "none", *small, "--out", run)
+    predicted = []
+    for n, source in enumerate(["series", "series/p1.nii.gz", "mean"]):
+        pretext3d("predict", "--weights", run, "--input", tmp_path / source, "--output", tmp_path / str(n), "--device", "cpu")
+        predicted.append(nib.load(tmp_path / str(n) / "p1.nii.gz").get_fdata())
+        assert predicted[-1].shape == (16, 18, 20) and (predicted[-1] == predicted[0]).all()

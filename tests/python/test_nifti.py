@@ -260,6 +260,11 @@ def test_odd_files_are_read_as_nibabel_reads_them(tmp_path):
     for name, slope in [("zero", 0), ("nan", np.nan), ("inf", np.inf)]:
         odd(f"slope_{name}.nii", (112, "<f4", slope, np.nan))
     odd("intent.nii", (68, "<i2", 1007))
+    for endian, name in [("<", "little"), (">", "big")]:
+        header = nib.Nifti1Header(endianness=endian)
+        header.set_data_dtype(np.dtype("i2").newbyteorder(endian))
+        nib.save(nib.Nifti1Image(data[..., 0], turned(20, [1, 2, 3]), header), tmp_path / f"no_size_{name}.nii")
+        odd(f"no_size_{name}.nii", (0, "<i4", 0), base=(tmp_path / f"no_size_{name}.nii").read_bytes())
     odd("dim4_beyond_dim0.nii", (40, "<i2", 3, *shape, 7, 0, 0, 0))
     for name, tail in [("zeros.nii", bytes(512)), ("words.nii", b"padding"), ("zeros.nii.gz", bytes(512)), ("words.nii.gz", b"padding")]:
         odd(f"tail_{name}", tail=tail)
@@ -271,10 +276,23 @@ def test_odd_files_are_read_as_nibabel_reads_them(tmp_path):
     for name, axes in [("vector.nii", (*shape, 1, 2)), ("vector6.nii.gz", (*shape, 1, 1, 2, 1))]:
         nib.save(nib.Nifti1Image(data.reshape(axes, order="F"), oriented("PIL")), tmp_path / name)
         files.append((tmp_path / name, 1))
+    # A slice is one voxel deep, whatever its header says of the third axis.
+    slice_ = good[:352] + data[..., 0, 0].tobytes("F")
+    for codes in ((252, "<i2", 0, 1), qform, neither):
+        odd(f"slice{codes[2:]}.nii", (40, "<i2", 2, 8, 9, 1, 0, 0), (88, "<f4", 0 if codes == neither else 3), codes, base=slice_)
+    # Colours lie side by side; what shines through does not count.
+    colours = rng.integers(0, 256, (*shape, 4), dtype=np.uint8)
+    for code, n in [(128, 3), (2304, 4)]:
+        raw = np.moveaxis(colours[..., :n], 3, 0).tobytes("F")
+        odd(f"rgb{n}.nii.gz", (70, "<i2", code, 8 * n), base=good[:352] + raw)
     for (path, unit), (line, stem) in zip(files, dump([path for path, _ in files], tmp_path / "out"), strict=True):
         assert "error" not in line, line
         image = nib.load(path)
-        values = np.asarray(image.dataobj).squeeze().astype(np.float32)
+        values = np.asarray(image.dataobj)
+        if values.dtype.names:
+            values = np.stack([values[name] for name in "RGB"], -1)
+        values = values.squeeze().astype(np.float32)
+        values = values[..., None] if values.ndim == 2 else values
         values = values[None] if values.ndim == 3 else np.moveaxis(values, 3, 0)
         affine = np.diag([unit, unit, unit, 1]) @ image.affine
         np.testing.assert_allclose(line["affine"], affine, rtol=1e-12, atol=1e-12, err_msg=str(path))
@@ -283,7 +301,7 @@ def test_odd_files_are_read_as_nibabel_reads_them(tmp_path):
         # A prediction has the scan's own header.
         predicted = nib.load(f"{stem}.bytes.nii")
         np.testing.assert_array_equal(predicted.affine, image.affine, err_msg=str(path))
-        assert predicted.shape[:3] == shape and predicted.header.get_xyzt_units()[0] == image.header.get_xyzt_units()[0]
+        assert predicted.shape[:3] == (shape if values.shape[3] > 1 else shape[:2]) and predicted.header.get_xyzt_units()[0] == image.header.get_xyzt_units()[0]
 
 
 def test_bad_files_are_named_with_what_was_expected_and_found(tmp_path):
@@ -325,7 +343,7 @@ def test_bad_files_are_named_with_what_was_expected_and_found(tmp_path):
     bad("negative.nii", edited(42, "<i2", -8), "-8", "expected positive")
     bad("zero_extent.nii", edited(42, "<i2", 0), "0", "expected positive")
     bad("no_axes.nii", edited(40, "<i2", 0), "dim[0]", "is 0")
-    bad("2d.nii", edited(40, "<i2", 2), "2D file", "[8, 9]", "expected 3D")
+    bad("1d.nii", edited(40, "<i2", 1), "1D file", "[8]", "expected 3D, 2D")
     bad("5d.nii", edited(40, "<i2", 5, 8, 9, 1, 5, 2), "5D file", "expected 3D")
     for n, spacing in enumerate([0, np.nan, np.inf]):
         for axis in range(3):
@@ -343,8 +361,12 @@ def test_bad_files_are_named_with_what_was_expected_and_found(tmp_path):
     bad("far_offset.nii", edited(108, "<f4", 1e9), "before its voxels begin")
     bad("nan_vox_offset.nii", edited(108, "<f4", np.nan), "vox_offset is NaN")
     bad("intercept.nii", edited(112, "<f4", 2, np.inf), "scl_inter is inf")
-    for code, name in [(32, "complex64"), (128, "RGB"), (1536, "float128"), (1792, "complex128"), (2304, "RGBA"), (7, "unknown")]:
+    for code, name in [(32, "complex64"), (1536, "float128"), (1792, "complex128"), (7, "unknown")]:
         bad(f"type{code}.nii", edited(70, "<i2", code), name, f"code {code}")
+    bad("cifti.nii", edited(504, "<i4", 3006, base=good2), "a CIFTI file", "3006")
+    for code, n in [(128, 3), (2304, 4)]:
+        bad(f"rgb{n}_4d.nii", edited(70, "<i2", code, base=edited(40, "<i2", 4, 8, 9, 10, 5)), "RGB voxels in a file of 5 volumes")
+    bad("rgb_short.nii", edited(70, "<i2", 128), "expected 2160 bytes", "x 3 Uint8", "found 1440")
     bad("analyze.nii", edited(344, "u1", 0, 0, 0, 0), ".img file beside it")
     bad("magic.nii", edited(344, "u1", *b"nope"), 'magic "nope"')
     bad("magic_pair.nii", edited(344, "u1", *b"ni1\0"), ".img file")

@@ -9,7 +9,7 @@ import time
 import nibabel
 import numpy
 import pytest
-from helpers import BINARY
+from helpers import BINARY, pretext3d
 import torch
 from safetensors import safe_open
 
@@ -266,6 +266,47 @@ def test_broken_scans(tmp_path):
     found = index(store)
     assert found["complete"] and len(found["left_out"]) == 4 and len(found["subjects"]) == 2
     assert any("NaN" in entry["reason"] for entry in found["left_out"])
+
+
+def test_odd_but_real_intensities(tmp_path):
+    """A background far below zero that is no air; one absurd voxel."""
+    rng = numpy.random.default_rng(4)
+    affine, data = numpy.diag([1.0, 1, 1, 1]), tmp_path / "data"
+    image, _ = blob(rng, (20, 21, 22))
+    save(image, affine, data / "plain.nii.gz")
+    save(image - 2000, affine, data / "negative.nii.gz")
+    for name, value, at in [("absurd", 1e30, image.argmax()), ("below", -3e9, image.argmin())]:
+        outlier = image.copy()
+        outlier.flat[at] = value
+        save(outlier, affine, data / f"{name}.nii.gz")
+    for protocol in ["paper", "modern"]:
+        store = tmp_path / protocol
+        text = preprocess(data, store, "--protocol", protocol, "--dtype", "f32", *(["--size", 20] if protocol == "paper" else ["--spacing", 1]))
+        for name in ["absurd", "below"]:
+            [line] = [line for line in text.splitlines() if line.startswith(f"{name}: image:")]
+            assert {"absurd": "as far off as 1e30, 1 of them", "below": "as far off as -3e9, 1 of them"}[name] in line, line
+        stored = {entry["id"]: read(store, entry) for entry in index(store)["subjects"]}
+        expected, _, about = stored["plain"]
+        for name in ["negative", "absurd", "below"]:
+            found, _, text_of = stored[name]
+            assert text_of["crop"] == about["crop"], name
+            # The brightest voxel becomes the second brightest.
+            numpy.testing.assert_allclose(found, expected, atol=0.2 if name == "absurd" else 2e-4, err_msg=name)
+
+
+def test_slices_stay_slices(tmp_path):
+    """2D files: one voxel deep, which a cube would repeat."""
+    rng = numpy.random.default_rng(5)
+    for n in range(3):
+        image, _ = blob(rng, (20, 22, 5))
+        save(image[:, :, 2], numpy.diag([-1.5, 1.5, 1, 1]), tmp_path / "data" / f"p{n}.nii.gz")
+    text = preprocess(tmp_path / "data", tmp_path / "cube", "--size", 16, code=1)
+    assert "a slice, of [20, 22, 1] voxels" in text and "--protocol modern" in text
+    done = pretext3d("preprocess", "--data", tmp_path / "data", "--out", tmp_path / "s", "--protocol", "modern", "--spacing", 1.5)
+    stored = [read(tmp_path / "s", entry)[0] for entry in index(tmp_path / "s")["subjects"]]
+    assert all(image.shape[3] == 1 for image in stored) and "--slices axial" in done.stdout.splitlines()[-1]
+    small = ["--epochs", 1, "--steps", 1, "--levels", 2, "--filters", 2, "--device", "cpu", "--out", tmp_path / "run", "--weights", tmp_path / "w"]
+    pretext3d("pretrain", "--data", tmp_path / "s", "--task", "rot", "--slices", "axial", *small)
 
 
 def test_disagreeing_files(tmp_path):

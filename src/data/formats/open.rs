@@ -57,10 +57,13 @@ fn open_content(content: Content) -> Result<(Header, usize, Voxels)> {
     let mut start = Vec::with_capacity(START);
     (&mut stream).take(START as u64).read_to_end(&mut start).context("reading the header")?;
     ensure!(!start.is_empty(), "empty file, expected a scan");
+    if let Some(foreign) = foreign::by_content(&start) {
+        bail!(foreign);
+    }
     let by_content = FORMATS.into_iter().find(|format| (format.is)(&start));
     let by_name = || path.as_deref().and_then(named).map(|(format, _)| format);
-    if let (None, Some(foreign)) = (by_content, foreign::by_content(&start)) {
-        bail!("{foreign}");
+    if let (None, Some(foreign)) = (by_content, path.as_deref().and_then(foreign::by_name)) {
+        bail!(foreign);
     }
     let Some(format) = by_content.or_else(by_name) else {
         let names: Vec<&str> = FORMATS.iter().map(|format| format.name).collect();

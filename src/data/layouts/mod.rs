@@ -13,6 +13,7 @@ pub mod people;
 pub mod segmentations;
 mod source;
 mod ukb;
+mod volumes;
 
 use crate::data::formats;
 use anyhow::{Context, Result, bail, ensure};
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+pub use volumes::Volumes;
 
 /// How a dataset's owners arrange it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -110,6 +112,8 @@ pub struct Reading<'a> {
     pub person: Option<&'a Regex>,
     /// Every channel is a scan of its own, and scans need not have the same ones.
     pub separate: bool,
+    /// What becomes of files of several volumes.
+    pub volumes: Volumes,
 }
 
 /// What a folder or manifest holds.
@@ -265,7 +269,7 @@ fn finish(mut dataset: Dataset, root: &Path, reading: Reading) -> Result<Dataset
     // The Decathlon describes its channels, other tools that write such lists do not.
     let described = dataset.layout == Layout::Decathlon && dataset.channels != [UNNAMED];
     if let (Layout::Folder | Layout::Manifest | Layout::Decathlon, [name], false) =
-        (dataset.layout, dataset.channels.as_slice(), described || reading.separate)
+        (dataset.layout, dataset.channels.as_slice(), described || reading.separate || !reading.volumes.are_channels())
     {
         // What cannot be read here is reported when it is read as a whole; so are the few that are not as most are.
         let headers = dataset.subjects.iter().filter_map(|s| s.channels[0].read_header().ok().map(|header| header.channels));

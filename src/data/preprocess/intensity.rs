@@ -5,7 +5,13 @@ use crate::dim::{Region, Shape};
 use anyhow::{Result, bail, ensure};
 
 /// Hounsfield units between air and tissue.
-const AIR_BELOW: f32 = -500.0;
+pub const AIR_BELOW: f32 = -500.0;
+/// Of CT at least this share of the voxels is above air; other scans may have a background far below zero, and all else just above it.
+pub const LEAST_TISSUE: f64 = 0.005;
+/// Voxels this many times the range of the others away from it are no measurements..
+const FAR: f64 = 1000.0;
+/// ..if no more than one in so many is.
+const RARE: usize = 10_000;
 /// Values handled side by side, so that the compiler uses vector registers.
 const LANES: usize = 16;
 
@@ -15,31 +21,37 @@ pub struct Summary {
     pub min: f32,
     pub max: f32,
     pub mean: f64,
+    /// Share of the voxels that are more than air, if these are Hounsfield units.
+    pub above_air: f64,
     /// Voxels that are NaN or infinite; the other fields mean nothing unless it is 0.
     pub non_finite: usize,
 }
 
 /// Summary of a channel that is not empty.
 pub fn summary(values: &[f32]) -> Summary {
-    let (mut low, mut high, mut sum, mut non_finite) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES], 0.0, 0);
+    let (mut low, mut high, mut sum) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES], 0.0);
+    let (mut above_air, mut non_finite) = (0, 0);
     // Sums of single precision stay short, so that rounding does not grow with the volume.
     for block in values.chunks(64 * LANES) {
-        let (mut sums, mut bad) = ([0.0f32; LANES], [0u32; LANES]);
+        let (mut sums, mut above, mut bad) = ([0.0f32; LANES], [0u32; LANES], [0u32; LANES]);
         for lane in block.chunks(LANES) {
             for (k, &v) in lane.iter().enumerate() {
                 low[k] = if v < low[k] { v } else { low[k] };
                 high[k] = if v > high[k] { v } else { high[k] };
                 sums[k] += v;
+                above[k] += u32::from(v > AIR_BELOW);
                 bad[k] += u32::from(!v.is_finite());
             }
         }
         sum += sums.iter().map(|&s| f64::from(s)).sum::<f64>();
+        above_air += above.iter().sum::<u32>() as usize;
         non_finite += bad.iter().sum::<u32>() as usize;
     }
     Summary {
         min: low.into_iter().fold(f32::INFINITY, f32::min),
         max: high.into_iter().fold(f32::NEG_INFINITY, f32::max),
         mean: sum / values.len() as f64,
+        above_air: above_air as f64 / values.len() as f64,
         non_finite,
     }
 }
@@ -48,7 +60,7 @@ pub fn summary(values: &[f32]) -> Summary {
 pub fn threshold(foreground: Threshold, channel: &Summary) -> f32 {
     match foreground {
         Threshold::Above { value } => value,
-        Threshold::Auto if channel.min < AIR_BELOW => AIR_BELOW,
+        Threshold::Auto if channel.min < AIR_BELOW && channel.above_air >= LEAST_TISSUE => AIR_BELOW,
         Threshold::Auto => (f64::from(channel.min) + (channel.mean - f64::from(channel.min)) / 2.0) as f32,
     }
 }
@@ -74,6 +86,46 @@ pub fn bounding_box(channels: &[(&[f32], f32)], shape: Shape) -> Option<Region> 
         inside[2].iter_mut().zip(columns).for_each(|(inside, highest)| *inside |= highest > threshold);
     }
     Region::around(&inside)
+}
+
+/// Absurd values that were replaced.
+#[derive(Debug, PartialEq)]
+pub struct Outliers {
+    pub voxels: usize,
+    /// The one that was farthest from the others.
+    pub worst: f32,
+    /// Lowest and highest of the others.
+    pub range: [f32; 2],
+}
+
+/// Gives voxels that are absurdly far from all others (a mistake of an export, a broken interpolation) the nearest value of these, so that
+/// they do not decide what becomes of the others; `None` if there are none. Their share is tiny: otherwise they may be what the scan shows.
+pub fn replace_outliers(values: &mut [f32]) -> Option<Outliers> {
+    /// Values looked at for the range of most, and the share at each end that does not count.
+    const SAMPLE: usize = 4096;
+    const ENDS: usize = 64;
+    let mut sample: Vec<f32> = values.iter().step_by(values.len() / SAMPLE + 1).copied().filter(|v| v.is_finite()).collect();
+    sample.sort_unstable_by(f32::total_cmp);
+    let cut = sample.len() / ENDS;
+    let (low, high) = (f64::from(*sample.get(cut)?), f64::from(*sample.get(sample.len() - 1 - cut)?));
+    let margin = FAR * (high - low);
+    let far = |v: f32| f64::from(v) > high + margin || f64::from(v) < low - margin;
+    let voxels = values.iter().filter(|&&v| far(v)).count();
+    let finite = values.iter().all(|&v| !far(v) || v.is_finite());
+    if voxels == 0 || margin == 0.0 || voxels > (values.len() / RARE).max(1) || !finite {
+        return None;
+    }
+    let (mut range, mut worst, mut distance) = ([f32::INFINITY, f32::NEG_INFINITY], 0.0, -1.0);
+    for &v in values.iter() {
+        let away = (f64::from(v) - high).max(low - f64::from(v));
+        if !far(v) {
+            range = [range[0].min(v), range[1].max(v)];
+        } else if away > distance {
+            (worst, distance) = (v, away);
+        }
+    }
+    values.iter_mut().for_each(|v| *v = v.clamp(range[0], range[1]));
+    Some(Outliers { voxels, worst, range })
 }
 
 /// Normalises one channel. Errors where that is undefined: a constant channel, or no foreground.
@@ -204,8 +256,43 @@ mod tests {
         for intensity in [Intensity::MinMax, Intensity::ZScoreForeground] {
             assert!(normalise(&mut [3.0; 20], intensity, Threshold::Auto).is_err());
         }
-        // Without negative air values: half-way between the minimum and the mean.
-        let channel = Summary { min: 10.0, max: 90.0, mean: 30.0, non_finite: 0 };
-        assert_eq!(threshold(Threshold::Auto, &channel), 20.0);
+        // Without negative air values: half-way between the minimum and the mean; also of a background far below zero that is no air.
+        for (min, max, mean, above_air, expected) in
+            [(10.0, 90.0, 30.0, 1.0, 20.0), (-1024.0, -932.0, -1000.0, 0.0, -1012.0), (-1024.0, 2000.0, -1000.0, 0.01, -500.0)]
+        {
+            let channel = Summary { min, max, mean, above_air, non_finite: 0 };
+            assert_eq!(threshold(Threshold::Auto, &channel), expected);
+        }
+    }
+
+    #[test]
+    fn an_absurd_voxel_takes_the_nearest_value_and_real_ones_stay() {
+        let mut random = rng(3, Stream::Train, 0, 0);
+        let scan: Vec<f32> = (0..30_000).map(|_| random.random_range(0.0..100.0)).collect();
+        let (low, high) = scan.iter().fold((f32::INFINITY, f32::NEG_INFINITY), |(low, high), &v| (low.min(v), high.max(v)));
+        for (absurd, nearest) in [(vec![1e30], high), (vec![-4e9, 2e5], low), (vec![f32::MAX, 3e6, 3e6], high)] {
+            let mut values = scan.clone();
+            absurd.iter().enumerate().for_each(|(n, &v)| values[7000 * n + 11] = v);
+            let found = replace_outliers(&mut values).unwrap();
+            assert_eq!((found.voxels, found.worst), (absurd.len(), absurd[0]));
+            assert_eq!(values[11], nearest);
+            assert!(values.iter().zip(&scan).filter(|(a, b)| a != b).count() <= absurd.len());
+        }
+        // Bright vessels or metal, many such voxels, a scan of few values, and what is refused elsewhere.
+        let with =
+            |n: usize, v: f32| scan.iter().enumerate().map(|(i, &old)| if i < n { v } else { old }).collect::<Vec<f32>>();
+        for real in [
+            scan.clone(),
+            with(3, 90_000.0),
+            with(40, 1e30),
+            with(1, f32::NAN),
+            with(1, f32::INFINITY),
+            vec![0.0; 30_000],
+            vec![],
+        ] {
+            let mut values = real.clone();
+            assert_eq!(replace_outliers(&mut values), None);
+            assert!(values.iter().zip(&real).all(|(a, b)| a.to_bits() == b.to_bits()));
+        }
     }
 }

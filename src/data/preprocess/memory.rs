@@ -17,6 +17,7 @@ pub fn line(bytes: usize, parts: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
+    use crate::data::layouts::Volumes;
     use crate::data::preprocess::{Dtype, Grid, Intensity, Placement, Settings, Threshold};
     use crate::data::volume::Volume;
     use ndarray::Array4;
@@ -31,7 +32,13 @@ mod tests {
             Placement::find(
                 &scan,
                 None,
-                &Settings { grid: Grid::Spacing { mm: [mm; 3] }, foreground, intensity, dtype: Dtype::F16 },
+                &Settings {
+                    grid: Grid::Spacing { mm: [mm; 3] },
+                    foreground,
+                    intensity,
+                    dtype: Dtype::F16,
+                    volumes: Volumes::Channels,
+                },
             )
         };
         assert_eq!(place(0.1).unwrap().memory(2), None);

@@ -11,6 +11,7 @@ pub mod undo;
 pub use label::Outside;
 pub use subject::{Metadata, Plan, Prepared, prepare};
 
+use crate::data::layouts::Volumes;
 use crate::data::volume::{Affine, Volume};
 use crate::dim::{Region, Shape, voxels};
 use anyhow::{Context, Result, bail, ensure};
@@ -27,6 +28,8 @@ pub struct Settings {
     pub foreground: Threshold,
     pub intensity: Intensity,
     pub dtype: Dtype,
+    #[serde(default, skip_serializing_if = "Volumes::are_channels")]
+    pub volumes: Volumes,
 }
 
 /// The grid onto which the foreground box is resampled: images linearly, labels to the nearest voxel.
@@ -53,7 +56,8 @@ impl Grid {
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "lowercase")]
 pub enum Threshold {
-    /// Above -500 where the channel's minimum is below -500 (CT in HU: air and padding are left out); otherwise above
+    /// Above -500 where the channel's minimum is below -500 and at least one voxel in 200 above it (CT in HU: air and padding are left out);
+    /// otherwise above
     /// `minimum + (mean - minimum) / 2`. In photographs above 0.04 of the brightest possible value.
     Auto,
     /// Above this intensity, in the scan's own unit.

@@ -1,7 +1,8 @@
 //! One subject: its files to the arrays and the metadata of its store file.
 
+use super::intensity::{self, Outliers};
 use super::label::{self, Outside};
-use super::{Grid, Placement, Settings, intensity, photo};
+use super::{Grid, Placement, Settings, photo};
 use crate::data::identity::{self, hex};
 use crate::data::layouts::{LabelValue, Source, Subject, whole_label};
 use crate::data::volume::{Affine, Volume, permute_affine, same_grid, spacing};
@@ -115,13 +116,29 @@ impl Plan {
 /// Reads, orients, checks, crops, resamples and normalises one subject; `tell` is given a line if that takes much memory. Errors name the file, what was expected and found.
 pub fn prepare(subject: &Subject, plan: &Plan, tell: &dyn Fn(&str)) -> Result<Prepared> {
     let (images, label) = plan.sources(subject)?;
-    let (volume, orientation, seen) = image(&images, subject, plan)?;
+    let (mut volume, orientation, seen) = image(&images, subject, plan)?;
     let first = || images[0].display();
     if images[0].is_image() {
         return prepare_photograph(subject, plan, &volume, seen).with_context(first);
     }
+    for (mut channel, name) in volume.data.outer_iter_mut().zip(plan.names()) {
+        if let Some(found) = channel.as_slice_mut().and_then(intensity::replace_outliers) {
+            let Outliers { voxels, worst, range: [low, high] } = found;
+            tell(&format!(
+                "{}: {name}: voxels as far off as {worst:e}, {voxels} of them, among others of {low} to {high}: taken for mistakes, and \
+                 given the nearest value of the others",
+                subject.id
+            ));
+        }
+    }
     let few_values = few_values(&volume);
     let (scan, affine) = (volume.shape(), volume.affine);
+    ensure!(
+        !(scan.contains(&1) && matches!(plan.settings.grid, Grid::Cube { .. })),
+        "{}: a slice, of {scan:?} voxels (RAS+), which a cube would repeat: `--protocol modern` keeps it one voxel deep, and `pretrain \
+         --slices` takes it for an image",
+        first()
+    );
     let classes = label.map(|source| label::read(source, plan, scan, &affine)).transpose()?;
     let labelled = classes.as_ref().and_then(|classes| label::labelled_box(classes, scan));
     let placement = Placement::find(&volume, labelled, &plan.settings).with_context(first)?;
@@ -219,6 +236,7 @@ fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume,
         first.data = first.data.select(Axis(0), &[part]);
     }
     let mut seen = identity::images(&first);
+    plan.settings.volumes.reduce(&mut first);
     if subject.channels.len() == 1 {
         let expected = plan.available.len();
         if sources[0].is_image() && first.channels() == 1 && expected == 3 {
@@ -239,9 +257,10 @@ fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume,
     }
     let mut parts = vec![];
     for source in &sources[1..] {
-        let (volume, _) = source.read_ras()?;
+        let (mut volume, _) = source.read_ras()?;
         same_grid(&sources[0].display(), first.shape(), &first.affine, &source.display(), &volume)?;
         seen.extend(identity::images(&volume));
+        plan.settings.volumes.reduce(&mut volume);
         parts.push(volume.data);
     }
     for (source, channels) in sources.iter().zip([&first.data].into_iter().chain(&parts).map(|p| p.dim().0)) {

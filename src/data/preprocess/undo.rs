@@ -176,7 +176,7 @@ pub fn argmax(probabilities: &[f32], out: &mut [u8]) {
 mod tests {
     use super::*;
     use crate::data::formats::nifti::{self, DataType};
-    use crate::data::layouts::{LabelValue, Source, Subject};
+    use crate::data::layouts::{LabelValue, Source, Subject, Volumes};
     use crate::data::preprocess::{Dtype, Grid, Intensity, Plan, Settings, Threshold, prepare};
     use crate::data::volume::{Volume, to_ras};
     use crate::rng::{Rng, Stream, rng};
@@ -310,7 +310,13 @@ mod tests {
                 (Grid::Spacing { mm: [0.75, 0.8, 0.9] }, 0.96),
                 (Grid::Cube { side: 36 }, 0.96),
             ] {
-                let settings = Settings { grid, foreground: Threshold::Auto, intensity: Intensity::MinMax, dtype: Dtype::F32 };
+                let settings = Settings {
+                    grid,
+                    foreground: Threshold::Auto,
+                    intensity: Intensity::MinMax,
+                    dtype: Dtype::F32,
+                    volumes: Volumes::Channels,
+                };
                 let labels = [0, 1, 4].map(|value| LabelValue { value, name: value.to_string() });
                 let plan = Plan { settings, available: vec!["t1".into()], channels: vec![0], labels: Some(labels.to_vec()) };
                 let prepared = prepare(&subject, &plan, &|line| panic!("{line}")).unwrap();

@@ -1,7 +1,7 @@
 use super::index::INDEX;
 use super::*;
 use crate::data::Arrays;
-use crate::data::layouts::Layout;
+use crate::data::layouts::{Layout, Volumes};
 use crate::data::preprocess::{Dtype, Grid, Intensity, Settings, Threshold};
 use crate::rng::{Stream, rng};
 use ndarray::{Array3, Array4};
@@ -16,7 +16,13 @@ fn orientations() -> Vec<Orientation> {
 }
 
 fn settings(dtype: Dtype) -> Settings {
-    Settings { grid: Grid::Cube { side: 8 }, foreground: Threshold::Auto, intensity: Intensity::MinMax, dtype }
+    Settings {
+        grid: Grid::Cube { side: 8 },
+        foreground: Threshold::Auto,
+        intensity: Intensity::MinMax,
+        dtype,
+        volumes: Volumes::Channels,
+    }
 }
 
 /// A store of random scans of different shapes, and the same values (rounded to the stored type) in memory.

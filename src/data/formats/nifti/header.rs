@@ -21,22 +21,23 @@ const TYPES: [(i16, Stored); 10] = [
     (1280, Stored::Uint64),
 ];
 
-/// From the header's `datatype`.
-fn stored(code: i16) -> Result<Stored> {
+/// From the header's `datatype`: how each number is stored and, of colours, how many lie side by side.
+fn stored(code: i16) -> Result<(Stored, Option<usize>)> {
     if let Some((_, stored)) = TYPES.iter().find(|(known, _)| *known == code) {
-        return Ok(*stored);
+        return Ok((*stored, None));
     }
     let unsupported = match code {
+        128 => return Ok((Stored::Uint8, Some(3))),
+        2304 => return Ok((Stored::Uint8, Some(4))),
         1 => "binary",
         32 => "complex64",
-        128 => "RGB",
         1536 => "float128",
         1792 => "complex128",
         2048 => "complex256",
-        2304 => "RGBA",
         _ => "unknown",
     };
-    bail!("data type {unsupported} (code {code}), expected integers of 8 to 64 bits, float32 or float64");
+    let way = if unsupported.starts_with("complex") { "; save the magnitude, or the parts as channels" } else { "" };
+    bail!("data type {unsupported} (code {code}), expected integers of 8 to 64 bits, float32, float64 or RGB{way}");
 }
 
 /// The code of a type.
@@ -78,8 +79,16 @@ pub fn size(start: &[u8]) -> Option<(usize, bool)> {
     match (u32::from_le_bytes(size) as usize, u32::from_be_bytes(size) as usize) {
         (n @ (NIFTI1 | NIFTI2), _) => Some((n, false)),
         (_, n @ (NIFTI1 | NIFTI2)) => Some((n, true)),
-        _ => None,
+        _ => size_by_magic(start),
     }
+}
+
+/// As [`size`], of a NIfTI-1 header whose size some tool left empty: its number of axes shows the order of bytes.
+fn size_by_magic(start: &[u8]) -> Option<(usize, bool)> {
+    let magic = matches!(start.get(344..348)?, b"n+1\0" | b"ni1\0");
+    let axes = [start[40], start[41]];
+    let little = (1..=7).contains(&i16::from_le_bytes(axes));
+    (magic && (little || (1..=7).contains(&i16::from_be_bytes(axes)))).then_some((NIFTI1, !little))
 }
 
 /// Access to a header's fields by their offset.
@@ -181,6 +190,11 @@ impl<'a> Fields<'a> {
             "newline check is \"{}\", expected \"\\r\\n\\x1a\\n\": transferred as text?",
             newlines.escape_ascii()
         );
+        let intent = self.i32(504);
+        ensure!(
+            !(3000..3100).contains(&intent),
+            "a CIFTI file (intent {intent}): values of surfaces and of parts of the brain, expected a volume"
+        );
         let common = Common {
             dim: std::array::from_fn(|a| self.i64(16 + 8 * a)),
             datatype: self.i16(12),
@@ -200,7 +214,11 @@ impl<'a> Fields<'a> {
 impl Common {
     pub fn check(&self, fields: &Fields, pair: bool) -> Result<Parsed> {
         let (shape, channels) = self.extents()?;
-        let stored = stored(self.datatype)?;
+        let (stored, colours) = stored(self.datatype)?;
+        ensure!(
+            colours.is_none() || channels == 1,
+            "RGB voxels in a file of {channels} volumes, expected one: save each volume as a file of its own"
+        );
         // A single file's voxels come after its header and the four bytes of the extension flag.
         let first = if pair { 0 } else { fields.bytes.len() + 4 };
         let whole = self.offset.fract() == 0.0 && self.offset < 2f64.powi(53);
@@ -215,11 +233,12 @@ impl Common {
         let header = Header {
             format: &FORMAT,
             shape,
-            channels,
-            interleaved: None,
+            // What shines through does not count.
+            channels: colours.map_or(channels, |_| 3),
+            interleaved: colours,
             stored,
             affine,
-            scale: (scaled && (slope, inter) != (1.0, 0.0)).then_some((slope, inter)),
+            scale: (scaled && colours.is_none() && (slope, inter) != (1.0, 0.0)).then_some((slope, inter)),
             big_endian: fields.big,
             raw: fields.bytes.to_vec(),
         };
@@ -228,18 +247,19 @@ impl Common {
 
     fn extents(&self) -> Result<(Shape, usize)> {
         let n = self.dim[0];
-        ensure!((1..=7).contains(&n), "dim[0] (number of axes) is {n}, expected 3 or 4");
+        ensure!((1..=7).contains(&n), "dim[0] (number of axes) is {n}, expected 2 to 4");
         let dims = &self.dim[1..=n as usize];
+        let wanted = || format!("{n}D file with extents {dims:?}, expected 3D, 2D, or 4D with channels last");
         if let Some(bad) = dims.iter().find(|&&d| d < 1) {
             bail!("extents {dims:?} hold {bad}, expected positive ones");
         }
-        let [i, j, k, rest @ ..] = dims else {
-            bail!("{n}D file with extents {dims:?}, expected 3D, or 4D with channels last")
-        };
+        // A slice is one voxel deep.
+        let rest = dims.get(3..).unwrap_or_default();
+        let (&[i, j], k) = (dims.first_chunk().with_context(wanted)?, dims.get(2).copied().unwrap_or(1));
         // Axes of extent 1 after the third say nothing: files of vectors have one for the time before their components.
         let channels: Vec<usize> = rest.iter().filter(|&&d| d > 1).map(|&d| d as usize).collect();
-        ensure!(channels.len() < 2, "{n}D file with extents {dims:?}, expected 3D, or 4D with channels last");
-        Ok(([i, j, k].map(|&d| d as usize), channels.first().copied().unwrap_or(1)))
+        ensure!(channels.len() < 2, wanted());
+        Ok(([i, j, k].map(|d| d as usize), channels.first().copied().unwrap_or(1)))
     }
 
     /// How many of them the header's unit of length is.
@@ -267,7 +287,11 @@ impl Common {
     fn affine(&self, shape: Shape) -> Result<Affine> {
         let last = [0.0, 0.0, 0.0, 1.0];
         // The sign means nothing: qfac and the quaternion say where the axes point.
-        let spacing: [f64; 3] = std::array::from_fn(|a| self.pixdim[a + 1].abs());
+        let mut spacing: [f64; 3] = std::array::from_fn(|a| self.pixdim[a + 1].abs());
+        if self.dim[0] == 2 && (self.affine_name() == "pixdim" || !(spacing[2] * spacing[2]).is_normal()) {
+            // Slices have no third spacing.
+            spacing[2] = 1.0;
+        }
         let [x, y, z] = spacing;
         if self.affine_name() != "sform" {
             for (a, v) in spacing.into_iter().enumerate() {

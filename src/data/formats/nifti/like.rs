@@ -79,6 +79,7 @@ fn header_like(like: &Header, channels: Option<usize>, stored: Stored) -> Result
             put(places.dim + a * places.dim_bytes, &n.to_le_bytes()[..places.dim_bytes]);
         }
     }
+    put(0, &(like.raw.len() as i32).to_le_bytes());
     put(places.datatype, &code(stored).to_le_bytes());
     put(places.datatype + 2, &(8 * stored.size() as i16).to_le_bytes());
     let width = if second { 8 } else { 4 };
