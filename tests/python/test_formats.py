@@ -185,6 +185,7 @@ def test_nrrd_as_others_write_it(tmp_path):
     put("vector_first.nrrd", voxels(rng, "f4", (3, *SHAPE)), directions="none (1,0,0) (0,2,0) (0,0,3)", lines=["kinds: vector domain domain domain"])
     put("list_first.nrrd", voxels(rng, "i2", (6, *SHAPE)), directions="none (1,0,0) (0,2,0) (0,0,3)", lines=["kinds: list space space space"])
     put("list_last.nrrd", voxels(rng, "i2", (*SHAPE, 4)), directions="(1,0,0) (0,2,0) (0,0,3) none", lines=["kinds: domain domain domain list"])
+    put("nan_last.nrrd", voxels(rng, "i2", (*SHAPE, 4)), directions="(1,0,0) (0,2,0) (0,0,3) (nan,nan,nan)", lines=["kinds: domain domain domain list"])
     put("kinds_alone.nrrd", voxels(rng, "u1", (3, *SHAPE)), space="", directions="", origin="", lines=["kinds: RGB-color domain domain domain"])
     put("skip.nrrd", voxels(rng, "i2"), before=b"a line\nanother\n1234", lines=["line skip: 2", "byte skip: 4"])
     # In other files than the header's: one, in other folders, a list, a series, at the end of one, compressed.
@@ -473,6 +474,8 @@ def dataset(folder, layout, ending):
     """The scans in a layout, every file of one format."""
     name = {
         "folder": ("{0}_t1{1}", "{0}_seg{1}"),
+        # A folder, too, with Slicer's name for a label.
+        "slicer": ("{0}{1}", "{0}.seg{1}"),
         "manifest": ("scans/{0}{1}", "labels/{0}{1}"),
         "nnunet": ("imagesTr/{0}_0000{1}", "labelsTr/{0}{1}"),
         "decathlon": ("imagesTr/{0}{1}", "labelsTr/{0}{1}"),
@@ -507,8 +510,7 @@ def preprocess(data, out, *flags):
 
 
 @pytest.mark.parametrize("layout, ending", [
-    ("folder", ".mha"), ("folder", ".mgz"), ("nnunet", ".nrrd"), ("nnunet", ".mha"), ("decathlon", ".nrrd"), ("brats", ".mgz"), ("manifest", ".mhd"),
-    ("manifest", ".nhdr"),
+    ("slicer", ".nrrd"), ("nnunet", ".mha"), ("decathlon", ".nrrd"), ("brats", ".mgz"), ("manifest", ".mhd"), ("manifest", ".nhdr"),
 ])
 def test_every_layout_holds_every_format(tmp_path, layout, ending):
     given = [] if layout in ["nnunet", "decathlon", "brats"] else ["--labels", "0,1=left,2=right"]

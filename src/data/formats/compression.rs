@@ -115,3 +115,51 @@ impl<R: BufRead> Read for Frames<R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bzip2::write::BzEncoder;
+    use flate2::write::GzEncoder;
+    use ruzstd::encoding::{CompressionLevel, compress_to_vec};
+    use std::io::Write;
+
+    fn unpacked(bytes: &[u8]) -> io::Result<Vec<u8>> {
+        let mut out = vec![];
+        decompressed(bytes).unwrap().read_to_end(&mut out).map(|_| out)
+    }
+
+    #[test]
+    fn several_members_and_what_follows_them() {
+        let parts: Vec<Vec<u8>> = [3, 300_000, 1].iter().map(|&n| (0..n).map(|i: u32| (i / 7 % 251) as u8).collect()).collect();
+        let whole = parts.concat();
+        let gz = |part: &Vec<u8>| {
+            let mut stream = GzEncoder::new(vec![], flate2::Compression::fast());
+            stream.write_all(part).unwrap();
+            stream.finish().unwrap()
+        };
+        let bz2 = |part: &Vec<u8>| {
+            let mut stream = BzEncoder::new(vec![], bzip2::Compression::fast());
+            stream.write_all(part).unwrap();
+            stream.finish().unwrap()
+        };
+        let zst = |part: &Vec<u8>| compress_to_vec(&part[..], CompressionLevel::Fastest);
+        // A frame of zstd that holds three bytes of no content.
+        let said = [0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0, 9, 9, 9].to_vec();
+        let [one, two, three] = [&parts[0], &parts[1], &parts[2]];
+        for (packed, tail) in [
+            ([gz(one), gz(two), gz(three)].concat(), &[0; 40][..]),
+            ([bz2(one), bz2(two), bz2(three)].concat(), &[]),
+            ([zst(one), said, zst(two), zst(three)].concat(), &[0; 40]),
+        ] {
+            assert_eq!(unpacked(&packed).unwrap(), whole);
+            assert_eq!(unpacked(&[&packed, tail].concat()).unwrap(), whole);
+            assert!(unpacked(&packed[..packed.len() / 2]).is_err());
+        }
+        let mut wrong = zst(two);
+        let checksum = wrong.len() - 4;
+        wrong[checksum] ^= 1;
+        assert!(unpacked(&wrong).unwrap_err().to_string().contains("checksum"));
+        assert_eq!(unpacked(b"plain").unwrap(), b"plain");
+    }
+}

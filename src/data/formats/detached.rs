@@ -107,6 +107,10 @@ impl<D: Fn(File, u64) -> Result<Box<dyn Read>>> Read for Files<D> {
             }
             let Some(path) = self.files.next() else { return Ok(0) };
             let stream = fs::File::open(&path).map_err(|error| named(&path, &error))?;
+            // A device or a pipe has no end.
+            if !stream.metadata()?.is_file() {
+                return Err(named(&path, &"expected a file"));
+            }
             let stream =
                 (self.decode)(BufReader::new(stream), self.each).map_err(|error| named(&path, &format!("{error:#}")))?;
             self.current = Some((path, stream, self.each));

@@ -125,6 +125,8 @@ pub fn by_content(start: &[u8]) -> Option<String> {
 
 /// As [`by_content`], of a file.
 pub fn of_file(path: &Path) -> Option<String> {
+    // A pipe would be waited for.
+    let path = Some(path).filter(|path| path.is_file())?;
     let mut start = vec![];
     decompressed(File::open(path).ok()?).ok()?.take(START as u64).read_to_end(&mut start).ok()?;
     by_content(&start)

@@ -41,18 +41,18 @@ pub fn open(path: &Path) -> Result<Opened<'static>> {
         open_content(Content { stream: decompressed(File::open(&path)?)?, path: Some(path) })
     };
     let name = path.display().to_string();
-    let (header, bytes, voxels) = open().with_context(|| name.clone())?;
-    Ok(Opened { name, header, bytes, voxels })
+    let (header, voxels) = open().with_context(|| name.clone())?;
+    Opened::new(name, header, voxels)
 }
 
 /// As [`open`], of a stream, e.g. a member of an archive, whose voxels must be in it. `name` is for messages.
 pub fn open_from<'a>(name: &str, reader: impl Read + 'a) -> Result<Opened<'a>> {
     let open = decompressed(reader).and_then(|stream| open_content(Content { stream, path: None }));
-    let (header, bytes, voxels) = open.with_context(|| name.to_string())?;
-    Ok(Opened { name: name.into(), header, bytes, voxels })
+    let (header, voxels) = open.with_context(|| name.to_string())?;
+    Opened::new(name.into(), header, voxels)
 }
 
-fn open_content(content: Content) -> Result<(Header, usize, Voxels)> {
+fn open_content(content: Content) -> Result<(Header, Voxels)> {
     let Content { mut stream, path } = content;
     let mut start = Vec::with_capacity(START);
     (&mut stream).take(START as u64).read_to_end(&mut start).context("reading the header")?;
@@ -71,13 +71,21 @@ fn open_content(content: Content) -> Result<(Header, usize, Voxels)> {
         bail!("not a scan: it begins with \"{begins}\", expected {}", names.join(", "))
     };
     let stream = Box::new(Cursor::new(start).chain(stream));
-    let (header, voxels) = (format.open)(Content { stream, path })?;
-    let bytes = header.bytes()?;
-    rotation(&header.affine).context("directions and spacings of the header")?;
-    Ok((header, bytes, voxels))
+    (format.open)(Content { stream, path })
 }
 
-impl Opened<'_> {
+impl<'a> Opened<'a> {
+    /// Checks what holds for every format. Errors: no volume, a singular affine.
+    pub(super) fn new(name: String, header: Header, voxels: Voxels<'a>) -> Result<Opened<'a>> {
+        let check = || {
+            let bytes = header.bytes()?;
+            rotation(&header.affine).context("directions and spacings of the header")?;
+            anyhow::Ok(bytes)
+        };
+        let bytes = check().with_context(|| name.clone())?;
+        Ok(Opened { name, header, bytes, voxels })
+    }
+
     pub fn header(&self) -> &Header {
         &self.header
     }

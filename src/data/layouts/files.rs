@@ -181,7 +181,7 @@ impl Files {
         let own = self.root.join(super::description::NAME);
         let zips = self.zips.iter().filter(|_| with_zips);
         let others = self.others.iter().filter(|p| **p != own);
-        let reason = |path: &Path| formats::foreign(path).unwrap_or_else(|| format!("not a scan ({})", formats::endings()));
+        let reason = |path: &Path| formats::foreign(path).unwrap_or("not a scan".into());
         zips.chain(others).map(|p| Problem::new(p, reason(p))).collect()
     }
 }

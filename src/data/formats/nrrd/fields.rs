@@ -85,7 +85,9 @@ fn vectors(text: &str) -> Result<Vec<Option<Vec<f64>>>> {
                 let split = inside.split_once(')');
                 let (inside, after) = split.with_context(|| format!("no closing bracket in \"{}\"", shown(text.as_bytes())))?;
                 let parts = inside.split(',').count();
-                (Some(numbers(&inside.replace(',', " "), parts)?), after)
+                let vector: Vec<f64> = numbers(&inside.replace(',', " "), parts)?;
+                // Some writers' way to say `none`.
+                (Some(vector).filter(|vector| !vector.iter().all(|v| v.is_nan())), after)
             }
             None => {
                 let after = rest.strip_prefix("none");
