@@ -74,6 +74,18 @@ fn mgh() -> Vec<Vec<u8>> {
     vec![file]
 }
 
+/// Headers whose voxels are in a.raw, or half in 1.raw and half in 2.raw.
+fn detached() -> Vec<Vec<u8>> {
+    let header = |data: &str| {
+        format!(
+            "NRRD0004\ntype: short\ndimension: 4\nsizes: 4 5 6 2\nspace dimension: 3\nspace directions: (1,0,0) (0,2,0) (0,0,3) none\n\
+             endian: little\nencoding: raw\ndata file: {data}\n"
+        )
+    };
+    let meta = "NDims = 4\nDimSize = 4 5 6 2\nElementType = MET_SHORT\nElementDataFile = %d.raw 1 2 1\n".to_string();
+    [header("a.raw"), header("%d.raw 1 2 1 3"), header("LIST 3\n1.raw\n2.raw"), meta].map(String::into_bytes).to_vec()
+}
+
 /// The header, and all voxels in the `.img`.
 fn analyze() -> Vec<Vec<u8>> {
     let mut header = vec![0; 348];
@@ -143,6 +155,10 @@ fn harm(text: bool) -> impl Strategy<Value = Harm> {
         "\n",
         "byte skip: 1000000000000\n",
         "line skip: 3\n",
+        "byte skip: -1\n",
+        ".",
+        "1.raw",
+        "9223372036854775807",
         "HeaderSize = 999999999999\n",
     ];
     let numbers = [0i32, -1, 1, 2, 3, 10, i32::MAX, i32::MIN, 1 << 20];
@@ -241,6 +257,12 @@ fn damaged_files_neither_panic_nor_claim_memory() {
     fuzz("scan.mgh", mgh(), false, 5_000, 0, None);
     fuzz("scan.mgz", packed(), false, 2_000, DECODER, None);
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("scan.img"), voxels()).unwrap();
+    let halves = voxels();
+    for (name, voxels) in
+        [("scan.img", &halves[..]), ("a.raw", &halves[..]), ("1.raw", &halves[..BYTES / 2]), ("2.raw", &halves[BYTES / 2..])]
+    {
+        std::fs::write(folder.path().join(name), voxels).unwrap();
+    }
+    fuzz("scan.nhdr", detached(), true, 3_000, 0, Some(folder.path()));
     fuzz("scan.hdr", analyze(), false, 2_000, 0, Some(folder.path()));
 }

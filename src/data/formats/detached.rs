@@ -28,13 +28,14 @@ pub fn names(text: &str) -> Result<Vec<String>> {
         _ => bail!("files \"{}\": expected first number, last number and step after the pattern", shown(text.as_bytes())),
     };
     ensure!(step != 0, "files \"{}\": a step of 0", shown(text.as_bytes()));
-    let files = (i128::from(last) - i128::from(first)) / i128::from(step) + 1;
+    let [first, last, step] = [first, last, step].map(i128::from);
+    let files = (last - first) / step + 1;
     ensure!((1..=MOST as i128).contains(&files), "files \"{}\": {files} of them, expected 1 to {MOST}", shown(text.as_bytes()));
-    (0..files as i64).map(|n| numbered(pattern, first + n * step)).collect()
+    (0..files).map(|n| numbered(pattern, first + n * step)).collect()
 }
 
 /// A pattern such as `slice%03d.raw` with its number in place.
-fn numbered(pattern: &str, number: i64) -> Result<String> {
+fn numbered(pattern: &str, number: i128) -> Result<String> {
     let parts = pattern.split_once('%').and_then(|(before, rest)| {
         let at = rest.find(['d', 'i', 'u'])?;
         let width = rest[..at].strip_prefix('0').unwrap_or(&rest[..at]);
@@ -114,6 +115,38 @@ impl<D: Fn(File, u64) -> Result<Box<dyn Read>>> Read for Files<D> {
             let stream =
                 (self.decode)(BufReader::new(stream), self.each).map_err(|error| named(&path, &format!("{error:#}")))?;
             self.current = Some((path, stream, self.each));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_pattern_counts_its_files() {
+        for (text, expected) in [
+            ("one file.raw", vec!["one file.raw"]),
+            ("s%03d.raw 8 12 2", vec!["s008.raw", "s010.raw", "s012.raw"]),
+            ("%d.raw 2 1 -1", vec!["2.raw", "1.raw"]),
+            ("a/%4d.raw -1 0 1 2", vec!["a/  -1.raw", "a/   0.raw"]),
+            ("%i 9223372036854775806 9223372036854775807", vec!["9223372036854775806", "9223372036854775807"]),
+        ] {
+            assert_eq!(names(text).unwrap(), expected);
+        }
+        let widest = names("%d -9223372036854775808 9223372036854775807 4611686018427387904").unwrap();
+        assert_eq!(widest.len(), 4);
+        for (text, says) in [
+            ("x%d 1 9 0", "a step of 0"),
+            ("x%d 1 9 -1", "expected 1 to"),
+            ("x%d 1 1000000", "1000000 of them"),
+            ("x%d 1", "expected first number"),
+            ("x%d a b", "expected 2 numbers"),
+            ("x%s 1 2", "as %d or %03d"),
+            ("x%99999999d 1 2", "as %d or %03d"),
+        ] {
+            let error = format!("{:#}", names(text).unwrap_err());
+            assert!(error.contains(says), "{error}");
         }
     }
 }
