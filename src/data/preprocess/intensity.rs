@@ -111,8 +111,11 @@ pub fn replace_outliers(values: &mut [f32]) -> Option<Outliers> {
     let margin = FAR * (high - low);
     let far = |v: f32| f64::from(v) > high + margin || f64::from(v) < low - margin;
     let voxels = values.iter().filter(|&&v| far(v)).count();
-    let finite = values.iter().all(|&v| !far(v) || v.is_finite());
-    if voxels == 0 || margin == 0.0 || voxels > (values.len() / RARE).max(1) || !finite {
+    if voxels == 0 || margin == 0.0 || voxels > (values.len() / RARE).max(1) {
+        return None;
+    }
+    // What is infinite is refused elsewhere.
+    if values.iter().any(|&v| far(v) && v.is_infinite()) {
         return None;
     }
     let (mut range, mut worst, mut distance) = ([f32::INFINITY, f32::NEG_INFINITY], 0.0, -1.0);
