@@ -114,7 +114,11 @@ fn open(args: &Args, given: &Pretrained) -> Result<(Inputs, Input, Rank)> {
     let path = Path::new(&args.scans.input);
     let slices = given.input.as_ref().and_then(|input| input.slices);
     if is_store(path) {
-        ensure!(args.scans.layout.is_none(), "--layout is for folders and manifests, found the store {}", path.display());
+        ensure!(
+            args.scans.reading().layout.is_none(),
+            "--layout is for folders and manifests, found the store {}",
+            path.display()
+        );
         let store = Store::open(path)?.sliced(slices)?;
         let (input, rank) = (Input::of(&store), store.rank()?);
         let channels = (0..input.channels.len()).collect();
@@ -130,7 +134,7 @@ fn open(args: &Args, given: &Pretrained) -> Result<(Inputs, Input, Rank)> {
     // Encoders of any contrast take every channel alike.
     let any = !input.contrasts.is_empty();
     let wanted = if any { &[] } else { &input.channels[..] };
-    let inputs = Inputs::open(&args.scans.input, args.scans.layout, wanted, &input.preprocessing)?;
+    let inputs = Inputs::open(&args.scans.input, args.scans.reading(), wanted, &input.preprocessing)?;
     if any {
         input.channels = inputs.channels();
     }

@@ -57,7 +57,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
     args.scans.set_threads();
     check_folder(&args.output).context("--output")?;
     let model = Model::load(&args.weights, args.scans.device, args.scans.precision)?;
-    let inputs = Inputs::open(&args.scans.input, args.scans.layout, &model.channels, &model.settings)?;
+    let inputs = Inputs::open(&args.scans.input, args.scans.reading(), &model.channels, &model.settings)?;
     let mirroring = args.flips.then(|| model.mirroring()).transpose()?;
     let stop = Stop::on_signals()?;
     match &model.downstream {

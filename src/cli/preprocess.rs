@@ -1,5 +1,6 @@
 //! `preprocess`: a dataset to a store.
 
+use crate::cli::scans::DicomFlags;
 use crate::data::layouts::{self, Dataset, LabelValue, Labels, Layout, Reading, Volumes};
 use crate::data::names::some;
 use crate::data::preprocess::{Dtype, Grid, Intensity, Plan, Settings, Threshold};
@@ -38,6 +39,8 @@ pub struct Args {
     /// '^([^/]+)/' for the first folder; all scans of a person are on one side of a split [default: by the names, as it says]
     #[arg(long, value_name = "REGEX", value_parser = subject_pattern)]
     subject_pattern: Option<Regex>,
+    #[command(flatten)]
+    dicom: DicomFlags,
     /// What is done to the scans
     #[arg(long, value_enum, default_value = "paper")]
     protocol: Protocol,
@@ -183,7 +186,7 @@ impl Args {
             (_, true) => Labels::Described,
         };
         let (layout, person) = (self.layout, self.subject_pattern.as_ref());
-        Reading { layout, labels, person, separate: self.each_a_scan(), volumes: self.volumes }
+        Reading { layout, labels, person, separate: self.each_a_scan(), volumes: self.volumes, dicom: self.dicom.wanted() }
     }
 
     fn each_a_scan(&self) -> bool {

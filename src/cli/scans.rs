@@ -1,6 +1,6 @@
 //! Work on the scans of an `--input`, one after another: what cannot be used is named, and the others go on.
 
-use crate::data::layouts::Layout;
+use crate::data::layouts::{Layout, Reading, Wanted};
 use crate::device::{DeviceChoice, Precision};
 use crate::predict::inputs::Inputs;
 use crate::print::{note, say};
@@ -18,7 +18,9 @@ pub struct ScanFlags {
     pub input: String,
     /// How the input is arranged [default: recognised by itself]
     #[arg(long, value_enum)]
-    pub layout: Option<Layout>,
+    layout: Option<Layout>,
+    #[command(flatten)]
+    dicom: DicomFlags,
     /// Replace results that are there
     #[arg(long)]
     pub overwrite: bool,
@@ -32,7 +34,30 @@ pub struct ScanFlags {
     threads: Option<u16>,
 }
 
+// No doc comment: clap would take it for the command's.
+#[derive(clap::Args)]
+pub struct DicomFlags {
+    /// Which DICOM series to take, by their descriptions: a name with * and ? for any letters, whose case does not matter, e.g. 'T1*post*';
+    /// given several times, each is a channel [default: the only one of each study]
+    #[arg(long, value_name = "PATTERN")]
+    series: Vec<String>,
+    /// Take the PatientID of DICOM files for the subjects' ids, and name files in messages [default: a hash of it, and no names]
+    #[arg(long)]
+    patient_ids: bool,
+}
+
+impl DicomFlags {
+    pub fn wanted(&self) -> Wanted<'_> {
+        Wanted { series: &self.series, patient_ids: self.patient_ids }
+    }
+}
+
 impl ScanFlags {
+    /// How to read the input.
+    pub fn reading(&self) -> Reading<'_> {
+        Reading { layout: self.layout, dicom: self.dicom.wanted(), ..Reading::default() }
+    }
+
     /// Before anything is computed.
     pub fn set_threads(&self) {
         if let Some(threads) = self.threads {

@@ -53,7 +53,8 @@ impl Inputs {
     /// manifest in any layout. `channels` and `settings` are the model's; no channels: whatever the scans have.
     ///
     /// Errors: what cannot be opened, a channel that is missing, a store that was preprocessed in another way.
-    pub fn open(input: &str, layout: Option<Layout>, channels: &[String], settings: &Settings) -> Result<Inputs> {
+    pub fn open(input: &str, reading: Reading, channels: &[String], settings: &Settings) -> Result<Inputs> {
+        let layout = reading.layout;
         let path = Path::new(input);
         let files: Vec<PathBuf> = if path.exists() { vec![path.into()] } else { input.split(',').map(PathBuf::from).collect() };
         let scans = files.iter().filter(|file| stem(file).is_some() && !file.is_dir()).count();
@@ -65,7 +66,7 @@ impl Inputs {
         if is_store(path) {
             return Inputs::store(path, channels, settings);
         }
-        let reading = Reading { layout, labels: Labels::Unwanted, volumes: settings.volumes, ..Reading::default() };
+        let reading = Reading { labels: Labels::Unwanted, volumes: settings.volumes, ..reading };
         let mut dataset = layouts::open_as(path, reading)?;
         if dataset.layout == Layout::Images && dataset.channels.len() == 1 && channels.len() == 3 {
             note!("grey photographs for a network of colour ones: each is taken for three equal channels");
@@ -161,11 +162,14 @@ impl Inputs {
 
     /// The files that a scan is read from, which a prediction must not replace.
     pub fn sources(&self, scan: usize) -> Vec<&Path> {
-        let path = |source| match source {
-            &Source::File(ref path) | &Source::Zip { archive: ref path, .. } => path.as_path(),
+        let paths = |source| match source {
+            &Source::File(ref path) | &Source::Zip { archive: ref path, .. } => vec![path.as_path()],
+            Source::Series(series) => series.files().collect(),
         };
         match self {
-            Inputs::Files { subjects, .. } => subjects[scan].channels.iter().chain(&subjects[scan].label).map(path).collect(),
+            Inputs::Files { subjects, .. } => {
+                subjects[scan].channels.iter().chain(&subjects[scan].label).flat_map(paths).collect()
+            }
             Inputs::Store { .. } => vec![],
         }
     }

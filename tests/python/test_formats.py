@@ -568,7 +568,6 @@ def test_predictions_have_the_scans_format(tmp_path):
 
 
 FOREIGN = {
-    "slice.dcm": (bytes(128) + b"DICM" + bytes(400), "a DICOM file", "dcm2niix"),
     "brain.mnc": (b"CDF\x01" + bytes(400), "a MINC file", "mnc2nii"),
     "brain2.mnc": (b"\x89HDF\r\n\x1a\n" + bytes(400), "a MINC file", "mnc2nii"),
     "philips.PAR": (b"# === DATA DESCRIPTION FILE =====\n" * 20, "a Philips PAR/REC file", "parrec2nii"),
@@ -587,19 +586,20 @@ def test_what_is_not_read_is_named_with_the_way_to_convert_it(tmp_path):
     for folder, name in [("named", "{}"), ("renamed", "{}.nii.gz")]:
         for file, (content, *_) in FOREIGN.items():
             (tmp_path / folder).mkdir(exist_ok=True)
-            (tmp_path / folder / name.format(file)).write_bytes(gzip.compress(content) if file == "slice.dcm" and folder == "renamed" else content)
+            (tmp_path / folder / name.format(file)).write_bytes(gzip.compress(content) if file == "brain.mnc" and folder == "renamed" else content)
     files = [tmp_path / "renamed" / f"{file}.nii.gz" for file in FOREIGN]
     for (file, (_, what, way)), (line, _) in zip(FOREIGN.items(), dump(files, tmp_path / "out")):
         assert f"{file}.nii.gz: {what}" in line["error"] and way in line["error"], line
-    # Beside a scan they are left out by name, in a folder, a manifest and as an input.
+    # Beside a scan they are left out by name, in a folder, a manifest and as an input; and so is DICOM, which has a layout of its own.
+    (tmp_path / "named" / "slice.dcm").write_bytes(bytes(128) + b"DICM" + bytes(400))
     save(tmp_path / "named" / "scan.mha", np.arange(4096, dtype="i2").reshape(16, 16, 16), np.eye(4))
     done = pretext3d("preprocess", "--data", tmp_path / "named", "--out", tmp_path / "store", "--no-labels", "--size", 16)
-    for file, (_, what, way) in FOREIGN.items():
+    for file, (_, what, way) in [*FOREIGN.items(), ("slice.dcm", (b"", "a DICOM file", "--layout dicom"))]:
         [line] = [line for line in done.stderr.splitlines() if f"/{file}:" in line]
         assert line.startswith("ignored: ") and what in line and way in line, line
     (tmp_path / "table.csv").write_text("subject,t1\na,named/brain.mnc\n")
     refused("preprocess", "--data", tmp_path / "table.csv", "--out", tmp_path / "none", says=["row 2", "a MINC file", "mnc2nii"])
-    refused("preprocess", "--data", tmp_path / "named" / "slice.dcm", "--out", tmp_path / "none", says=["found a DICOM file", "dcm2niix"])
+    refused("preprocess", "--data", tmp_path / "named" / "slice.dcm", "--out", tmp_path / "none", says=["found a DICOM file", "give the folder"])
     # A scan needs no name that says so where it is named by the user.
     (tmp_path / "named" / "scan.mha").rename(tmp_path / "scan")
     (tmp_path / "table.csv").write_text("subject,t1\na,scan\n")

@@ -19,10 +19,10 @@ struct Foreign {
 
 const WAYS: [Foreign; 16] = [
     Foreign {
-        name: "a DICOM file",
+        name: "a DICOM file among others",
         endings: &[".dcm", ".ima"],
         begins: &[(128, b"DICM")],
-        way: "convert its series to NIfTI, e.g. `dcm2niix -z y FOLDER`",
+        way: "give the folder of its series alone, or --layout dicom to leave out the others",
     },
     Foreign {
         name: "a MINC file",

@@ -6,6 +6,7 @@
 
 mod compression;
 mod detached;
+pub mod dicom;
 mod foreign;
 mod header;
 pub mod image;
@@ -32,7 +33,8 @@ use voxels::Voxels;
 use write::Made;
 
 /// The formats that are read; one file is tried for them in this order.
-static FORMATS: [&Format; 5] = [&nifti::ANALYZE, &nifti::FORMAT, &nrrd::FORMAT, &metaimage::FORMAT, &mgh::FORMAT];
+static FORMATS: [&Format; 6] =
+    [&nifti::ANALYZE, &nifti::FORMAT, &nrrd::FORMAT, &metaimage::FORMAT, &mgh::FORMAT, &dicom::FORMAT];
 
 /// A format of files.
 pub struct Format {

@@ -1,6 +1,6 @@
 //! A CSV with one row a subject: columns `subject`, optionally `label` and `split`, and every other column one channel.
 
-use super::{Dataset, Layout, Source, Subject};
+use super::{Dataset, Layout, Source, Subject, dicom};
 use crate::data::formats;
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::{HashMap, HashSet};
@@ -95,10 +95,13 @@ fn source(folder: &Path, cell: &str) -> Result<Source> {
     let source = match Source::parse(cell) {
         Source::File(file) => Source::File(folder.join(file)),
         Source::Zip { archive, member } => Source::Zip { archive: folder.join(archive), member },
+        series @ Source::Series(_) => return Ok(series),
     };
     let (path, known) = match &source {
+        Source::File(path) if path.is_dir() => return dicom::only_series(path),
         Source::File(path) => (path, formats::is_scan(path)),
         Source::Zip { archive, member } => (archive, formats::stem(Path::new(member)).is_some()),
+        Source::Series(_) => unreachable!("returned above"),
     };
     if !known {
         let foreign = formats::foreign(path).map_or(String::new(), |foreign| format!(": {foreign}"));

@@ -4,6 +4,7 @@ mod brats;
 mod channels;
 mod decathlon;
 mod description;
+mod dicom;
 mod files;
 mod folder;
 mod images;
@@ -16,8 +17,10 @@ mod ukb;
 mod volumes;
 
 use crate::data::formats;
+use crate::data::formats::dicom::Series;
 use anyhow::{Context, Result, bail, ensure};
 use description::Description;
+pub use dicom::Wanted;
 use files::Files;
 pub use folder::is_unnamed_channel;
 use regex::Regex;
@@ -25,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 pub use volumes::Volumes;
 
 /// How a dataset's owners arrange it.
@@ -43,16 +47,19 @@ pub enum Layout {
     Ukb,
     /// Photographs anywhere below a folder, with a CSV of grades: `id_code,diagnosis` or `image,level`.
     Images,
+    /// DICOM series anywhere below a folder, in files of any name.
+    Dicom,
     /// A CSV: subject, one column a channel, optional label and split.
     Manifest,
 }
 
-/// Where the voxels of one file are.
+/// Where the voxels of one scan are.
 /// In text a member is written `archive.zip:member`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Source {
     File(PathBuf),
     Zip { archive: PathBuf, member: String },
+    Series(Arc<Series>),
 }
 
 /// One subject's files.
@@ -114,6 +121,8 @@ pub struct Reading<'a> {
     pub separate: bool,
     /// What becomes of files of several volumes.
     pub volumes: Volumes,
+    /// Of DICOM.
+    pub dicom: Wanted<'a>,
 }
 
 /// What a folder or manifest holds.
@@ -144,6 +153,7 @@ impl fmt::Display for Layout {
             Layout::Nnunet => "nnunet",
             Layout::Ukb => "ukb",
             Layout::Images => "images",
+            Layout::Dicom => "dicom",
             Layout::Manifest => "manifest",
         })
     }
@@ -169,7 +179,8 @@ impl Problem {
 ///
 /// Without a `layout` it is recognised, the first that fits: a `.csv` file is a manifest; a `dataset.json` with
 /// `channel_names` is nnU-Net's, as one with `training` where each channel has its file; another one with `training` is the Decathlon's; folders `X` holding
-/// `X_t1ce` or `X-t1n` are BraTS; zips holding `T1/T1.nii.gz` are UK Biobank's; photographs without any scan are images; anything else is a folder of scans.
+/// `X_t1ce` or `X-t1n` are BraTS; zips holding `T1/T1.nii.gz` are UK Biobank's; DICOM without any
+/// other scan is DICOM; photographs without any scan are images; anything else is a folder of scans.
 /// [`Dataset::layout`] says which it was.
 ///
 /// Errors: a path that does not exist, nothing that is a scan, ids that occur twice, a description that cannot be read. What
@@ -204,6 +215,8 @@ pub fn open_as(path: &Path, reading: Reading) -> Result<Dataset> {
         Some(layout) => layout,
         None => recognise(&files)?,
     };
+    let of_dicom = !reading.dicom.series.is_empty() || reading.dicom.patient_ids;
+    ensure!(!of_dicom || layout == Layout::Dicom, "--series and --patient-ids are for DICOM, found the layout {layout}");
     let dataset = match layout {
         Layout::Folder => folder::open(files, separate),
         Layout::Decathlon => decathlon::open(files, labels),
@@ -212,6 +225,7 @@ pub fn open_as(path: &Path, reading: Reading) -> Result<Dataset> {
         Layout::Ukb => ukb::open(files, separate),
         Layout::Images if separate => bail!("photographs: their colours make one image, and are no scans of their own"),
         Layout::Images => images::open(files, labels),
+        Layout::Dicom => dicom::open(files, reading),
         Layout::Manifest => unreachable!("refused above"),
     };
     let how = if given { "as asked for" } else { "recognised by itself" };
@@ -239,6 +253,8 @@ fn recognise(files: &Files) -> Result<Layout> {
         Layout::Brats
     } else if ukb::recognise(files) {
         Layout::Ukb
+    } else if dicom::recognise(files) {
+        Layout::Dicom
     } else if images::recognise(files) {
         Layout::Images
     } else {
@@ -288,6 +304,7 @@ fn finish(mut dataset: Dataset, root: &Path, reading: Reading) -> Result<Dataset
             Layout::Nnunet => "imagesTr/CASE_0000 and imagesTs/CASE_0000 with dataset.json's file_ending",
             Layout::Ukb => "zip archives holding T1/T1.nii.gz",
             Layout::Images => "files ending in .png, .jpg, .jpeg, .tif or .tiff",
+            Layout::Dicom => "DICOM series of slices, whatever the files' names",
             Layout::Manifest => "one row a subject",
         };
         let mut message = format!("no scans found; looked for {looked_for}");

@@ -10,12 +10,12 @@ use regex::Regex;
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-/// Writes the person into every id: by a pattern of the user, otherwise by the names of files and folders. Manifests and UK Biobank
-/// state it themselves, unless there is a pattern.
+/// Writes the person into every id: by a pattern of the user, otherwise by the names of files and folders. Manifests, UK Biobank
+/// and DICOM state it themselves, unless there is a pattern.
 ///
 /// `root` is the dataset's folder. Errors: a pattern that does not find a person for every scan.
 pub fn assign(dataset: &mut Dataset, root: &Path, pattern: Option<&Regex>) -> Result<()> {
-    let stated = matches!(dataset.layout, Layout::Manifest | Layout::Ukb);
+    let stated = matches!(dataset.layout, Layout::Manifest | Layout::Ukb | Layout::Dicom);
     let people = match pattern {
         Some(pattern) => by_pattern(dataset, root, pattern)?,
         None if stated => return Ok(()),
@@ -47,7 +47,7 @@ pub fn describe(dataset: &Dataset, root: &Path) -> String {
     let found = match of_several.or(people.iter().next()) {
         None => return format!("people: {scans} scans"),
         Some((person, subjects)) => {
-            let files: Vec<String> = subjects.iter().take(2).map(|s| path_of(s, dataset.layout, root)).collect();
+            let files: Vec<String> = subjects.iter().take(2).map(|s| path_of(s, dataset.layout, root, false)).collect();
             format!("{}, e.g. `{person}` of {}", people.len(), files.join(" and "))
         }
     };
@@ -94,10 +94,13 @@ fn id_of(person: &str, id: &str) -> String {
     if rest.is_empty() { person.into() } else { format!("{person}/{rest}") }
 }
 
-/// A scan's path below the dataset's folder, with slashes, or what a manifest calls it.
-fn path_of(subject: &Subject, layout: Layout, root: &Path) -> String {
+/// A scan's path below the dataset's folder, with slashes, or what a manifest calls it. That of a series may name a patient: only a
+/// pattern looks at it.
+fn path_of(subject: &Subject, layout: Layout, root: &Path, patterned: bool) -> String {
     match &subject.channels[0] {
         _ if layout == Layout::Manifest => subject.id.clone(),
+        Source::Series(_) if !patterned => subject.id.clone(),
+        Source::Series(series) => below(&series.folder, root).join("/"),
         Source::File(path) | Source::Zip { archive: path, .. } => below(path, root).join("/"),
     }
 }
@@ -108,7 +111,7 @@ fn below(path: &Path, root: &Path) -> Vec<String> {
 
 /// The first group of a pattern in every scan's path.
 fn by_pattern(dataset: &Dataset, root: &Path, pattern: &Regex) -> Result<Vec<Option<String>>> {
-    let paths: Vec<String> = dataset.subjects.iter().map(|s| path_of(s, dataset.layout, root)).collect();
+    let paths: Vec<String> = dataset.subjects.iter().map(|s| path_of(s, dataset.layout, root, true)).collect();
     let person = |path: &String| Some(pattern.captures(path)?.get(1)?.as_str().replace('/', "_")).filter(|p| !p.is_empty());
     let people: Vec<Option<String>> = paths.iter().map(person).collect();
     let without = || paths.iter().zip(&people).filter(|(_, person)| person.is_none()).map(|(path, _)| path);

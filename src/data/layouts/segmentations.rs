@@ -87,7 +87,7 @@ pub fn truths(path: &Path) -> Result<Truths> {
         let Some(source) = subject.label else { continue };
         let file = match &source {
             Source::File(path) => formats::stem(path).unwrap_or_default(),
-            Source::Zip { .. } => String::new(),
+            Source::Zip { .. } | Source::Series(_) => String::new(),
         };
         let name = folder::without_label_word(&file).to_string();
         files.push(Segmentation { nested: subject.id.contains('/'), id: subject.id, name, source });

@@ -13,7 +13,7 @@ use std::time::UNIX_EPOCH;
 use zip::read::ZipFile;
 
 impl Source {
-    /// From what [`Source::display`] writes.
+    /// From what [`Source::display`] writes; of a series, whose files that does not say, one that is not there.
     pub fn parse(text: &str) -> Source {
         match text.to_ascii_lowercase().find(".zip:").map(|at| at + ".zip".len()) {
             Some(end) => Source::Zip { archive: text[..end].into(), member: text[end + 1..].into() },
@@ -25,6 +25,7 @@ impl Source {
     pub fn exists(&self) -> bool {
         match self {
             Source::File(path) | Source::Zip { archive: path, .. } => path.is_file(),
+            Source::Series(series) => series.files().all(Path::is_file),
         }
     }
 
@@ -61,14 +62,16 @@ impl Source {
             Source::Zip { archive, member } => {
                 in_zip(archive, member, |file| use_it(formats::open_from(&self.display(), file)?))
             }
+            Source::Series(series) => use_it(series.open()?),
         }
     }
 
-    /// The file's path, or `archive.zip:member`.
+    /// The file's path, or `archive.zip:member`; of a series what may be said of it.
     pub fn display(&self) -> String {
         match self {
             Source::File(path) => path.display().to_string(),
             Source::Zip { archive, member } => format!("{}:{member}", archive.display()),
+            Source::Series(series) => series.name.clone(),
         }
     }
 
@@ -86,6 +89,7 @@ impl Source {
             Source::Zip { archive, member } => {
                 in_zip(archive, member, |file| Ok(format!("{}-{:08x}", file.size(), file.crc32())))
             }
+            Source::Series(series) => Ok(series.files().map(stamp).collect::<Result<Vec<_>>>()?.join("+")),
         }
     }
 }

@@ -101,7 +101,10 @@ struct Names {
 
 impl Names {
     fn of(subject: &Subject, root: &Path) -> Names {
-        let (Source::File(path) | Source::Zip { archive: path, .. }) = &subject.channels[0];
+        let path = match &subject.channels[0] {
+            Source::File(path) | Source::Zip { archive: path, .. } => path,
+            Source::Series(series) => &series.folder,
+        };
         let mut folders = below(path, root);
         folders.pop();
         folders.retain(|folder| !KEPT.is_match(folder));
