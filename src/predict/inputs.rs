@@ -60,10 +60,16 @@ impl Inputs {
         let scans = files.iter().filter(|file| stem(file).is_some() && !file.is_dir()).count();
         if scans == files.len() {
             ensure!(layout.is_none(), "--layout is for folders and manifests, found the file {}", files[0].display());
+            ensure!(
+                !reading.dicom.is_given(),
+                "--series and --patient-ids are for folders, found the file {}",
+                files[0].display()
+            );
             return Inputs::files(files, channels, settings);
         }
         ensure!(files.len() == 1, "{input}: expected scans between the commas, or one folder, manifest or store");
         if is_store(path) {
+            ensure!(!reading.dicom.is_given(), "--series and --patient-ids are for folders of DICOM, found the store {input}");
             return Inputs::store(path, channels, settings);
         }
         let reading = Reading { labels: Labels::Unwanted, volumes: settings.volumes, ..reading };

@@ -318,15 +318,33 @@ def test_series_by_description(tmp_path):
     alone = pretext3d(*args, "--out", tmp_path / "all", "--channels-as-scans", "--no-labels")
     assert "flair 2, t1_mprage 2, t1_mprage_post 2, t1_post 1" in alone.stderr and len(stored(tmp_path / "all")[hashed("7", 16)]) == 3
     refused("preprocess", "--data", tmp_path / "one", "--layout", "folder", "--series", "x", "--out", tmp_path / "x", says=["--series", "DICOM"])
-    # In a manifest a cell names the folder of one series, here with a label on its grid.
-    uid = series(tmp_path / "lone", rng, "lone", n=6)
-    values, affine = of_itk(tmp_path / "lone", uid)
-    nib.save(nib.Nifti1Image((values > 0).astype("u1"), affine), tmp_path / "label.nii.gz")
-    (tmp_path / "list.csv").write_text("subject,t1,label\np1,lone,label.nii.gz\n")
-    pretext3d("preprocess", "--data", tmp_path / "list.csv", "--out", tmp_path / "labelled", "--labels", "0,1", *LINEAR)
-    data, _ = tensors(tmp_path / "labelled" / read_json(tmp_path / "labelled/index.json")["subjects"][0]["file"])
-    image = data["image"].numpy()[0] * 120000 - 40000
-    np.testing.assert_array_equal(data["label"].numpy() == 1, image > 0.5)
+
+
+def test_labels_and_predictions(tmp_path):
+    """In a manifest a cell names the folder of one series, beside a label; a prediction lies where the series does."""
+    rng, rows, uids = np.random.default_rng(9), ["subject,t1,label"], {}
+    for n, orientation in enumerate([SAGITTAL, oblique(12), AXIAL]):
+        folder = tmp_path / "series" / f"s{n}"
+        uids[f"p{n}"] = uid = series(folder, rng, f"p{n}", n=14 + n, orientation=orientation, shape=(17, 19))
+        values, affine = of_itk(folder, uid)
+        nib.save(nib.Nifti1Image((values > 0).astype("u1"), affine), tmp_path / f"{n}.nii.gz")
+        rows.append(f"p{n},series/s{n},{n}.nii.gz")
+    (tmp_path / "list.csv").write_text("\n".join(rows))
+    store, run, out = tmp_path / "store", tmp_path / "run", tmp_path / "out"
+    pretext3d("preprocess", "--data", tmp_path / "list.csv", "--out", store, "--labels", "0,1", *LINEAR)
+    for subject in read_json(store / "index.json")["subjects"]:
+        data, _ = tensors(store / subject["file"])
+        image = data["image"].numpy()[0] * 120000 - 40000
+        np.testing.assert_array_equal(data["label"].numpy() == 1, image > 0.5)
+    small = ["--filters", 2, "--levels", 2, "--patch", 8, "--steps", 1, "--epochs", 1, "--device", "cpu"]
+    pretext3d("finetune", "--data", store, "--weights", "none", *small, "--out", run)
+    pretext3d("predict", "--weights", run, "--input", tmp_path / "series", "--output", out, "--device", "cpu")
+    for n, (patient, uid) in enumerate(uids.items()):
+        [path] = out.rglob(f"{hashed(patient, 16)}*/*.nii.gz") if (out / hashed(patient, 16)).is_dir() else out.glob(f"{hashed(patient, 16)}*")
+        values, affine = of_itk(tmp_path / "series" / f"s{n}", uid)
+        label = nib.load(path)
+        assert label.shape == values.shape
+        np.testing.assert_allclose(label.affine, affine, atol=1e-3)
 
 
 def test_samples_of_pydicom(tmp_path):

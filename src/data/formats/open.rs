@@ -2,7 +2,7 @@
 
 use super::compression::decompressed;
 use super::voxels::{Voxels, decode, read_raw};
-use super::{FORMATS, Header, foreign, named, nifti};
+use super::{FORMATS, Header, dicom, foreign, named, nifti};
 use crate::data::volume::{Volume, rotation, to_ras};
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, bail, ensure};
@@ -57,7 +57,8 @@ fn open_content(content: Content) -> Result<(Header, Voxels)> {
     let mut start = Vec::with_capacity(START);
     (&mut stream).take(START as u64).read_to_end(&mut start).context("reading the header")?;
     ensure!(!start.is_empty(), "empty file, expected a scan");
-    if let Some(foreign) = foreign::by_content(&start) {
+    // DICOM is foreign among other scans in a folder alone.
+    if let Some(foreign) = foreign::by_content(&start).filter(|_| !dicom::is(&start)) {
         bail!(foreign);
     }
     let by_content = FORMATS.into_iter().find(|format| (format.is)(&start));

@@ -36,6 +36,12 @@ pub struct Wanted<'a> {
     pub patient_ids: bool,
 }
 
+impl Wanted<'_> {
+    pub fn is_given(&self) -> bool {
+        !self.series.is_empty() || self.patient_ids
+    }
+}
+
 /// Whether there are no scans by name, and DICOM by content.
 pub fn recognise(files: &Files) -> bool {
     files.scans.is_empty() && candidates(files).any(|path| is_dicom(path))
@@ -43,8 +49,9 @@ pub fn recognise(files: &Files) -> bool {
 
 fn is_dicom(path: &Path) -> bool {
     let mut start = vec![];
-    let read = File::open(path).and_then(|file| file.take(START).read_to_end(&mut start));
-    read.is_ok() && dicom::is(&start)
+    let mut read = || File::open(path).and_then(|file| file.take(START).read_to_end(&mut start));
+    // A pipe would be waited for.
+    path.is_file() && read().is_ok() && dicom::is(&start)
 }
 
 /// Files of any name, and halves of what would be pairs of another format.

@@ -198,6 +198,10 @@ pub fn open_as(path: &Path, reading: Reading) -> Result<Dataset> {
         let manifest = layout == Some(Layout::Manifest) || (layout.is_none() && csv);
         let found = || formats::foreign(path).unwrap_or("another file".into());
         ensure!(manifest, "{}: expected a folder or a CSV manifest, found {}", path.display(), found());
+        ensure!(
+            !reading.dicom.is_given(),
+            "--series and --patient-ids are for folders of DICOM, found a manifest, whose cells name series"
+        );
         return manifest::open(path, separate)
             .and_then(|found| finish(found, path, reading).with_context(|| path.display().to_string()));
     }
@@ -215,8 +219,10 @@ pub fn open_as(path: &Path, reading: Reading) -> Result<Dataset> {
         Some(layout) => layout,
         None => recognise(&files)?,
     };
-    let of_dicom = !reading.dicom.series.is_empty() || reading.dicom.patient_ids;
-    ensure!(!of_dicom || layout == Layout::Dicom, "--series and --patient-ids are for DICOM, found the layout {layout}");
+    ensure!(
+        layout == Layout::Dicom || !reading.dicom.is_given(),
+        "--series and --patient-ids are for DICOM, found the layout {layout}"
+    );
     let dataset = match layout {
         Layout::Folder => folder::open(files, separate),
         Layout::Decathlon => decathlon::open(files, labels),

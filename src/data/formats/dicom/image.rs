@@ -118,9 +118,6 @@ pub fn read(place: Place) -> Result<Found> {
         return Ok(Found::Other(format!("{name} objects, which are no images")));
     }
     let kinds = object.text(tags::IMAGE_TYPE).to_ascii_uppercase();
-    let frames = object.items(tags::SHARED_FUNCTIONAL_GROUPS_SEQUENCE).iter();
-    let frames = frames.flat_map(|group| group.items(Tag(0x0018, 0x9226))).map(|frame| frame.text(tags::FRAME_TYPE));
-    let kinds = frames.fold(kinds, |kinds, more| kinds + "\\" + &more.to_ascii_uppercase());
     if kinds.split('\\').any(|kind| SCOUTS.contains(&kind.trim())) {
         return Ok(Found::Other("localizers".into()));
     }
@@ -143,6 +140,8 @@ pub fn read(place: Place) -> Result<Found> {
             .unwrap_or_default(),
     };
     let pixels = pixels.filter(|&pixels| pixels != Pixels::Float).context("floating point pixels, which are not read")?;
+    let table = object.items(tags::MODALITY_LUT_SEQUENCE);
+    ensure!(table.is_empty(), "its values are in a table (ModalityLUTSequence), which is not read: convert it with dcm2niix");
     let need = |tag: Tag, name: &str| object.whole(tag).with_context(|| format!("no {name} ({tag}), which an image has"));
     let (rows, columns) = (need(tags::ROWS, "Rows")? as usize, need(tags::COLUMNS, "Columns")? as usize);
     ensure!(rows > 0 && columns > 0, "{columns} columns and {rows} rows, expected positive ones");

@@ -169,6 +169,13 @@ fn decoded(image: &Image, piece: Piece, bytes: usize, loaded: &mut Option<(usize
     let Some((_, Loaded::Encapsulated(object))) = loaded else { bail!("mixed pixels") };
     let fragments = object.get(tags::PIXEL_DATA).and_then(|pixels| pixels.fragments()).unwrap_or_default();
     for fragment in fragments {
+        // A plane for each byte of a pixel, whose number the decoder makes room for.
+        let planes = fragment.first_chunk().map(|&first| u32::from_le_bytes(first) as usize);
+        ensure!(
+            image.syntax != uids::RLE_LOSSLESS || fragment.len() >= 64 && planes == Some(image.word.stored.size()),
+            "compressed pixels that are damaged: {planes:?} planes, expected {}",
+            image.word.stored.size()
+        );
         if let Some((columns, rows)) = extents(fragment) {
             ensure!(
                 (columns, rows) == (image.columns, image.rows),
