@@ -204,7 +204,8 @@ fn damaged_files_neither_panic_nor_claim_memory() {
         let (whole, _) = read(&seed).unwrap_or_else(|error| panic!("{error:#}"));
         assert_eq!((whole.channels(), whole.data.len()), (1, values));
     }
-    let config = ProptestConfig { cases: 10_000, failure_persistence: None, ..ProptestConfig::default() };
+    let config =
+        ProptestConfig { cases: 10_000, max_shrink_iters: 100, failure_persistence: None, ..ProptestConfig::default() };
     let (good, refused) = (Cell::new(0), Cell::new(0));
     TestRunner::new(config)
         .run(&(select(seeds()), prop::collection::vec(harm(), 1..4)), |(mut file, harms)| {

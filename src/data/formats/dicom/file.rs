@@ -28,6 +28,9 @@ const UNDEFINED: u32 = u32::MAX;
 const ITEM: Tag = Tag(0xfffe, 0xe000);
 const ITEM_END: Tag = Tag(0xfffe, 0xe00d);
 const SEQUENCE_END: Tag = Tag(0xfffe, 0xe0dd);
+const PIXEL_DATA: Tag = Tag(PIXELS, 0x10);
+/// Floating point numbers of 4 and 8 bytes, and integers.
+const PIXEL_TYPES: [Tag; 3] = [Tag(PIXELS, 0x08), Tag(PIXELS, 0x09), PIXEL_DATA];
 /// Group of the pixels, of whatever type.
 const PIXELS: u16 = 0x7fe0;
 
@@ -123,6 +126,16 @@ struct Element {
     value: usize,
 }
 
+/// Bytes of each value of a type.
+fn unit(vr: VR) -> u32 {
+    match vr {
+        VR::US | VR::SS | VR::OW => 2,
+        VR::UL | VR::SL | VR::FL | VR::AT | VR::OF | VR::OL => 4,
+        VR::FD | VR::OD | VR::SV | VR::UV | VR::OV => 8,
+        _ => 1,
+    }
+}
+
 struct Walk<'a> {
     bytes: &'a [u8],
     encoding: Encoding,
@@ -151,9 +164,10 @@ impl Walk<'_> {
         })
     }
 
-    fn is_sequence(&self, element: &Element) -> bool {
-        let known = || StandardDataDictionary.by_tag(element.tag).is_some_and(|entry| entry.vr().relaxed() == VR::SQ);
-        element.length == UNDEFINED || element.vr.map_or_else(known, |vr| vr == VR::SQ)
+    /// What is not written is in the dictionary.
+    fn vr(&self, element: &Element) -> VR {
+        let known = || StandardDataDictionary.by_tag(element.tag).map_or(VR::UN, |entry| entry.vr().relaxed());
+        element.vr.unwrap_or_else(known)
     }
 
     /// Where an element ends.
@@ -163,8 +177,14 @@ impl Walk<'_> {
             let (tag, missing) = (element.tag, end - self.bytes.len());
             return Err(Fault::Short(format!("element {tag} has {} bytes, of which {missing} are missing", element.length)));
         }
-        if !self.is_sequence(element) {
-            return Ok(end.expect("an element of undefined length counts for a sequence"));
+        let vr = self.vr(element);
+        if let Some(end) = end.filter(|_| vr != VR::SQ) {
+            // The parser would go on elsewhere.
+            let whole = element.length.is_multiple_of(unit(vr));
+            return match whole {
+                true => Ok(end),
+                false => Err(Fault::Bad(format!("element {} has {} bytes of the type {vr}", element.tag, element.length))),
+            };
         }
         if depth == DEEPEST {
             return Err(Fault::Bad(format!("more than {DEEPEST} sequences within one another")));
@@ -177,7 +197,12 @@ impl Walk<'_> {
         while Some(at) != end {
             let item = inside.element(at)?;
             match item.tag {
-                SEQUENCE_END => return Ok(end.unwrap_or(item.value)),
+                // The parser goes on right after it, whatever the length says.
+                SEQUENCE_END if end.is_none_or(|end| end == item.value) => return Ok(item.value),
+                // Pixels of a picture within, compressed.
+                ITEM if element.tag == PIXEL_DATA && item.length != UNDEFINED => {
+                    at = inside.end(&Element { vr: Some(VR::OB), ..item }, depth)?;
+                }
                 ITEM => at = inside.item(&item, depth)?,
                 tag => return Err(Fault::Bad(format!("{tag} in the sequence {}, expected an item", element.tag))),
             }
@@ -194,8 +219,11 @@ impl Walk<'_> {
         let mut at = item.value;
         while Some(at) != end {
             let element = inside.element(at)?;
-            if element.tag == ITEM_END {
-                return Ok(end.unwrap_or(element.value));
+            if element.tag == ITEM_END && end.is_none_or(|end| end == element.value) {
+                return Ok(element.value);
+            }
+            if element.tag.group() == ITEM.group() {
+                return Err(Fault::Bad(format!("{} among the elements of an item", element.tag)));
             }
             at = inside.end(&element, depth + 1)?;
         }
@@ -206,8 +234,12 @@ impl Walk<'_> {
     fn elements(&self, mut at: usize) -> Result<(usize, Option<Element>), Fault> {
         while at < self.bytes.len() {
             let element = self.element(at)?;
-            if element.tag.group() >= PIXELS {
-                return Ok((at, Some(element).filter(|element| element.tag.group() == PIXELS)));
+            // Tables of offsets come before the pixels, in their group.
+            if PIXEL_TYPES.contains(&element.tag) {
+                return Ok((at, Some(element)));
+            }
+            if element.tag.group() > PIXELS {
+                return Ok((at, None));
             }
             at = self.end(&element, 0)?;
         }
@@ -271,7 +303,7 @@ impl Elements {
             big_endian: syntax == uids::EXPLICIT_VR_BIG_ENDIAN,
         };
         let (end, pixels) = match (Walk { bytes, encoding }).elements(at) {
-            Ok((_, None)) if !whole => return Ok(Err("its end".into())),
+            Ok((end, None)) if !whole && end >= bytes.len() => return Ok(Err("its end".into())),
             Ok(found) => found,
             Err(fault) => return faulty(fault).map(Err),
         };
@@ -282,7 +314,7 @@ impl Elements {
         };
         let object = InMemDicomObject::read_dataset_with_ts(&bytes[at..end], &written).context("its elements")?;
         let pixels = pixels.map(|element| match element {
-            Element { tag: Tag(_, 0x08 | 0x09), .. } => Pixels::Float,
+            Element { tag, .. } if tag != PIXEL_DATA => Pixels::Float,
             Element { length: UNDEFINED, .. } => Pixels::Encapsulated,
             Element { length, value, .. } => Pixels::Native { at: value as u64, bytes: length.into() },
         });
