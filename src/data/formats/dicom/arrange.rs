@@ -173,10 +173,6 @@ fn step(found: &[(Piece, Slice)], normal: [f64; 3], spacing: [f64; 2], thickness
 }
 
 impl Arranged {
-    pub fn len(&self) -> usize {
-        self.pieces.len()
-    }
-
     /// The files, in the order of their slices; one of several frames once.
     pub fn places(&self) -> impl Iterator<Item = &Place> {
         let first = self.pieces.iter().enumerate().filter(|(n, piece)| *n == 0 || self.pieces[n - 1].image != piece.image);
