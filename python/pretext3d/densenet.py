@@ -78,7 +78,7 @@ class DenseNet121(Encoder):
             else:
                 self.norm5 = BatchNorm2d(channels)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def pyramid(self, x: Tensor) -> list[Tensor]:
         pyramid = [F.relu(self.norm0(self.conv0(x)))]
         x = F.max_pool2d(pyramid[0], 3, stride=2, padding=1)
         for i in range(1, len(BLOCKS)):

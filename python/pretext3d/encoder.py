@@ -42,6 +42,12 @@ class Encoder(nn.Module):
         self.register_module("decoder", None)
 
     def forward(self, x: Tensor) -> list[Tensor]:
+        if x.ndim != 2 + self.rank:
+            raise ValueError(f"expected [B, C] and {self.rank} spatial axes, found {list(x.shape)}")
+        return self.pyramid(x)
+
+    def pyramid(self, x: Tensor) -> list[Tensor]:
+        """The feature maps of `[B, C, ...]`."""
         raise NotImplementedError
 
     def new_decoder(self, outputs: int) -> nn.Module:
@@ -54,13 +60,16 @@ class Encoder(nn.Module):
         (images without `D`) in RAS+; float32. Orientation, cropping and resampling come before. An encoder of slices wants the
         whole volume here, and slices of what it returns.
 
-        Raises ValueError if there is no description to say how.
+        Raises ValueError if there is no description to say how, or for a tensor of other axes.
         """
         # A folder for Hugging Face has these keys at the top.
         about = self.description.get("input", self.description)
         if "preprocessing" not in about:
             raise ValueError("the encoder has no description that says how its scans were normalised")
-        return normalise(volume, about["preprocessing"], 3 if about.get("slices") else self.rank)
+        rank = 3 if about.get("slices") else self.rank
+        if volume.ndim not in (1 + rank, 2 + rank):
+            raise ValueError(f"expected [C] or [B, C] and {rank} spatial axes, found {list(volume.shape)}")
+        return normalise(volume, about["preprocessing"], rank)
 
 
 def normalise(volume: Tensor, settings: dict[str, Any], rank: int) -> Tensor:

@@ -115,7 +115,7 @@ class Staged(Encoder):
         stages = (Blocks(*shape) if self.residual else nn.Sequential(ConvNorms(*shape)) for shape in shapes)
         self.stages = nn.ModuleList(stages)
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def pyramid(self, x: Tensor) -> list[Tensor]:
         if self.residual:
             x = self.stem(x)
         pyramid = []

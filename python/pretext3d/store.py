@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import json
+import operator
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -48,8 +49,8 @@ class Store(Dataset[Sample]):
     """The scans of a store, as a dataset: `len(store)`, `store[i]` in the order of `ids`, and with a DataLoader.
 
     `path`: the store's folder. `split`: only the scans that their dataset puts on this side, `train`, `val` or `test`.
-    `subjects`: only these people's scans or these scans, by id, as `split.json` of a run names them. `labelled`: only scans with
-    a label or a class. `dtype`: of images; None: as stored, float16 or float32, mapped from the file, so that cutting out a patch
+    `subjects`: only these people's scans or these scans, by id, as `split.json` of a run names them; a single id may stand alone.
+    `labelled`: only scans with a label or a class. `dtype`: of images; None: as stored, float16 or float32, mapped from the file, so that cutting out a patch
     reads the patch.
 
     Raises FileNotFoundError for a missing file, ValueError for a store that is damaged, not complete or of a newer version, and for
@@ -75,7 +76,7 @@ class Store(Dataset[Sample]):
         path: str | os.PathLike[str],
         *,
         split: str | None = None,
-        subjects: Iterable[str] | None = None,
+        subjects: Iterable[str] | str | None = None,
         labelled: bool = False,
         dtype: torch.dtype | None = torch.float32,
     ) -> None:
@@ -100,14 +101,14 @@ class Store(Dataset[Sample]):
             raise ValueError(f"{self.path / INDEX}: not a store's index: {error!r}") from error
 
     def _chosen(
-        self, entries: list[dict[str, Any]], split: str | None, subjects: Iterable[str] | None, labelled: bool
+        self, entries: list[dict[str, Any]], split: str | None, subjects: Iterable[str] | str | None, labelled: bool
     ) -> list[dict[str, Any]]:
         if split is not None:
             entries = [entry for entry in entries if entry["split"] == split]
             if not entries:
                 raise ValueError(f"{self.path}: the dataset puts no scan on the side {split!r}")
         if subjects is not None:
-            wanted = set(subjects)
+            wanted = {subjects} if isinstance(subjects, str) else set(subjects)
             known = {name for entry in entries for name in (entry["id"], _subject(entry["id"]))}
             if wanted - known:
                 raise ValueError(f"{self.path}: holds no subject {min(wanted - known)!r}{f' on the side {split!r}' if split else ''}")
@@ -122,7 +123,7 @@ class Store(Dataset[Sample]):
         return len(self._entries)
 
     def __getitem__(self, i: int) -> Sample:
-        entry = self._entries[i]
+        entry = self._entries[operator.index(i)]
         path = self.path / entry["file"]
         try:
             with safe_open(path, framework="pt") as file:

@@ -39,7 +39,7 @@ class UNet(Encoder):
             self.add_module(f"level{i}", Stage(rank, inputs, level.channels, norm, dropout))
             inputs = level.channels
 
-    def forward(self, x: Tensor) -> list[Tensor]:
+    def pyramid(self, x: Tensor) -> list[Tensor]:
         pyramid: list[Tensor] = []
         for i in range(len(self.levels)):
             pyramid.append(getattr(self, f"level{i}")(max_pool(pyramid[-1]) if pyramid else x))

@@ -23,6 +23,8 @@ VERSION = 1
 DESCRIPTION = "pretext3d.json"
 ENCODER, DECODER = "encoder.", "decoder."
 ZIP = b"PK\x03\x04"
+# Name of the weights in a folder for Hugging Face.
+MODEL = "model.safetensors"
 
 ARCHITECTURES: dict[str, type[Encoder]] = {
     "unet": UNet,
@@ -45,21 +47,24 @@ def load(path: str | os.PathLike[str]) -> Encoder:
     or holds anything but a pretrained encoder.
     """
     path = Path(path)
-    if path.is_dir():
-        state, description = _folder(path)
-    elif path.is_file():
+    named = (Path(f"{path}{ending}") for ending in (".safetensors", ".pt"))
+    whole = next((file for file in named if file.is_file()), None)
+    if path.is_file():
         with path.open("rb") as file:
-            is_zip = file.read(len(ZIP)) == ZIP
-        state, description = _script(path) if is_zip else _safetensors(path, path.with_suffix(".json"))
-    else:
-        found = (Path(f"{path}{ending}") for ending in (".safetensors", ".pt"))
-        whole = next((file for file in found if file.is_file()), None)
-        if whole is None:
-            raise FileNotFoundError(
-                f"{path}: not found; expected an export's .pt or .safetensors, their name without the ending, or a folder of "
-                "`pretext3d export --to huggingface`"
-            )
+            is_script = file.read(len(ZIP)) == ZIP or path.suffix == ".pt"
+        state, description = _script(path) if is_script else _safetensors(path, path.with_suffix(".json"))
+    elif (path / MODEL).is_file():
+        state, description = _safetensors(path / MODEL, path / "config.json")
+    # A run's folder may have the name of its weights.
+    elif whole is not None:
         return load(whole)
+    elif path.is_dir():
+        raise FileNotFoundError(f"{path}: a folder without {MODEL}; expected one of `pretext3d export --to huggingface`")
+    else:
+        raise FileNotFoundError(
+            f"{path}: not found; expected an export's .pt or .safetensors, their name without the ending, or a folder of "
+            "`pretext3d export --to huggingface`"
+        )
     _check(description, path)
     try:
         # Nothing is made before it is clear that the file has it.
@@ -68,7 +73,7 @@ def load(path: str | os.PathLike[str]) -> Encoder:
             if any(name.startswith(DECODER) for name in state):
                 encoder.decoder = encoder.new_decoder(description["decoder"]["outputs"])
         encoder.load_state_dict({name.removeprefix(ENCODER): tensor for name, tensor in state.items()}, assign=True)
-    except (RuntimeError, KeyError, TypeError, ValueError) as error:
+    except (RuntimeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise ValueError(f"{path}: its tensors and its description do not fit each other: {error}") from error
     return encoder
 
@@ -86,12 +91,15 @@ def build(description: dict[str, Any]) -> Encoder:
         raise ValueError(f"the network is {name!r} with {sorted(network)}, expected one of {known} with its settings")
     if name == "unet":
         network.setdefault("norm", "batch")
-    encoder = ARCHITECTURES[name](**network)
+    try:
+        encoder = ARCHITECTURES[name](**network)
+    except TypeError as error:
+        raise ValueError(f"the network is {name!r} with {sorted(network)}, which are not its settings: {error}") from error
     encoder.description = description
     return encoder
 
 
-def _json(text: str, path: Path) -> dict[str, Any]:
+def _json(text: str | bytes, path: Path) -> dict[str, Any]:
     try:
         description = json.loads(text)
     except ValueError as error:
@@ -112,14 +120,7 @@ def _safetensors(path: Path, description: Path) -> tuple[dict[str, Tensor], dict
         state = {name: tensor.clone() for name, tensor in load_file(path).items()}
     except SafetensorError as error:
         raise ValueError(f"{path}: not a safetensors file, or damaged: {error}") from error
-    return state, _json(description.read_text(), description)
-
-
-def _folder(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    weights = path / "model.safetensors"
-    if not weights.is_file():
-        raise FileNotFoundError(f"{path}: a folder without model.safetensors; expected one of `pretext3d export --to huggingface`")
-    return _safetensors(weights, path / "config.json")
+    return state, _json(description.read_bytes(), description)
 
 
 def _script(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -135,7 +136,7 @@ def _script(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if not text:
         raise ValueError(f"{path}: TorchScript of another program: there is no {DESCRIPTION} in it")
     state: dict[str, Tensor] = module.state_dict()
-    return state, _json(text.decode() if isinstance(text, bytes) else text, path)
+    return state, _json(text, path)
 
 
 def _check(description: dict[str, Any], path: Path) -> None:
@@ -144,5 +145,7 @@ def _check(description: dict[str, Any], path: Path) -> None:
         raise ValueError(
             f"{path}: holds a {kind}, expected a {FORMAT}, which pretraining writes; run a fine-tuned network with torch.jit.load"
         )
+    if not isinstance(version, int):
+        raise ValueError(f"{path}: its version is {version!r}, expected a number up to {VERSION}")
     if version > VERSION:
         raise ValueError(f"{path}: written by a newer version ({version}, this one knows {VERSION}): update pretext3d")

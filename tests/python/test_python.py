@@ -58,6 +58,9 @@ def test_an_encoder_is_its_torchscript(exported):
     x = encoder.preprocess(raw)
     assert torch.equal(x, script.preprocess(raw)) and torch.equal(encoder.preprocess(raw[0].double()), script.preprocess(raw[0]))
     x = x if rank == 3 else x[:, :, 0]
+    for function, wrong in ((encoder, x[0]), (encoder, x[None]), (encoder.preprocess, raw[0, 0]), (encoder.preprocess, raw[None])):
+        with pytest.raises(ValueError, match="spatial axes, found"):
+            function(wrong)
     even = x[..., :32, :]
     again = pickle.loads(pickle.dumps(copy.deepcopy(encoder)))
     for train in (False, True):
@@ -102,6 +105,10 @@ def test_a_folder_for_hugging_face_is_read_too(trained, tmp_path):
     pretext3d("export", "--run", trained.run, "--to", "huggingface", "--out", tmp_path / "out")
     ours, theirs = load(trained.weights), load(tmp_path / "out")
     assert all(torch.equal(theirs.state_dict()[name], tensor) for name, tensor in ours.state_dict().items())
+    # A run's folder of the same name is not in the way.
+    shutil.copy(trained.weights.with_suffix(".pt"), tmp_path / "run.pt")
+    (tmp_path / "run").mkdir()
+    assert load(tmp_path / "run").levels == ours.levels
     raw = torch.rand(4, 16, 16, 16)
     assert torch.equal(ours.preprocess(raw), theirs.preprocess(raw)) and ours.levels == theirs.levels
 
@@ -122,6 +129,8 @@ def test_what_is_no_encoder_is_refused_with_the_files_name(trained, store, tmp_p
     refused(trained.run / "best.safetensors", "best.json", "pretext3d export", error=FileNotFoundError)
     network = read_json(trained.weights.with_suffix(".json"))["network"]
     refused(files("newer", version=2), "newer version (2")
+    refused(files("strings", version="2"), "version is '2'")
+    refused(files("flat", network={**network, "levels": 0}), "do not fit")
     refused(files("tuned", format="pretext3d-network"), "pretext3d-network", "torch.jit.load")
     refused(files("deeper", network={**network, "levels": 9, "filters": 1 << 20}), "level8")
     refused(files("wider", network={**network, "filters": 1 << 20}), "size mismatch")
@@ -130,6 +139,15 @@ def test_what_is_no_encoder_is_refused_with_the_files_name(trained, store, tmp_p
     for name, half in (("cut.safetensors", files("cut")), ("cut.pt", trained.weights.with_suffix(".pt"))):
         (tmp_path / name).write_bytes(half.read_bytes()[: half.stat().st_size // 2])
         refused(tmp_path / name, "damaged")
+    for name in ("bytes", "empty"):
+        files(name)
+    (tmp_path / "bytes.json").write_bytes(b"\xff")
+    refused(tmp_path / "bytes", "bytes.json: not JSON")
+    (tmp_path / "empty.pt").touch()
+    refused(tmp_path / "empty.pt", "not a TorchScript file")
+    for network in ({"growth": 1}, {"architecture": "plainconv"}):
+        with pytest.raises(ValueError, match="not its settings"):
+            build({"network": {"rank": 3, "in_channels": 1, **network}})
     (tmp_path / "other.json").write_text("{")
     refused(tmp_path / "other.json", "damaged")
     with pytest.raises(ValueError, match="other.json: not JSON"):
@@ -153,6 +171,9 @@ def test_a_store_is_a_dataset(store):
     assert some.ids == [scans.ids[1], scans.ids[4]] and torch.equal(some[-1]["image"], scans[4]["image"])
     batches = list(DataLoader(some, batch_size=2, num_workers=1, multiprocessing_context="spawn"))
     assert len(batches) == 1 and batches[0]["id"] == some.ids and torch.equal(batches[0]["image"][1], scans[4]["image"])
+    assert Store(store, subjects=scans.ids[2]).ids == [scans.ids[2]]
+    with pytest.raises(TypeError, match="slice"):
+        scans[:2]
     with pytest.raises(ValueError, match="no subject 'nobody'"):
         Store(store, subjects=["nobody"])
     with pytest.raises(ValueError, match="side 'test'"):
