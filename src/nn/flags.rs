@@ -120,10 +120,11 @@ impl EncoderFlags {
         Ok(EncoderConfig::DenseNet121(DenseNetConfig { in_channels, dropout }))
     }
 
-    /// These flags, then, where nobody names a number of levels, with fewer and fewer.
+    /// These flags, then, where nobody names a number of levels and it is a choice, with fewer and fewer.
     fn candidates(&self, rank: Rank) -> impl Iterator<Item = Self> {
         let named = self.levels.is_some() || !self.features.is_empty() || !self.blocks.is_empty();
-        let most = if named { 0 } else { self.config(rank, 1, 0.).map_or(0, |config| config.levels().len()) };
+        let fixed = named || self.encoder == Some(Architecture::DenseNet121);
+        let most = if fixed { 0 } else { self.config(rank, 1, 0.).map_or(0, |config| config.levels().len()) };
         // No fewer than are named by their kernels and strides.
         let least = self.kernels.len().max(self.strides.len()).max(1);
         let fewer = (least..most).rev().map(|levels| EncoderFlags { levels: Some(levels), ..self.clone() });

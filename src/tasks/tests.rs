@@ -147,4 +147,7 @@ fn windows_that_nobody_names_fit_the_decoder() {
     let named = EncoderFlags { levels: Some(5), ..unet };
     assert_eq!(window(TaskKind::Mae, 47, &named), (32, 5));
     assert_eq!(window(TaskKind::Mae, 31, &named).0, 31, "is refused, with the sizes that work");
+    let densenet = EncoderFlags { encoder: Some(Architecture::DenseNet121), ..Default::default() };
+    let flat = default_window(&[TaskKind::Mae], &scans(20), Rank::Two, densenet.networks(Rank::Two)).unwrap();
+    assert_eq!(flat, 20, "its levels are no choice");
 }
