@@ -175,7 +175,13 @@ impl FinetuneConfig {
             ensure!(!given || self.arm() == Arm::Warmup, "--{name} goes with --arm warmup only");
         }
         from_zero("unfreeze-warmup-epochs", self.unfreeze_warmup_epochs.unwrap_or(0.))?;
-        ensure!(self.weights_name.is_none() || !self.random(), "--weights-name goes with weights, not with --weights none");
+        if let Some(name) = &self.weights_name {
+            ensure!(!self.random(), "--weights-name goes with weights, not with --weights none");
+            let plain = !name.trim().is_empty() && !name.contains(char::is_control);
+            ensure!(plain, "--weights-name {name:?}: expected a name in one line");
+            let taken = [SCRATCH, RANDOM].contains(&name.as_str());
+            ensure!(!taken, "--weights-name {name}: results without weights are called so; give another name");
+        }
         if self.transfer == Transfer::All {
             ensure!(!self.random(), "--transfer all takes the decoder of weights, and --weights none gives none");
             ensure!(
