@@ -107,16 +107,6 @@ impl Pretrained {
         }
     }
 
-    /// SHA-256 of all that was read.
-    pub fn digest(&self) -> Result<String> {
-        let mut hash = Sha256::new();
-        for path in &self.read {
-            let mut read = || std::io::copy(&mut File::open(path)?, &mut hash);
-            read().with_context(|| path.display().to_string())?;
-        }
-        Ok(hex(&hash.finalize()))
-    }
-
     /// Copies the encoder into `target`, as [`load_encoder`] does, for scans as `now` says: channels in another order than it was trained on
     /// are put in order, and where the scans are others in kind the report warns. With [`Transfer::All`] the decoder too, into that of a
     /// segmentation; errors if there is none.
@@ -184,6 +174,16 @@ impl About {
             fraction: setting("fraction").and_then(Value::as_f64).unwrap_or(1.),
         }
     }
+}
+
+/// SHA-256 of the content of files, one after the other.
+pub fn digest(files: &[PathBuf]) -> Result<String> {
+    let mut hash = Sha256::new();
+    for path in files {
+        let mut read = || std::io::copy(&mut File::open(path)?, &mut hash);
+        read().with_context(|| path.display().to_string())?;
+    }
+    Ok(hex(&hash.finalize()))
 }
 
 /// What a file of weights says of itself.

@@ -8,7 +8,7 @@ use crate::nn::EncoderConfig;
 use crate::print::note;
 use crate::run::input::Input;
 use crate::run::seen;
-use crate::run::weights::Pretrained;
+use crate::run::weights::{Pretrained, digest};
 use crate::tasks::TaskKind;
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -63,7 +63,9 @@ impl SweepConfig {
 /// What must be known of the file before a sweep begins.
 pub struct Opened {
     pub encoder: EncoderConfig,
-    /// SHA-256 of what it holds.
+    /// The files that it consists of.
+    read: Vec<PathBuf>,
+    /// SHA-256 of what they hold.
     digest: String,
 }
 
@@ -84,8 +86,20 @@ impl Opened {
         for warning in pretrained.fit(&Input::of(store)).warnings {
             note!("warning: {}: {warning}", at());
         }
-        let digest = pretrained.digest().with_context(at)?;
-        Ok(Opened { encoder: pretrained.config, digest })
+        let digest = digest(&pretrained.read).with_context(at)?;
+        Ok(Opened { encoder: pretrained.config, read: pretrained.read, digest })
+    }
+
+    /// Errors if the files do not hold what they held then: a cell that started from them now would have the name of other weights.
+    pub fn check(&self, weights: &GivenWeights) -> Result<()> {
+        let GivenWeights { name, file } = weights;
+        let now = digest(&self.read).with_context(|| format!("[[weights]] {name:?}"))?;
+        ensure!(
+            now == self.digest,
+            "[[weights]] {name:?}: {} was changed while the sweep runs; put it back, or give the new weights another name",
+            file.display()
+        );
+        Ok(())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Runs what a shard has to do, several processes side by side.
 
+use super::plan::Weights;
 use super::process::{COMPUTE_THREADS, Process, ProcessEnd};
 use super::{Runner, Work};
 use crate::fs::try_lock;
@@ -37,6 +38,8 @@ enum Start {
     Held,
     /// Another process has finished it.
     Done,
+    /// It cannot start, and why.
+    Failed(String),
 }
 
 /// A shard's work under way.
@@ -114,7 +117,14 @@ impl Runner {
                 let command = if matches!(work, Work::Pretrain(_)) { "pretrain" } else { "finetune" };
                 vec![command.to_owned(), format!("--resume={}", dir.display())]
             }
-            false => self.arguments(work)?,
+            false => {
+                if let Weights::Given(i) = self.weights_of(work)
+                    && let Err(error) = self.opened[i].check(&self.config.weights[i])
+                {
+                    return Ok(Start::Failed(format!("{error:#}")));
+                }
+                self.arguments(work)?
+            }
         };
         // Runs that each took the whole machine would hinder one another.
         let share = (cores() / jobs).max(1);
@@ -199,6 +209,7 @@ impl Queue<'_> {
             match self.runner.start(work, self.jobs)? {
                 Start::Running(run) => self.running.push(run),
                 Start::Done => self.done += 1,
+                Start::Failed(why) => self.note(work, &ProcessEnd::Failed(why)),
                 Start::Held => {
                     if self.told.insert(work) {
                         note!("{}: waiting for another process that is at it", self.runner.name(work));

@@ -2,11 +2,13 @@
 import json
 import re
 import shutil
+import subprocess
+import time
 
 import pytest
 import torch
 import torchvision
-from helpers import pretext3d, read_json, refused, renamed, rows
+from helpers import command, pretext3d, read_json, refused, renamed, rows
 from test_sweep import flags_of, results, sweep, written
 
 QUICK = ["--epochs", 1, "--steps", 1, "--batch-size", 2, "--val-draws", 1, "--device", "cpu", "--precision", "fp32", "--threads", 1]
@@ -100,6 +102,25 @@ def test_a_free_encoder_is_one_row_beside_our_own(data, others, tmp_path):
     assert "cells from the weights free began from different ones" in pretext3d("report", out).stdout
 
 
+def test_weights_that_are_changed_meanwhile_start_no_cell(data, others, tmp_path):
+    out, file = tmp_path / "out", shutil.copy(others / "unet-w.safetensors", tmp_path / "w.safetensors")
+    description = shutil.copy(others / "unet-w.json", tmp_path / "w.json")
+    changes = ONE | {"tasks": [], "steps": 20}
+    config = written(tmp_path / "a.toml", data, more=table("a", file) + table("b", others / "unet"), **changes)
+    text = description.read_text()
+    with subprocess.Popen(command(*sweep(config, out)), stderr=subprocess.PIPE, text=True) as running:
+        # While the first cell runs.
+        while running.poll() is None and not (out / "cells/scratch-scratch-f1-s0/config.json").exists():
+            time.sleep(0.01)
+        description.write_text(text + " ")
+        said = running.communicate()[1]
+    assert running.returncode == 1 and '[[weights]] "a": ' in said and "was changed while the sweep runs" in said, said
+    assert set(results(out)) == {"cells/scratch-scratch-f1-s0", "cells/b-full-f1-s0"}
+    description.write_text(text)
+    pretext3d(*sweep(config, out))
+    assert "cells/a-full-f1-s0" in results(out)
+
+
 def test_settings_and_rates_of_given_weights(data, others, tmp_path):
     plan = [tmp_path / "out", "--dry-run"]
     given = table("free", others / "nnunet/checkpoint_final.pth") + table("earlier", others / "unet-w.safetensors")
@@ -156,6 +177,9 @@ def test_refused_before_anything_runs(data, others, tmp_path):
     for name in ("", "a b", "../x", ".x", "full", "slow", "scratch", "rot", "rotation", "rot-jig"):
         arm = '[finetune.arm.slow]\nbase = "full"\n' if name == "slow" else ""
         check(table(name, good) + arm, "[[weights]]", f'"{name}"', arms=["scratch", "slow"] if arm else ["full"])
+    tune = ["finetune", "--data", data, "--weights", good, "--arm", "full", "--out", out]
+    for name in ("", " ", "a\nb", "scratch", "random"):
+        refused(*tune, f"--weights-name={name}", says=["--weights-name"])
     check(table("a", good) * 2, '"a"', "twice")
     check(table("a", good) + "arm = 1\n", "unknown field `arm`")
     check('[[weights]]\nname = "a"\n', "missing field `file`")
