@@ -1,4 +1,5 @@
 """Data that several test files share, made once a session by the binary itself."""
+import locale
 import signal
 from types import SimpleNamespace
 
@@ -25,6 +26,13 @@ def pytest_configure(config):
 
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture(autouse=True)
+def kept_locale():
+    """ITK sets the process's locale where it reads DICOM, and later tests would read what we print as ASCII."""
+    yield
+    locale.setlocale(locale.LC_ALL, "")
 
 
 @pytest.fixture(scope="session")
