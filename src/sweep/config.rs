@@ -1,6 +1,5 @@
 //! What a sweep runs: a TOML file, see `experiments/`.
 
-use super::given::GivenWeights;
 use crate::data::slices::Slices;
 use crate::finetune::config::DownstreamKind;
 use crate::study::labels::Labels;
@@ -11,6 +10,16 @@ use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::path::PathBuf;
+
+/// A table `[[weights]]`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GivenWeights {
+    /// What cells and the report call them.
+    pub name: String,
+    /// Whatever `finetune --weights` takes; from the working directory, as all paths.
+    pub file: PathBuf,
+}
 
 /// A sweep: every pretext task x share of unlabelled scans is pretrained once a seed, and fine-tuned in every arm x label fraction x
 /// seed, as given weights are; the arms without weights in every fraction x seed. A cross-validation does so for each fold.

@@ -1,7 +1,7 @@
 //! Weights that a sweep is given, as rivals of its own pretraining: those of others, or of an earlier run.
 
 use super::arms::{SweepArm, is_plain};
-use super::config::SweepConfig;
+use super::config::{GivenWeights, SweepConfig};
 use crate::data::split::Split;
 use crate::data::store::Store;
 use crate::nn::EncoderConfig;
@@ -11,20 +11,9 @@ use crate::run::seen;
 use crate::run::weights::{Pretrained, digest};
 use crate::tasks::TaskKind;
 use anyhow::{Context, Result, bail, ensure};
-use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::path::PathBuf;
-
-/// A table `[[weights]]`.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct GivenWeights {
-    /// What cells and the report call them.
-    pub name: String,
-    /// Whatever `finetune --weights` takes; from the working directory, as all paths.
-    pub file: PathBuf,
-}
 
 /// Key of what a file held, beside its name in `sweep.json`.
 const SHA256: &str = "sha256";

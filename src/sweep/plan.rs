@@ -1,8 +1,7 @@
 //! The pretrainings and fine-tunings that a sweep is made of, and their flags.
 
 use super::arms::Source;
-use super::config::{FINETUNE_OWN, SweepConfig, short_names};
-use super::given::GivenWeights;
+use super::config::{FINETUNE_OWN, GivenWeights, SweepConfig, short_names};
 use crate::settings::to_flag;
 use crate::study::cell::Cell;
 use crate::study::labels::Labels;

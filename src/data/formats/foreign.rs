@@ -2,7 +2,7 @@
 
 use super::super::names::strip_ending;
 use super::compression::{self, decompressed};
-use super::open::START;
+use super::content::START;
 use std::fs::File;
 use std::io::Read;
 use std::path::Path;

@@ -4,7 +4,7 @@
 //! `TransformMatrix` says in numbers, and ITK does not read it.
 
 use super::compression::gunzip;
-use super::open::Content;
+use super::content::Content;
 use super::text::{Decimal, line, numbers, shown};
 use super::voxels::{Voxels, skip_bytes};
 use super::write::Made;

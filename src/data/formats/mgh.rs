@@ -2,7 +2,7 @@
 //!
 //! No crate reads it; the tests compare with nibabel.
 
-use super::open::Content;
+use super::content::Content;
 use super::voxels::Voxels;
 use super::write::Made;
 use super::{Format, Header, Stored};

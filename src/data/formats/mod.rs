@@ -5,6 +5,7 @@
 //! for all. Photographs ([`image`]) are no volumes and have a door of their own.
 
 mod compression;
+mod content;
 mod detached;
 pub mod dicom;
 mod foreign;
@@ -25,7 +26,7 @@ pub use write::{write_classes, write_floats};
 
 use super::names::strip_ending;
 use anyhow::Result;
-use open::Content;
+use content::Content;
 use std::fmt;
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -66,6 +67,11 @@ impl PartialEq for Format {
     fn eq(&self, other: &Format) -> bool {
         self.name == other.name
     }
+}
+
+/// Says what a file is whose content begins so, if it is in a format that is not read. DICOM is foreign among other scans in a folder alone.
+fn foreign_content(start: &[u8]) -> Option<String> {
+    foreign::by_content(start).filter(|_| !dicom::is(start))
 }
 
 /// The name of a scan's file without its extension, whose case does not matter; `None` for any other file. Both files of a `.hdr` with

@@ -1,25 +1,15 @@
 //! The door through which every scan's file is read.
 
 use super::compression::decompressed;
+use super::content::{Content, START};
 use super::voxels::{Voxels, decode, read_raw};
-use super::{FORMATS, Header, dicom, foreign, named, nifti};
+use super::{FORMATS, Header, foreign, foreign_content, named, nifti};
 use crate::data::volume::{Volume, rotation, to_ras};
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs::File;
-use std::io::{BufRead, Cursor, Read};
+use std::io::{Cursor, Read};
 use std::path::{Path, PathBuf};
-
-/// Bytes of a file's beginning that tell its format.
-pub const START: usize = 512;
-
-/// What a file holds, decompressed.
-pub struct Content<'a> {
-    /// From the first byte on.
-    pub stream: Box<dyn BufRead + 'a>,
-    /// The file, where it is no member of an archive: its voxels may be in others beside it.
-    pub path: Option<PathBuf>,
-}
 
 /// A file whose header is read and checked.
 pub struct Opened<'a> {
@@ -57,8 +47,7 @@ fn open_content(content: Content) -> Result<(Header, Voxels)> {
     let mut start = Vec::with_capacity(START);
     (&mut stream).take(START as u64).read_to_end(&mut start).context("reading the header")?;
     ensure!(!start.is_empty(), "empty file, expected a scan");
-    // DICOM is foreign among other scans in a folder alone.
-    if let Some(foreign) = foreign::by_content(&start).filter(|_| !dicom::is(&start)) {
+    if let Some(foreign) = foreign_content(&start) {
         bail!(foreign);
     }
     let by_content = FORMATS.into_iter().find(|format| (format.is)(&start));

@@ -1,7 +1,7 @@
 //! The slices of a series in their order, and what is wrong with them.
 
 use super::file::Place;
-use super::image::{Image, Slice};
+use super::image::{Image, Piece, Slice};
 use super::{FORMAT, pixels};
 use crate::data::formats::voxels::Voxels;
 use crate::data::formats::{Header, Stored};
@@ -18,16 +18,6 @@ const DOUBLE: f64 = 0.1;
 /// all slices together may shift across it.
 const UNEVEN: f64 = 0.1;
 const SHEARED: f64 = 0.5;
-
-/// A slice of one of the files.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Piece {
-    pub image: usize,
-    pub frame: usize,
-    pub scale: (f64, f64),
-    /// Along the normal, in millimetres.
-    pub at: f64,
-}
 
 /// Slices in their order along the normal.
 #[derive(Clone, Debug)]

@@ -38,6 +38,16 @@ pub struct Word {
     pub lowest: u32,
 }
 
+/// A slice of one of the files.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Piece {
+    pub image: usize,
+    pub frame: usize,
+    pub scale: (f64, f64),
+    /// Along the normal, in millimetres.
+    pub at: f64,
+}
+
 /// A file with an image.
 #[derive(Clone, Debug)]
 pub struct Image {

@@ -9,7 +9,8 @@ pub use arrange::{Arranged, arrange};
 pub use file::{Place, is};
 pub use image::{Found, Image, Labels, read};
 
-use super::open::{Content, Opened};
+use super::content::Content;
+use super::open::Opened;
 use super::voxels::Voxels;
 use super::write::Made;
 use super::{Format, Header, nifti};

@@ -1,8 +1,7 @@
 //! The voxels of a series as one stream, slice by slice: one slice, or one compressed file, is held at a time.
 
-use super::arrange::Piece;
 use super::file::{self, MOST_PACKED, Place, encapsulated, native_bytes};
-use super::image::{Image, Word};
+use super::image::{Image, Piece, Word};
 use crate::data::formats::Stored;
 use anyhow::{Context, Result, bail, ensure};
 use dicom_dictionary_std::{tags, uids};

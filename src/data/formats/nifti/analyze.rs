@@ -5,7 +5,7 @@
 
 use super::header::{Fields, Parsed, read_header, size};
 use super::{NIFTI1, like, open_voxels, pair};
-use crate::data::formats::open::Content;
+use crate::data::formats::content::Content;
 use crate::data::formats::voxels::Voxels;
 use crate::data::formats::write::Made;
 use crate::data::formats::{Format, Header};

@@ -15,7 +15,7 @@ pub use like::made_header;
 pub use pair::{header_file, header_stem, voxels_file, voxels_stem};
 pub use write::{DataType, write};
 
-use super::open::Content;
+use super::content::Content;
 use super::voxels::{Voxels, skip_bytes};
 use super::{Format, Header, compression};
 use anyhow::{Context, Result};

@@ -6,7 +6,7 @@ mod fields;
 mod grid;
 
 use super::compression::{bunzip2, gunzip};
-use super::open::Content;
+use super::content::Content;
 use super::text::{Decimal, Hexadecimal};
 use super::voxels::{Voxels, skip_bytes};
 use super::write::Made;
