@@ -11,7 +11,7 @@ pub enum Volumes {
     /// Every volume is a channel
     #[default]
     Channels,
-    /// Every volume is a scan of its own, as with --channels-as-scans
+    /// Every volume is a scan of its own
     Each,
     /// The mean of the volumes is the scan
     Mean,
