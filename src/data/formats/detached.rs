@@ -4,7 +4,7 @@ use super::text::{numbers, shown};
 use super::voxels::Voxels;
 use anyhow::{Context, Result, bail, ensure};
 use std::fs;
-use std::io::{self, BufReader, Read};
+use std::io::{self, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 /// A file as it is decoded.
@@ -13,9 +13,15 @@ pub type File = BufReader<fs::File>;
 /// More files than this are not meant.
 const MOST: usize = 1 << 16;
 
+/// Places a file where its last `bytes` begin.
+pub fn seek_last(file: &mut File, bytes: u64) -> Result<()> {
+    file.seek(SeekFrom::End(-i64::try_from(bytes)?)).context("looking for the voxels at its end")?;
+    Ok(())
+}
+
 /// The names that a header gives, in the order of the voxels: `text` is one name, or a pattern as of `printf` with its first and last
 /// number and a step.
-pub fn names(text: &str) -> Result<Vec<String>> {
+fn names(text: &str) -> Result<Vec<String>> {
     let Some((pattern, rest)) = text.split_once(char::is_whitespace).filter(|(pattern, _)| pattern.contains('%')) else {
         return Ok(vec![text.to_string()]);
     };
@@ -48,14 +54,16 @@ fn numbered(pattern: &str, number: i128) -> Result<String> {
     Ok(format!("{before}{number}{after}"))
 }
 
-/// Voxels in these files beside the header's, an equal share of the `bytes` in each. `decode`: from a file, and the bytes of voxels in it,
-/// to the voxels.
+/// Voxels in other files than the header's, an equal share of the `bytes` in each: those of the list that follows the header, or, if that
+/// is empty, those that its field `text` names. `decode`: from a file, and the bytes of voxels in it, to the voxels.
 pub fn voxels<'a>(
     header: Option<&Path>,
-    names: Vec<String>,
+    text: &str,
+    list: &[String],
     bytes: usize,
     decode: impl Fn(File, u64) -> Result<Box<dyn Read>> + 'a,
 ) -> Result<Voxels<'a>> {
+    let names = if list.is_empty() { names(text)? } else { list.to_vec() };
     let header = header.context("its voxels are in other files, which are not looked for in an archive")?;
     ensure!(!names.is_empty(), "its voxels are in other files, but it names none");
     ensure!(

@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use flate2::bufread::ZlibDecoder;
 use flate2::{Compression, write::ZlibEncoder};
 use std::collections::BTreeMap;
-use std::io::{BufRead, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, Read, Write};
 
 pub static FORMAT: Format = Format {
     name: "MetaImage",
@@ -235,15 +235,14 @@ fn open(content: Content) -> Result<(Header, Voxels)> {
         };
         Voxels { open: Box::new(open), beside: vec![] }
     } else {
-        let names = if fields.list.is_empty() { detached::names(file)? } else { fields.list };
         let decode = move |mut file: detached::File, bytes: u64| {
             match u64::try_from(data.skip) {
                 Ok(skip) => skip_bytes(&mut file, skip)?,
-                Err(_) => drop(file.seek(SeekFrom::End(-i64::try_from(bytes)?)).context("looking for the voxels at its end")?),
+                Err(_) => detached::seek_last(&mut file, bytes)?,
             }
             data.voxels(Box::new(file))
         };
-        detached::voxels(path.as_deref(), names, header.bytes()?, decode)?
+        detached::voxels(path.as_deref(), file, &fields.list, header.bytes()?, decode)?
     };
     Ok((header, voxels))
 }

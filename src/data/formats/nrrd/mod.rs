@@ -15,7 +15,7 @@ use anyhow::{Context, Result, bail, ensure};
 use fields::{Fields, MAGIC};
 use flate2::{Compression, write::GzEncoder};
 use grid::Grid;
-use std::io::{BufRead, Read, Seek, SeekFrom, Write};
+use std::io::{BufRead, Read, Write};
 
 pub static FORMAT: Format = Format {
     name: "NRRD",
@@ -152,14 +152,13 @@ fn open(content: Content) -> Result<(Header, Voxels)> {
     let voxels = match fields.get("data file") {
         None => Voxels { open: Box::new(move || data.voxels(stream)), beside: vec![] },
         Some(text) => {
-            let names = if fields.list.is_empty() { detached::names(text)? } else { fields.list };
             let decode = move |mut file: detached::File, bytes: u64| {
                 if data.skip < 0 {
-                    file.seek(SeekFrom::End(-i64::try_from(bytes)?)).context("looking for the voxels at its end")?;
+                    detached::seek_last(&mut file, bytes)?;
                 }
                 data.voxels(Box::new(file))
             };
-            detached::voxels(path.as_deref(), names, header.bytes()?, decode)?
+            detached::voxels(path.as_deref(), text, &fields.list, header.bytes()?, decode)?
         }
     };
     Ok((header, voxels))
