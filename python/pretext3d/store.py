@@ -50,8 +50,8 @@ class Store(Dataset[Sample]):
 
     `path`: the store's folder. `split`: only the scans that their dataset puts on this side, `train`, `val` or `test`.
     `subjects`: only these people's scans or these scans, by id, as `split.json` of a run names them; a single id may stand alone.
-    `labelled`: only scans with a label or a class. `dtype`: of images; None: as stored, float16 or float32, mapped from the file, so that cutting out a patch
-    reads the patch.
+    `labelled`: only scans with a label or a class. `dtype`: of images; None: as stored, float16 or float32, mapped from the
+    file, so that cutting out a patch reads the patch.
 
     Raises FileNotFoundError for a missing file, ValueError for a store that is damaged, not complete or of a newer version, and for
     a choice that leaves nothing; each names the file. A file's header is looked at when its scan is read.

@@ -85,7 +85,8 @@ pub struct SweepConfig {
     #[serde(default)]
     pub pretrain: Map<String, Value>,
     /// Flags of `pretext3d finetune`, the same for every arm but for two kinds of tables: `pretext.TASK` holds those of the arms that
-    /// start from that task's weights, or from given ones of that name, `arm.NAME` those of one arm, or of a variant of the arm that its key `base` names.
+    /// start from that task's weights, or from given ones of that name, `arm.NAME` those of one arm, or of a variant of the arm that its
+    /// key `base` names.
     #[serde(default)]
     pub finetune: Map<String, Value>,
     /// Learning rates from which every arm's own is chosen, on the validation side, by the best score's mean over repetitions of

@@ -65,11 +65,11 @@ impl Opened {
         let at = || format!("[[weights]] {:?}", weights.name);
         let pretrained = Pretrained::open(&weights.file).with_context(at)?;
         let run = config.folds();
-        let splits = splits.iter().filter(|split| run.contains(&split.fold.map(|fold| fold.number)));
-        for (split, seen) in splits.zip(std::iter::repeat(&pretrained.seen)) {
-            let Some(seen) = seen else { break };
-            if let Some(found) = seen::held_out(seen, store, split, config.other_people).first() {
-                bail!("{}: {}: {found}", at(), weights.file.display());
+        if let Some(seen) = &pretrained.seen {
+            for split in splits.iter().filter(|split| run.contains(&split.fold.map(|fold| fold.number))) {
+                if let Some(found) = seen::held_out(seen, store, split, config.other_people).first() {
+                    bail!("{}: {}: {found}", at(), weights.file.display());
+                }
             }
         }
         for warning in pretrained.fit(&Input::of(store)).warnings {
