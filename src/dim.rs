@@ -1,5 +1,6 @@
 //! Spatial rank, shapes and boxes, shared by the 2D and the 3D code.
 
+use anyhow::bail;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use std::str::FromStr;
@@ -109,6 +110,11 @@ impl PerAxis {
         PerAxis { rank: self.rank, values: std::array::from_fn(|a| self.values[a] * other.values[a]) }
     }
 
+    /// The largest multiples of it within a shape, 0 where there are none.
+    pub fn whole(&self, shape: Shape) -> Shape {
+        std::array::from_fn(|a| shape[a] / self.along(a) * self.along(a))
+    }
+
     /// How often this goes into another one, which is a multiple of it.
     pub fn ratio(&self, multiple: &PerAxis) -> Self {
         PerAxis { rank: self.rank, values: std::array::from_fn(|a| multiple.values[a] / self.values[a]) }
@@ -149,6 +155,89 @@ impl fmt::Display for PerAxis {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let numbers: Vec<String> = self.values().iter().map(i64::to_string).collect();
         write!(f, "{}", numbers.join("x"))
+    }
+}
+
+/// A whole number for all axes, or one for each of them, as flags and settings files have it: `3` or `3,3,1`, in JSON a number or a
+/// list. Which axes there are is known with the data.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(into = "NumberOrList", try_from = "NumberOrList")]
+pub struct Sides(Vec<usize>);
+
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+enum NumberOrList {
+    Number(usize),
+    List(Vec<usize>),
+}
+
+impl Sides {
+    /// The same along every axis.
+    pub fn all(n: usize) -> Self {
+        Sides(vec![n])
+    }
+
+    /// The axes of a shape that are in use.
+    pub fn of(rank: Rank, shape: Shape) -> Self {
+        let sides = &shape[rank.axes()];
+        Sides(if sides.iter().all(|n| *n == sides[0]) { vec![sides[0]] } else { sides.to_vec() })
+    }
+
+    /// As a flag that is a list has them; `None`: it is not given.
+    pub fn given(numbers: &[usize]) -> Option<Self> {
+        (!numbers.is_empty()).then(|| Sides(numbers.to_vec()))
+    }
+
+    /// Along every axis of data of this rank, 1 along an axis that is not in use. Errors if it is of another rank; `flag`: without dashes.
+    pub fn shape(&self, flag: &str, rank: Rank) -> anyhow::Result<Shape> {
+        let mut shape = [1; 3];
+        match self.0[..] {
+            [n] => shape = rank.cube(n),
+            _ if self.0.len() == rank.n() => shape[rank.axes()].copy_from_slice(&self.0),
+            _ => {
+                let axes = match rank {
+                    Rank::Two => "rows, columns",
+                    Rank::Three => "left to right, back to front, bottom to top",
+                };
+                bail!("--{flag} has {} numbers, expected 1 or {} ({axes})", self.0.len(), rank.n());
+            }
+        }
+        Ok(shape)
+    }
+}
+
+impl TryFrom<NumberOrList> for Sides {
+    type Error = String;
+    fn try_from(found: NumberOrList) -> Result<Self, String> {
+        match found {
+            NumberOrList::Number(n) => Ok(Sides::all(n)),
+            NumberOrList::List(numbers) if (1..=3).contains(&numbers.len()) => Ok(Sides(numbers)),
+            NumberOrList::List(numbers) => {
+                Err(format!("expected a number for all axes or one for each, found {}", numbers.len()))
+            }
+        }
+    }
+}
+
+impl From<Sides> for NumberOrList {
+    fn from(sides: Sides) -> Self {
+        if let [n] = sides.0[..] { NumberOrList::Number(n) } else { NumberOrList::List(sides.0) }
+    }
+}
+
+impl FromStr for Sides {
+    type Err = String;
+    fn from_str(text: &str) -> Result<Self, String> {
+        let numbers = text.split(',').map(|n| n.trim().parse()).collect::<Result<Vec<usize>, _>>();
+        let numbers = numbers.map_err(|_| format!("expected whole numbers such as 128 or 128,128,32, found {text:?}"))?;
+        NumberOrList::List(numbers).try_into()
+    }
+}
+
+impl fmt::Display for Sides {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        let numbers: Vec<String> = self.0.iter().map(usize::to_string).collect();
+        write!(f, "{}", numbers.join(","))
     }
 }
 
@@ -198,6 +287,7 @@ impl Region {
     pub fn fits(&self, shape: Shape) -> bool {
         (0..3).all(|a| self.start[a] + self.size[a] <= shape[a])
     }
+
     /// The same box in the coordinates of a volume in which this one's origin lies at `origin`.
     pub fn shifted(&self, origin: Shape) -> Self {
         Region { start: std::array::from_fn(|a| self.start[a] + origin[a]), size: self.size }

@@ -83,7 +83,7 @@ pub fn step(args: StepArgs) -> Result<()> {
         ids: (0..SCANS).map(|i| format!("random-{i}")).collect(),
         images: (0..SCANS).map(|_| ndarray::Array4::from_shape_simple_fn(shape, || random.random())).collect(),
     });
-    let mut trainer = config.trainer(device, rank, args.window, scans.clone(), scans)?;
+    let mut trainer = config.trainer(device, rank, rank.cube(args.window), scans.clone(), scans)?;
     let mut batches = trainer.batches(0, 0);
     let mut means = Means::default();
     let started = Instant::now();
@@ -124,7 +124,7 @@ pub fn sampling(args: SamplingArgs) -> Result<()> {
         let (started, mut samples) = (Instant::now(), 0);
         while started.elapsed() < limit {
             let scan = random.random_range(0..store.len());
-            let region = draw_window(&store, scan, rank, args.crop, &mut random)?;
+            let region = draw_window(&store, scan, rank, rank.cube(args.crop), &mut random)?;
             let mut orientation = Orientation::rotation(rank, random.random_range(0..Orientation::rotations(rank)));
             rank.axes().for_each(|a| orientation.flip[a] ^= random.random_bool(0.5));
             store.read(scan, region, orientation, &mut out)?;

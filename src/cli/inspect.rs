@@ -1,6 +1,7 @@
 use crate::data::Scans;
 use crate::data::slices::Slices;
 use crate::data::store::Store;
+use crate::dim::Sides;
 use crate::fs::{check_writable, write_atomic_path};
 use crate::nn::EncoderFlags;
 use crate::print::say;
@@ -51,9 +52,9 @@ pub struct Args {
     /// Seed of all draws
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Side in voxels of the window a sample is cut from [default: the smallest side of any scan, at most 128, in 2D 224]
+    /// Side in voxels of the window a sample is cut from, or one along each axis, as pretrain takes it [default: as pretrain has it]
     #[arg(long, value_name = "VOXELS")]
-    window: Option<usize>,
+    window: Option<Sides>,
     /// Read volumes as 2D slices
     #[arg(long, value_enum, value_name = "PLANE")]
     slices: Option<Slices>,
@@ -69,8 +70,8 @@ pub fn run(args: Args) -> Result<()> {
     let store = Store::open(&args.data)?.sliced(args.slices)?;
     let rank = store.rank()?;
     let given = args.weights.as_deref().map(Pretrained::open).transpose()?;
-    let window = match (args.window, &given) {
-        (Some(window), _) => window,
+    let window = match (&args.window, &given) {
+        (Some(window), _) => window.shape("window", rank)?,
         (None, Some(given)) => tasks::default_window(&[args.task], &store, rank, [Ok(given.config.clone())])?,
         (None, None) => tasks::default_window(&[args.task], &store, rank, EncoderFlags::default().networks(rank))?,
     };
@@ -98,7 +99,7 @@ pub fn run(args: Args) -> Result<()> {
 
     let description = json!({
         "task": task.name(),
-        "window": window,
+        "window": Sides::of(rank, window),
         "rank": rank,
         "slices": args.slices,
         "seed": args.seed,

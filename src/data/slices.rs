@@ -29,6 +29,11 @@ impl Slices {
         Orientation { source, ..Orientation::IDENTITY }
     }
 
+    /// The planes across an axis of the stored volume.
+    pub fn across(axis: usize) -> Self {
+        [Slices::Sagittal, Slices::Coronal, Slices::Axial][axis]
+    }
+
     /// Name, as the flag takes it.
     pub fn name(self) -> &'static str {
         match self {

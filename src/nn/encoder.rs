@@ -221,9 +221,7 @@ impl EncoderConfig {
 
     /// Whether it fits inputs of this shape, also where a decoder needs sides that are multiples of its reduction.
     pub fn fits(&self, input: Shape) -> bool {
-        let reduction = self.reduction();
-        let whole = std::array::from_fn(|a| input[a] / reduction.along(a) * reduction.along(a));
-        self.check_input(whole).is_ok()
+        self.check_input(self.reduction().whole(input)).is_ok()
     }
 
     /// The same encoder, with all of it in training too.

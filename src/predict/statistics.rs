@@ -2,6 +2,7 @@
 //! changed.
 
 use crate::device::memory_format;
+use crate::dim::Sides;
 use crate::ffi;
 use crate::nn::EncoderConfig;
 use crate::nn::calibrate::calibrate_encoder;
@@ -25,7 +26,10 @@ pub fn calibrate_on(windows: &Windows, device: Device, config: &EncoderConfig, d
     let windows_used = calibrate_encoder(config, &vs.variables(), ENCODER, decoder.then_some(DECODER), batches)?;
     vs.set_device(Device::Cpu);
     if windows_used > 0 {
-        note!("BatchNorm statistics: estimated on {windows_used} windows of {} voxels a side", windows.side);
+        note!(
+            "BatchNorm statistics: estimated on {windows_used} windows of {} voxels a side",
+            Sides::of(windows.rank, windows.shape)
+        );
     }
     Ok(())
 }

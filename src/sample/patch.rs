@@ -1,10 +1,10 @@
 //! Windows, grids and patches: where in a scan a sample's voxels lie.
 
 use crate::data::Scans;
-use crate::dim::{Rank, Region, Shape, voxels};
+use crate::dim::{Rank, Region, Shape, Sides, voxels};
 use crate::rng::Rng;
 use crate::transform::spatial::Orientation;
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 use rand::Rng as _;
 use std::ops::RangeInclusive;
 
@@ -13,13 +13,12 @@ const REDRAWS: usize = 8;
 /// Share of a window's voxels, in some channel, that is not background in a slice with something in it.
 const CONTENT: f64 = 0.1;
 
-/// Draws a window of `side` voxels along every axis in use, uniformly over the positions inside the scan; along an axis not
-/// in use it is one voxel thick. Errors if the scan is smaller.
+/// Draws a window of `size` voxels, uniformly over the positions inside the scan. Errors if the scan is smaller.
 ///
 /// A slice of a volume may hold next to nothing, and teach nothing. A window is drawn again, up to eight times, if in every
 /// channel less than a tenth of its voxels differs from the lowest one. Where the background is noise, no window looks empty.
-pub fn draw_window(scans: &dyn Scans, scan: usize, rank: Rank, side: usize, rng: &mut Rng) -> Result<Region> {
-    let (shape, size) = (scans.shape(scan), rank.cube(side));
+pub fn draw_window(scans: &dyn Scans, scan: usize, rank: Rank, size: Shape, rng: &mut Rng) -> Result<Region> {
+    let shape = scans.shape(scan);
     ensure!(
         (0..3).all(|a| size[a] <= shape[a]),
         "{}: the scan has {shape:?} voxels, samples need a window of {size:?}",
@@ -36,12 +35,12 @@ pub fn draw_window(scans: &dyn Scans, scan: usize, rank: Rank, side: usize, rng:
     Ok(window)
 }
 
-/// Draws a box inside a window of `window` voxels a side: along every axis in use a side of `sides` and its place, uniformly.
-pub fn draw_box(rank: Rank, window: usize, sides: RangeInclusive<usize>, rng: &mut Rng) -> Region {
+/// Draws a box inside a window of this shape: along every axis in use a side of `sides` and its place, uniformly.
+pub fn draw_box(rank: Rank, window: Shape, sides: &[RangeInclusive<usize>; 3], rng: &mut Rng) -> Region {
     let mut region = Region::whole([1; 3]);
     for a in rank.axes() {
-        region.size[a] = rng.random_range(sides.clone());
-        region.start[a] = rng.random_range(0..=window - region.size[a]);
+        region.size[a] = rng.random_range(sides[a].clone());
+        region.start[a] = rng.random_range(0..=window[a] - region.size[a]);
     }
     region
 }
@@ -64,61 +63,70 @@ pub fn max_window(rank: Rank) -> usize {
     }
 }
 
-/// Side of the window unless the user names one: the smallest extent of any scan along any axis in use, at most 128, for
+/// The window unless the user names one: a cube of the smallest extent of any scan along any axis in use, at most 128, for
 /// images 224.
-pub fn default_window(scans: &dyn Scans, rank: Rank) -> usize {
+pub fn default_window(scans: &dyn Scans, rank: Rank) -> Shape {
     let sides = (0..scans.len()).flat_map(|scan| rank.axes().map(move |a| scans.shape(scan)[a]));
-    sides.fold(max_window(rank), usize::min)
+    rank.cube(sides.fold(max_window(rank), usize::min))
 }
 
-/// A grid of `n` cells along every axis in use, from the window's first corner on; cell ids are row-major in `(i, j, k)`.
+/// A grid of cells from the window's first corner on; cell ids are row-major in `(i, j, k)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PatchGrid {
     pub rank: Rank,
-    /// Cells a side.
-    pub n: usize,
+    /// Cells along each axis.
+    pub n: Shape,
     /// Voxels between neighbouring cells' first corners.
-    pub step: usize,
-    /// Voxels along a cell's side.
-    pub side: usize,
+    pub step: Shape,
+    /// Voxels along a cell's sides.
+    pub side: Shape,
 }
 
 impl PatchGrid {
     /// Cells side by side; up to `n - 1` voxels at the window's end stay unused.
-    pub fn cells(rank: Rank, window: usize, n: usize) -> Result<Self> {
-        ensure!(n >= 1, "a grid needs at least 1 cell a side, found {n}");
-        let side = window / n;
-        ensure!(side >= 1, "a window of {window} voxels a side has no {n} cells a side");
+    pub fn cells(rank: Rank, window: Shape, n: Shape) -> Result<Self> {
+        let side = divided(rank, window, n, 0, "")?;
         Ok(PatchGrid { rank, n, step: side, side })
     }
 
-    /// Cells that overlap their neighbours by half.
-    pub fn overlapping(rank: Rank, window: usize, n: usize) -> Result<Self> {
-        ensure!(n >= 1, "a grid needs at least 1 cell a side, found {n}");
-        let step = window / (n + 1);
-        ensure!(step >= 1, "a window of {window} voxels a side has no {n} half-overlapping cells a side");
-        Ok(PatchGrid { rank, n, step, side: 2 * step })
+    /// Cells that overlap their neighbours by half; a single one is as long as the window.
+    pub fn overlapping(rank: Rank, window: Shape, n: Shape) -> Result<Self> {
+        let step = divided(rank, window, n, 1, "half-overlapping ")?;
+        let mut side = [1; 3];
+        rank.axes().for_each(|a| side[a] = 2 * step[a]);
+        Ok(PatchGrid { rank, n, step, side })
     }
 
     /// Number of cells.
     pub fn count(&self) -> usize {
-        self.n.pow(self.rank.n() as u32)
+        voxels(self.n)
     }
 
     /// Cell id to `(i, j, k)`, 0 along an axis not in use.
     pub fn index(&self, cell: usize) -> Shape {
         let (mut rest, mut index) = (cell, [0; 3]);
         for a in self.rank.axes().rev() {
-            index[a] = rest % self.n;
-            rest /= self.n;
+            index[a] = rest % self.n[a];
+            rest /= self.n[a];
         }
         index
     }
 
     /// A cell's voxels, relative to the window.
     pub fn region(&self, cell: usize) -> Region {
-        Region { start: self.index(cell).map(|i| i * self.step), size: self.rank.cube(self.side) }
+        let index = self.index(cell);
+        Region { start: std::array::from_fn(|a| index[a] * self.step[a]), size: self.side }
     }
+}
+
+/// The window's sides divided by `n + more`. Errors, naming the cells as `kind`, where nothing is left.
+fn divided(rank: Rank, window: Shape, n: Shape, more: usize, kind: &str) -> Result<Shape> {
+    ensure!(n.iter().all(|n| *n >= 1), "a grid needs at least 1 cell a side, found {}", Sides::of(rank, n));
+    let mut parts = [1; 3];
+    rank.axes().for_each(|a| parts[a] = window[a] / (n[a] + more));
+    let [sides, cells] = [window, n].map(|shape| Sides::of(rank, shape));
+    ensure!(parts.iter().all(|part| *part >= 1), "a window of {sides} voxels a side has no {cells} {kind}cells a side");
+    Ok(parts)
 }
 
 /// Cells side by side. Their patches are random sub-crops that never touch: a patch is `jitter` voxels smaller than its
@@ -126,33 +134,43 @@ impl PatchGrid {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JitteredGrid {
     pub cells: PatchGrid,
-    /// Voxels; 0 makes every patch its whole cell, so that neighbours touch.
-    pub jitter: usize,
+    /// Voxels along each axis in use; 0 makes every patch as long as its cell, so that neighbours touch.
+    pub jitter: Shape,
 }
 
 impl JitteredGrid {
-    /// `jitter: None` takes the paper's 3 voxels at a window of 128, in proportion, and at least 1.
-    pub fn new(rank: Rank, window: usize, n: usize, jitter: Option<usize>) -> Result<Self> {
+    /// `jitter: None` takes the paper's 3 voxels at a window of 128, in proportion, and at least 1. `task`: whose flags say it.
+    pub fn new(task: &str, window: Shape, rank: Rank, n: &Sides, jitter: Option<&Sides>) -> Result<Self> {
+        let flag = |name: &str| format!("{task}-{name}");
+        let n = n.shape(&flag("grid"), rank)?;
         let cells = PatchGrid::cells(rank, window, n)?;
-        let jitter = jitter.unwrap_or(((3 * window + 64) / 128).max(1));
-        ensure!(
-            jitter < cells.side,
-            "a window of {window} voxels with {n} cells a side has cells of {} voxels, which leaves no patch with a jitter of {jitter}",
-            cells.side
-        );
+        let given = jitter.map(|jitter| jitter.shape(&flag("jitter"), rank)).transpose()?;
+        let mut jitter = [0; 3];
+        rank.axes().for_each(|a| jitter[a] = given.map_or(((3 * window[a] + 64) / 128).max(1), |given| given[a]));
+        if let Some(a) = rank.axes().find(|&a| jitter[a] >= cells.side[a]) {
+            let [window, cells_a_side] = [window, n].map(|shape| Sides::of(rank, shape));
+            bail!(
+                "a window of {window} voxels with {cells_a_side} cells a side has cells of {} voxels, which leaves no patch with a jitter of {}",
+                cells.side[a],
+                jitter[a]
+            );
+        }
         Ok(JitteredGrid { cells, jitter })
     }
 
     pub fn patch_shape(&self) -> Shape {
-        self.cells.rank.cube(self.cells.side - self.jitter)
+        std::array::from_fn(|a| self.cells.side[a] - self.jitter[a])
+    }
+
+    /// Whether neighbouring patches may touch.
+    pub fn touches(&self) -> bool {
+        self.cells.rank.axes().any(|a| self.cells.n[a] > 1 && self.jitter[a] == 0)
     }
 
     /// Draws the patch of a cell, relative to the window.
     pub fn draw(&self, cell: usize, rng: &mut Rng) -> Region {
         let mut start = self.cells.region(cell).start;
-        if self.jitter > 0 {
-            self.cells.rank.axes().for_each(|a| start[a] += rng.random_range(0..self.jitter));
-        }
+        self.cells.rank.axes().filter(|&a| self.jitter[a] > 0).for_each(|a| start[a] += rng.random_range(0..self.jitter[a]));
         Region { start, size: self.patch_shape() }
     }
 }
@@ -172,13 +190,19 @@ mod tests {
     fn jittered_patches_stay_in_their_cells_and_never_touch() {
         let mut rng = rng(1, Stream::Train, 0, 0);
         for (rank, window, n, jitter) in [
-            (Rank::Three, 128, 3, None),
-            (Rank::Three, 64, 3, None),
-            (Rank::Three, 20, 3, None),
-            (Rank::Two, 97, 3, Some(5)),
-            (Rank::Two, 64, 4, None),
+            (Rank::Three, "128", "3", None),
+            (Rank::Three, "64", "3", None),
+            (Rank::Three, "20", "3", None),
+            (Rank::Three, "60,128,20", "3,5,1", None),
+            (Rank::Three, "40,40,9", "3,3,1", Some("3,2,1")),
+            (Rank::Two, "97", "3", Some("5")),
+            (Rank::Two, "64", "4", None),
+            (Rank::Two, "64,30", "4,2", None),
         ] {
-            let grid = JitteredGrid::new(rank, window, n, jitter).unwrap();
+            let sides = |text: &str| text.parse::<Sides>().unwrap();
+            let (window, jitter) = (sides(window).shape("window", rank).unwrap(), jitter.map(sides));
+            let grid = JitteredGrid::new("jig", window, rank, &sides(n), jitter.as_ref()).unwrap();
+            assert!(!grid.touches());
             let mut starts = std::collections::HashSet::new();
             for _ in 0..200 {
                 let patches: Vec<Region> = (0..grid.cells.count()).map(|c| grid.draw(c, &mut rng)).collect();
@@ -187,15 +211,21 @@ mod tests {
                     assert!(
                         (0..3).all(|a| p.start[a] >= cell.start[a] && p.start[a] + p.size[a] <= cell.start[a] + cell.size[a])
                     );
-                    assert!(p.fits(rank.cube(window)));
+                    assert!(p.fits(window) && p.size == grid.patch_shape());
                     assert!(patches[..c].iter().all(|q| !touch(p, q)));
                 }
                 starts.insert(patches[0].start);
             }
             // Every offset occurs: at most 27 of them in 200 draws.
-            assert_eq!(starts.len(), grid.jitter.pow(rank.n() as u32));
+            assert_eq!(starts.len(), rank.axes().map(|a| grid.jitter[a]).product::<usize>());
         }
-        let whole = JitteredGrid::new(Rank::Three, 30, 3, Some(0)).unwrap();
+        let grid = |jitter: &str| {
+            let (n, jitter) = ("3,3,1".parse().unwrap(), jitter.parse().unwrap());
+            JitteredGrid::new("jig", [30, 30, 12], Rank::Three, &n, Some(&jitter)).unwrap()
+        };
+        // Along an axis of one cell there is no neighbour to touch.
+        assert!(grid("0").touches() && grid("1,0,1").touches() && !grid("1,1,0").touches());
+        let whole = grid("0");
         assert!(touch(&whole.draw(0, &mut rng), &whole.draw(1, &mut rng)));
     }
 
@@ -207,9 +237,9 @@ mod tests {
         image[[0, 3, 2, 2]] = 0.5;
         let scans = Arrays { ids: vec!["scan".into()], images: vec![image] };
         let draws = 2000;
-        let starts = |rank, side| -> Vec<usize> {
+        let starts = |rank: Rank, side| -> Vec<usize> {
             let mut rng = rng(1, Stream::Train, 0, 0);
-            (0..draws).map(|_| draw_window(&scans, 0, rank, side, &mut rng).unwrap().start[0]).collect()
+            (0..draws).map(|_| draw_window(&scans, 0, rank, rank.cube(side), &mut rng).unwrap().start[0]).collect()
         };
         let drawn = starts(Rank::Two, 16);
         let empty = drawn.iter().filter(|s| !(10..30).contains(*s)).count();
@@ -224,29 +254,37 @@ mod tests {
 
     #[test]
     fn the_papers_sizes() {
-        let grid = JitteredGrid::new(Rank::Three, 128, 3, None).unwrap();
-        assert_eq!((grid.cells.side, grid.jitter, grid.patch_shape()), (42, 3, [39; 3]));
-        assert_eq!(JitteredGrid::new(Rank::Two, 64, 3, None).unwrap().patch_shape(), [1, 19, 19]);
-        assert!(JitteredGrid::new(Rank::Two, 9, 3, Some(3)).unwrap_err().to_string().contains("cells of 3 voxels"));
+        let grid = |window: usize, rank: Rank, n: usize, jitter: Option<usize>| {
+            JitteredGrid::new("rpl", rank.cube(window), rank, &Sides::all(n), jitter.map(Sides::all).as_ref())
+        };
+        let papers = grid(128, Rank::Three, 3, None).unwrap();
+        assert_eq!((papers.cells.side, papers.jitter, papers.patch_shape()), ([42; 3], [3; 3], [39; 3]));
+        assert_eq!(grid(64, Rank::Two, 3, None).unwrap().patch_shape(), [1, 19, 19]);
+        assert!(grid(9, Rank::Two, 3, Some(3)).unwrap_err().to_string().contains("cells of 3 voxels"));
     }
 
     #[test]
     fn grids_are_row_major_and_stay_inside() {
-        for rank in [Rank::Two, Rank::Three] {
-            for grid in [PatchGrid::cells(rank, 31, 3).unwrap(), PatchGrid::overlapping(rank, 31, 4).unwrap()] {
-                let n = grid.n;
+        for (rank, window, n) in [
+            (Rank::Two, [1, 31, 31], [1, 3, 3]),
+            (Rank::Three, [31; 3], [4; 3]),
+            (Rank::Three, [31, 50, 8], [3, 2, 1]),
+            (Rank::Two, [1, 31, 9], [1, 5, 2]),
+        ] {
+            for grid in [PatchGrid::cells(rank, window, n).unwrap(), PatchGrid::overlapping(rank, window, n).unwrap()] {
+                assert_eq!(grid.count(), n.iter().product::<usize>());
                 for cell in 0..grid.count() {
                     let [i, j, k] = grid.index(cell);
-                    assert_eq!((i * n + j) * n + k, cell);
-                    assert!(grid.region(cell).fits(rank.cube(31)));
+                    assert_eq!((i * n[1] + j) * n[2] + k, cell);
+                    assert!(grid.region(cell).fits(window));
+                    assert_eq!(grid.region(cell).start, [i * grid.step[0], j * grid.step[1], k * grid.step[2]]);
                 }
-                let last = grid.region(1).start[2];
-                assert_eq!(last, grid.step);
             }
         }
-        let half = PatchGrid::overlapping(Rank::Three, 64, 3).unwrap();
-        assert_eq!((half.step, half.side), (16, 32));
-        assert!(PatchGrid::overlapping(Rank::Three, 3, 3).is_err());
-        assert!(PatchGrid::cells(Rank::Three, 2, 3).is_err());
+        let half = PatchGrid::overlapping(Rank::Three, [64, 64, 10], [3, 3, 1]).unwrap();
+        assert_eq!((half.step, half.side), ([16, 16, 5], [32, 32, 10]));
+        assert!(PatchGrid::overlapping(Rank::Three, [3; 3], [3; 3]).is_err());
+        let refused = PatchGrid::cells(Rank::Three, [9, 9, 2], [3; 3]).unwrap_err().to_string();
+        assert!(refused.contains("9,9,2") && refused.contains("3 cells"), "{refused}");
     }
 }

@@ -11,7 +11,7 @@
 
 use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
 use crate::data::Scans;
-use crate::dim::{Rank, Region, Shape, voxels};
+use crate::dim::{Rank, Region, Shape, Sides, voxels};
 use crate::ffi;
 use crate::nn::heads::{HeadKind, Pool, linear};
 use crate::nn::{Encoder, Mode, NormKind};
@@ -30,10 +30,10 @@ use tch::{Kind, Tensor, nn};
 #[serde(default, deny_unknown_fields)]
 #[command(next_help_heading = "Contrastive predictive coding (cpc)")]
 pub struct CpcConfig {
-    /// Half-overlapping patches a side [default: as many as keep a patch at 32 voxels or more, 3 to 4; images 16, with --norm instance
-    /// 32, 3 to 7]
+    /// Half-overlapping patches a side, or along each axis [default: as many as keep a patch at 32 voxels or more, 3 to 4; images 16, with
+    /// --norm instance 32, 3 to 7; 1 along an axis too short for 3, where another one is not]
     #[arg(id = "cpc-grid", long = "cpc-grid", value_name = "N")]
-    pub grid: Option<usize>,
+    pub grid: Option<Sides>,
     /// Planes from the last one seen to the first one predicted; 1 predicts neighbours that overlap what was seen
     #[arg(id = "cpc-first-step", long = "cpc-first-step", value_name = "PLANES", default_value_t = Self::default().first_step)]
     pub first_step: usize,
@@ -48,15 +48,19 @@ impl Default for CpcConfig {
     }
 }
 
-/// Default patches a side: the paper's 4 (2D: 7), fewer where patches would become too small for the encoder's 16-fold pooling, of which
-/// instance normalisation needs more than one voxel.
-pub fn default_grid(rank: Rank, window: usize, norm: NormKind) -> usize {
+/// Default patches along each axis: the paper's 4 (2D: 7), fewer where patches would become too small for the encoder's 16-fold pooling, of
+/// which instance normalisation needs more than one voxel. What is predicted lies along the first axis, which always has 3.
+pub fn default_grid(rank: Rank, window: Shape, norm: NormKind) -> Sides {
     let (most, side) = match (rank, norm) {
         (Rank::Two, NormKind::Batch) => (7, 16),
         (Rank::Two, NormKind::Instance) => (7, 32),
         (Rank::Three, _) => (4, 32),
     };
-    (3..=most).rev().find(|n| 2 * (window / (n + 1)) >= side).unwrap_or(3)
+    let fitting = |a: usize| (3..=most).rev().find(|n| 2 * (window[a] / (n + 1)) >= side);
+    let thin = if rank.axes().any(|a| fitting(a).is_some()) { 1 } else { 3 };
+    let mut grid = [1; 3];
+    rank.axes().for_each(|a| grid[a] = fitting(a).unwrap_or(if a == rank.axes().start { 3 } else { thin }));
+    Sides::of(rank, grid)
 }
 
 /// Augmentation of one patch.
@@ -75,52 +79,57 @@ struct PatchParams {
 #[serde(deny_unknown_fields)]
 struct Params {
     window: Region,
-    /// Voxels along a patch's side, between neighbouring patches' first corners, and along a sub-crop's side.
-    side: usize,
-    step: usize,
-    crop_side: usize,
+    /// Voxels along a patch's sides, between neighbouring patches' first corners, and along a sub-crop's sides.
+    side: Sides,
+    step: Sides,
+    crop_side: Sides,
     /// In row-major order of the grid.
     patches: Vec<PatchParams>,
 }
 
 /// Contrastive predictive coding; views are the grid's patches in row-major order.
 pub struct Cpc {
-    window: usize,
+    window: Shape,
     channels: usize,
     grid: PatchGrid,
-    /// Side of the sub-crop: 7/8 of the patch's.
-    crop: usize,
+    /// Sides of the sub-crop: 7/8 of the patch's.
+    crop: Shape,
     first_step: usize,
     code: usize,
 }
 
 impl Cpc {
     /// Errors if nothing is left to predict, or patches have no voxels.
-    pub fn new(config: &CpcConfig, window: usize, channels: usize, rank: Rank) -> Result<Self> {
-        let n = config.grid.unwrap_or_else(|| default_grid(rank, window, NormKind::Batch));
+    pub fn new(config: &CpcConfig, window: Shape, channels: usize, rank: Rank) -> Result<Self> {
+        let given = config.grid.clone().unwrap_or_else(|| default_grid(rank, window, NormKind::Batch));
+        let n = given.shape("cpc-grid", rank)?;
         let CpcConfig { first_step, code, .. } = *config;
+        let planes = n[rank.axes().start];
         ensure!(first_step >= 1, "cpc: the first step must be at least 1 plane, found {first_step}");
-        ensure!(n > first_step, "cpc: with {n} patches a side, no patch lies {first_step} planes after another one");
+        ensure!(planes > first_step, "cpc: with {planes} patches a side, no patch lies {first_step} planes after another one");
         ensure!(code >= 1, "cpc: a code needs at least 1 number");
         let grid = PatchGrid::overlapping(rank, window, n).context("cpc")?;
-        Ok(Cpc { window, channels, grid, crop: grid.side * 7 / 8, first_step, code })
+        let mut crop = [1; 3];
+        rank.axes().for_each(|a| crop[a] = grid.side[a] * 7 / 8);
+        Ok(Cpc { window, channels, grid, crop, first_step, code })
     }
 
     fn draw(&self, scans: &dyn Scans, scan: usize, rng: &mut Rng) -> Result<Params> {
         let PatchGrid { rank, side, step, .. } = self.grid;
+        let [patch_side, step, crop_side] = [side, step, self.crop].map(|sides| Sides::of(rank, sides));
         let window = draw_window(scans, scan, rank, self.window, rng)?;
         let patches = (0..self.grid.count())
             .map(|_| {
                 let mut drawn = PatchParams { crop: [0; 3], flip: [false; 3], place: [0; 3] };
                 for a in rank.axes() {
                     drawn.flip[a] = rng.random_bool(0.5);
-                    drawn.crop[a] = rng.random_range(0..=side - self.crop);
-                    drawn.place[a] = rng.random_range(0..=side - self.crop);
+                    drawn.crop[a] = rng.random_range(0..=side[a] - self.crop[a]);
+                    drawn.place[a] = rng.random_range(0..=side[a] - self.crop[a]);
                 }
                 drawn
             })
             .collect();
-        Ok(Params { window, side, step, crop_side: self.crop, patches })
+        Ok(Params { window, side: patch_side, step, crop_side, patches })
     }
 
     fn render(&self, scans: &dyn Scans, scan: usize, params: &Params, out: &mut [f32]) -> Result<()> {
@@ -132,7 +141,6 @@ impl Cpc {
         scans.read(scan, params.window, Orientation::IDENTITY, &mut source)?;
         // Around a sub-crop is background, whatever the normalisation: 0 may be the brain's mean.
         let fill: Vec<f32> = source.chunks_exact(voxels(window)).map(|channel| Stats::of(channel).min).collect();
-        let size = self.grid.rank.cube(self.crop);
         let views = out.chunks_exact_mut(self.channels * voxels(view));
         for ((patch, out), cell) in params.patches.iter().zip(views).zip(0..) {
             let corner = self.grid.region(cell).start;
@@ -140,7 +148,7 @@ impl Cpc {
             let channels = source.chunks_exact(voxels(window)).zip(out.chunks_exact_mut(voxels(view)));
             for ((source, out), &fill) in channels.zip(&fill) {
                 out.fill(fill);
-                copy_box(source, window, start, size, patch.flip, out, view, patch.place);
+                copy_box(source, window, start, self.crop, patch.flip, out, view, patch.place);
             }
         }
         Ok(())
@@ -150,10 +158,13 @@ impl Cpc {
         let pool = Pool::new(HeadKind::Gap, encoder, self.view_shape())?;
         let (n, code) = (self.grid.n, self.code as i64);
         // Codes spread by one cell a layer in the plane: n - 1 layers take them from corner to corner.
-        let context = (1..n).map(|i| CausalConv::new(vs / format!("context{i}"), self.grid.rank, code)).collect();
+        let longest = n.into_iter().max().unwrap_or(1);
+        let context = (1..longest).map(|i| CausalConv::new(vs / format!("context{i}"), self.grid.rank, code)).collect();
         // The method has no temperature. Predictions this small start the loss near its chance level all the same.
         let small = Init::Randn { mean: 0., stdev: 1. / self.code as f64 };
-        let predict = (self.first_step..n).map(|l| vs.var(&format!("predict{l}"), &[code, code], small)).collect();
+        let predict = (self.first_step..n[self.grid.rank.axes().start])
+            .map(|l| vs.var(&format!("predict{l}"), &[code, code], small))
+            .collect();
         let project = linear(vs / "code", pool.features, code);
         Ok(CpcHead { pool, project, context, predict, first_step: self.first_step, grid: self.grid })
     }
@@ -195,7 +206,7 @@ impl Task for Cpc {
     }
 
     fn view_shape(&self) -> Shape {
-        self.grid.rank.cube(self.grid.side)
+        self.grid.side
     }
 
     fn targets(&self) -> usize {
@@ -210,7 +221,8 @@ impl Task for Cpc {
 
     fn caption(&self, _: &Drawn) -> String {
         let PatchGrid { rank, n, side, step } = self.grid;
-        let times = |x: usize| vec![x.to_string(); rank.n()].join("x");
+        let times = |x: Shape| x[rank.axes()].iter().map(usize::to_string).collect::<Vec<_>>().join("x");
+        let step = Sides::of(rank, step);
         format!("{} patches of {} voxels, one every {step}, each flipped, cropped and padded", times(n), times(side))
     }
 
@@ -276,7 +288,7 @@ impl CpcHead {
     fn codes(&self, encoder: &dyn Encoder, views: &Tensor, mode: Mode) -> Tensor {
         let features = self.pool.forward(&encoder.encode_views(views, mode));
         let mut sizes = vec![views.size()[0]];
-        sizes.extend(vec![self.grid.n as i64; self.grid.rank.n()]);
+        sizes.extend(self.grid.rank.axes().map(|a| self.grid.n[a] as i64));
         sizes.push(-1);
         ffi::without_autocast(views.device(), || self.project.forward(&features.to_kind(Kind::Float)).view(sizes.as_slice()))
     }

@@ -64,14 +64,14 @@ struct Params {
 /// Exemplar; views are anchor, positive, negative.
 pub struct Exemplar {
     rank: Rank,
-    window: usize,
+    window: Shape,
     channels: usize,
     config: ExemplarConfig,
 }
 
 impl Exemplar {
     /// Errors if the margin cannot be met.
-    pub fn new(config: &ExemplarConfig, window: usize, channels: usize, rank: Rank) -> Result<Self> {
+    pub fn new(config: &ExemplarConfig, window: Shape, channels: usize, rank: Rank) -> Result<Self> {
         ensure!(
             config.margin > 0. && config.margin < 2.,
             "exe: the margin must lie between 0 and 2, the largest distance of two embeddings, found {}",
@@ -136,7 +136,7 @@ impl Task for Exemplar {
     }
 
     fn view_shape(&self) -> Shape {
-        self.rank.cube(self.window)
+        self.window
     }
 
     fn targets(&self) -> usize {
@@ -248,7 +248,7 @@ mod tests {
     #[test]
     fn loss_and_metrics_as_written_out() {
         let (rank, size) = (Rank::Three, 4);
-        let task = Exemplar::new(&ExemplarConfig { margin: 0.3, embedding: 6 }, 8, 2, rank).unwrap();
+        let task = Exemplar::new(&ExemplarConfig { margin: 0.3, embedding: 6 }, [8; 3], 2, rank).unwrap();
         let vs = nn::VarStore::new(Device::Cpu);
         let encoder = encoder(&vs, rank);
         let head = task.network(&vs.root(), &encoder).unwrap();
@@ -290,7 +290,7 @@ mod tests {
     #[test]
     fn samples_replay_from_their_record() {
         let scans = scans([11, 9, 10]);
-        let task = Exemplar::new(&ExemplarConfig::default(), 8, 2, Rank::Three).unwrap();
+        let task = Exemplar::new(&ExemplarConfig::default(), [8; 3], 2, Rank::Three).unwrap();
         let mut negatives = std::collections::BTreeSet::new();
         for seed in 0..40 {
             let (mut out, mut again) = (vec![f32::NAN; 3 * 2 * 512], vec![f32::NAN; 3 * 2 * 512]);
@@ -313,11 +313,11 @@ mod tests {
         one.images.truncate(1);
         one.ids = vec!["lonely".into()];
         let one: Arrays = one;
-        let task = Exemplar::new(&ExemplarConfig::default(), 8, 2, Rank::Three).unwrap();
+        let task = Exemplar::new(&ExemplarConfig::default(), [8; 3], 2, Rank::Three).unwrap();
         let mut out = vec![0.; 3 * 2 * 512];
         let error = task.sample(&one, 0, &mut rng(0, Stream::Train, 0, 0), &mut out).err().unwrap();
         assert!(error.to_string().contains("lonely"), "{error}");
         let far = ExemplarConfig { margin: 2., ..Default::default() };
-        assert!(Exemplar::new(&far, 8, 2, Rank::Three).err().unwrap().to_string().contains("found 2"));
+        assert!(Exemplar::new(&far, [8; 3], 2, Rank::Three).err().unwrap().to_string().contains("found 2"));
     }
 }

@@ -8,7 +8,7 @@
 use super::restoration::{self, Restorer, relative_error};
 use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Picture, Task};
 use crate::data::Scans;
-use crate::dim::{Rank, Region, Shape, voxels};
+use crate::dim::{Rank, Region, Shape, Sides, voxels};
 use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
 use crate::sample::patch::{draw_box, draw_window};
@@ -142,11 +142,11 @@ struct Params {
 pub struct Genesis {
     config: GenesisConfig,
     rank: Rank,
-    window: usize,
+    window: Shape,
 }
 
 impl Genesis {
-    pub fn new(config: &GenesisConfig, window: usize, rank: Rank) -> Result<Self> {
+    pub fn new(config: &GenesisConfig, window: Shape, rank: Rank) -> Result<Self> {
         let GenesisConfig { curve, shuffle, paint, outer, flip } = *config;
         for (name, p) in [("curve", curve), ("shuffle", shuffle), ("paint", paint), ("outer", outer), ("flip", flip)] {
             ensure!((0. ..=1.).contains(&p), "--gen-{name} must lie in 0 to 1, found {p}");
@@ -155,7 +155,9 @@ impl Genesis {
             curve > 0. || shuffle > 0. || paint > 0.,
             "gen: nothing spoils the input; raise --gen-curve, --gen-shuffle or --gen-paint"
         );
-        ensure!(window >= 8, "gen: a window of {window} voxels a side has no room for boxes, expected at least 8");
+        let named = Sides::of(rank, window);
+        let enough = rank.axes().all(|a| window[a] >= 8);
+        ensure!(enough, "gen: a window of {named} voxels a side has no room for boxes, expected at least 8");
         Ok(Genesis { config: config.clone(), rank, window })
     }
 
@@ -167,10 +169,12 @@ impl Genesis {
         let shuffle = rng.random_bool(self.config.shuffle).then(|| rng.random());
         let painting = rng.random_bool(self.config.paint).then(|| {
             let outer = rng.random_bool(self.config.outer);
-            let [shortest, longest] =
-                if outer { LEFT } else { PAINTED }.map(|share| ((share * self.window as f64) as usize).max(1));
-            let boxes =
-                (0..rng.random_range(BOXES)).map(|_| draw_box(self.rank, self.window, shortest..=longest, rng)).collect();
+            let sides = self.window.map(|side| {
+                let [shortest, longest] =
+                    if outer { LEFT } else { PAINTED }.map(|share| ((share * side as f64) as usize).max(1));
+                shortest..=longest
+            });
+            let boxes = (0..rng.random_range(BOXES)).map(|_| draw_box(self.rank, self.window, &sides, rng)).collect();
             Painting { outer, boxes, seed: rng.random() }
         });
         Ok(Params { window, flip, curves, shuffle, painting })
@@ -204,12 +208,13 @@ impl Genesis {
     /// from the window as it was.
     fn shuffle(&self, seed: u64, input: &mut [f32]) {
         let (shape, before, mut rng) = (self.view_shape(), input.to_vec(), Rng::seed_from_u64(seed));
-        let longest = ((SHUFFLED * self.window as f64) as usize).max(2);
-        let mean = ((1 + longest) as f64 / 2.).powi(self.rank.n() as i32);
+        let longest = shape.map(|side| ((SHUFFLED * side as f64) as usize).max(2));
+        let mean: f64 = self.rank.axes().map(|a| (1 + longest[a]) as f64 / 2.).product();
+        let sides = longest.map(|longest| 1..=longest);
         let count = (SHUFFLED_VOXELS * voxels(shape) as f64 / mean).round() as usize;
         let (mut places, mut from) = (Vec::new(), Vec::new());
         for _ in 0..count {
-            let region = draw_box(self.rank, self.window, 1..=longest, &mut rng);
+            let region = draw_box(self.rank, shape, &sides, &mut rng);
             places.clear();
             region.rows(shape).for_each(|row| places.extend(row));
             from.clone_from(&places);
@@ -236,7 +241,7 @@ impl Task for Genesis {
     }
 
     fn view_shape(&self) -> Shape {
-        self.rank.cube(self.window)
+        self.window
     }
 
     fn targets(&self) -> usize {

@@ -7,7 +7,7 @@
 
 use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, classify, warn_of_touching_patches};
 use crate::data::Scans;
-use crate::dim::{Rank, Shape, voxels};
+use crate::dim::{Rank, Shape, Sides, voxels};
 use crate::nn::heads::{DROPOUT, HeadKind, Mlp, Pool};
 use crate::nn::{Encoder, Mode};
 use crate::rng::{Rng, Stream, rng};
@@ -28,13 +28,13 @@ const fn starts(n: usize) -> usize {
 #[serde(default, deny_unknown_fields)]
 #[command(next_help_heading = "Jigsaw (jig)")]
 pub struct JigsawConfig {
-    /// Cells along a side of the grid, 2 or more
+    /// Cells along a side of the grid, or along each axis, 2 or more along one axis at least; 3,3,1 leaves a thin axis whole
     #[arg(id = "jig-grid", long = "jig-grid", value_name = "N", default_value_t = Self::default().grid)]
-    pub grid: usize,
+    pub grid: Sides,
     /// Voxels by which a patch is smaller than its cell and moves in it [default: 3 at a window of 128, in proportion, at
     /// least 1]. 0 lets patches touch, so that matching edges solves the task: only for checking that
     #[arg(id = "jig-jitter", long = "jig-jitter", value_name = "VOXELS")]
-    pub jitter: Option<usize>,
+    pub jitter: Option<Sides>,
     /// Permutations to tell apart, 2 or more
     #[arg(id = "jig-permutations", long = "jig-permutations", value_name = "P", default_value_t = Self::default().permutations)]
     pub permutations: usize,
@@ -49,7 +49,7 @@ pub struct JigsawConfig {
 
 impl Default for JigsawConfig {
     fn default() -> Self {
-        JigsawConfig { grid: 3, jitter: None, permutations: 100, shuffles: 32, head: HeadKind::Big }
+        JigsawConfig { grid: Sides::all(3), jitter: None, permutations: 100, shuffles: 32, head: HeadKind::Big }
     }
 }
 
@@ -124,16 +124,16 @@ fn improve(candidate: &mut [usize], holders: &[Vec<usize>], chosen: usize) -> u6
 pub struct Jigsaw {
     config: JigsawConfig,
     grid: JitteredGrid,
-    window: usize,
+    window: Shape,
     channels: usize,
     permutations: Vec<Vec<usize>>,
 }
 
 impl Jigsaw {
-    pub fn new(config: &JigsawConfig, window: usize, channels: usize, rank: Rank, seed: u64) -> Result<Self> {
-        ensure!(config.grid >= 2, "jig: the grid needs 2 or more cells a side, found {}", config.grid);
-        let grid = JitteredGrid::new(rank, window, config.grid, config.jitter).context("jig")?;
-        warn_of_touching_patches("jig", grid.jitter);
+    pub fn new(config: &JigsawConfig, window: Shape, channels: usize, rank: Rank, seed: u64) -> Result<Self> {
+        let grid = JitteredGrid::new("jig", window, rank, &config.grid, config.jitter.as_ref()).context("jig")?;
+        ensure!(grid.cells.count() > 1, "jig: the grid needs 2 or more cells a side, found {}", config.grid);
+        warn_of_touching_patches("jig", &grid);
         let permutations = permutations(config.permutations, grid.cells.count(), seed)?;
         ensure!(
             (1..=config.permutations).contains(&config.shuffles),
@@ -279,7 +279,7 @@ mod tests {
     fn shuffling_features_is_shuffling_patches() {
         tch::manual_seed(3);
         for rank in [Rank::Two, Rank::Three] {
-            let task = Jigsaw::new(&JigsawConfig { shuffles: 5, ..Default::default() }, 27, 2, rank, 1).unwrap();
+            let task = Jigsaw::new(&JigsawConfig { shuffles: 5, ..Default::default() }, rank.cube(27), 2, rank, 1).unwrap();
             let (batch, drawn) = batch(&task, &scans(rank.cube(30)), rank, 2);
             let vs = nn::VarStore::new(Device::Cpu);
             let encoder = encoder(&vs, rank);

@@ -8,7 +8,7 @@
 use super::restoration::{self, Restorer, relative_error};
 use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Picture, Task};
 use crate::data::Scans;
-use crate::dim::{Rank, Shape, voxels};
+use crate::dim::{Rank, Shape, Sides, voxels};
 use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
 use crate::sample::patch::draw_window;
@@ -45,11 +45,12 @@ pub enum Counted {
 #[serde(default, deny_unknown_fields)]
 #[command(next_help_heading = "Masked autoencoding (mae)")]
 pub struct MaeConfig {
-    /// Side in voxels of the blocks that are masked [default: 4 in windows up to 48 voxels, 8 up to 96, else 16]
+    /// Side in voxels of the blocks that are masked, or one along each axis [default: 4 where the window has up to 48 voxels, 8 up to 96,
+    /// else 16]
     #[arg(id = "mae-block", long = "mae-block", value_name = "VOXELS")]
-    pub block: Option<usize>,
-    /// Share of the blocks that is masked, above 0 and below 1 [default: 0.6 with blocks below 8 voxels, whose gaps are easy to bridge
-    /// only from near by, else 0.75]
+    pub block: Option<Sides>,
+    /// Share of the blocks that is masked, above 0 and below 1 [default: 0.6 with blocks that are below 8 voxels along an axis, whose gaps
+    /// are easy to bridge only from near by, else 0.75]
     #[arg(id = "mae-ratio", long = "mae-ratio", value_name = "SHARE")]
     pub ratio: Option<f64>,
     /// What stands where the input is masked [default: zero in stores of z-scores, else mean]
@@ -76,27 +77,25 @@ impl Default for MaeConfig {
     }
 }
 
-/// Cubes side by side that cover a window; the last ones along an axis may stick out.
+/// Blocks side by side that cover a window; the last ones along an axis may stick out.
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Blocks {
     rank: Rank,
-    side: usize,
+    /// Of a block; 1 along an axis that is not in use.
+    side: Shape,
     window: Shape,
 }
 
 impl Blocks {
     /// Along each axis.
     fn grid(&self) -> Shape {
-        let mut grid = [1; 3];
-        self.rank.axes().for_each(|a| grid[a] = self.window[a].div_ceil(self.side));
-        grid
+        std::array::from_fn(|a| self.window[a].div_ceil(self.side[a]))
     }
 
     /// Whether each voxel's block is marked.
     fn voxels(&self, marked: &[i64]) -> Vec<bool> {
         let grid = self.grid();
-        // A block is one voxel thick along an axis that is not in use.
-        let block = |x: usize, a: usize| if grid[a] == 1 { 0 } else { x / self.side };
+        let block = |x: usize, a: usize| x / self.side[a];
         let [d, h, w] = self.window;
         let mut out = Vec::with_capacity(voxels(self.window));
         for x in 0..d {
@@ -110,11 +109,11 @@ impl Blocks {
 
     /// The same on the device, of a batch: `[B, blocks]` of 0 and 1 to `[B, 1, ...]`, float32.
     fn mask(&self, marked: &Tensor) -> Tensor {
-        let (grid, side) = (self.grid(), self.side as i64);
+        let grid = self.grid();
         let (mut apart, mut spread, mut whole) =
             (vec![marked.size()[0], 1], vec![marked.size()[0], 1], vec![marked.size()[0], 1]);
         for a in self.rank.axes() {
-            let n = grid[a] as i64;
+            let (n, side) = (grid[a] as i64, self.side[a] as i64);
             apart.extend([n, 1]);
             spread.extend([n, side]);
             whole.push(n * side);
@@ -130,27 +129,37 @@ pub struct Mae {
     blocks: Blocks,
     /// Blocks that are masked.
     masked: usize,
-    window: usize,
     rank: Rank,
 }
 
 impl Mae {
     /// Errors if nothing would be masked, or nothing left.
-    pub fn new(config: &MaeConfig, window: usize, rank: Rank) -> Result<Self> {
-        let side = config.block.unwrap_or(match window {
-            ..=48 => 4,
-            49..=96 => 8,
-            _ => 16,
+    pub fn new(config: &MaeConfig, window: Shape, rank: Rank) -> Result<Self> {
+        let mut side = [1; 3];
+        rank.axes().for_each(|a| {
+            side[a] = match window[a] {
+                ..=48 => 4,
+                49..=96 => 8,
+                _ => 16,
+            }
         });
-        let ratio = config.ratio.unwrap_or(if side < 8 { 0.6 } else { 0.75 });
-        ensure!((1..=window).contains(&side), "--mae-block: blocks of {side} voxels in a window of {window}");
+        if let Some(given) = &config.block {
+            side = given.shape("mae-block", rank)?;
+        }
+        let ratio = config.ratio.unwrap_or(if rank.axes().any(|a| side[a] < 8) { 0.6 } else { 0.75 });
+        let [blocks, of] = [side, window].map(|shape| Sides::of(rank, shape));
+        ensure!(
+            (0..3).all(|a| (1..=window[a]).contains(&side[a])),
+            "--mae-block: blocks of {blocks} voxels in a window of {of}"
+        );
         ensure!(ratio > 0. && ratio < 1., "--mae-ratio must be above 0 and below 1, found {ratio}");
-        let blocks = Blocks { rank, side, window: rank.cube(window) };
+        let named = blocks;
+        let blocks = Blocks { rank, side, window };
         let all = voxels(blocks.grid());
         let masked = (ratio * all as f64).round() as usize;
         ensure!(
             0 < masked && masked < all,
-            "--mae-ratio {ratio} masks {masked} of the {all} blocks of {side} voxels in a window of {window}: some must be masked and \
+            "--mae-ratio {ratio} masks {masked} of the {all} blocks of {named} voxels in a window of {of}: some must be masked and \
              some left; lower --mae-block"
         );
         for (name, p) in [("spatial", config.spatial), ("flip", config.flip), ("intensity", config.intensity)] {
@@ -159,7 +168,7 @@ impl Mae {
         let MaeConfig { spatial, flip, intensity: p, .. } = *config;
         let intensity = AugmentConfig { brightness_p: p, contrast_p: p, gamma_p: p, noise_p: p, ..AugmentConfig::default() };
         let augment = AugmentConfig { spatial, flip, ..intensity }.augmenter(rank, None, &[])?;
-        Ok(Mae { config: config.clone(), augment, blocks, masked, window, rank })
+        Ok(Mae { config: config.clone(), augment, blocks, masked, rank })
     }
 
     fn network(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<MaeHead> {
@@ -212,7 +221,7 @@ impl Task for Mae {
     fn sample(&self, scans: &dyn Scans, scan: usize, rng: &mut Rng, out: &mut [f32]) -> Result<Drawn> {
         let shape = self.view_shape();
         let (input, clean) = out.split_at_mut(scans.channels() * voxels(shape));
-        let window = draw_window(scans, scan, self.rank, self.window, rng)?;
+        let window = draw_window(scans, scan, self.rank, shape, rng)?;
         scans.read(scan, window, Orientation::IDENTITY, clean)?;
         let augmentation = self.augment.draw(scans.channels(), rng);
         let (spatial, intensity) = augmentation.clone().apart();
@@ -235,7 +244,7 @@ impl Task for Mae {
     }
 
     fn caption(&self, drawn: &Drawn) -> String {
-        let (side, all) = (self.blocks.side, drawn.targets.len());
+        let (side, all) = (Sides::of(self.rank, self.blocks.side), drawn.targets.len());
         format!("{} of {all} blocks of {side} voxels masked", self.masked)
     }
 

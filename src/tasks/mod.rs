@@ -20,7 +20,7 @@ use crate::dim::{Rank, Shape, voxels};
 use crate::nn::{Encoder, EncoderConfig, Mode};
 use crate::print::note;
 use crate::rng::Rng;
-use crate::sample::patch;
+use crate::sample::patch::{self, JitteredGrid};
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use half::slice::HalfFloatSliceExt;
@@ -122,34 +122,33 @@ pub struct TaskConfigs {
     pub simclr: simclr::SimclrConfig,
 }
 
-/// Side of the window unless the user names one: what fits into every scan, and where a decoder stands above the encoder, into the first
+/// The window unless the user names one: what fits into every scan, and where a decoder stands above the encoder, into the first
 /// of these that takes a multiple of what it pools by.
 pub fn default_window(
     tasks: &[TaskKind],
     scans: &dyn Scans,
     rank: Rank,
     encoders: impl IntoIterator<Item = Result<EncoderConfig>>,
-) -> Result<usize> {
-    let side = patch::default_window(scans, rank);
+) -> Result<Shape> {
+    let window = patch::default_window(scans, rank);
     if tasks.iter().any(|task| task.decodes()) {
         for encoder in encoders {
             let encoder = encoder?;
-            let reduction = encoder.reduction().common_multiple();
-            let fitting = side / reduction * reduction;
-            if fitting > 0 && encoder.fits(rank.cube(fitting)) {
+            let fitting = encoder.reduction().whole(window);
+            if !fitting.contains(&0) && encoder.fits(fitting) {
                 return Ok(fitting);
             }
         }
     }
-    Ok(side)
+    Ok(window)
 }
 
-/// Builds a task for samples cut from windows of `window` voxels a side. `seed` fixes what is drawn once a run (the jigsaw's
+/// Builds a task for samples cut from windows of this shape. `seed` fixes what is drawn once a run (the jigsaw's
 /// permutations). Errors if the task's geometry does not fit the window.
 pub fn build(
     kind: TaskKind,
     configs: &TaskConfigs,
-    window: usize,
+    window: Shape,
     channels: usize,
     rank: Rank,
     seed: u64,
@@ -193,7 +192,7 @@ pub struct Amounts {
     pub epochs: u64,
 }
 
-/// One pretext task, built for a window of a given side, so that its geometry is checked before anything is read.
+/// One pretext task, built for windows of a given shape, so that its geometry is checked before anything is read.
 pub trait Task: Send + Sync {
     /// Short name, as [`TaskKind`] has it.
     fn name(&self) -> &'static str;
@@ -379,8 +378,8 @@ fn each_scan<T>(scans: &dyn Scans, stop: &dyn Fn() -> bool, judge: impl Fn(usize
 }
 
 /// The check that a grid task does not live on matching edges turns the gap off; nobody should by accident.
-fn warn_of_touching_patches(task: &str, jitter: usize) {
-    if jitter == 0 {
+fn warn_of_touching_patches(task: &str, grid: &JitteredGrid) {
+    if grid.touches() {
         note!("warning: --{task}-jitter 0: neighbouring patches touch, so that matching their edges solves the task");
     }
 }

@@ -3,7 +3,7 @@
 
 use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, classify, warn_of_touching_patches};
 use crate::data::Scans;
-use crate::dim::{Rank, Shape, voxels};
+use crate::dim::{Rank, Shape, Sides, voxels};
 use crate::nn::heads::{DROPOUT, HeadKind, Mlp, Pool};
 use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
@@ -19,13 +19,14 @@ use tch::nn;
 #[serde(default, deny_unknown_fields)]
 #[command(next_help_heading = "Relative patch location (rpl)")]
 pub struct RplConfig {
-    /// Cells along a side of the grid: an odd number, 3 or more, so that there is a centre
+    /// Cells along a side of the grid, or along each axis: odd numbers, so that there is a centre, 3 or more along one axis at least; 3,3,1
+    /// leaves a thin axis whole
     #[arg(id = "rpl-grid", long = "rpl-grid", value_name = "N", default_value_t = Self::default().grid)]
-    pub grid: usize,
+    pub grid: Sides,
     /// Voxels by which a patch is smaller than its cell and moves in it [default: 3 at a window of 128, in proportion, at
     /// least 1]. 0 lets patches touch, so that matching edges solves the task: only for checking that
     #[arg(id = "rpl-jitter", long = "rpl-jitter", value_name = "VOXELS")]
-    pub jitter: Option<usize>,
+    pub jitter: Option<Sides>,
     /// Network above the encoder
     #[arg(id = "rpl-head", long = "rpl-head", value_enum, default_value_t = Self::default().head)]
     pub head: HeadKind,
@@ -33,26 +34,26 @@ pub struct RplConfig {
 
 impl Default for RplConfig {
     fn default() -> Self {
-        RplConfig { grid: 3, jitter: None, head: HeadKind::Big }
+        RplConfig { grid: Sides::all(3), jitter: None, head: HeadKind::Big }
     }
 }
 
 pub struct Rpl {
     config: RplConfig,
     grid: JitteredGrid,
-    window: usize,
+    window: Shape,
     channels: usize,
 }
 
 impl Rpl {
-    pub fn new(config: &RplConfig, window: usize, channels: usize, rank: Rank) -> Result<Self> {
+    pub fn new(config: &RplConfig, window: Shape, channels: usize, rank: Rank) -> Result<Self> {
+        let grid = JitteredGrid::new("rpl", window, rank, &config.grid, config.jitter.as_ref()).context("rpl")?;
         ensure!(
-            config.grid >= 3 && config.grid % 2 == 1,
+            grid.cells.n.iter().all(|n| n % 2 == 1) && grid.cells.count() > 1,
             "rpl: the grid needs an odd number of cells a side, 3 or more, to have a centre; found {}",
             config.grid
         );
-        let grid = JitteredGrid::new(rank, window, config.grid, config.jitter).context("rpl")?;
-        warn_of_touching_patches("rpl", grid.jitter);
+        warn_of_touching_patches("rpl", &grid);
         Ok(Rpl { config: config.clone(), grid, window, channels })
     }
 

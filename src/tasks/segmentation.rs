@@ -7,7 +7,7 @@
 use super::{Amounts, Batch, Downstream, Drawn, Head, MetricInfo, Outcome, Task, each_scan};
 use crate::data::Scans;
 use crate::data::layouts::LabelValue;
-use crate::dim::{PerAxis, Rank, Shape, voxels};
+use crate::dim::{PerAxis, Rank, Shape, Sides, voxels};
 use crate::metrics::case::Group;
 use crate::metrics::overlap::Counts;
 use crate::metrics::summary::mean;
@@ -67,20 +67,13 @@ impl SegmentationConfig {
     /// Shape of the patches for these scans and an encoder that pools by `reduction`. Errors if a scan is smaller, or a side no
     /// multiple of the reduction.
     pub fn patch_shape(&self, scans: &dyn Scans, rank: Rank, reduction: PerAxis) -> Result<Shape> {
+        let given = Sides::given(&self.patch).map(|patch| patch.shape("patch", rank)).transpose()?;
         let mut shape = [1; 3];
-        for (i, a) in rank.axes().enumerate() {
+        for a in rank.axes() {
             let small = (0..scans.len()).min_by_key(|&s| scans.shape(s)[a]).expect("at least one scan");
             let side = scans.shape(small)[a];
             let reduction = reduction.along(a);
-            shape[a] = match self.patch[..] {
-                [] => side.min(max_window(rank)) / reduction * reduction,
-                [one] => one,
-                _ => *self
-                    .patch
-                    .get(i)
-                    .filter(|_| self.patch.len() == rank.n())
-                    .with_context(|| format!("--patch has {} numbers, expected 1 or {}", self.patch.len(), rank.n()))?,
-            };
+            shape[a] = given.map_or(side.min(max_window(rank)) / reduction * reduction, |given| given[a]);
             ensure!(
                 shape[a] > 0 && shape[a] <= side && shape[a].is_multiple_of(reduction),
                 "--patch: a side of {} voxels along axis {a}, expected a multiple of {reduction} (by which the encoder pools) of at \

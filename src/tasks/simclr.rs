@@ -6,7 +6,7 @@
 
 use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
 use crate::data::Scans;
-use crate::dim::{Rank, Region, Shape, voxels};
+use crate::dim::{Rank, Region, Shape, Sides, voxels};
 use crate::ffi;
 use crate::nn::blocks::{Norm, NormKind};
 use crate::nn::heads::{HeadKind, Pool, linear, unit_vectors};
@@ -30,9 +30,10 @@ const LARGE: usize = 64 * 64 * 64;
 #[serde(default, deny_unknown_fields)]
 #[command(next_help_heading = "SimCLR (simclr)")]
 pub struct SimclrConfig {
-    /// Side in voxels of the two crops; they overlap by half of it or more along every axis [default: three quarters of the window]
+    /// Side in voxels of the two crops, or one along each axis; they overlap by half of it or more along every axis [default: three quarters
+    /// of the window]
     #[arg(id = "simclr-crop", long = "simclr-crop", value_name = "VOXELS")]
-    pub crop: Option<usize>,
+    pub crop: Option<Sides>,
     /// What similarities, -1 to 1, are divided by; lower numbers weigh the most similar other crops more
     #[arg(id = "simclr-temperature", long = "simclr-temperature", value_name = "T", default_value_t = Self::default().temperature)]
     pub temperature: f64,
@@ -92,21 +93,26 @@ struct Params {
 /// SimCLR; the views are the two crops, the target is the scan's index.
 pub struct Simclr {
     rank: Rank,
-    window: usize,
+    window: Shape,
     channels: usize,
-    crop: usize,
+    crop: Shape,
     config: SimclrConfig,
     augment: Augmenter,
 }
 
 impl Simclr {
     /// Errors if a crop is larger than the window, or a setting out of range.
-    pub fn new(config: &SimclrConfig, window: usize, channels: usize, rank: Rank) -> Result<Self> {
-        let SimclrConfig { crop, temperature, flip, embedding } = *config;
-        let crop = crop.unwrap_or(window * 3 / 4);
+    pub fn new(config: &SimclrConfig, window: Shape, channels: usize, rank: Rank) -> Result<Self> {
+        let SimclrConfig { temperature, flip, embedding, .. } = *config;
+        let mut crop = [1; 3];
+        rank.axes().for_each(|a| crop[a] = window[a] * 3 / 4);
+        if let Some(given) = &config.crop {
+            crop = given.shape("simclr-crop", rank)?;
+        }
+        let [longest, found] = [window, crop].map(|shape| Sides::of(rank, shape));
         ensure!(
-            (1..=window).contains(&crop),
-            "simclr: --simclr-crop must be 1 to {window}, the window's side, found {crop} voxels"
+            (0..3).all(|a| (1..=window[a]).contains(&crop[a])),
+            "simclr: --simclr-crop must be 1 to {longest}, the window's side, found {found} voxels"
         );
         ensure!((0.01..=10.).contains(&temperature), "simclr: --simclr-temperature must be 0.01 to 10, found {temperature}");
         ensure!((0. ..=1.).contains(&flip), "simclr: --simclr-flip is a probability, 0 to 1, found {flip}");
@@ -116,9 +122,9 @@ impl Simclr {
 
     fn draw(&self, scans: &dyn Scans, scan: usize, rng: &mut Rng) -> Result<Params> {
         let window = draw_window(scans, scan, self.rank, self.window, rng)?;
-        let (room, apart) = (self.window - self.crop, self.crop / 2);
         let mut starts = [window.start; 2];
         for a in self.rank.axes() {
+            let (room, apart) = (self.window[a] - self.crop[a], self.crop[a] / 2);
             let first = rng.random_range(0..=room);
             let second = rng.random_range(first.saturating_sub(apart)..=room.min(first + apart));
             starts[0][a] += first;
@@ -165,7 +171,7 @@ impl Task for Simclr {
     }
 
     fn view_shape(&self) -> Shape {
-        self.rank.cube(self.crop)
+        self.crop
     }
 
     /// The scan's index, by which crops of the same scan are known.
@@ -184,7 +190,7 @@ impl Task for Simclr {
             return "two crops".into();
         };
         let [a, b] = crops.map(|crop| crop.augmentation.spatial.degrees);
-        format!("two crops of {} voxels, turned by {a:.0} and {b:.0} degrees", self.crop)
+        format!("two crops of {} voxels, turned by {a:.0} and {b:.0} degrees", Sides::of(self.rank, self.crop))
     }
 
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>> {

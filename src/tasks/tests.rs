@@ -1,5 +1,6 @@
 use super::*;
 use crate::data::Arrays;
+use crate::dim::Sides;
 use crate::nn::heads::HeadKind;
 use crate::nn::{Architecture, EncoderFlags, UNet, UNetConfig};
 use crate::rng::{Stream, rng};
@@ -32,12 +33,16 @@ pub fn encoder(vs: &nn::VarStore, rank: Rank) -> UNet {
     UNet::new(vs.root() / "encoder", UNetConfig { filters: 4, levels: 3, ..UNetConfig::paper(rank, 2) })
 }
 
-/// Every head runs forward and backward in both ranks, reaches every parameter, and reports what it declares.
-pub fn check(kind: TaskKind, configs: &TaskConfigs, window: usize) {
-    for rank in [Rank::Two, Rank::Three] {
+/// Every head runs forward and backward in both ranks and in windows of equal and unequal sides, reaches every parameter, and reports what
+/// it declares.
+pub fn check(kind: TaskKind, configs: &TaskConfigs, side: usize) {
+    for (rank, longer) in [Rank::Two, Rank::Three].into_iter().flat_map(|rank| [(rank, 0), (rank, 4)]) {
         tch::manual_seed(1);
+        let mut window = rank.cube(side);
+        window[1] += longer;
         let task = build(kind, configs, window, 2, rank, 5).unwrap();
-        let (batch, drawn) = batch(&*task, &scans(rank.cube(window + 3)), rank, 2);
+        let scan = std::array::from_fn(|a| if window[a] == 1 { 1 } else { window[a] + 3 });
+        let (batch, drawn) = batch(&*task, &scans(scan), rank, 2);
         assert!(drawn.iter().all(|d| !task.caption(d).is_empty() && d.targets.len() == task.targets()));
         let vs = nn::VarStore::new(Device::Cpu);
         let encoder = encoder(&vs, rank);
@@ -107,19 +112,19 @@ fn impossible_geometry_is_refused_with_the_numbers() {
     let refused = |kind, window, change: fn(&mut TaskConfigs), part: &str| {
         let mut configs = TaskConfigs::default();
         change(&mut configs);
-        let error = build(kind, &configs, window, 1, Rank::Three, 0).err().expect("refused");
+        let error = build(kind, &configs, [window; 3], 1, Rank::Three, 0).err().expect("refused");
         assert!(format!("{error:#}").contains(part), "{error:#}");
     };
     refused(TaskKind::Rot, 1, |_| (), "window of 1");
     refused(TaskKind::Rpl, 2, |_| (), "2 voxels");
-    refused(TaskKind::Rpl, 64, |c| c.rpl.grid = 4, "found 4");
-    refused(TaskKind::Rpl, 64, |c| c.rpl.jitter = Some(21), "cells of 21 voxels");
-    refused(TaskKind::Jig, 64, |c| c.jig.grid = 1, "found 1");
+    refused(TaskKind::Rpl, 64, |c| c.rpl.grid = Sides::all(4), "found 4");
+    refused(TaskKind::Rpl, 64, |c| c.rpl.jitter = Some(Sides::all(21)), "cells of 21 voxels");
+    refused(TaskKind::Jig, 64, |c| c.jig.grid = Sides::all(1), "found 1");
     refused(TaskKind::Jig, 64, |c| c.jig.shuffles = 101, "--jig-shuffles 101");
     refused(TaskKind::Jig, 64, |c| c.jig.permutations = 1, "1 permutations");
 
     // A patch that the encoder pools to nothing, and a scan smaller than the window.
-    let task = build(TaskKind::Rpl, &TaskConfigs::default(), 9, 2, Rank::Three, 0).unwrap();
+    let task = build(TaskKind::Rpl, &TaskConfigs::default(), [9; 3], 2, Rank::Three, 0).unwrap();
     let vs = nn::VarStore::new(Device::Cpu);
     let error = task.head(&vs.root(), &encoder(&vs, Rank::Three)).err().expect("refused");
     assert!(format!("{error:#}").contains("[2, 2, 2]"), "{error:#}");
@@ -133,8 +138,9 @@ fn windows_that_nobody_names_fit_the_decoder() {
     let scans = |side| Arrays { ids: vec!["a".into()], images: vec![ndarray::Array4::zeros((1, side, side + 9, side))] };
     let window = |task, side, flags: &EncoderFlags| {
         let window = default_window(&[task], &scans(side), Rank::Three, flags.networks(Rank::Three)).unwrap();
-        let network = flags.fitted(Rank::Three, &[Rank::Three.cube(window)]).unwrap().config(Rank::Three, 1, 0.).unwrap();
-        (window, network.levels().len())
+        let network = flags.fitted(Rank::Three, &[window]).unwrap().config(Rank::Three, 1, 0.).unwrap();
+        assert_eq!(window, [window[0]; 3]);
+        (window[0], network.levels().len())
     };
     let (unet, resenc) = (EncoderFlags::default(), EncoderFlags { encoder: Some(Architecture::ResEncL), ..Default::default() });
     for (side, of_unet, of_resenc) in
@@ -149,5 +155,5 @@ fn windows_that_nobody_names_fit_the_decoder() {
     assert_eq!(window(TaskKind::Mae, 31, &named).0, 31, "is refused, with the sizes that work");
     let densenet = EncoderFlags { encoder: Some(Architecture::DenseNet121), ..Default::default() };
     let flat = default_window(&[TaskKind::Mae], &scans(20), Rank::Two, densenet.networks(Rank::Two)).unwrap();
-    assert_eq!(flat, 20, "its levels are no choice");
+    assert_eq!(flat, [1, 20, 20], "its levels are no choice");
 }

@@ -5,7 +5,7 @@
 
 use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Picture, Task};
 use crate::data::Scans;
-use crate::dim::{Rank, Region, Shape, voxels};
+use crate::dim::{Rank, Region, Shape, Sides, voxels};
 use crate::nn::loss::{DiceLoss, SMOOTH};
 use crate::nn::{Decoder, Encoder, Mode};
 use crate::rng::Rng;
@@ -79,25 +79,27 @@ struct Params {
 /// VolumeFusion; the one view is the fused window.
 pub struct VolumeFusion {
     rank: Rank,
-    window: usize,
+    window: Shape,
     classes: usize,
     augment: Augmenter,
-    /// Sides of a box in voxels.
-    sides: RangeInclusive<usize>,
+    /// Sides of a box in voxels, along each axis.
+    sides: [RangeInclusive<usize>; 3],
     /// Accuracy of one class everywhere.
     blind: f64,
 }
 
 impl VolumeFusion {
     /// Errors if there is nothing to tell apart, or no room for a box.
-    pub fn new(config: &VfConfig, window: usize, rank: Rank) -> Result<Self> {
+    pub fn new(config: &VfConfig, window: Shape, rank: Rank) -> Result<Self> {
         let VfConfig { classes, flip } = *config;
         ensure!((2..=100).contains(&classes), "vf: --vf-classes must be 2 to 100, found {classes}");
         ensure!((0. ..=1.).contains(&flip), "vf: --vf-flip is a probability, 0 to 1, found {flip}");
-        ensure!(window >= 4, "vf: a window of {window} voxels a side is too small for boxes, expected at least 4");
+        let named = Sides::of(rank, window);
+        let enough = rank.axes().all(|a| window[a] >= 4);
+        ensure!(enough, "vf: a window of {named} voxels a side is too small for boxes, expected at least 4");
         // The intensities of fine-tuning. Turned and scaled scans would have borders, which tell the two apart.
         let augment = AugmentConfig { flip, spatial: 0., ..Default::default() }.augmenter(rank, None, &[])?;
-        let sides = SHORTEST.min(window / 4)..=(LONGEST * window as f64) as usize;
+        let sides = window.map(|side| SHORTEST.min(side / 4)..=(LONGEST * side as f64) as usize);
         let blind = share_of_first(rank, window, &sides, classes);
         Ok(VolumeFusion { rank, window, classes, augment, sides, blind })
     }
@@ -117,7 +119,7 @@ impl VolumeFusion {
         let (front, back) = (source(scan)?, source(other + usize::from(other >= scan))?);
         let boxes = (0..rng.random_range(BOXES))
             .map(|_| {
-                let region = draw_box(self.rank, self.window, self.sides.clone(), rng);
+                let region = draw_box(self.rank, self.window, &self.sides, rng);
                 FusedBox { region, class: rng.random_range(0..self.classes) }
             })
             .collect();
@@ -151,19 +153,20 @@ impl VolumeFusion {
 }
 
 /// Expected share of class 0 of `classes`, the most frequent one by what no box covers: the accuracy of always saying it.
-fn share_of_first(rank: Rank, window: usize, sides: &RangeInclusive<usize>, classes: usize) -> f64 {
+fn share_of_first(rank: Rank, window: Shape, sides: &[RangeInclusive<usize>; 3], classes: usize) -> f64 {
     // Probability that a box covers position `x` of an axis: its sides and places are drawn for each axis by itself.
-    let covered = |x: usize| {
+    let covered = |x: usize, window: usize, sides: &RangeInclusive<usize>| {
         let of_side = |side: usize| {
             let places = x.min(window - side) + 1 - (x + 1).saturating_sub(side);
             places as f64 / (window - side + 1) as f64
         };
         sides.clone().map(of_side).sum::<f64>() / sides.clone().count() as f64
     };
-    // The second half of an axis mirrors the first.
-    let line: Vec<f64> = (0..if window.is_multiple_of(2) { window / 2 } else { window }).map(covered).collect();
     let mut boxed = vec![1.];
-    for _ in rank.axes() {
+    for a in rank.axes() {
+        // The second half of an axis mirrors the first.
+        let half = if window[a].is_multiple_of(2) { window[a] / 2 } else { window[a] };
+        let line: Vec<f64> = (0..half).map(|x| covered(x, window[a], &sides[a])).collect();
         boxed = boxed.iter().flat_map(|p| line.iter().map(move |q| p * q)).collect();
     }
     // The mean of `(1 - p)^n` over the numbers of boxes, a geometric series.
@@ -188,7 +191,7 @@ impl Task for VolumeFusion {
     }
 
     fn view_shape(&self) -> Shape {
-        self.rank.cube(self.window)
+        self.window
     }
 
     /// The coefficient's class in every voxel.

@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn jointly_trained_tasks_keep_their_own_statistics() {
         let tasks: Vec<_> = [TaskKind::Rot, TaskKind::Exe]
-            .map(|kind| build(kind, &TaskConfigs::default(), 16, 1, Rank::Two, 0).unwrap())
+            .map(|kind| build(kind, &TaskConfigs::default(), [1, 16, 16], 1, Rank::Two, 0).unwrap())
             .into_iter()
             .collect();
         let references: Vec<&dyn Task> = tasks.iter().map(|t| t.as_ref()).collect();

@@ -9,7 +9,7 @@ use crate::data::Scans;
 use crate::data::names::some;
 use crate::data::split::Split;
 use crate::data::store::Store;
-use crate::dim::{Rank, Shape};
+use crate::dim::{Rank, Shape, Sides};
 use crate::nn::{EncoderConfig, EncoderFlags};
 use crate::predict::export;
 use crate::print::{self, note};
@@ -23,7 +23,7 @@ use crate::sample::mirror_zoom::MirrorZoom;
 use crate::sample::windows::Windows;
 use crate::settings;
 use crate::tasks::cpc::default_grid;
-use crate::tasks::{self, Task, TaskConfigs, TaskKind, joined_names};
+use crate::tasks::{self, Task, TaskConfigs, TaskKind, joined_names, rotation};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Serialize;
 use serde_json::json;
@@ -46,10 +46,11 @@ pub struct PretrainConfig {
     /// Samples drawn from each validation scan, the same in every epoch
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub val_draws: u64,
-    /// Side in voxels of the window that a sample is cut from [default: the smallest side of any scan, at most 128, in 2D 224; for tasks with
+    /// Side in voxels of the window that a sample is cut from, or one along each axis: left to right, back to front, bottom to top, such as
+    /// 128,128,32, in 2D rows, columns [default: the smallest side of any scan, at most 128, in 2D 224; for tasks with
     /// a decoder the largest multiple within it of what the encoder pools by]
     #[arg(long, value_name = "VOXELS")]
-    pub window: Option<usize>,
+    pub window: Option<Sides>,
     #[command(flatten)]
     #[serde(flatten)]
     pub network: EncoderFlags,
@@ -105,19 +106,20 @@ impl PretrainConfig {
         Ok(())
     }
 
-    /// Builds tasks and network for scans that all are at least `window` voxels a side.
+    /// Builds tasks and network for scans that all are at least as large as the window.
     pub fn trainer(
         &self,
         device: Device,
         rank: Rank,
-        window: usize,
+        window: Shape,
         train: Arc<dyn Scans>,
         valid: Arc<dyn Scans>,
     ) -> Result<Trainer> {
         let (channels, dropout) = (train.channels(), self.train.dropout);
         let encoder = |flags: &EncoderFlags| flags.config(rank, channels as i64, dropout);
+        let norm = encoder(&self.network)?.norm();
         let mut configs = self.tasks.clone();
-        configs.cpc.grid.get_or_insert(default_grid(rank, window, encoder(&self.network)?.norm()));
+        configs.cpc.grid.get_or_insert_with(|| default_grid(rank, window, norm));
         let mut tasks: Vec<(Arc<dyn Task>, f64)> = Vec::new();
         for (slot, &kind) in self.task.iter().enumerate() {
             let task = tasks::build(kind, &configs, window, channels, rank, self.train.seed)?;
@@ -193,10 +195,13 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
         config = config.of_weights(init, store.rank()?)?;
     }
     let (rank, window) = geometry(&config, &store)?;
-    let windows = Windows { scans: train.clone(), rank, side: window, seed: config.train.seed };
+    let windows = Windows { scans: train.clone(), rank, shape: window, seed: config.train.seed };
     let trainer = config.trainer(device, rank, window, train, valid)?;
     if run.is_none() && init.is_none() {
         config.network.note_spacing(&trainer.network.config, input.mean_spacing);
+    }
+    if run.is_none() && config.task.contains(&TaskKind::Rot) {
+        rotation::note_spacing(&config.tasks.rot, rank, input.mean_spacing);
     }
     let last = trainer.tasks.iter().any(|run| run.task.last_is_best());
     let best = config.best.unwrap_or(if last { Best::Last } else { Best::Metric });
@@ -217,7 +222,8 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
         }
         None => {
             let mut resolved = config.clone();
-            (resolved.train.epochs, resolved.window, resolved.best) = (Some(trainer.epochs), Some(window), Some(best));
+            (resolved.train.epochs, resolved.window, resolved.best) =
+                (Some(trainer.epochs), Some(Sides::of(rank, window)), Some(best));
             if let [task] = &trainer.tasks[..] {
                 (resolved.train.batch_size, resolved.train.draws) = (Some(task.batch), Some(task.draws));
             }
@@ -235,10 +241,11 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     };
     run.keep_load_report(&report)?;
     note!(
-        "{}: {} on {device:?} in {}, {scans} training and {held_out} validation scans, window {window}, {} steps an epoch",
+        "{}: {} on {device:?} in {}, {scans} training and {held_out} validation scans, window {}, {} steps an epoch",
         run.dir.display(),
         config.name(),
         if trainer.bf16 { "bf16" } else { "fp32" },
+        Sides::of(rank, window),
         trainer.steps
     );
     if let (Some(probe), Some(probed)) = (&probe, &probed) {
@@ -282,11 +289,12 @@ pub fn windows(run: &Run, data: Option<&Path>) -> Result<Windows> {
         run.dir.display()
     );
     let split = Split::load(&run.split_file())?.fraction(serde_json::from_value(setting("fraction")?)?)?;
-    let [seed, side] = ["seed", "window"].map(setting);
+    let [seed, window] = ["seed", "window"].map(setting);
+    let (rank, window): (Rank, Sides) = (store.rank()?, serde_json::from_value(window?)?);
     Ok(Windows {
-        rank: store.rank()?,
+        rank,
         scans: Arc::new(store.subset(&scans_of(&store, &split))?),
-        side: serde_json::from_value(side?)?,
+        shape: window.shape("window", rank)?,
         seed: serde_json::from_value(seed?)?,
     })
 }
@@ -316,14 +324,17 @@ fn record(config: &PretrainConfig, session: &Session, rank: Rank, warnings: Vec<
     }
 }
 
-/// Rank and window side for these scans. The network is known by now.
-fn geometry(config: &PretrainConfig, store: &Store) -> Result<(Rank, usize)> {
+/// Rank and window for these scans. The network is known by now.
+fn geometry(config: &PretrainConfig, store: &Store) -> Result<(Rank, Shape)> {
     let rank = store.rank()?;
-    let fitting = || tasks::default_window(&config.task, store, rank, config.network.networks(rank));
-    let window = config.window.map_or_else(fitting, Ok)?;
-    if let Some(small) = (0..store.len()).find(|&s| rank.axes().any(|a| store.shape(s)[a] < window)) {
+    let window = match &config.window {
+        Some(given) => given.shape("window", rank)?,
+        None => tasks::default_window(&config.task, store, rank, config.network.networks(rank))?,
+    };
+    if let Some(small) = (0..store.len()).find(|&s| rank.axes().any(|a| store.shape(s)[a] < window[a])) {
         bail!(
-            "--window {window} is larger than {}, which has {:?} voxels; lower --window or leave the scan out",
+            "--window {} is larger than {}, which has {:?} voxels; lower --window or leave the scan out",
+            Sides::of(rank, window),
             store.id(small),
             store.shape(small)
         );

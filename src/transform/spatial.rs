@@ -58,6 +58,11 @@ impl Orientation {
         1 + 3 * rotation_planes(rank).len()
     }
 
+    /// Axis that the rotation of a class turns about; `None`: it turns nothing.
+    pub fn axis_of(class: usize) -> Option<usize> {
+        class.checked_sub(1).map(|turn| turn / 3)
+    }
+
     /// The rotation of a class in `0..rotations(rank)`: 0 is the identity; 1, 2, 3 turn by 90, 180, 270 degrees about the first
     /// axis (images: in their plane), 4 to 6 about the second, 7 to 9 about the third.
     pub fn rotation(rank: Rank, class: usize) -> Self {

@@ -11,8 +11,16 @@ use tch::Device;
 fn head_runs_forward_and_backward() {
     let mut configs = TaskConfigs::default();
     check(TaskKind::Cpc, &configs, 27);
-    configs.cpc = CpcConfig { grid: Some(4), first_step: 1, code: 8 };
+    configs.cpc = CpcConfig { grid: Some(Sides::all(4)), first_step: 1, code: 8 };
     check(TaskKind::Cpc, &configs, 31);
+    let task = Cpc::new(&CpcConfig { grid: "3,4,1".parse().ok(), ..Default::default() }, [36, 40, 10], 2, Rank::Three).unwrap();
+    assert_eq!((task.views(), task.view_shape()), (12, [18, 16, 10]));
+    let vs = nn::VarStore::new(Device::Cpu);
+    let encoder = encoder(&vs, Rank::Three);
+    let (batch, _) = batch(&task, &scans([40; 3]), Rank::Three, 2);
+    let outcome = task.head(&vs.root(), &encoder).unwrap().forward(&encoder, &batch, Mode::Train);
+    // Of 24 candidates, as an untrained network scores them.
+    assert!((outcome.loss.double_value(&[]) - 24f64.ln()).abs() < 2.);
 }
 
 fn values(x: &Tensor) -> Vec<f64> {
@@ -57,7 +65,8 @@ fn info_nce_as_written_out() {
 }
 
 fn head(vs: &nn::VarStore, encoder: &dyn Encoder, rank: Rank, n: usize) -> CpcHead {
-    let task = Cpc::new(&CpcConfig { grid: Some(n), ..Default::default() }, 8 * (n + 1), 2, rank).unwrap();
+    let task =
+        Cpc::new(&CpcConfig { grid: Some(Sides::all(n)), ..Default::default() }, rank.cube(8 * (n + 1)), 2, rank).unwrap();
     task.network(&(vs.root() / "cpc"), encoder).unwrap()
 }
 
@@ -141,7 +150,7 @@ fn every_patch_is_encoded_once_and_chance_is_reported() {
     tch::manual_seed(3);
     let vs = nn::VarStore::new(Device::Cpu);
     let encoder = Counting(encoder(&vs, Rank::Three), RefCell::new(Vec::new()));
-    let task = Cpc::new(&CpcConfig { grid: Some(3), ..Default::default() }, 32, 2, Rank::Three).unwrap();
+    let task = Cpc::new(&CpcConfig { grid: Some(Sides::all(3)), ..Default::default() }, [32; 3], 2, Rank::Three).unwrap();
     let (batch, _) = batch(&task, &scans([32; 3]), Rank::Three, 5);
     let outcome = task.head(&vs.root(), &encoder).unwrap().forward(&encoder, &batch, Mode::Train);
     assert_eq!(*encoder.1.borrow(), [5 * 27]);
@@ -155,9 +164,11 @@ fn every_patch_is_encoded_once_and_chance_is_reported() {
 
 #[test]
 fn samples_are_flipped_padded_crops_and_replay() {
-    for (rank, window) in [(Rank::Two, 40), (Rank::Three, 34)] {
-        let scans = scans(rank.cube(window + 2));
-        let task = Cpc::new(&CpcConfig { grid: Some(3), ..Default::default() }, window, 2, rank).unwrap();
+    for (rank, grid, window) in
+        [(Rank::Two, "3", [1, 40, 40]), (Rank::Three, "3", [34; 3]), (Rank::Three, "3,4,1", [34, 45, 9])]
+    {
+        let scans = scans(std::array::from_fn(|a| if window[a] == 1 { 1 } else { window[a] + 2 }));
+        let task = Cpc::new(&CpcConfig { grid: grid.parse().ok(), ..Default::default() }, window, 2, rank).unwrap();
         let shape = task.view_shape();
         let length = task.views() * 2 * voxels(shape);
         let (mut out, mut again) = (vec![f32::NAN; length], vec![f32::NAN; length]);
@@ -183,10 +194,10 @@ fn samples_are_flipped_padded_crops_and_replay() {
                 for (d, h, w) in ndarray::indices((shape[0], shape[1], shape[2])) {
                     let mut at = [0; 3];
                     let covered = [d, h, w].iter().enumerate().all(|(a, x)| {
-                        let crop = if shape[a] == 1 { 1 } else { record.crop_side };
+                        let [crop, step] = [&record.crop_side, &record.step].map(|sides| sides.shape("", rank).unwrap()[a]);
                         let x = x.wrapping_sub(patch.place[a]);
                         let x = if patch.flip[a] { (crop - 1).wrapping_sub(x) } else { x };
-                        at[a] = (record.window.start[a] + cell[a] * record.step + patch.crop[a]).wrapping_add(x);
+                        at[a] = (record.window.start[a] + cell[a] * step + patch.crop[a]).wrapping_add(x);
                         x < crop
                     });
                     let expected = if covered { scans.images[1][[c, at[0], at[1], at[2]]] } else { least };
@@ -199,7 +210,9 @@ fn samples_are_flipped_padded_crops_and_replay() {
 
 #[test]
 fn sizes_and_refusals() {
-    let new = |grid, first_step, window, rank| Cpc::new(&CpcConfig { grid, first_step, code: 8 }, window, 1, rank);
+    let new = |grid: Option<usize>, first_step, window, rank| {
+        Cpc::new(&CpcConfig { grid: grid.map(Sides::all), first_step, code: 8 }, window, 1, rank)
+    };
     for (rank, window, n, side) in [
         (Rank::Three, 64, 3, 32),
         (Rank::Three, 128, 4, 50),
@@ -207,11 +220,15 @@ fn sizes_and_refusals() {
         (Rank::Two, 64, 7, 16),
         (Rank::Two, 224, 7, 56),
     ] {
-        let task = new(None, 2, window, rank).unwrap();
-        assert_eq!((task.grid.n, task.grid.side, task.crop), (n, side, side * 7 / 8), "{rank:?} {window}");
+        let task = new(None, 2, rank.cube(window), rank).unwrap();
+        let found = (task.grid.n, task.grid.side, task.crop);
+        assert_eq!(found, (rank.cube(n), rank.cube(side), rank.cube(side * 7 / 8)), "{rank:?} {window}");
     }
+    // A thin axis is left whole, but for the one along which it predicts.
+    assert_eq!(new(None, 2, [128, 128, 30], Rank::Three).unwrap().grid.n, [4, 4, 1]);
+    assert_eq!(new(None, 2, [30, 128, 128], Rank::Three).unwrap().grid.n, [3, 4, 4]);
     let refused = |task: Result<Cpc>, part: &str| assert!(format!("{:#}", task.err().unwrap()).contains(part));
-    refused(new(Some(2), 2, 64, Rank::Three), "2 patches a side");
-    refused(new(Some(3), 0, 64, Rank::Three), "found 0");
-    refused(new(Some(3), 2, 3, Rank::Three), "window of 3");
+    refused(new(Some(2), 2, [64; 3], Rank::Three), "2 patches a side");
+    refused(new(Some(3), 0, [64; 3], Rank::Three), "found 0");
+    refused(new(Some(3), 2, [3; 3], Rank::Three), "window of 3");
 }

@@ -56,7 +56,7 @@ fn curves_are_bezier_curves_that_rise_or_fall_from_end_to_end() {
 
 #[test]
 fn curves_keep_the_channels_range_whatever_it_is() {
-    let task = Genesis::new(&GenesisConfig { curve: 1., ..NOTHING }, 12, Rank::Three).unwrap();
+    let task = Genesis::new(&GenesisConfig { curve: 1., ..NOTHING }, [12; 3], Rank::Three).unwrap();
     let mut given = scans([12; 3]);
     given.images.iter_mut().for_each(|image| image.mapv_inplace(|v| 70. * v - 30.));
     let (batch, drawn) = batch(&task, &given, Rank::Three, 3);
@@ -76,14 +76,13 @@ fn curves_keep_the_channels_range_whatever_it_is() {
 
 #[test]
 fn shuffling_moves_voxels_by_less_than_a_box_and_alike_in_all_channels() {
-    for rank in [Rank::Two, Rank::Three] {
-        let window = 40;
+    for (rank, window) in [(Rank::Two, [1, 40, 40]), (Rank::Three, [40; 3]), (Rank::Three, [20, 40, 30])] {
         let task = Genesis::new(&GenesisConfig { shuffle: 1., ..NOTHING }, window, rank).unwrap();
         // The first channel says where a voxel comes from, the second says it too.
-        let mut given = scans(rank.cube(window));
+        let mut given = scans(window);
         for image in &mut given.images {
             for ((c, x, y, z), v) in image.indexed_iter_mut() {
-                *v = ((x * window + y) * window + z) as f32 * if c == 0 { 1. } else { -1. };
+                *v = ((x * window[1] + y) * window[2] + z) as f32 * if c == 0 { 1. } else { -1. };
             }
         }
         let (batch, _) = batch(&task, &given, rank, 2);
@@ -93,8 +92,13 @@ fn shuffling_moves_voxels_by_less_than_a_box_and_alike_in_all_channels() {
             for (v, &from) in first.iter().enumerate() {
                 assert_eq!(second[v], -from);
                 let (to, from) = (v, from as usize);
-                let at = |v: usize| [v / window / window, v / window % window, v % window];
-                assert!((0..3).all(|a| at(to)[a].abs_diff(at(from)[a]) < 4), "{:?} from {:?}", at(to), at(from));
+                let at = |v: usize| [v / window[2] / window[1], v / window[2] % window[1], v % window[2]];
+                assert!(
+                    (0..3).all(|a| at(to)[a].abs_diff(at(from)[a]) < (window[a] / 10).max(2)),
+                    "{:?} from {:?}",
+                    at(to),
+                    at(from)
+                );
                 moved += usize::from(to != from);
             }
             let share = moved as f64 / first.len() as f64;
@@ -105,21 +109,30 @@ fn shuffling_moves_voxels_by_less_than_a_box_and_alike_in_all_channels() {
 
 #[test]
 fn what_is_painted_over_is_noise_and_the_rest_is_the_window() {
-    for (rank, outer) in [(Rank::Three, 0.), (Rank::Three, 1.), (Rank::Two, 1.)] {
-        let task = Genesis::new(&GenesisConfig { paint: 1., outer, ..NOTHING }, 42, rank).unwrap();
-        let (batch, drawn) = batch(&task, &scans(rank.cube(44)), rank, 6);
+    for (rank, outer, window) in [
+        (Rank::Three, 0., [42; 3]),
+        (Rank::Three, 1., [42; 3]),
+        (Rank::Two, 1., [1, 42, 42]),
+        (Rank::Three, 1., [42, 21, 28]),
+        (Rank::Two, 0., [1, 84, 42]),
+    ] {
+        let task = Genesis::new(&GenesisConfig { paint: 1., outer, ..NOTHING }, window, rank).unwrap();
+        let (batch, drawn) = batch(&task, &scans(window), rank, 6);
         for (b, drawn) in drawn.iter().enumerate() {
             let painting = params(drawn).painting.unwrap();
             assert_eq!(painting.outer, outer == 1.);
             assert!(BOXES.contains(&painting.boxes.len()));
-            let sides = if painting.outer { 18..=24 } else { 7..=14 };
-            assert!(painting.boxes.iter().all(|region| rank.axes().all(|a| sides.contains(&region.size[a]))));
+            // Of the window's side, three to four sevenths and one to two sixths.
+            let [least, most] = if painting.outer { [3. / 7., 4. / 7.] } else { [1. / 6., 1. / 3.] };
+            let within =
+                |a: usize, n: usize| ((window[a] as f64 * least) as usize..=(window[a] as f64 * most) as usize).contains(&n);
+            assert!(painting.boxes.iter().all(|region| rank.axes().all(|a| within(a, region.size[a]))));
             for c in 0..2 {
                 let (input, clean) = (values(&batch.views, b, c), values(batch.clean.as_ref().unwrap(), b, c));
                 let Stats { min, max, .. } = Stats::of(&clean);
                 let mut noise = Vec::new();
                 for v in 0..input.len() {
-                    let at = [v / 42 / 42, v / 42 % 42, v % 42];
+                    let at = [v / window[2] / window[1], v / window[2] % window[1], v % window[2]];
                     let inside = painting.boxes.iter().any(|r| (0..3).all(|a| r.ranges()[a].contains(&at[a])));
                     match inside != painting.outer {
                         true => noise.push((input[v] - min) / (max - min)),
@@ -139,7 +152,7 @@ fn what_is_painted_over_is_noise_and_the_rest_is_the_window() {
 #[test]
 fn probabilities_are_those_asked_for_and_records_replay() {
     let config = GenesisConfig { flip: 0.5, ..Default::default() };
-    let task = Genesis::new(&config, 8, Rank::Three).unwrap();
+    let task = Genesis::new(&config, [8; 3], Rank::Three).unwrap();
     let scans = scans([10; 3]);
     let (length, draws) = (2 * 512, 600);
     let (mut curves, mut shuffled, mut painted, mut outer, mut flips) = (0, 0, 0, 0, 0);
@@ -174,7 +187,7 @@ fn probabilities_are_those_asked_for_and_records_replay() {
 #[test]
 fn loss_and_metrics_as_written_out() {
     for rank in [Rank::Two, Rank::Three] {
-        let task = Genesis::new(&GenesisConfig::default(), 8, rank).unwrap();
+        let task = Genesis::new(&GenesisConfig::default(), rank.cube(8), rank).unwrap();
         let vs = VarStore::new(Device::Cpu);
         let encoder = encoder(&vs, rank);
         let head = task.network(&vs.root(), &encoder).unwrap();
@@ -211,7 +224,7 @@ fn loss_and_metrics_as_written_out() {
 fn blank_windows_have_a_finite_error() {
     let mut blank = scans([12; 3]);
     blank.images.iter_mut().for_each(|image| image.fill(0.25));
-    let task = Genesis::new(&GenesisConfig::default(), 12, Rank::Three).unwrap();
+    let task = Genesis::new(&GenesisConfig::default(), [12; 3], Rank::Three).unwrap();
     let vs = VarStore::new(Device::Cpu);
     let encoder = encoder(&vs, Rank::Three);
     let (batch, _) = batch(&task, &blank, Rank::Three, 2);
@@ -227,7 +240,8 @@ fn impossible_settings_are_refused_with_the_numbers() {
         let error = Genesis::new(&config, window, Rank::Three).err().expect("refused").to_string();
         assert!(error.contains(part), "{error}");
     };
-    refused(GenesisConfig { paint: 1.5, ..NOTHING }, 12, "--gen-paint must lie in 0 to 1, found 1.5");
-    refused(NOTHING, 12, "--gen-curve");
-    refused(GenesisConfig::default(), 7, "7 voxels");
+    refused(GenesisConfig { paint: 1.5, ..NOTHING }, [12; 3], "--gen-paint must lie in 0 to 1, found 1.5");
+    refused(NOTHING, [12; 3], "--gen-curve");
+    refused(GenesisConfig::default(), [7; 3], "7 voxels");
+    refused(GenesisConfig::default(), [16, 16, 6], "16,16,6 voxels");
 }

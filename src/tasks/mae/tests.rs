@@ -23,40 +23,48 @@ fn head_runs_forward_and_backward() {
 
 #[test]
 fn exactly_the_ratio_is_masked_and_the_rest_is_the_scan() {
-    for (rank, shape) in [(Rank::Two, [1, 15, 14]), (Rank::Three, [15, 13, 14])] {
+    // 12 voxels are 3 blocks of 4, 13 have a fourth that sticks out.
+    for (rank, window, block) in [
+        (Rank::Two, [1, 12, 12], "4"),
+        (Rank::Two, [1, 13, 13], "4"),
+        (Rank::Three, [12; 3], "4"),
+        (Rank::Three, [13; 3], "4"),
+        (Rank::Three, [12, 13, 7], "4,5,2"),
+        (Rank::Two, [1, 12, 9], "4,3"),
+    ] {
+        let shape: Shape = std::array::from_fn(|a| if window[a] == 1 { 1 } else { window[a] + 1 });
+        let block: Sides = block.parse().unwrap();
+        let [p, q, r] = block.shape("", rank).unwrap();
         for (ratio, fill) in [(0.6, Fill::Zero), (0.3, Fill::Mean), (0.9, Fill::Learnt)] {
-            // 12 voxels are 3 blocks of 4, 13 have a fourth that sticks out.
-            for window in [12, 13] {
-                let config = MaeConfig { block: Some(4), ratio: Some(ratio), fill: Some(fill), ..plain() };
-                let task = Mae::new(&config, window, rank).unwrap();
-                let (batch, drawn) = batch(&task, &scans(shape), rank, 4);
-                let grid = [window.div_ceil(4); 3];
-                let all = grid[rank.axes()].iter().product::<usize>();
-                let (views, clean) = (batch.views.squeeze_dim(1), batch.clean.unwrap().squeeze_dim(1));
-                let mask = task.blocks.mask(&batch.targets);
-                for (i, drawn) in drawn.iter().enumerate() {
-                    assert_eq!(drawn.targets.len(), all);
-                    assert_eq!(drawn.targets.iter().sum::<i64>(), (ratio * all as f64).round() as i64);
-                    let masked = task.blocks.voxels(&drawn.targets);
-                    for c in 0..2 {
-                        let values = |t: &Tensor| Vec::<f32>::try_from(t.get(i as i64).get(c).flatten(0, -1)).unwrap();
-                        let (input, clean) = (values(&views), values(&clean));
-                        let visible: Vec<f64> = (0..input.len()).filter(|&v| !masked[v]).map(|v| f64::from(clean[v])).collect();
-                        let expected = if fill == Fill::Mean { visible.iter().sum::<f64>() / visible.len() as f64 } else { 0. };
-                        for v in 0..input.len() {
-                            // Row-major: the block of a voxel, written out.
-                            let (x, y, z) = (v / window / window % window, v / window % window, v % window);
-                            let row = if rank == Rank::Three { x / 4 * grid[1] + y / 4 } else { y / 4 };
-                            assert_eq!(masked[v], drawn.targets[row * grid[2] + z / 4] == 1);
-                            match masked[v] {
-                                true => assert!((f64::from(input[v]) - expected).abs() < 1e-6),
-                                false => assert_eq!(input[v], clean[v]),
-                            }
+            let config = MaeConfig { block: Some(block.clone()), ratio: Some(ratio), fill: Some(fill), ..plain() };
+            let task = Mae::new(&config, window, rank).unwrap();
+            let (batch, drawn) = batch(&task, &scans(shape), rank, 4);
+            let grid = [window[0].div_ceil(p), window[1].div_ceil(q), window[2].div_ceil(r)];
+            let all = grid.iter().product::<usize>();
+            let (views, clean) = (batch.views.squeeze_dim(1), batch.clean.unwrap().squeeze_dim(1));
+            let mask = task.blocks.mask(&batch.targets);
+            for (i, drawn) in drawn.iter().enumerate() {
+                assert_eq!(drawn.targets.len(), all);
+                assert_eq!(drawn.targets.iter().sum::<i64>(), (ratio * all as f64).round() as i64);
+                let masked = task.blocks.voxels(&drawn.targets);
+                for c in 0..2 {
+                    let values = |t: &Tensor| Vec::<f32>::try_from(t.get(i as i64).get(c).flatten(0, -1)).unwrap();
+                    let (input, clean) = (values(&views), values(&clean));
+                    let visible: Vec<f64> = (0..input.len()).filter(|&v| !masked[v]).map(|v| f64::from(clean[v])).collect();
+                    let expected = if fill == Fill::Mean { visible.iter().sum::<f64>() / visible.len() as f64 } else { 0. };
+                    for v in 0..input.len() {
+                        // Row-major: the block of a voxel, written out.
+                        let (x, y, z) = (v / window[2] / window[1], v / window[2] % window[1], v % window[2]);
+                        let row = x / p * grid[1] + y / q;
+                        assert_eq!(masked[v], drawn.targets[row * grid[2] + z / r] == 1);
+                        match masked[v] {
+                            true => assert!((f64::from(input[v]) - expected).abs() < 1e-6),
+                            false => assert_eq!(input[v], clean[v]),
                         }
                     }
-                    let on_device: Vec<f32> = Vec::try_from(mask.get(i as i64).flatten(0, -1)).unwrap();
-                    assert!(on_device.iter().zip(&masked).all(|(a, &b)| *a == f32::from(u8::from(b))));
                 }
+                let on_device: Vec<f32> = Vec::try_from(mask.get(i as i64).flatten(0, -1)).unwrap();
+                assert!(on_device.iter().zip(&masked).all(|(a, &b)| *a == f32::from(u8::from(b))));
             }
         }
     }
@@ -65,7 +73,7 @@ fn exactly_the_ratio_is_masked_and_the_rest_is_the_scan() {
 #[test]
 fn the_input_is_changed_and_the_target_is_not() {
     let config = MaeConfig { intensity: 1., fill: Some(Fill::Zero), ..plain() };
-    let task = Mae::new(&config, 12, Rank::Three).unwrap();
+    let task = Mae::new(&config, [12; 3], Rank::Three).unwrap();
     let scans = scans([14; 3]);
     let (batch, drawn) = batch(&task, &scans, Rank::Three, 3);
     for (i, drawn) in drawn.iter().enumerate() {
@@ -88,7 +96,7 @@ fn the_input_is_changed_and_the_target_is_not() {
 #[test]
 fn spatial_changes_move_input_and_target_alike() {
     let config = MaeConfig { spatial: 1., flip: 0.5, intensity: 0., ..Default::default() };
-    let task = Mae::new(&config, 12, Rank::Three).unwrap();
+    let task = Mae::new(&config, [12; 3], Rank::Three).unwrap();
     let (batch, drawn) = batch(&task, &scans([14; 3]), Rank::Three, 3);
     let visible = task.blocks.mask(&batch.targets).eq(0.).to_kind(Kind::Float);
     let difference = (batch.views.squeeze_dim(1) - batch.clean.unwrap().squeeze_dim(1)) * visible;
@@ -99,7 +107,7 @@ fn spatial_changes_move_input_and_target_alike() {
 #[test]
 fn loss_and_metric_as_written_out() {
     for (rank, loss) in [(Rank::Three, Counted::Masked), (Rank::Two, Counted::All)] {
-        let task = Mae::new(&MaeConfig { loss, ..plain() }, 8, rank).unwrap();
+        let task = Mae::new(&MaeConfig { loss, ..plain() }, rank.cube(8), rank).unwrap();
         let vs = VarStore::new(Device::Cpu);
         let encoder = encoder(&vs, rank);
         let head = task.network(&vs.root(), &encoder).unwrap();
@@ -156,7 +164,7 @@ fn blank_windows_have_a_finite_error_and_gradient() {
     let mut blank = scans([12; 3]);
     blank.images.iter_mut().for_each(|image| image.fill(0.25));
     for loss in [Counted::Masked, Counted::All] {
-        let task = Mae::new(&MaeConfig { loss, intensity: 1., ..Default::default() }, 12, Rank::Three).unwrap();
+        let task = Mae::new(&MaeConfig { loss, intensity: 1., ..Default::default() }, [12; 3], Rank::Three).unwrap();
         let vs = VarStore::new(Device::Cpu);
         let encoder = encoder(&vs, Rank::Three);
         let head = task.head(&vs.root(), &encoder).unwrap();
@@ -170,7 +178,7 @@ fn blank_windows_have_a_finite_error_and_gradient() {
 
 #[test]
 fn the_target_is_never_rounded() {
-    let task: Arc<dyn Task> = Arc::new(Mae::new(&plain(), 12, Rank::Three).unwrap());
+    let task: Arc<dyn Task> = Arc::new(Mae::new(&plain(), [12; 3], Rank::Three).unwrap());
     let given = scans([12; 3]);
     let expected: Vec<f32> = given.images[0].iter().copied().collect();
     let sampler = Sampler { task, scans: Arc::new(given), rank: Rank::Three, seed: 0, slot: 0, mirror_zoom: None, bf16: true };
@@ -187,14 +195,14 @@ fn impossible_settings_are_refused_with_the_numbers() {
         let error = Mae::new(&config, window, Rank::Three).err().expect("refused").to_string();
         assert!(parts.iter().all(|part| error.contains(part)), "{error}");
     };
-    refused(MaeConfig { block: Some(13), ..plain() }, 12, &["--mae-block", "13", "12"]);
-    refused(MaeConfig { block: Some(12), ..plain() }, 12, &["masks 1 of the 1 blocks"]);
-    refused(MaeConfig { ratio: Some(1.), ..plain() }, 12, &["--mae-ratio", "found 1"]);
-    refused(MaeConfig { intensity: 1.5, ..plain() }, 12, &["--mae-intensity", "1.5"]);
+    refused(MaeConfig { block: Some(Sides::all(13)), ..plain() }, [12; 3], &["--mae-block", "13", "12"]);
+    refused(MaeConfig { block: Some(Sides::all(12)), ..plain() }, [12; 3], &["masks 1 of the 1 blocks"]);
+    refused(MaeConfig { ratio: Some(1.), ..plain() }, [12; 3], &["--mae-ratio", "found 1"]);
+    refused(MaeConfig { intensity: 1.5, ..plain() }, [12; 3], &["--mae-intensity", "1.5"]);
 
     // The encoder of three levels pools by 4.
     for (window, parts) in [(14, ["14 voxels", "12 or 16"]), (3, ["3 voxels", "multiple of 4"])] {
-        let task = Mae::new(&MaeConfig { block: Some(1), ..plain() }, window, Rank::Three).unwrap();
+        let task = Mae::new(&MaeConfig { block: Some(Sides::all(1)), ..plain() }, [window; 3], Rank::Three).unwrap();
         let vs = VarStore::new(Device::Cpu);
         let error = task.head(&vs.root(), &encoder(&vs, Rank::Three)).err().expect("refused");
         let error = format!("{error:#}");
@@ -208,8 +216,10 @@ fn small_windows_have_small_blocks_by_default() {
         let task = Mae::new(&MaeConfig::default(), window, rank).unwrap();
         (task.blocks.side, task.masked, voxels(task.blocks.grid()))
     };
-    assert_eq!(drawn(32, Rank::Three), (4, 307, 512));
-    assert_eq!(drawn(64, Rank::Three), (8, 384, 512));
-    assert_eq!(drawn(128, Rank::Three), (16, 384, 512));
-    assert_eq!(drawn(224, Rank::Two), (16, 147, 196));
+    assert_eq!(drawn([32; 3], Rank::Three), ([4; 3], 307, 512));
+    assert_eq!(drawn([64; 3], Rank::Three), ([8; 3], 384, 512));
+    assert_eq!(drawn([128; 3], Rank::Three), ([16; 3], 384, 512));
+    assert_eq!(drawn([1, 224, 224], Rank::Two), ([1, 16, 16], 147, 196));
+    // Along each axis by itself; of 8 x 8 x 8 blocks 60 percent, as they are thin.
+    assert_eq!(drawn([128, 64, 32], Rank::Three), ([16, 8, 4], 307, 512));
 }

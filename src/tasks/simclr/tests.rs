@@ -6,7 +6,7 @@ use crate::transform::resample::Resample;
 use tch::Device;
 
 fn task(window: usize, crop: Option<usize>, rank: Rank) -> Simclr {
-    Simclr::new(&SimclrConfig { crop, ..Default::default() }, window, 2, rank).unwrap()
+    Simclr::new(&SimclrConfig { crop: crop.map(Sides::all), ..Default::default() }, rank.cube(window), 2, rank).unwrap()
 }
 
 fn values(x: &Tensor) -> Vec<f64> {
@@ -132,9 +132,9 @@ fn what_cannot_be_is_refused() {
     let refused = |change: fn(&mut SimclrConfig)| {
         let mut config = SimclrConfig::default();
         change(&mut config);
-        format!("{:#}", Simclr::new(&config, 32, 1, Rank::Three).err().expect("refused"))
+        format!("{:#}", Simclr::new(&config, [32; 3], 1, Rank::Three).err().expect("refused"))
     };
-    assert!(refused(|c| c.crop = Some(33)).contains("1 to 32, the window's side, found 33"));
+    assert!(refused(|c| c.crop = Some(Sides::all(33))).contains("1 to 32, the window's side, found 33"));
     assert!(refused(|c| c.temperature = 0.).contains("found 0"));
     assert!(refused(|c| c.temperature = f64::NAN).contains("found NaN"));
     assert!(refused(|c| c.flip = -0.5).contains("found -0.5"));

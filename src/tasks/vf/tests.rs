@@ -7,7 +7,7 @@ use crate::tasks::tests::{batch, check, encoder, scans};
 use crate::tasks::{TaskConfigs, TaskKind};
 use tch::Device;
 
-fn task(window: usize, rank: Rank, classes: usize) -> VolumeFusion {
+fn task(window: Shape, rank: Rank, classes: usize) -> VolumeFusion {
     VolumeFusion::new(&VfConfig { classes, ..Default::default() }, window, rank).unwrap()
 }
 
@@ -19,7 +19,7 @@ fn head_runs_forward_and_backward() {
 #[test]
 fn samples_replay_from_their_record() {
     for (rank, shape, size) in [(Rank::Three, [17, 16, 18], 4096), (Rank::Two, [1, 17, 19], 256)] {
-        let (scans, task) = (scans(shape), task(16, rank, 5));
+        let (scans, task) = (scans(shape), task(rank.cube(16), rank, 5));
         let mut others = std::collections::BTreeSet::new();
         for seed in 0..20 {
             let (mut out, mut again) = (vec![f32::NAN; 2 * size], vec![f32::NAN; 2 * size]);
@@ -37,7 +37,7 @@ fn samples_replay_from_their_record() {
 #[test]
 fn voxels_are_mixed_by_the_last_box_over_them() {
     for (rank, shape) in [(Rank::Three, [12; 3]), (Rank::Two, [1, 12, 12])] {
-        let (scans, task) = (scans(shape), task(12, rank, 4));
+        let (scans, task) = (scans(shape), task(rank.cube(12), rank, 4));
         let mut random = rng(4, Stream::Train, 0, 0);
         for _ in 0..10 {
             let mut params = task.draw(&scans, 2, &mut random).unwrap();
@@ -66,20 +66,27 @@ fn voxels_are_mixed_by_the_last_box_over_them() {
 
 #[test]
 fn boxes_have_the_sides_that_are_said_and_the_blind_accuracy_is_that_of_what_they_leave() {
-    for (rank, window, shortest, longest) in
-        [(Rank::Three, 64, 8, 40), (Rank::Three, 16, 4, 10), (Rank::Two, 48, 8, 30), (Rank::Two, 15, 3, 9)]
-    {
+    for (rank, window, shortest, longest) in [
+        (Rank::Three, [64; 3], [8; 3], [40; 3]),
+        (Rank::Three, [16; 3], [4; 3], [10; 3]),
+        (Rank::Three, [40, 16, 20], [8, 4, 5], [25, 10, 12]),
+        (Rank::Two, [1, 48, 48], [1, 8, 8], [1, 30, 30]),
+        (Rank::Two, [1, 15, 32], [1, 3, 8], [1, 9, 20]),
+    ] {
         let task = task(window, rank, 5);
-        let scans = scans(rank.cube(window));
-        let (mut random, mut counts, mut sides) = (rng(5, Stream::Train, 0, 0), [0usize; 5], vec![]);
+        let scans = scans(window);
+        let (mut random, mut counts, mut sizes) = (rng(5, Stream::Train, 0, 0), [0usize; 5], vec![]);
         for _ in 0..60 {
             let params = task.draw(&scans, 0, &mut random).unwrap();
             paint(&params.boxes, task.view_shape()).iter().for_each(|&class| counts[class as usize] += 1);
-            sides.extend(params.boxes.iter().flat_map(|b| rank.axes().map(|a| b.region.size[a])));
+            sizes.extend(params.boxes.iter().map(|b| b.region.size));
         }
-        assert_eq!((sides.iter().min(), sides.iter().max()), (Some(&shortest), Some(&longest)), "{rank:?} {window}");
+        let sides = |a: usize| sizes.iter().map(move |size| size[a]);
+        for a in rank.axes() {
+            assert_eq!((sides(a).min(), sides(a).max()), (Some(shortest[a]), Some(longest[a])), "{rank:?} {window:?}");
+        }
         let share = |count: usize| count as f64 / (60 * voxels(task.view_shape())) as f64;
-        assert!((share(counts[0]) - task.blind).abs() < 0.05, "{rank:?} {window}: {counts:?}, expected {}", task.blind);
+        assert!((share(counts[0]) - task.blind).abs() < 0.05, "{rank:?} {window:?}: {counts:?}, expected {}", task.blind);
         assert!(counts[1..].iter().all(|&n| (share(n) - (1. - task.blind) / 4.).abs() < 0.05), "{counts:?}");
     }
 }
@@ -88,7 +95,7 @@ fn boxes_have_the_sides_that_are_said_and_the_blind_accuracy_is_that_of_what_the
 fn loss_and_metrics_as_written_out() {
     let k = 4;
     for (rank, shape) in [(Rank::Three, [9, 8, 10]), (Rank::Two, [1, 8, 9])] {
-        let task = task(8, rank, k);
+        let task = task(rank.cube(8), rank, k);
         let vs = nn::VarStore::new(Device::Cpu);
         let encoder = encoder(&vs, rank);
         let head = task.network(&(vs.root() / "vf"), &encoder).unwrap();
@@ -118,18 +125,18 @@ fn loss_and_metrics_as_written_out() {
 #[test]
 fn what_cannot_be_is_refused() {
     let refused = |task: Result<VolumeFusion>| format!("{:#}", task.err().expect("refused"));
-    let new = |classes, flip, window| VolumeFusion::new(&VfConfig { classes, flip }, window, Rank::Three);
+    let new = |classes, flip, window| VolumeFusion::new(&VfConfig { classes, flip }, [window; 3], Rank::Three);
     assert!(refused(new(1, 0., 32)).contains("found 1"));
     assert!(refused(new(5, 1.5, 32)).contains("1.5"));
     assert!(refused(new(5, 0., 3)).contains("at least 4"));
     let mut one: Arrays = scans([16; 3]);
     one.images.truncate(1);
     let mut out = vec![0.; 2 * 4096];
-    let error = task(16, Rank::Three, 5).sample(&one, 0, &mut rng(0, Stream::Train, 0, 0), &mut out).err().unwrap();
+    let error = task([16; 3], Rank::Three, 5).sample(&one, 0, &mut rng(0, Stream::Train, 0, 0), &mut out).err().unwrap();
     assert!(error.to_string().contains("scan0"), "{error}");
     // Sides that do not fit the encoder, with one that does.
     let vs = nn::VarStore::new(Device::Cpu);
     let unet = UNet::new(vs.root() / "encoder", UNetConfig { filters: 2, levels: 4, ..UNetConfig::paper(Rank::Three, 1) });
-    let error = task(20, Rank::Three, 5).head(&vs.root(), &unet).err().unwrap();
+    let error = task([20; 3], Rank::Three, 5).head(&vs.root(), &unet).err().unwrap();
     assert!(format!("{error:#}").contains("multiple of 8, by which the encoder pools: 16 or 24"), "{error:#}");
 }

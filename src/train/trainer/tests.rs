@@ -21,7 +21,7 @@ fn trainer(scans: Arrays, flags: &str, like: Option<&Trainer>) -> Trainer {
     let config = Settings::try_parse_from(always.split(' ').chain(flags.split(' '))).unwrap().config;
     let mut tasks = TaskConfigs::default();
     tasks.rot.head = HeadKind::Gap;
-    let task = build(TaskKind::Rot, &tasks, 16, 2, Rank::Two, 0).unwrap();
+    let task = build(TaskKind::Rot, &tasks, [1, 16, 16], 2, Rank::Two, 0).unwrap();
     let encoder = UNetConfig { filters: 2, levels: 2, ..UNetConfig::paper(Rank::Two, 2) }.into();
     let scans: Arc<dyn Scans> = Arc::new(scans);
     let (device, tasks) = (Device::Cpu, vec![(Arc::from(task), 1.)]);

@@ -1,0 +1,146 @@
+"""Scans that are far from cubes: windows, patches and grids per axis, turns that keep a window's shape."""
+import itertools
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from helpers import pretext3d, read_json, refused, tensors
+from test_samples import batch_of, cut
+
+SHAPES = [(24, 20, 12)] * 6  # two of them are held out
+TINY = ["--levels", 2, "--filters", 2, "--epochs", 1, "--steps", 1, "--batch-size", 2, "--device", "cpu", "--val-draws", 1, "--val-fraction", 0.34]
+TUNE = ["--levels", 2, "--filters", 2, "--epochs", 1, "--steps", 1, "--batch-size", 2, "--device", "cpu", "--weights", "none"]
+
+
+def make_store(folder, shapes, spacing=(1, 1, 1), seed=0):
+    """Random scans of these shapes with a label of one class, as a store that keeps every voxel; and the scans."""
+    random = np.random.default_rng(seed)
+    scans = {}
+    for i, shape in enumerate(shapes):
+        image = random.integers(1, 30000, shape).astype(np.float32)
+        label = np.zeros(shape, np.uint8)
+        label[tuple(slice(n // 3, 2 * n // 3 + 1) for n in shape)] = 1
+        for name, values in [(f"s{i}_t1", image), (f"s{i}_seg", label)]:
+            path = folder / "data" / f"s{i}" / f"{name}.nii.gz"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            nibabel.Nifti1Image(values, np.diag([*spacing, 1])).to_filename(path)
+        scans[f"s{i}"] = image
+    args = ["--protocol", "modern", "--spacing", ",".join(map(str, spacing)), "--foreground", 0, "--labels", "0,1=lesion"]
+    pretext3d("preprocess", "--data", folder / "data", "--out", folder / "store", *args, "--dtype", "f32", "--intensity", "min-max")
+    index = read_json(folder / "store/index.json")
+    assert [tuple(s["shape"]) for s in index["subjects"]] == [tuple(s) for s in shapes]
+    return folder / "store"
+
+
+@pytest.fixture(scope="module")
+def flat(tmp_path_factory):
+    return make_store(tmp_path_factory.mktemp("flat"), SHAPES)
+
+
+def images_of(store):
+    return {path.stem: tensors(path)[0]["image"].numpy() for path in store.glob("*.safetensors")}
+
+
+def test_all_tasks_take_a_window_per_axis(flat, tmp_path):
+    run, weights = tmp_path / "run", tmp_path / "w"
+    tasks = ["rot", "rpl", "jig", "cpc", "exe", "mae", "vf", "gen", "simclr"]
+    args = ["--data", flat, "--task", ",".join(tasks), "--window", "20,16,8", "--rpl-grid", "3,3,1", "--jig-grid", "2,2,1"]
+    args += ["--jig-permutations", 4, "--jig-shuffles", 2, "--cpc-grid", "3,3,1", "--mae-block", "4,4,2", "--simclr-crop", "12,10,6"]
+    done = pretext3d("pretrain", *args, *TINY, "--out", run, "--weights", weights)
+    assert "window 20,16,8," in done.stderr
+    turns = "rot: 4 of 10 classes, the turns that keep a window of 20,16,8 voxels: not rotated; 180 degrees about axis 0"
+    assert turns in done.stderr
+    settings = read_json(run / "config.json")["settings"]
+    assert settings["window"] == [20, 16, 8] and settings["rpl-grid"] == [3, 3, 1] and settings["mae-block"] == [4, 4, 2]
+    pretext3d("pretrain", "--resume", run, "--epochs", 2, cwd=tmp_path)
+    assert len((run / "metrics.csv").read_text().splitlines()) == 3
+    encoder = torch.jit.load(f"{weights}.pt")
+    maps = encoder(torch.zeros(1, 1, 20, 16, 8))
+    assert [tuple(m.shape[2:]) for m in maps] == [(20, 16, 8), (10, 8, 4)]
+    # As it is written is as it is read, a settings file's too; equal sides are one number, as before.
+    again = tmp_path / "again"
+    pretext3d("pretrain", "--config", run / "config.json", "--out", again, "--window", "8,8,8", "--task", "rot", "--weights", weights)
+    assert read_json(again / "config.json")["settings"]["window"] == 8
+
+
+def test_windows_of_slices_and_of_images_per_axis(flat, tmp_path):
+    run = tmp_path / "run"
+    args = ["--data", flat, "--slices", "axial", "--window", "24,12", "--rpl-grid", "3,1", *TINY]
+    done = pretext3d("pretrain", "--task", "rot,rpl,mae", *args, "--out", run, "--weights", tmp_path / "w")
+    assert "rot: 2 of 4 classes, the turns that keep a window of 24,12 voxels: not rotated; 180 degrees" in done.stderr
+    assert read_json(run / "config.json")["settings"]["window"] == [24, 12]
+
+
+def test_patches_of_grids_per_axis_are_cut_from_their_cells(flat, tmp_path):
+    images = images_of(flat)
+    for task, grid, views in [("jig", (3, 2, 1), 6), ("rpl", (3, 3, 1), 2)]:
+        flags = ["--n", 8, "--window", "24,18,10", f"--{task}-grid", ",".join(map(str, grid)), f"--{task}-jitter", "3,2,1"]
+        flags += ["--jig-permutations", 4, "--jig-shuffles", 2] if task == "jig" else []
+        seen, targets, description = batch_of(flat, task, tmp_path, *flags)
+        cell = [n // c for n, c in zip((24, 18, 10), grid)]
+        size = [c - j for c, j in zip(cell, (3, 2, 1))]
+        assert seen.shape[1:] == (views, 1, *size) and description["window"] == [24, 18, 10]
+        cells = list(itertools.product(*map(range, grid)))
+        for patches, target, sample in zip(seen, targets, description["samples"], strict=True):
+            params = sample["params"]
+            others = cells[:4] + cells[5:]
+            of = cells if task == "jig" else [cells[4], others[target[0]]]
+            for view, patch, index in zip(patches, params["patches"], of, strict=True):
+                np.testing.assert_array_equal(view, cut(images[sample["scan"]], patch))
+                offset = np.subtract(patch["start"], params["window"]["start"]) - np.multiply(index, cell)
+                assert patch["size"] == size and (offset >= 0).all() and (offset < (3, 2, 1)).all()
+
+
+def test_turns_in_one_plane(flat, tmp_path):
+    images = images_of(flat)
+    views, targets, description = batch_of(flat, "rot", tmp_path, "--n", 30, "--window", 12, "--rot-planes", "axial")
+    for view, target, sample in zip(views, targets, description["samples"], strict=True):
+        window = cut(images[sample["scan"]], sample["params"]["window"])
+        np.testing.assert_array_equal(view[0], np.rot90(window, target[0], axes=(1, 2)))
+    assert sorted(set(targets[:, 0])) == [0, 1, 2, 3]
+
+
+def test_stretched_voxels_are_said_of_rotation(tmp_path):
+    store = make_store(tmp_path, [(16, 16, 10)] * 4, spacing=(1, 1, 3))
+    args = ["pretrain", "--data", store, "--task", "rot", "--window", 8, *TINY, "--weights", tmp_path / "w"]
+    assert "voxels of 1.00 x 1.00 x 3.00 mm on average" in (said := pretext3d(*args, "--out", tmp_path / "a").stderr)
+    assert "out of the axial plane" in said and "--rot-planes axial" in said
+    done = pretext3d(*args, "--out", tmp_path / "b", "--rot-planes", "axial")
+    assert "out of the" not in done.stderr and read_json(tmp_path / "b/config.json")["settings"]["rot-planes"] == ["axial"]
+
+
+def test_fine_tuning_and_prediction_in_patches_per_axis(flat, tmp_path):
+    run = tmp_path / "run"
+    pretext3d("finetune", "--data", flat, "--patch", "16,12,8", *TUNE, "--out", run)
+    assert read_json(run / "config.json")["downstream"]["patch"] == [16, 12, 8]
+    done = pretext3d("predict", "--weights", run, "--input", flat.parent / "data", "--output", tmp_path / "out")
+    written = sorted((tmp_path / "out").rglob("*.nii.gz"))
+    assert len(written) == 6 and nibabel.load(written[0]).shape == (24, 20, 12), done.stderr
+    pretext3d("export", "--run", run, "--out", tmp_path / "network")
+    logits = torch.jit.load(tmp_path / "network.pt")(torch.zeros(1, 1, 16, 12, 8))
+    assert tuple(logits.shape) == (1, 2, 16, 12, 8)
+
+
+def test_what_fits_no_axis_is_refused_with_the_numbers(flat, tmp_path):
+    out = ["--out", tmp_path / "no"]
+    args = ["pretrain", "--data", flat, *TINY, *out]
+    axes = "(left to right, back to front, bottom to top)"
+    for flags, says in [
+        (["--task", "rot", "--window", "16,16"], ["--window has 2 numbers, expected 1 or 3", axes]),
+        (["--task", "rot", "--window", "16,12,8", "--slices", "axial"], ["--window has 3 numbers, expected 1 or 2 (rows, columns)"]),
+        (["--task", "rpl", "--rpl-grid", "3,3"], ["--rpl-grid has 2 numbers", axes]),
+        (["--task", "rpl", "--rpl-grid", "3,3,2"], ["odd number of cells", "found 3,3,2"]),
+        (["--task", "jig", "--jig-grid", 1], ["2 or more cells", "found 1"]),
+        (["--task", "jig", "--window", "16,16,2"], ["jig", "16,16,2", "no 3 cells a side"]),
+        (["--task", "cpc", "--cpc-grid", "1,3,3"], ["1 patches a side"]),
+        (["--task", "mae", "--window", "16,12,7"], ["--window", "a side of 7 voxels", "multiple of 2", "6 or 8"]),
+        (["--task", "mae", "--mae-block", "4,4,9", "--window", "16,12,8"], ["--mae-block", "4,4,9", "16,12,8"]),
+        (["--task", "gen", "--window", "16,12,6"], ["gen", "16,12,6", "at least 8"]),
+        (["--task", "simclr", "--window", "16,12,8", "--simclr-crop", "8,8,9"], ["1 to 16,12,8", "found 8"]),
+        (["--task", "rot", "--slices", "axial", "--rot-planes", "axial"], ["--rot-planes", "volumes"]),
+    ]:
+        refused(*args, *flags, says=says)
+    refused(*args, "--task", "rot", "--window", "16,a", says=["128,128,32"], code=2)
+    refused("finetune", "--data", flat, *TUNE, *out, "--patch", "16,12", says=["--patch has 2 numbers, expected 1 or 3", axes])
+    assert not (tmp_path / "no").exists()
