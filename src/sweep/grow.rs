@@ -32,13 +32,22 @@ pub fn same_settings(before: &Value, now: &Value, rates_chosen: bool) -> Result<
     };
     let new_arm =
         |name: &str| !before.get("arms").and_then(Value::as_array).is_some_and(|arms| arms.iter().any(|arm| arm == name));
-    let new_weights = |name: &str| given(now, name) && !given(before, name);
-    let known = |finetune: &Value| without(&without(finetune, "arm", &new_arm), "pretext", &new_weights);
+    let new_task =
+        |name: &str| !before.get("tasks").and_then(Value::as_array).is_some_and(|tasks| tasks.iter().any(|task| task == name));
+    let new_pretext = |name: &str| new_task(name) && !given(before, name);
+    let known = |finetune: &Value| without(&without(finetune, "arm", &new_arm), "pretext", &new_pretext);
+    // Tables of tasks stand among the flags.
+    let of_known_tasks = |pretrain: &Map<String, Value>| {
+        let mut kept = pretrain.clone();
+        kept.retain(|name, value| !(value.is_object() && new_task(name)));
+        kept
+    };
     let free = |key: &str| ["published", "other_people", "split_seed", "weights"].contains(&key) || SEED_LISTS.contains(&key);
     for key in before.keys().chain(now.keys()).filter(|key| !free(key)) {
         let (was, is) = (before.get(key).unwrap_or(&json!(null)).clone(), now.get(key).unwrap_or(&json!(null)).clone());
         let grown = match (&was, &is) {
             (Value::Object(_), Value::Object(_)) if key == "finetune" => known(&was) == known(&is),
+            (Value::Object(was), Value::Object(is)) if key == "pretrain" => of_known_tasks(was) == of_known_tasks(is),
             (Value::Null, _) if of_grid(key) && !rates_chosen => true,
             (Value::Array(was), Value::Array(is)) if MAY_GROW.contains(&key.as_str()) || of_grid(key) && !rates_chosen => {
                 was.iter().all(|item| is.contains(item))

@@ -468,6 +468,20 @@ def test_a_sweep_of_an_earlier_version_had_one_encoder(data, finished, tmp_path)
     assert "0 of 9" in pretext3d(*sweep(written(tmp_path / "same.toml", data), out)).stderr
 
 
+def test_new_tasks_bring_tables_of_their_own(data, finished, tmp_path):
+    out = tmp_path / "out"
+    shutil.copytree(finished[0], out)
+    tables = "[pretrain.exe]\nlr = 2e-3\n[finetune.pretext.exe]\nlr = 1e-2"
+    grown = written(tmp_path / "grown.toml", data, more=tables, tasks=["rot", "exe"])
+    planned = pretext3d(*sweep(grown, out, "--dry-run")).stdout.splitlines()
+    assert len(planned) == 5 and all("exe" in line for line in planned)
+    assert [line.split("--lr ")[1].split()[0] for line in planned] == ["0.002"] + ["0.01"] * 4
+    # What ran keeps what it had.
+    refused(*sweep(written(grown, data, more="[finetune.pretext.rot]\nlr = 1e-2"), out), says=["`finetune` was"])
+    grown.write_text(written(grown, data).read_text().replace('rot-head = "gap"', 'lr = 1e-2'))
+    refused(*sweep(grown, out), says=["`pretrain` was"])
+
+
 def test_every_fold_has_its_own_test_side_and_pretraining(data, tmp_path):
     changes = {"fractions": [1.0], "seeds": [0]}
     out, config = tmp_path / "out", written(tmp_path / "folds.toml", data, test="folds = 3\nrun_folds = [0, 2]", **changes)
