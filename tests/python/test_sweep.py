@@ -475,7 +475,7 @@ def test_new_tasks_bring_tables_of_their_own(data, finished, tmp_path):
     grown = written(tmp_path / "grown.toml", data, more=tables, tasks=["rot", "exe"])
     planned = pretext3d(*sweep(grown, out, "--dry-run")).stdout.splitlines()
     assert len(planned) == 5 and all("exe" in line for line in planned)
-    assert [line.split("--lr ")[1].split()[0] for line in planned] == ["0.002"] + ["0.01"] * 4
+    assert [line.split("--lr=")[1].split()[0] for line in planned] == ["0.002"] + ["0.01"] * 4
     # What ran keeps what it had.
     refused(*sweep(written(grown, data, more="[finetune.pretext.rot]\nlr = 1e-2"), out), says=["`finetune` was"])
     grown.write_text(written(grown, data).read_text().replace('rot-head = "gap"', 'lr = 1e-2'))
