@@ -32,7 +32,7 @@ class _Scan(TypedDict):
     image: Tensor
 
 
-_Known = TypedDict("_Known", {"label": Tensor, "class": int, "contrast": str}, total=False)
+_Known = TypedDict("_Known", {"label": Tensor, "class": int, "values": dict[str, float | str], "contrast": str}, total=False)
 
 
 class Sample(_Scan, _Known):
@@ -40,7 +40,8 @@ class Sample(_Scan, _Known):
 
     `id`: of the scan; `subject`: the person, which is the id up to a `/`. `image`: `[C, D, H, W]` in RAS+, from left to right,
     posterior to anterior, inferior to superior, normalised; photographs `[C, H, W]`. `label`, where the scan has one: class of
-    each voxel, `[D, H, W]`, uint8, a place in `Store.labels`. `class`, where the scan has one: a place in `Store.classes`.
+    each voxel, `[D, H, W]`, uint8, a place in `Store.labels`. `class`, where the scan has one: a place in `Store.classes`. `values`,
+    where the scan has any: of the columns that `preprocess --column` kept, by their names, a number or a text each.
     `contrast`: name of the only channel, in a store of `preprocess --channels-as-scans`.
     """
 
@@ -50,7 +51,7 @@ class Store(Dataset[Sample]):
 
     `path`: the store's folder. `split`: only the scans that their dataset puts on this side, `train`, `val` or `test`.
     `subjects`: only these people's scans or these scans, by id, as `split.json` of a run names them; a single id may stand alone.
-    `labelled`: only scans with a label or a class. `dtype`: of images; None: as stored, float16 or float32, mapped from the
+    `labelled`: only scans with a label, a class or a value. `dtype`: of images; None: as stored, float16 or float32, mapped from the
     file, so that cutting out a patch reads the patch.
 
     Raises FileNotFoundError for a missing file, ValueError for a store that is damaged, not complete or of a newer version, and for
@@ -114,7 +115,7 @@ class Store(Dataset[Sample]):
                 raise ValueError(f"{self.path}: holds no subject {min(wanted - known)!r}{f' on the side {split!r}' if split else ''}")
             entries = [entry for entry in entries if not wanted.isdisjoint((entry["id"], _subject(entry["id"])))]
         if labelled:
-            entries = [entry for entry in entries if entry["label"] or entry.get("class") is not None]
+            entries = [entry for entry in entries if entry["label"] or entry.get("class") is not None or entry.get("values")]
         if not entries:
             raise ValueError(f"{self.path}: no scan is left of those that were asked for")
         return entries
@@ -142,6 +143,8 @@ class Store(Dataset[Sample]):
             sample["label"] = tensors["label"]
         if entry.get("class") is not None:
             sample["class"] = entry["class"]
+        if entry.get("values"):
+            sample["values"] = dict(entry["values"])
         if "contrast" in entry:
             sample["contrast"] = entry["contrast"]
         return sample

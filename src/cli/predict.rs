@@ -1,31 +1,37 @@
 //! `predict`: scans to labels in their own space.
 
-use super::scans::{Done, ScanFlags, each_scan};
+use super::scans::{Done, ScanFlags, Tally, each_scan};
 use crate::data::formats::{write_classes, write_floats};
+use crate::data::layouts::Reading;
+use crate::data::layouts::columns::WantedColumns;
+use crate::data::store::targets::GRADE;
 use crate::dim::Shape;
 use crate::fs::{check_folder, check_writable};
+use crate::metrics::agreement::Confusion;
+use crate::metrics::errors::Errors;
 use crate::predict::inputs::Inputs;
 use crate::predict::model::{DownstreamConfig, Model};
 use crate::predict::window::{Window, default_batch};
 use crate::print::say;
 use crate::report::classes::Predictions;
 use crate::report::progress::Counter;
-use crate::tasks::classification::Outputs;
+use crate::report::quantities::Quantities;
 use crate::tasks::segmentation::SegmentationConfig;
 use crate::train::stop::Stop;
-use crate::transform::mirror::Mirroring;
 use anyhow::{Context, Result, bail, ensure};
+use ndarray::Array4;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
-/// Segment or classify scans with a fine-tuned network
+/// Segment or classify scans with a fine-tuned network, or predict a quantity of each
 ///
 /// Every scan is preprocessed as the training's scans were. Segmentations are predicted window by window and brought back: OUTPUT/ID.nii.gz lies
 /// on the scan voxel by voxel, with the shape, affine and header of the input file and the label values of the training data. Of NRRD,
 /// MetaImage and MGH scans it is a file of their format: ID.nrrd, ID.mha, ID.mgz.
-/// Classifications are one table, OUTPUT/predictions.csv: a row a scan with its class and the probability of each.
+/// Of whole scans the predictions are one table, OUTPUT/predictions.csv: a row a scan with its class and the probability of each, or with
+/// its quantity. Where the truth is known, from the column that the network was trained on, OUTPUT/scores.json has the scores.
 #[derive(clap::Args)]
 pub struct Args {
     /// A run of `finetune` (its best checkpoint), RUN/best, RUN/last, or a checkpoint's file
@@ -57,7 +63,12 @@ pub fn run(args: Args) -> Result<ExitCode> {
     args.scans.set_threads();
     check_folder(&args.output).context("--output")?;
     let model = Model::load(&args.weights, args.scans.device, args.scans.precision)?;
-    let inputs = Inputs::open(&args.scans.input, args.scans.reading(), &model.channels, &model.settings)?;
+    // Runs of earlier versions know grades only.
+    let column = model.downstream.column().map_or(GRADE.to_owned(), |column| column.name.clone());
+    let names: Vec<String> = Some(column.clone()).filter(|column| column != GRADE).into_iter().collect();
+    let columns = WantedColumns { names: &names, optional: true, ..WantedColumns::default() };
+    let reading = Reading { columns, ..args.scans.reading() };
+    let inputs = Inputs::open(&args.scans.input, reading, &model.channels, &model.settings)?;
     let mirroring = args.flips.then(|| model.mirroring()).transpose()?;
     let stop = Stop::on_signals()?;
     match &model.downstream {
@@ -77,58 +88,106 @@ pub fn run(args: Args) -> Result<ExitCode> {
             each_scan("predict", &args.scans.input, &inputs, model.device, each)?
                 .finish("predictions", &args.output.display().to_string())
         }
-        DownstreamConfig::Classification { classes, shape, classification } => {
-            ensure!(
-                args.overlap.is_none() && args.batch_size.is_none() && !args.probabilities,
-                "{}: classifies whole scans and always writes probabilities; --overlap, --batch-size and --probabilities are for \
-                 segmentations",
-                args.weights.display()
-            );
-            let [table, scores] = ["predictions.csv", "scores.json"].map(|name| args.output.join(name));
-            check_writable([&table, &scores]).context("--output")?;
-            if let Some(file) = [&table, &scores].into_iter().find(|file| file.exists()) {
-                ensure!(args.scans.overwrite, "{}: already there; give another --output, or --overwrite", file.display());
-            }
+        DownstreamConfig::Classification { classes, shape, classification, .. } => {
+            let whole = Whole { args: &args, model: &model, inputs: &inputs, shape: *shape, stop: &stop };
             let mut predictions = Predictions::new(classes);
-            let each = |scan: usize, id: &str, counter: &Counter| {
-                match classify(mirroring.as_ref(), &model, *shape, classification.outputs, &inputs, scan, counter) {
-                    _ if stop.asked() => return Ok(Done::Stopped),
-                    Ok((class, probabilities)) => predictions.add(id, inputs.class(scan), class, &probabilities),
-                    Err(error) => return Ok(Done::Bad(format!("{error:#}"))),
-                }
-                Ok(Done::Finished)
+            let known = |scan| {
+                let value = inputs.value(scan, &column)?.to_string();
+                classes.iter().position(|class| *class == value).and_then(|class| u8::try_from(class).ok())
             };
-            let tally = each_scan("predict", &args.scans.input, &inputs, model.device, each)?;
-            predictions.write(&table)?;
-            match predictions.confusion() {
-                Some(confusion) => {
-                    predictions.write_scores(&scores, &confusion)?;
-                    say!("{}: {confusion}", scores.display());
-                }
-                // Scores of an earlier prediction would be taken for this one's.
-                None if scores.exists() => fs::remove_file(&scores).with_context(|| scores.display().to_string())?,
-                None => {}
-            }
-            tally.finish("predictions", &table.display().to_string())
+            let tally = whole.each(|scan, id, image| {
+                let (class, probabilities) = model.classify(image, *shape, classification.outputs(), mirroring.as_ref())?;
+                predictions.add(id, known(scan), class, &probabilities);
+                Ok(())
+            })?;
+            predictions.write(&whole.table())?;
+            whole.finish(tally, predictions.confusion(), &|confusion: &Confusion, scores| {
+                predictions.write_scores(scores, confusion)?;
+                Ok(confusion.to_string())
+            })
+        }
+        DownstreamConfig::Regression { column: quantity, standard, shape, .. } => {
+            let whole = Whole { args: &args, model: &model, inputs: &inputs, shape: *shape, stop: &stop };
+            let mut predictions = Quantities::new(quantity, standard.mean);
+            let tally = whole.each(|scan, id, image| {
+                let predicted = model.estimate(image, *shape, *standard, mirroring.as_ref())?;
+                predictions.add(id, inputs.value(scan, &column).and_then(|value| value.number()), predicted);
+                Ok(())
+            })?;
+            predictions.write(&whole.table())?;
+            whole.finish(tally, predictions.errors(), &|errors: &Errors, scores| {
+                predictions.write_scores(scores, errors)?;
+                Ok(predictions.summary(errors))
+            })
         }
     }
 }
 
-/// Class and probabilities of one scan.
-fn classify(
-    mirroring: Option<&Mirroring>,
-    model: &Model,
+/// Predictions of whole scans, which become one table, with scores where the truth is known.
+struct Whole<'a> {
+    args: &'a Args,
+    model: &'a Model,
+    inputs: &'a Inputs,
     shape: Shape,
-    outputs: Outputs,
-    inputs: &Inputs,
-    scan: usize,
-    counter: &Counter,
-) -> Result<(u8, Vec<f32>)> {
-    let image = inputs.image(scan, &|line| counter.note(line))?;
-    let (_, d, h, w) = image.dim();
-    ensure!([d, h, w] == shape, "{:?} voxels, expected {shape:?} as in training", [d, h, w]);
-    let image = image.as_standard_layout();
-    model.classify(image.as_slice().context("not contiguous")?, shape, outputs, mirroring)
+    stop: &'a Stop,
+}
+
+impl Whole<'_> {
+    fn table(&self) -> PathBuf {
+        self.args.output.join("predictions.csv")
+    }
+
+    fn scores(&self) -> PathBuf {
+        self.args.output.join("scores.json")
+    }
+
+    /// Runs `predict` for each scan, with its number, its id and its image `[C, D, H, W]`.
+    fn each(&self, mut predict: impl FnMut(usize, &str, &[f32]) -> Result<()>) -> Result<Tally> {
+        let (args, inputs) = (self.args, self.inputs);
+        ensure!(
+            args.overlap.is_none() && args.batch_size.is_none() && !args.probabilities,
+            "{}: takes scans whole and writes one table; --overlap, --batch-size and --probabilities are for segmentations",
+            args.weights.display()
+        );
+        let files = [self.table(), self.scores()];
+        check_writable(&files).context("--output")?;
+        if let Some(file) = files.iter().find(|file| file.exists()) {
+            ensure!(args.scans.overwrite, "{}: already there; give another --output, or --overwrite", file.display());
+        }
+        let each = |scan: usize, id: &str, counter: &Counter| {
+            let done = self
+                .image(scan, counter)
+                .and_then(|image| predict(scan, id, image.as_standard_layout().as_slice().context("not contiguous")?));
+            Ok(match done {
+                _ if self.stop.asked() => Done::Stopped,
+                Ok(()) => Done::Finished,
+                Err(error) => Done::Bad(format!("{error:#}")),
+            })
+        };
+        each_scan("predict", &args.scans.input, inputs, self.model.device, each)
+    }
+
+    fn image(&self, scan: usize, counter: &Counter) -> Result<Array4<f32>> {
+        let image = self.inputs.image(scan, &|line| counter.note(line))?;
+        let (_, d, h, w) = image.dim();
+        ensure!([d, h, w] == self.shape, "{:?} voxels, expected {:?} as in training", [d, h, w], self.shape);
+        Ok(image)
+    }
+
+    /// Writes the scores, if there are any, and says what `write` gives of them.
+    fn finish<S>(&self, tally: Tally, scores: Option<S>, write: &dyn Fn(&S, &Path) -> Result<String>) -> Result<ExitCode> {
+        let file = self.scores();
+        match scores {
+            Some(scores) => {
+                let summary = write(&scores, &file)?;
+                say!("{}: {summary}", file.display());
+            }
+            // Scores of an earlier prediction would be taken for this one's.
+            None if file.exists() => fs::remove_file(&file).with_context(|| file.display().to_string())?,
+            None => {}
+        }
+        tally.finish("predictions", &self.table().display().to_string())
+    }
 }
 
 struct Segmenter<'a> {

@@ -1,6 +1,7 @@
 //! `preprocess`: a dataset to a store.
 
 use crate::cli::scans::DicomFlags;
+use crate::data::layouts::columns::{self, WantedColumns};
 use crate::data::layouts::{self, Dataset, LabelValue, Labels, Layout, Reading, Volumes};
 use crate::data::names::some;
 use crate::data::preprocess::{Dtype, Grid, Intensity, Plan, Settings, Threshold};
@@ -78,6 +79,15 @@ pub struct Args {
     /// Leave labels out
     #[arg(long)]
     no_labels: bool,
+    /// Columns of a table with a value for each whole scan, such as age,sex: classes or quantities, as `finetune --task` then takes them
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    column: Vec<String>,
+    /// Table that has these columns, CSV or TSV [default: participants.tsv and other tables beside the scans; of a manifest its own]
+    #[arg(long, value_name = "FILE", requires = "column")]
+    table: Option<PathBuf>,
+    /// Column of that table with the scans' ids, file names or people [default: the one that names most scans]
+    #[arg(long, value_name = "NAME", requires = "column")]
+    id_column: Option<String>,
     /// Type of the stored images
     #[arg(long, value_enum, default_value = "f16")]
     dtype: Dtype,
@@ -185,8 +195,21 @@ impl Args {
             (_, false) => Labels::Given,
             (_, true) => Labels::Described,
         };
-        let (layout, person) = (self.layout, self.subject_pattern.as_ref());
-        Reading { layout, labels, person, separate: self.each_a_scan(), volumes: self.volumes, dicom: self.dicom.wanted() }
+        let columns = WantedColumns {
+            names: &self.column,
+            table: self.table.as_deref(),
+            ids: self.id_column.as_deref(),
+            optional: false,
+        };
+        Reading {
+            layout: self.layout,
+            labels,
+            person: self.subject_pattern.as_ref(),
+            separate: self.each_a_scan(),
+            volumes: self.volumes,
+            dicom: self.dicom.wanted(),
+            columns,
+        }
     }
 
     fn each_a_scan(&self) -> bool {
@@ -242,6 +265,12 @@ pub fn run(args: Args) -> Result<()> {
     let start = Instant::now();
     // Before the data is looked at, which may take long.
     args.settings(args.layout)?;
+    for (i, name) in args.column.iter().enumerate() {
+        let plain = !name.trim().is_empty() && !["subject", "label", "split"].contains(&name.as_str());
+        ensure!(plain, "--column {name:?}: expected the name of a column of values");
+        let twice = args.column[..i].iter().any(|other| other.eq_ignore_ascii_case(name));
+        ensure!(!twice, "--column: `{name}` is named twice");
+    }
     check_folder(&args.out).context("--out")?;
     let mut dataset = layouts::open_as(&args.data, args.reading())?;
     if args.each_a_scan() {
@@ -266,9 +295,13 @@ pub fn run(args: Args) -> Result<()> {
     if dataset.classes.is_some() && !without.is_empty() {
         note!("{} without a class: {}", without.len(), some(&without));
     }
-    if dataset.layout == Layout::Images && dataset.classes.is_none() {
-        note!("no photograph has a grade, which only --task classification needs: from a CSV id_code,diagnosis or image,level");
+    if dataset.layout == Layout::Images && dataset.classes.is_none() && args.column.is_empty() {
+        note!(
+            "no photograph has a grade, which only --task classification needs: from a CSV id_code,diagnosis or image,level, or from the \
+             one that --column names"
+        );
     }
+    columns::describe(&dataset).iter().for_each(|line| note!("{line}"));
     let named_by_number = matches!(dataset.layout, Layout::Folder | Layout::Manifest);
     if named_by_number && dataset.channels.len() > 1 && dataset.subjects.iter().all(|s| s.channels.len() == 1) {
         note!("every volume of a 4D file is a channel; of a series, --volumes takes each for a scan, their mean, or the first");

@@ -39,6 +39,10 @@ pub trait Scans: Send + Sync {
     fn class(&self, _scan: usize) -> Option<u8> {
         None
     }
+    /// A quantity of a whole scan, such as an age, where it has one.
+    fn quantity(&self, _scan: usize) -> Option<f64> {
+        None
+    }
     /// Box of a scan that a prediction reaches: the foreground's. A scan with labels may extend beyond it.
     fn foreground(&self, scan: usize) -> Region {
         Region::whole(self.shape(scan))

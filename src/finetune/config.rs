@@ -1,6 +1,8 @@
 //! What a fine-tuning is told: its flags, and what follows from them.
 
 use crate::data::split::Fold;
+use crate::data::store::Store;
+use crate::data::store::targets::Targets;
 use crate::metrics::brats::Regions;
 use crate::metrics::table::{NSD_TOLERANCE_MM, check_tolerance};
 use crate::nn::EncoderFlags;
@@ -9,11 +11,12 @@ use crate::run::split::{Needs, TestSide};
 use crate::run::weights::Transfer;
 use crate::tasks::class_weights::ClassWeights;
 use crate::tasks::classification::ClassificationConfig;
+use crate::tasks::regression::RegressionConfig;
 use crate::tasks::segmentation::{self, SegmentationConfig};
 use crate::train::config::{TrainConfig, from_zero, share};
 use crate::train::trainer::Given;
 use crate::transform::augment::AugmentConfig;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -22,8 +25,10 @@ use std::path::{Path, PathBuf};
 pub enum DownstreamKind {
     /// The class of every voxel
     Segmentation,
-    /// The class of the whole scan, such as the grade of a photograph
+    /// The class of the whole scan, such as the grade of a photograph or the diagnosis of a person
     Classification,
+    /// A quantity of the whole scan, such as the age of the person
+    Regression,
 }
 
 impl DownstreamKind {
@@ -32,7 +37,36 @@ impl DownstreamKind {
         match self {
             DownstreamKind::Segmentation => Needs::VoxelLabels,
             DownstreamKind::Classification => Needs::ScanClass,
+            DownstreamKind::Regression => Needs::ScanQuantity,
         }
+    }
+
+    /// The store with what is learnt of whole scans: the classes, in the order of `classes`, or the quantity in a column.
+    pub fn learn(self, store: Store, column: Option<&str>, classes: &[String]) -> Result<Store> {
+        let targets = match self {
+            DownstreamKind::Segmentation => {
+                ensure!(column.is_none(), "--column goes with --task classification or regression");
+                return Ok(store);
+            }
+            DownstreamKind::Classification => Targets::classes(store.index(), column, classes),
+            DownstreamKind::Regression => Targets::numbers(store.index(), column),
+        };
+        let labels = if store.index().labels.is_some() { "; it has labels of voxels: --task segmentation" } else { "" };
+        let targets = targets.with_context(|| format!("{}{labels}", store.folder().display()))?;
+        Ok(store.learning(targets))
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            DownstreamKind::Segmentation => "segmentation",
+            DownstreamKind::Classification => "classification",
+            DownstreamKind::Regression => "regression",
+        }
+    }
+
+    /// Whether its score is an error.
+    pub fn lower_is_better(self) -> bool {
+        self == DownstreamKind::Regression
     }
 
     /// What [`DownstreamKind::needs`] scans have.
@@ -40,6 +74,7 @@ impl DownstreamKind {
         match self {
             DownstreamKind::Segmentation => "label",
             DownstreamKind::Classification => "class",
+            DownstreamKind::Regression => "quantity",
         }
     }
 }
@@ -89,6 +124,9 @@ pub struct FinetuneConfig {
     #[command(flatten)]
     #[serde(flatten)]
     pub train: TrainConfig,
+    /// Column of the store with the classes or the quantity of whole scans [default: its only one]
+    #[arg(long, value_name = "NAME", help_heading = "Data")]
+    pub column: Option<String>,
     /// Share of the subjects held out for the final test, above 0 and below 1; not used with --folds
     #[arg(long, value_name = "SHARE", default_value_t = 0.2, help_heading = "Data")]
     pub test_fraction: f64,
@@ -123,6 +161,9 @@ pub struct FinetuneConfig {
     #[command(flatten)]
     #[serde(flatten)]
     pub classification: ClassificationConfig,
+    #[command(flatten)]
+    #[serde(flatten)]
+    pub regression: RegressionConfig,
     #[command(flatten)]
     pub aug: AugmentConfig,
 }
@@ -186,7 +227,8 @@ impl FinetuneConfig {
             ensure!(!self.random(), "--transfer all takes the decoder of weights, and --weights none gives none");
             ensure!(
                 self.task == DownstreamKind::Segmentation,
-                "--transfer all: --task classification has no decoder that one could be loaded into; leave it out"
+                "--transfer all: --task {} has no decoder that one could be loaded into; leave it out",
+                self.task.name()
             );
         }
         let Some(encoder_lr) = self.encoder_lr else { return Ok(()) };
@@ -226,6 +268,12 @@ impl FinetuneConfig {
                 frozen
             }
         })
+    }
+
+    /// The store, with what is learnt of its scans.
+    pub fn open_store(&self) -> Result<Store> {
+        let store = Store::open(&self.train.data)?.sliced(self.train.slices)?;
+        self.task.learn(store, self.column.as_deref(), &self.classification.classes)
     }
 
     /// What an arm without weights is called in results.

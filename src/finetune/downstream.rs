@@ -3,6 +3,7 @@
 use super::config::{DownstreamKind, FinetuneConfig};
 use crate::data::Scans;
 use crate::data::layouts::check_labels;
+use crate::data::store::targets::{Targets, Values};
 use crate::data::store::{Index, Store, Subset};
 use crate::dim::{PerAxis, Rank, Shape};
 use crate::metrics::brats::{self, Regions};
@@ -14,10 +15,12 @@ use crate::run::weights::Transfer;
 use crate::sample::foreground::Foreground;
 use crate::tasks::Task;
 use crate::tasks::class_weights::ClassWeights;
-use crate::tasks::classification::{Classification, ClassificationConfig, common_shape};
+use crate::tasks::classification::{Classification, ClassificationConfig, Outputs, Score};
+use crate::tasks::regression::{Regression, RegressionConfig, Standard};
 use crate::tasks::segmentation::{DECODER, Segmentation, SegmentationConfig};
+use crate::tasks::whole::common_shape;
 use crate::transform::augment::Augmenter;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
 use std::sync::Arc;
 use tch::nn::VarStore;
@@ -28,25 +31,30 @@ pub fn check(config: &FinetuneConfig, index: &Index) -> Result<()> {
     let data = config.train.data.display();
     match config.task {
         DownstreamKind::Segmentation => {
-            let classes = if index.classes.is_some() { "; its scans have classes: --task classification" } else { "" };
+            let whole = index.classes.is_some() || !index.columns.is_empty();
+            let classes =
+                if whole { "; its scans have classes or quantities: --task classification or regression" } else { "" };
             ensure!(index.labels.is_some(), "{data}: the store has no labels; preprocess with them (not --no-labels){classes}");
             ensure!(
                 config.classification == ClassificationConfig::default(),
-                "--outputs and --head-dropout go with --task classification"
+                "--outputs, --classes and --head-dropout go with --task classification"
             );
             if config.regions == Regions::Brats {
                 brats::regions(index.labels.as_deref().unwrap_or_default())
                     .with_context(|| format!("{data}: --regions brats"))?;
             }
         }
-        DownstreamKind::Classification => {
-            let labels = if index.labels.is_some() { "; it has labels of voxels: --task segmentation" } else { "" };
-            ensure!(index.classes.is_some(), "{data}: no scan of the store has a class{labels}");
-            ensure!(
-                config.segmentation == SegmentationConfig::default() && config.regions == Regions::Classes,
-                "--patch, --foreground-share, --loss, --deep-supervision, --overlap and --regions go with --task segmentation"
-            );
-        }
+        DownstreamKind::Classification | DownstreamKind::Regression => ensure!(
+            config.segmentation == SegmentationConfig::default() && config.regions == Regions::Classes,
+            "--patch, --foreground-share, --loss, --deep-supervision, --overlap and --regions go with --task segmentation"
+        ),
+    }
+    if config.task == DownstreamKind::Regression {
+        let ClassificationConfig { outputs, classes, .. } = &config.classification;
+        ensure!(outputs.is_none() && classes.is_empty(), "--outputs and --classes go with --task classification");
+        ensure!(config.class_weights.is_none(), "--class-weights: --task regression has no classes");
+    } else {
+        ensure!(config.regression == RegressionConfig::default(), "--regression-loss goes with --task regression");
     }
     Ok(())
 }
@@ -75,7 +83,7 @@ pub fn variables(config: &FinetuneConfig, store: &Store, encoder: &EncoderConfig
 pub fn input_shape(config: &FinetuneConfig, store: &Store, rank: Rank, reduction: PerAxis) -> Result<Shape> {
     match config.task {
         DownstreamKind::Segmentation => config.segmentation.patch_shape(store, rank, reduction),
-        DownstreamKind::Classification => common_shape(store),
+        DownstreamKind::Classification | DownstreamKind::Regression => common_shape(store),
     }
 }
 
@@ -86,6 +94,13 @@ fn augmenter(config: &FinetuneConfig, rank: Rank, classes: &[&str]) -> Result<Au
         note!("--aug-flip: {text}");
     }
     Ok(augmenter)
+}
+
+/// The shape of scans that are taken whole.
+fn whole_shape(store: &Store, rank: Rank) -> Result<Shape> {
+    let shape = common_shape(store)?;
+    ensure!(rank == Rank::of(shape), "--slices goes with --task segmentation; classification and regression take scans whole");
+    Ok(shape)
 }
 
 /// Builds the task for the scans that are trained on. After [`check`].
@@ -114,16 +129,40 @@ pub fn build(
             (Arc::new(task), DownstreamConfig::Segmentation { labels, patch, segmentation })
         }
         DownstreamKind::Classification => {
-            let classes = index.classes.clone().unwrap_or_default();
-            let shape = common_shape(store)?;
-            ensure!(rank == Rank::of(shape), "--slices goes with --task segmentation; classification takes scans whole");
+            let (column, classes, ordered) = match store.targets() {
+                Some(Targets { column, values: Values::Classes { names, ordered, .. } }) => {
+                    (column.clone(), names.clone(), *ordered)
+                }
+                _ => bail!("{}: no scan of the store has a class", store.folder().display()),
+            };
+            let shape = whole_shape(store, rank)?;
             let mut counts = vec![0; classes.len()];
             (0..train.len()).filter_map(|scan| train.class(scan)).for_each(|class| counts[usize::from(class)] += 1);
-            let classification = config.classification.clone();
+            let mut classification = config.classification.clone();
+            let usual = if ordered { Outputs::Ordinal } else { Outputs::Softmax };
+            let outputs = *classification.outputs.get_or_insert(usual);
+            ensure!(
+                ordered || outputs == Outputs::Softmax,
+                "--outputs ordinal: the classes {} have no order; --classes gives them one",
+                classes.join(", ")
+            );
             let names: Vec<&str> = classes.iter().map(String::as_str).collect();
             let augmenter = augmenter(config, rank, &names)?;
-            let task = Classification::new(&classification, augmenter, shape, classes.clone(), weights(&counts)?);
-            (Arc::new(task), DownstreamConfig::Classification { classes, shape, classification })
+            let score = Score::new(ordered);
+            let task = Classification::new(&classification, augmenter, shape, classes.clone(), weights(&counts)?, score);
+            let column = Some(column);
+            (Arc::new(task), DownstreamConfig::Classification { classes, ordered, shape, classification, column })
+        }
+        DownstreamKind::Regression => {
+            let column = store.targets().map(|targets| targets.column.clone());
+            let column =
+                column.with_context(|| format!("{}: no scan of the store has a quantity", store.folder().display()))?;
+            let shape = whole_shape(store, rank)?;
+            let quantities: Vec<f64> = (0..train.len()).filter_map(|scan| train.quantity(scan)).collect();
+            let standard = Standard::of(&quantities).with_context(|| format!("column `{}`", column.name))?;
+            let (regression, dropout) = (config.regression.clone(), config.classification.head_dropout);
+            let task = Regression::new(&regression, dropout, augmenter(config, rank, &[])?, shape, standard);
+            (Arc::new(task), DownstreamConfig::Regression { column, standard, shape, regression, dropout })
         }
     })
 }

@@ -12,6 +12,7 @@ use crate::dim::{PerAxis, voxels};
 use crate::fs::check_folder;
 use crate::metrics::brats::{self, Regions};
 use crate::nn::EncoderConfig;
+use crate::predict::model::DownstreamConfig;
 use crate::print::{self, note};
 use crate::run::folder::{Run, check_folders, object};
 use crate::run::input::Input;
@@ -37,7 +38,7 @@ const STEPS: u64 = 50;
 /// contradict each other, the store or the weights, as far as that shows without a split.
 pub fn check(config: &FinetuneConfig, weights: bool) -> Result<Option<EncoderConfig>> {
     config.check()?;
-    let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
+    let store = config.open_store()?;
     downstream::check(config, store.index())?;
     if !config.random() && !weights {
         return Ok(None);
@@ -58,7 +59,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     config.check()?;
     check_folders(config.train.out.as_deref(), resume)?;
     let stop = Stop::on_signals()?;
-    let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
+    let store = config.open_store()?;
     downstream::check(config, store.index())?;
     if let (Regions::Brats, Some(assumed)) =
         (config.regions, brats::assumption(store.index().labels.as_deref().unwrap_or_default()))
@@ -98,6 +99,9 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         // Written down: with more epochs later they stay.
         resolved.frozen_epochs = Some(training.frozen_epochs);
         resolved.unfreeze_warmup_epochs = Some(training.unfreeze_warmup_epochs);
+    }
+    if let DownstreamConfig::Classification { classification, .. } = &downstream {
+        resolved.classification = classification.clone();
     }
     let name = task.name();
     let trainer = Trainer::new(Setup {
@@ -148,6 +152,9 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
             Run::create(out, name, settings::resolved(&resolved), &split, &seen, object(parts))?
         }
     };
+    if let (true, Some(targets)) = (config.task != DownstreamKind::Segmentation, store.targets()) {
+        note!("{}", targets.describe());
+    }
     run.keep_load_report(&report)?;
     check_folder(&test::folder(&run))?;
     note!(

@@ -28,7 +28,7 @@ pub fn sides(config: &FinetuneConfig, store: &Store, split: &Split) -> Result<Si
     );
     let needs = config.task.needs();
     let subset = |side: &str, subjects: &[String]| -> Result<Arc<Subset>> {
-        let has = |id: &String| store.find(id).is_some_and(|scan| needs.met_by(&store.index().subjects[scan]));
+        let has = |id: &String| store.find(id).is_some_and(|scan| needs.met_by(store, scan));
         let scans: Vec<String> = scans_of(store, subjects).into_iter().filter(has).collect();
         let found: HashSet<&str> = scans.iter().map(|id| subject(id)).collect();
         if let Some(without) = subjects.iter().find(|id| !found.contains(id.as_str())) {
@@ -44,7 +44,7 @@ pub fn sides(config: &FinetuneConfig, store: &Store, split: &Split) -> Result<Si
     };
     if config.task == DownstreamKind::Classification {
         let classes: HashSet<Option<u8>> = (0..sides.valid.len()).map(|scan| sides.valid.class(scan)).collect();
-        ensure!(classes.len() > 1, "all validation scans are of one class, so that kappa is undefined; raise --val-fraction");
+        ensure!(classes.len() > 1, "all validation scans are of one class, which chooses no epoch; raise --val-fraction");
     }
     Ok(sides)
 }

@@ -1,6 +1,7 @@
 //! The test of a fine-tuned run: its best epoch on the test side, scored on the stored grid, and the run's record.
 
 mod classification;
+mod regression;
 
 use super::config::FinetuneConfig;
 use super::sides::Sides;
@@ -23,6 +24,7 @@ use crate::report::scores::{table, write_scores};
 use crate::run::folder::{Progress, Run};
 use crate::run::history::History;
 use crate::run::record::{self, CellResult};
+use crate::tasks::classification::Score;
 use crate::tasks::segmentation::Predicted;
 use crate::train::session::Ended;
 use crate::train::stop::Stop;
@@ -57,8 +59,12 @@ pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, me
         DownstreamConfig::Segmentation { labels, patch, .. } => {
             segmentation(config, &model, labels, *patch, sides, &folder, stop)?
         }
-        DownstreamConfig::Classification { classes, classification, .. } => {
-            classification::test(&model, classes, classification.outputs, &sides.test, &folder, stop)?
+        DownstreamConfig::Classification { classes, ordered, classification, .. } => {
+            let (outputs, score) = (classification.outputs(), Score::new(*ordered));
+            classification::test(&model, classes, outputs, score, &sides.test, &folder, stop)?
+        }
+        DownstreamConfig::Regression { column, standard, .. } => {
+            regression::test(&model, column, *standard, &sides.test, &folder, stop)?
         }
     };
     let Some(tested) = tested else { return Ok(Ended::Stopped) };
@@ -124,7 +130,8 @@ fn segmentation(
         }
     }
     let cases = cases.iter().map(|(id, s)| record::CaseScore { id: id.clone(), score: mean_dice(s) }).collect();
-    Ok(Some(Tested { metric: "dice", score: summary.mean_dice, scores, cases, summary: table(&summary, config.nsd_tolerance) }))
+    let (score, summary) = (summary.mean_dice, table(&summary, config.nsd_tolerance));
+    Ok(Some(Tested { metric: "dice", score, scores, cases, summary }))
 }
 
 /// A picture of the best, the median and the worst case, on the last channel (in BraTS's order FLAIR, which shows most).
@@ -206,6 +213,7 @@ fn record(
         val_subjects: sides.valid.len(),
         test_subjects: sides.test.len(),
         metric: tested.metric.into(),
+        lower_is_better: config.task.lower_is_better(),
         score: tested.score,
         scores: tested.scores,
         cases: tested.cases,

@@ -13,8 +13,9 @@ pub struct Confusion {
 impl fmt::Display for Confusion {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let text = |value: Option<f64>| value.map_or("undefined".into(), |v| format!("{v:.3}"));
-        let (kappa, accuracy) = (text(self.weighted_kappa()), text(self.accuracy()));
-        write!(f, "quadratic weighted kappa {kappa}, accuracy {accuracy}, {} scans", self.total())
+        let [kappa, accuracy, balanced] = [self.weighted_kappa(), self.accuracy(), self.balanced_accuracy()].map(text);
+        let n = self.total();
+        write!(f, "quadratic weighted kappa {kappa}, accuracy {accuracy}, balanced accuracy {balanced}, {n} scans")
     }
 }
 
@@ -60,6 +61,12 @@ impl Confusion {
     pub fn recall(&self, class: usize) -> Option<f64> {
         let cases = self.of_class(class);
         (cases > 0).then(|| self.count(class, class) as f64 / cases as f64)
+    }
+
+    /// Mean of the recalls of the classes that have cases; `None` without one.
+    pub fn balanced_accuracy(&self) -> Option<f64> {
+        let recalls: Vec<f64> = (0..self.classes).filter_map(|class| self.recall(class)).collect();
+        (!recalls.is_empty()).then(|| recalls.iter().sum::<f64>() / recalls.len() as f64)
     }
 
     /// Cohen's kappa with quadratic weights over the ordered classes: 1 for full agreement, 0 for that of chance, below for
@@ -109,11 +116,15 @@ mod tests {
             }
             let right = pairs.iter().filter(|(t, p)| t == p).count() as f64 / pairs.len() as f64;
             prop_assert_eq!(confusion.accuracy(), (!pairs.is_empty()).then_some(right));
+            let mut recalls = vec![];
             for class in 0..6 {
                 let own: Vec<_> = pairs.iter().filter(|(t, _)| *t == class).collect();
                 let right = own.iter().filter(|(_, p)| *p == class).count() as f64 / own.len() as f64;
                 prop_assert_eq!(confusion.recall(class as usize), (!own.is_empty()).then_some(right));
+                recalls.extend((!own.is_empty()).then_some(right));
             }
+            let balanced = recalls.iter().sum::<f64>() / recalls.len() as f64;
+            prop_assert_eq!(confusion.balanced_accuracy(), (!pairs.is_empty()).then_some(balanced));
         }
     }
 

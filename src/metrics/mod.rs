@@ -1,8 +1,9 @@
-//! Scores of segmentations and of classes: numbers only. Knows no libtorch and no files.
+//! Scores of segmentations and of classes and quantities: numbers only. Knows no libtorch and no files.
 
 pub mod agreement;
 pub mod brats;
 pub mod case;
+pub mod errors;
 pub mod overlap;
 pub mod summary;
 pub mod surface;

@@ -2,11 +2,13 @@
 
 use crate::data::Scans;
 use crate::data::formats::{self, Header, image};
+use crate::data::layouts::columns::Value;
 use crate::data::layouts::{self, Labels, Layout, Problem, Reading, Source, Subject};
 use crate::data::preprocess::memory;
 use crate::data::preprocess::undo::{Back, Origin};
 use crate::data::preprocess::{Metadata, Plan, Prepared, Settings, prepare};
 use crate::data::slices::Slices;
+use crate::data::store::targets::{GRADE, value_of};
 use crate::data::store::{Store, is_store};
 use crate::data::volume::Affine;
 use crate::dim::voxels;
@@ -203,7 +205,19 @@ impl Inputs {
     pub fn classes(&self) -> Option<&[String]> {
         match self {
             Inputs::Files { classes, .. } => classes.as_deref(),
-            Inputs::Store { store, .. } => store.index().classes.as_deref(),
+            Inputs::Store { store, .. } => store.classes(),
+        }
+    }
+
+    /// What a scan is known to have in a column.
+    pub fn value(&self, scan: usize, column: &str) -> Option<Value> {
+        match self {
+            Inputs::Files { subjects, classes, .. } => {
+                let Subject { class, values, .. } = &subjects[scan];
+                let grade = || Some(Value::Text(classes.as_ref()?.get(usize::from((*class)?))?.clone()));
+                if column == GRADE { grade() } else { values.get(column).cloned() }
+            }
+            Inputs::Store { store, .. } => value_of(store.index(), &store.index().subjects[scan], column),
         }
     }
 

@@ -1,6 +1,7 @@
 //! A fine-tuned network, loaded for prediction.
 
 use crate::data::layouts::LabelValue;
+use crate::data::layouts::columns::Column;
 use crate::data::preprocess::Settings;
 use crate::data::slices::Slices;
 use crate::device::{DeviceChoice, Precision, memory_format};
@@ -14,7 +15,8 @@ use crate::run::folder::locate;
 use crate::run::input::Input;
 use crate::run::tensors::{self, ENCODER, split_checkpoint};
 use crate::tasks::Downstream;
-use crate::tasks::classification::{self, ClassificationConfig, ClassificationHead, Outputs};
+use crate::tasks::classification::{self, ClassificationConfig, ClassificationHead, Outputs, Score};
+use crate::tasks::regression::{RegressionConfig, RegressionHead, Standard};
 use crate::tasks::segmentation::{SegmentationConfig, SegmentationHead};
 use crate::transform::augment::AugmentConfig;
 use crate::transform::mirror::Mirroring;
@@ -38,16 +40,48 @@ pub enum DownstreamConfig {
     Classification {
         /// Names, in order.
         classes: Vec<String>,
+        /// Whether the order means anything.
+        #[serde(default = "yes")]
+        ordered: bool,
         /// Of every scan.
         shape: Shape,
         classification: ClassificationConfig,
+        /// Where they stood; runs of earlier versions knew the grades of photographs only.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        column: Option<Column>,
+    },
+    Regression {
+        /// The quantity.
+        column: Column,
+        /// The output is the quantity, standardised by the training scans.
+        standard: Standard,
+        /// Of every scan.
+        shape: Shape,
+        regression: RegressionConfig,
+        dropout: f64,
     },
 }
 
-/// Decoder or classifier of a fine-tuned run.
+fn yes() -> bool {
+    true
+}
+
+impl DownstreamConfig {
+    /// The column of what is predicted of whole scans.
+    pub fn column(&self) -> Option<&Column> {
+        match self {
+            DownstreamConfig::Segmentation { .. } => None,
+            DownstreamConfig::Classification { column, .. } => column.as_ref(),
+            DownstreamConfig::Regression { column, .. } => Some(column),
+        }
+    }
+}
+
+/// Decoder, classifier or regressor of a fine-tuned run.
 enum DownstreamHead {
     Segmentation(SegmentationHead),
     Classification(ClassificationHead),
+    Regression(RegressionHead),
 }
 
 impl DownstreamHead {
@@ -65,15 +99,19 @@ impl DownstreamHead {
                     &weights,
                 ))
             }
-            DownstreamConfig::Classification { classes, classification, .. } => {
+            DownstreamConfig::Classification { classes, ordered, classification, .. } => {
                 let weights = vec![1.; classes.len()];
                 DownstreamHead::Classification(ClassificationHead::new(
                     &(root / "classification"),
                     encoder,
                     classification,
                     &weights,
+                    Score::new(*ordered),
                 ))
             }
+            DownstreamConfig::Regression { standard, regression, dropout, .. } => DownstreamHead::Regression(
+                RegressionHead::new(&(root / "regression"), encoder, regression, *dropout, *standard),
+            ),
         }
     }
 
@@ -81,6 +119,7 @@ impl DownstreamHead {
         match self {
             DownstreamHead::Segmentation(head) => head,
             DownstreamHead::Classification(head) => head,
+            DownstreamHead::Regression(head) => head,
         }
     }
 }
@@ -149,7 +188,7 @@ impl Model {
     }
 
     /// Logits (float32) of inputs `[B, C, D, H, W]`, images `[B, C, H, W]`, on the model's device: `[B, K, ...]` of a segmentation,
-    /// `[B, K]` of a classification.
+    /// `[B, K]` of a classification, `[B, 1]` of a regression, standardised.
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
         ffi::set_memory_format(x, memory_format(self.device, self.bf16))?;
         let head = self.above.head();
@@ -164,13 +203,23 @@ impl Model {
         outputs: Outputs,
         mirroring: Option<&Mirroring>,
     ) -> Result<(u8, Vec<f32>)> {
-        let mut dims = vec![1, self.channels.len() as i64];
-        dims.extend(self.rank.axes().map(|a| shape[a] as i64));
-        let x = Tensor::from_slice(image).reshape(dims).to_device(self.device);
-        let logits = over_mirror_images(&x, self.rank, mirroring, &|x| self.forward(x), &|logits, _| logits)?;
+        let logits = self.whole(image, shape, mirroring)?;
         let class = classification::classes(outputs, &logits).int64_value(&[0]);
         let probabilities = classification::probabilities(outputs, &logits).squeeze_dim(0).to_device(Device::Cpu);
         Ok((u8::try_from(class)?, Vec::try_from(probabilities)?))
+    }
+
+    /// The quantity of one scan; arguments as of [`Model::classify`].
+    pub fn estimate(&self, image: &[f32], shape: Shape, standard: Standard, mirroring: Option<&Mirroring>) -> Result<f64> {
+        Ok(standard.undo(self.whole(image, shape, mirroring)?.double_value(&[0, 0])))
+    }
+
+    /// Logits `[1, K]` of a whole scan.
+    fn whole(&self, image: &[f32], shape: Shape, mirroring: Option<&Mirroring>) -> Result<Tensor> {
+        let mut dims = vec![1, self.channels.len() as i64];
+        dims.extend(self.rank.axes().map(|a| shape[a] as i64));
+        let x = Tensor::from_slice(image).reshape(dims).to_device(self.device);
+        over_mirror_images(&x, self.rank, mirroring, &|x| self.forward(x), &|logits, _| logits)
     }
 
     /// Mirror images that a prediction may be averaged over: all, but for those that classes with a side do not allow. Says what becomes
@@ -179,11 +228,11 @@ impl Model {
         let names: Vec<&str> = match &self.downstream {
             DownstreamConfig::Segmentation { labels, .. } => labels.iter().map(|label| label.name.as_str()).collect(),
             DownstreamConfig::Classification { classes, .. } => classes.iter().map(String::as_str).collect(),
+            DownstreamConfig::Regression { .. } => vec![],
         };
         let mut mirroring = Mirroring::new(&[], self.rank, self.slices, &names)?;
-        if let DownstreamConfig::Classification {
-            classification: ClassificationConfig { outputs: Outputs::Ordinal, .. }, ..
-        } = &self.downstream
+        if let DownstreamConfig::Classification { classification, .. } = &self.downstream
+            && classification.outputs() == Outputs::Ordinal
         {
             // Output k is "at least class k", which no exchange of outputs mirrors.
             mirroring = mirroring.without_swap();
@@ -204,18 +253,22 @@ impl Model {
         Ok(mirroring)
     }
 
-    /// The whole network as TorchScript, from an input to its logits; of a classification also to `probabilities`. `source`: further
-    /// methods.
+    /// The whole network as TorchScript, from an input to its logits, of a regression to the quantity; of a classification also to
+    /// `probabilities`. `source`: further methods.
     pub fn script(&self, source: &str) -> ScriptModule {
         let (name, above, methods) = match &self.above {
             DownstreamHead::Segmentation(head) => ("decoder", head.script(), ""),
             DownstreamHead::Classification(head) => ("head", head.script(), head.probabilities_source()),
+            DownstreamHead::Regression(head) => ("head", head.script(), ""),
         };
-        ScriptModule::new(format!(
-            "def forward(self, x: Tensor) -> Tensor:\n    return self.{name}.forward(self.encoder.forward(x))\n{methods}{source}"
-        ))
-        .child("encoder", self.encoder.script())
-        .child(name, above)
+        let output = format!("self.{name}.forward(self.encoder.forward(x))");
+        let output = match &self.downstream {
+            DownstreamConfig::Regression { standard, .. } => standard.undo_source(&output),
+            _ => output,
+        };
+        ScriptModule::new(format!("def forward(self, x: Tensor) -> Tensor:\n    return {output}\n{methods}{source}"))
+            .child("encoder", self.encoder.script())
+            .child(name, above)
     }
 
     /// Every tensor by the name it has in [`Model::script`], which names no task.
@@ -223,6 +276,7 @@ impl Model {
         let task = match &self.above {
             DownstreamHead::Segmentation(_) => "segmentation.",
             DownstreamHead::Classification(_) => "classification.",
+            DownstreamHead::Regression(_) => "regression.",
         };
         let name = |name: String| name.strip_prefix(task).map_or(name.clone(), str::to_owned);
         self.vs.variables().into_iter().map(|(n, t)| (name(n), t)).collect()

@@ -51,6 +51,8 @@ pub struct Series {
 pub enum Across {
     /// Whole numbers, such as epochs, from the first to the second.
     Whole(f64, f64),
+    /// Any numbers, from the first to the second.
+    Numbers(f64, f64),
     /// Names at x = 0, 1, ...
     Names(Vec<String>),
 }
@@ -145,6 +147,7 @@ impl ChartPanel {
         let [left, top, right, bottom] = area;
         let across = match &self.across {
             Across::Whole(low, high) => Axis::new(*low, *high, (right - left) / 90.0, true),
+            Across::Numbers(low, high) => Axis::new(*low, *high, (right - left) / 90.0, false),
             Across::Names(names) => Axis::of_names(names.len()),
         };
         let up = Axis::new(up[0], up[1], (bottom - top) / 50.0, false);
@@ -153,7 +156,7 @@ impl ChartPanel {
 
         for &tick in &across.ticks {
             let label = match &self.across {
-                Across::Whole(..) => across.label(tick),
+                Across::Whole(..) | Across::Numbers(..) => across.label(tick),
                 Across::Names(names) => names[tick as usize].clone(),
             };
             surface.line(&[(x(tick), top), (x(tick), bottom)], 1.0, GRID);

@@ -57,7 +57,7 @@ impl Predictions {
         })
     }
 
-    /// Writes kappa, accuracy, each class's recall and the confusion matrix.
+    /// Writes kappa, accuracy, balanced accuracy, each class's recall and the confusion matrix.
     pub fn write_scores(&self, path: &Path, confusion: &Confusion) -> Result<()> {
         let k = self.classes.len();
         let matrix: Vec<Vec<u64>> = (0..k).map(|t| (0..k).map(|p| confusion.count(t, p)).collect()).collect();
@@ -66,6 +66,7 @@ impl Predictions {
         let text = json!({
             "quadratic_weighted_kappa": confusion.weighted_kappa(),
             "accuracy": confusion.accuracy(),
+            "balanced_accuracy": confusion.balanced_accuracy(),
             "recall": recall,
             "confusion": { "rows": "truth", "columns": "prediction", "classes": self.classes, "counts": matrix },
         });

@@ -8,6 +8,7 @@ pub mod confusion;
 pub mod curves;
 pub mod embeddings;
 pub mod progress;
+pub mod quantities;
 pub mod scores;
 pub mod sheet;
 pub mod study;

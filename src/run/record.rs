@@ -52,7 +52,10 @@ pub struct CellResult {
     pub test_subjects: usize,
     /// Name of the score.
     pub metric: String,
-    /// On the test subjects, higher is better; none where it is undefined.
+    /// Such as an error.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lower_is_better: bool,
+    /// On the test subjects; none where it is undefined.
     pub score: Option<f64>,
     /// Further means.
     pub scores: Map<String, Value>,

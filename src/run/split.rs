@@ -1,6 +1,8 @@
 //! Which scans stand on which side of a run.
 
+use crate::data::Scans;
 use crate::data::split::{Candidate, Fold, Split, subject, subject_classes, thin_classes};
+use crate::data::store::targets::Targets;
 use crate::data::store::{Entry, Store};
 use crate::print::note;
 use anyhow::{Context, Result, ensure};
@@ -15,22 +17,29 @@ pub enum Needs {
     VoxelLabels,
     /// A class of its own; a cross-validation and a fraction keep the shares of the classes.
     ScanClass,
+    /// A quantity of its own; these keep the shares of its fifths.
+    ScanQuantity,
 }
 
 impl Needs {
-    pub fn met_by(self, scan: &Entry) -> bool {
+    pub fn met_by(self, store: &Store, scan: usize) -> bool {
         match self {
             Needs::Nothing => true,
-            Needs::VoxelLabels => scan.label,
-            Needs::ScanClass => scan.class.is_some(),
+            Needs::VoxelLabels => store.index().subjects[scan].label,
+            Needs::ScanClass => store.class(scan).is_some(),
+            Needs::ScanQuantity => store.quantity(scan).is_some(),
         }
     }
 
     /// The scans of a store that a run can use.
     pub fn candidates(self, store: &Store) -> Vec<Candidate> {
-        let scans = store.index().subjects.iter().filter(|scan| self.met_by(scan));
-        let class = |scan: &Entry| scan.class.filter(|_| self == Needs::ScanClass);
-        scans.map(|scan| Candidate { id: scan.id.clone(), side: scan.split.clone(), class: class(scan) }).collect()
+        let targets = store.targets().filter(|_| matches!(self, Needs::ScanClass | Needs::ScanQuantity));
+        let strata = targets.map(Targets::strata);
+        let candidate = |(scan, entry): (usize, &Entry)| {
+            let class = strata.as_ref().and_then(|strata| strata[scan]);
+            self.met_by(store, scan).then(|| Candidate { id: entry.id.clone(), side: entry.split.clone(), class })
+        };
+        store.index().subjects.iter().enumerate().filter_map(candidate).collect()
     }
 
     /// The subjects' classes, which [`Split::balanced_fraction`] balances: the highest of a subject's scans.
@@ -127,8 +136,11 @@ fn take_copies(split: &mut Split, store: &Store) -> Vec<String> {
 
 /// Names on standard error the classes that have too few subjects for every fold to test one.
 pub fn warn_of_thin_classes(store: &Store, needs: Needs, folds: u64) {
+    if needs == Needs::ScanQuantity {
+        return;
+    }
     for (class, n) in thin_classes(&needs.candidates(store), folds) {
-        let name = store.index().classes.as_ref().and_then(|names| names.get(class as usize));
+        let name = store.classes().and_then(|names| names.get(class as usize));
         let name = name.map_or_else(|| class.to_string(), |name| format!("{class} ({name})"));
         note!("warning: class {name} has {n} subjects, fewer than the {folds} folds: some folds test none of it");
     }

@@ -162,6 +162,7 @@ pub(crate) mod tests {
                 contrast: None,
                 label: label.is_some(),
                 class: None,
+                values: Default::default(),
                 split: None,
                 fingerprint,
                 images: vec![],

@@ -46,6 +46,8 @@ pub enum Verdict {
 pub struct Comparison {
     pub arm: Arm,
     pub labels: Labels,
+    /// Of the score, such as an error.
+    pub lower_is_better: bool,
     /// Whether its encoder is another one in kind than the other's: then more than the start differs.
     pub other_encoder: bool,
     /// Pairs of runs that the sweep plans, and those that are finished.
@@ -125,11 +127,16 @@ impl Arm {
 impl Comparison {
     pub fn verdict(&self) -> Verdict {
         let Some(Paired { difference, p: Some(_) }) = self.paired else { return Verdict::Unknown };
-        match difference.interval {
+        match self.better_by(difference.interval) {
             Some([low, _]) if low > 0.0 => Verdict::Gain,
             Some([_, high]) if high < 0.0 => Verdict::Loss,
             _ => Verdict::Neither,
         }
+    }
+
+    /// An interval of differences as one of how much better the arm is.
+    pub fn better_by(&self, interval: Option<[f64; 2]>) -> Option<[f64; 2]> {
+        interval.map(|[low, high]| if self.lower_is_better { [-high, -low] } else { [low, high] })
     }
 }
 
@@ -248,7 +255,8 @@ impl Records {
                 };
                 let singles = arms.iter().zip(means).filter(|(other, _)| single(other));
                 let scored = singles.filter_map(|(other, means)| Some((other, means[column]?.mean)));
-                let Some((best, _)) = scored.max_by(|a, b| a.1.total_cmp(&b.1)) else { continue };
+                let better = |a: &f64, b: &f64| if self.lower_is_better() { b.total_cmp(a) } else { a.total_cmp(b) };
+                let Some((best, _)) = scored.max_by(|a, b| better(&a.1, &b.1)) else { continue };
                 out.extend(self.compare(arm, best, labels, unlabelled).map(|comparison| (best.clone(), comparison)));
             }
         }
@@ -273,6 +281,7 @@ impl Records {
         (!runs.is_empty()).then(|| Comparison {
             arm: arm.clone(),
             labels,
+            lower_is_better: self.lower_is_better(),
             other_encoder: self.other_encoder(arm, other),
             planned: runs.len(),
             pairs: own.len(),

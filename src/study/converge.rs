@@ -29,7 +29,7 @@ pub struct Reach {
     /// Mean of the last epoch of scratch.
     pub goal: f64,
     pub epochs: usize,
-    /// First epoch at or above the goal, of scratch itself.
+    /// First epoch at the goal or better, of scratch itself.
     pub own: usize,
     /// And of the other arms.
     pub first: Vec<Reached>,
@@ -61,11 +61,12 @@ fn mean(cells: &[&Finished]) -> Vec<(usize, f64)> {
 }
 
 /// One entry for every rank whose scratch arm has a curve.
-pub fn reach(curves: &[Curve], labels: Labels) -> Vec<Reach> {
+pub fn reach(curves: &[Curve], labels: Labels, lower_is_better: bool) -> Vec<Reach> {
     let scratch = curves.iter().filter(|c| c.arm.is_scratch());
     let reach = scratch.filter_map(|scratch| {
         let &(epochs, goal) = scratch.points.last()?;
-        let first = |points: &[(usize, f64)], goal: f64| points.iter().find(|p| p.1 >= goal).map(|p| p.0);
+        let there = |value: f64, goal: f64| if lower_is_better { value <= goal } else { value >= goal };
+        let first = |points: &[(usize, f64)], goal: f64| points.iter().find(|p| there(p.1, goal)).map(|p| p.0);
         let own = first(&scratch.points, goal)?;
         let each = |c: &Curve| {
             let pairs = c.runs.iter().filter_map(|(unit, run)| Some((run, scratch.runs.get(unit)?.last()?)));

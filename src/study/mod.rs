@@ -33,7 +33,7 @@ pub fn convergence(records: &Records) -> Vec<Convergence> {
     for labels in records.labels() {
         for &share in &shares {
             let curves = curves(records, labels, share);
-            let reach = reach(&curves, labels);
+            let reach = reach(&curves, labels, records.lower_is_better());
             parts.push(Convergence { unlabelled: several.then_some(share), labels, curves, reach });
         }
     }

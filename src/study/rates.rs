@@ -53,7 +53,7 @@ impl Rates {
 
 impl Chosen {
     /// By rates and best validation scores of all runs of an arm: the rate with the best mean, of equal ones the smallest.
-    pub fn best(pretext: &str, arm: &str, runs: &[(f64, f64)]) -> Option<Chosen> {
+    pub fn best(pretext: &str, arm: &str, runs: &[(f64, f64)], lower_is_better: bool) -> Option<Chosen> {
         let mut sorted = runs.to_vec();
         sorted.sort_by(|a, b| a.0.total_cmp(&b.0));
         let of_rate = |runs: &[(f64, f64)]| {
@@ -61,7 +61,8 @@ impl Chosen {
             Tried { lr: runs[0].0, score, runs: runs.len() }
         };
         let grid: Vec<Tried> = sorted.chunk_by(|a, b| a.0 == b.0).map(of_rate).collect();
-        let best = grid.iter().reduce(|best, tried| if tried.score > best.score { tried } else { best })?;
+        let better = |a: &Tried, b: &Tried| if lower_is_better { a.score < b.score } else { a.score > b.score };
+        let best = grid.iter().reduce(|best, tried| if better(tried, best) { tried } else { best })?;
         Some(Chosen { pretext: pretext.to_owned(), arm: arm.to_owned(), lr: best.lr, grid })
     }
 }
@@ -89,11 +90,13 @@ mod tests {
     #[test]
     fn the_best_mean_is_chosen_and_of_equal_ones_the_smallest() {
         let runs = [(1e-2, 0.5), (1e-3, 0.75), (3e-3, 0.5), (3e-3, 1.0), (1e-2, 0.875), (1e-3, 0.75)];
-        let chosen = Chosen::best("rot", "full", &runs).unwrap();
+        let chosen = Chosen::best("rot", "full", &runs, false).unwrap();
         let tried = |lr, score| Tried { lr, score, runs: 2 };
         assert_eq!(chosen.grid, [tried(1e-3, 0.75), tried(3e-3, 0.75), tried(1e-2, 0.6875)]);
         assert_eq!(chosen.lr, 1e-3);
-        assert_eq!(Chosen::best("rot", "full", &[(1e-3, 0.5), (1e-2, 0.75)]).unwrap().lr, 1e-2);
-        assert_eq!(Chosen::best("rot", "full", &[]), None);
+        for (lower_is_better, lr) in [(false, 1e-2), (true, 1e-3)] {
+            assert_eq!(Chosen::best("rot", "full", &[(1e-3, 0.5), (1e-2, 0.75)], lower_is_better).unwrap().lr, lr);
+        }
+        assert_eq!(Chosen::best("rot", "full", &[], false), None);
     }
 }

@@ -135,6 +135,11 @@ impl Records {
         self.sweep.cells.iter().zip(&self.finished).filter_map(|(cell, f)| Some((cell, f.as_ref()?)))
     }
 
+    /// Of the score that is compared.
+    pub fn lower_is_better(&self) -> bool {
+        self.done().next().is_some_and(|(_, f)| f.result.lower_is_better)
+    }
+
     /// Name of the score that is compared.
     pub fn metric(&self) -> &str {
         self.done().next().map_or("", |(_, f)| &f.result.metric)

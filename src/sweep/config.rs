@@ -1,6 +1,7 @@
 //! What a sweep runs: a TOML file, see `experiments/`.
 
 use crate::data::slices::Slices;
+use crate::data::store::Store;
 use crate::finetune::config::DownstreamKind;
 use crate::study::labels::Labels;
 use crate::study::read::Published;
@@ -160,6 +161,18 @@ impl SweepConfig {
         let Some(task) = self.finetune.get("task") else { return Ok(DownstreamKind::Segmentation) };
         let known = task.as_str().and_then(|name| clap::ValueEnum::from_str(name, false).ok());
         known.with_context(|| format!("[finetune] task: {task} is no downstream task"))
+    }
+
+    /// The store, with what is learnt of its scans.
+    pub fn open_store(&self) -> Result<Store> {
+        let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let column = self.finetune.get("column").map(text);
+        let classes = match self.finetune.get("classes") {
+            Some(Value::Array(classes)) => classes.iter().map(text).collect(),
+            Some(classes) => text(classes).split(',').map(str::to_owned).collect(),
+            None => vec![],
+        };
+        self.downstream()?.learn(Store::open(&self.data)?.sliced(self.slices()?)?, column.as_deref(), &classes)
     }
 
     /// The folds that are run; a single split is none of them.

@@ -79,7 +79,7 @@ impl Runner {
     /// Reads and checks all that can be known before anything runs; writes nothing. The lists of an earlier start in this folder
     /// may grow; what else was set must stay. `check` errors on a command line that its command would refuse before it reads data.
     pub fn plan(config: SweepConfig, folder: PathBuf, shard: Shard, check: &dyn Fn(&[String]) -> Result<()>) -> Result<Runner> {
-        let store = Store::open(&config.data)?.sliced(config.slices()?)?;
+        let store = config.open_store()?;
         let (pretrainings, repetitions) = (config.pretrainings()?, config.repetitions()?);
         let record = folder.join("sweep.json");
         let rates = Rates::read(&folder)?;

@@ -99,7 +99,7 @@ impl Runner {
         }
         // Another shard may have been first.
         let mut known = Rates::read(&self.folder)?;
-        let before = known.chosen.len();
+        let (before, lower_is_better) = (known.chosen.len(), self.config.downstream()?.lower_is_better());
         for cell in self.finetunings.iter().map(|f| &f.cell) {
             let works: Vec<usize> = self.tunings_of(cell).collect();
             let open = known.of(&cell.pretext, &cell.arm).is_none();
@@ -111,7 +111,7 @@ impl Runner {
                 Ok((lr, validation_score(&self.dir(Work::Tune(i)))?))
             };
             let runs = works.iter().map(run).collect::<Result<Vec<_>>>()?;
-            if let Some(chosen) = Chosen::best(&cell.pretext, &cell.arm, &runs) {
+            if let Some(chosen) = Chosen::best(&cell.pretext, &cell.arm, &runs, lower_is_better) {
                 note!("{} {}: lr {} of {:?}", chosen.pretext, chosen.arm, chosen.lr, self.config.lr_grid);
                 known.chosen.push(chosen);
             }

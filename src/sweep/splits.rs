@@ -2,6 +2,7 @@
 
 use super::config::SweepConfig;
 use super::plan::split_suffix;
+use crate::data::Scans;
 use crate::data::split::{Fold, Split};
 use crate::data::store::Store;
 use crate::run::split::{TestSide, draw_split, warn_of_thin_classes};
@@ -29,7 +30,7 @@ pub fn splits(
         (Some(of), _) => (0..of).map(|number| TestSide::Fold(Fold { number, of })).collect::<Vec<_>>(),
         (None, share) => vec![TestSide::Share(share.unwrap_or_default())],
     };
-    let labelled = store.index().subjects.iter().any(|s| needs.met_by(s));
+    let labelled = (0..store.len()).any(|scan| needs.met_by(store, scan));
     ensure!(labelled, "{}: no subject has a label for this task", config.data.display());
     if let Some(folds) = config.folds {
         warn_of_thin_classes(store, needs, folds);

@@ -1,26 +1,22 @@
-//! Classification of whole scans: the grade of a photograph (method 4 and 6).
+//! Classification of whole scans: the grade of a photograph, the diagnosis of a person (method 4 and 6).
 //!
-//! The network is the encoder, the average of its deepest map, and one hidden layer. Classes are ordered unless the user says
-//! otherwise: output `k` says whether the class is at least `k`. Validation is judged by quadratic weighted kappa.
+//! The network is the encoder, the average of its deepest map, and one hidden layer. Where classes have an order, output `k` says whether the
+//! class is at least `k` unless the user says otherwise, and validation is judged by quadratic weighted kappa; where they have none, by
+//! balanced accuracy.
 
+use super::whole::{WholeHead, check_size, input, sample};
 use super::{Amounts, Batch, Downstream, Drawn, Head, MetricInfo, Outcome, Task, each_scan};
 use crate::data::Scans;
-use crate::dim::{Region, Shape, voxels};
+use crate::dim::Shape;
 use crate::metrics::agreement::Confusion;
-use crate::nn::blocks::global_average;
-use crate::nn::heads::Mlp;
 use crate::nn::script::ScriptModule;
 use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
 use crate::transform::augment::Augmenter;
-use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tch::{Device, Kind, Reduction, Tensor, nn, no_grad};
-
-/// Width of the hidden layer.
-const HIDDEN: i64 = 1024;
 
 /// What the outputs mean.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
@@ -36,9 +32,13 @@ pub enum Outputs {
 #[serde(rename_all = "kebab-case", default, deny_unknown_fields)]
 #[command(next_help_heading = "Classification")]
 pub struct ClassificationConfig {
-    /// Whether the classes are ordered
-    #[arg(long, value_enum, default_value_t = Self::default().outputs)]
-    pub outputs: Outputs,
+    /// What the outputs mean [default: ordinal where the classes have an order, as numbers and grades do, else softmax]
+    #[arg(long, value_enum)]
+    pub outputs: Option<Outputs>,
+    /// The classes in their order, e.g. control,mci,dementia [default: numbers by size; names by the alphabet, which is no order]
+    #[arg(long, value_name = "NAMES", value_delimiter = ',')]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub classes: Vec<String>,
     /// Dropout probability before the outputs
     #[arg(long, value_name = "P", default_value_t = Self::default().head_dropout)]
     pub head_dropout: f64,
@@ -46,11 +46,16 @@ pub struct ClassificationConfig {
 
 impl Default for ClassificationConfig {
     fn default() -> Self {
-        ClassificationConfig { outputs: Outputs::Ordinal, head_dropout: 0.5 }
+        ClassificationConfig { outputs: None, classes: vec![], head_dropout: 0.5 }
     }
 }
 
 impl ClassificationConfig {
+    /// What the outputs mean; those of runs of earlier versions are ordered.
+    pub fn outputs(&self) -> Outputs {
+        self.outputs.unwrap_or(Outputs::Ordinal)
+    }
+
     /// Checks ranges that the parser cannot.
     pub fn check(&self) -> Result<()> {
         ensure!(
@@ -62,20 +67,6 @@ impl ClassificationConfig {
     }
 }
 
-/// The one shape that all scans must have, since they are taken whole. Errors name two that differ.
-pub fn common_shape(scans: &dyn Scans) -> Result<Shape> {
-    let shape = scans.shape(0);
-    if let Some(other) = (0..scans.len()).find(|&s| scans.shape(s) != shape) {
-        anyhow::bail!(
-            "classification takes scans whole, of one shape: {} has {shape:?} voxels and {} {:?}; preprocess with --size",
-            scans.id(0),
-            scans.id(other),
-            scans.shape(other)
-        );
-    }
-    Ok(shape)
-}
-
 /// Classification of scans that have a class.
 pub struct Classification {
     config: ClassificationConfig,
@@ -85,6 +76,7 @@ pub struct Classification {
     classes: Vec<String>,
     /// In the loss, one for each class.
     weights: Vec<f64>,
+    score: Score,
 }
 
 impl Classification {
@@ -95,13 +87,52 @@ impl Classification {
         shape: Shape,
         classes: Vec<String>,
         weights: Vec<f64>,
+        score: Score,
     ) -> Self {
-        Classification { config: config.clone(), augmenter, shape, classes, weights }
+        Classification { config: config.clone(), augmenter, shape, classes, weights, score }
     }
 }
 
-/// Metric by which validation chooses.
-const KAPPA: &str = "kappa";
+/// What a classification is judged by.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Score {
+    /// Quadratic weighted kappa, of classes that have an order.
+    Kappa,
+    BalancedAccuracy,
+}
+
+impl Score {
+    pub fn new(ordered: bool) -> Score {
+        if ordered { Score::Kappa } else { Score::BalancedAccuracy }
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Score::Kappa => "kappa",
+            Score::BalancedAccuracy => "balanced_accuracy",
+        }
+    }
+
+    /// `None` where it is undefined.
+    pub fn of(self, confusion: &Confusion) -> Option<f64> {
+        match self {
+            Score::Kappa => confusion.weighted_kappa(),
+            Score::BalancedAccuracy => confusion.balanced_accuracy(),
+        }
+    }
+
+    /// What a case adds to it: 1 less the squared distance of true and predicted class, as a share of the largest possible one; without an
+    /// order 1 if they are the same.
+    pub fn of_case(self, truth: u8, class: u8, classes: usize) -> f64 {
+        match self {
+            Score::Kappa => {
+                let distance = (f64::from(truth) - f64::from(class)) / (classes - 1).max(1) as f64;
+                1. - distance * distance
+            }
+            Score::BalancedAccuracy => f64::from(u8::from(truth == class)),
+        }
+    }
+}
 
 impl Task for Classification {
     fn name(&self) -> &'static str {
@@ -117,11 +148,8 @@ impl Task for Classification {
     }
 
     fn sample(&self, scans: &dyn Scans, scan: usize, rng: &mut Rng, out: &mut [f32]) -> Result<Drawn> {
-        ensure!(scans.shape(scan) == self.shape, "{:?} voxels, expected {:?}", scans.shape(scan), self.shape);
         let class = class_of(scans, scan)?;
-        scans.read(scan, Region::whole(self.shape), Orientation::IDENTITY, out)?;
-        let augmentation = self.augmenter.draw(scans.channels(), rng);
-        augmentation.apply(out, None, self.shape)?;
+        let augmentation = sample(scans, scan, self.shape, &self.augmenter, rng, out)?;
         Ok(Drawn { targets: vec![augmentation.class(class).into()], params: json!({ "augmentation": augmentation }) })
     }
 
@@ -130,13 +158,8 @@ impl Task for Classification {
     }
 
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>> {
-        ensure!(
-            voxels(encoder.deepest_shape(self.shape)) > 0,
-            "scans of {:?} voxels are too small: the encoder pools every side by {}",
-            self.shape,
-            encoder.deepest().reduction.common_multiple()
-        );
-        Ok(Box::new(ClassificationHead::new(vs, encoder, &self.config, &self.weights)))
+        check_size(encoder, self.shape)?;
+        Ok(Box::new(ClassificationHead::new(vs, encoder, &self.config, &self.weights, self.score)))
     }
 
     fn amounts(&self) -> Amounts {
@@ -148,7 +171,7 @@ impl Task for Classification {
     }
 
     fn selects(&self) -> &'static str {
-        KAPPA
+        self.score.name()
     }
 }
 
@@ -158,23 +181,22 @@ fn class_of(scans: &dyn Scans, scan: usize) -> Result<u8> {
 
 /// The network above the encoder, with its loss.
 pub struct ClassificationHead {
-    mlp: Mlp,
+    head: WholeHead,
     outputs: Outputs,
     weights: Vec<f64>,
+    score: Score,
 }
 
 impl ClassificationHead {
     /// `weights`: of each class in the loss.
-    pub fn new(vs: &nn::Path, encoder: &dyn Encoder, config: &ClassificationConfig, weights: &[f64]) -> Self {
-        let (inputs, outputs) = (encoder.deepest().channels, weights.len() as i64);
-        let mlp = Mlp::new(vs / "head" / "mlp", &[HIDDEN], config.head_dropout, inputs, outputs);
-        ClassificationHead { mlp, outputs: config.outputs, weights: weights.to_vec() }
+    pub fn new(vs: &nn::Path, encoder: &dyn Encoder, config: &ClassificationConfig, weights: &[f64], score: Score) -> Self {
+        let head = WholeHead::new(vs, encoder, config.head_dropout, weights.len() as i64);
+        ClassificationHead { head, outputs: config.outputs(), weights: weights.to_vec(), score }
     }
 
     /// The network above the encoder as TorchScript, from its pyramid to logits `[B, K]`.
     pub fn script(&self) -> ScriptModule {
-        let source = "def forward(self, pyramid: List[Tensor]) -> Tensor:\n    return self.mlp.forward(torch.mean(torch.flatten(pyramid[-1], 2), 2))\n";
-        ScriptModule::new(source).child("mlp", self.mlp.script())
+        self.head.script()
     }
 
     /// [`probabilities`] as a TorchScript method of the exported network.
@@ -237,8 +259,7 @@ impl Head for ClassificationHead {
     fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome {
         let x = batch.views.squeeze_dim(1);
         let truth = batch.targets.squeeze_dim(1);
-        let map = encoder.forward(&x, mode).pop().expect("an encoder has at least one level");
-        let logits = self.mlp.forward(&global_average(&map), mode);
+        let logits = self.head.forward(encoder, &x, mode);
         let right = no_grad(|| classes(self.outputs, &logits).eq_tensor(&truth).to_kind(Kind::Float).mean(Kind::Float));
         Outcome { loss: self.loss(&logits, &truth), metrics: vec![right] }
     }
@@ -250,8 +271,7 @@ impl Head for ClassificationHead {
 
 impl Downstream for ClassificationHead {
     fn logits(&self, encoder: &dyn Encoder, x: &Tensor) -> Tensor {
-        let map = encoder.forward(x, Mode::Eval).pop().expect("an encoder has at least one level");
-        self.mlp.forward(&global_average(&map), Mode::Eval).to_kind(Kind::Float)
+        self.head.forward(encoder, x, Mode::Eval).to_kind(Kind::Float)
     }
 
     fn judge(
@@ -264,16 +284,13 @@ impl Downstream for ClassificationHead {
     ) -> Result<Option<Vec<(String, f64)>>> {
         let judged = each_scan(scans, stop, |scan| {
             let truth = class_of(scans, scan)?;
-            let shape = scans.shape(scan);
-            let mut dims = vec![1, scans.channels() as i64];
-            dims.extend(encoder.rank().axes().map(|a| shape[a] as i64));
-            let x = Tensor::from_slice(&scans.whole(scan)?).reshape(dims).to_device(device);
+            let x = input(scans, scan, encoder, device)?;
             place(&x)?;
             let logits = self.logits(encoder, &x);
             let loss = self.losses(&logits, &Tensor::from_slice(&[i64::from(truth)]).to_device(device)).double_value(&[0]);
             Ok(Judged { truth, predicted: u8::try_from(classes(self.outputs, &logits).int64_value(&[0]))?, loss })
         })?;
-        Ok(judged.map(|judged| summarise(&self.weights, &judged)))
+        Ok(judged.map(|judged| summarise(self.score, &self.weights, &judged)))
     }
 }
 
@@ -284,15 +301,15 @@ struct Judged {
     loss: f64,
 }
 
-/// Quadratic weighted kappa, accuracy and the mean loss, weighted as in training by `weights`, one a class. Kappa is undefined where truth
-/// and prediction hold one and the same class only.
-fn summarise(weights: &[f64], judged: &[Judged]) -> Vec<(String, f64)> {
+/// The score, accuracy and the mean loss, weighted as in training by `weights`, one a class. Kappa is undefined where truth and prediction
+/// hold one and the same class only.
+fn summarise(score: Score, weights: &[f64], judged: &[Judged]) -> Vec<(String, f64)> {
     let [truth, predicted]: [Vec<u8>; 2] =
         [|j: &Judged| j.truth, |j: &Judged| j.predicted].map(|of| judged.iter().map(of).collect());
     let confusion = Confusion::of(&truth, &predicted, weights.len());
     let weight = |j: &Judged| weights[usize::from(j.truth)];
     let loss = judged.iter().map(|j| weight(j) * j.loss).sum::<f64>() / judged.iter().map(weight).sum::<f64>();
-    let metrics = [(KAPPA, confusion.weighted_kappa()), ("accuracy", confusion.accuracy()), ("loss", Some(loss))];
+    let metrics = [(score.name(), score.of(&confusion)), ("accuracy", confusion.accuracy()), ("loss", Some(loss))];
     metrics.map(|(name, value)| (name.to_owned(), value.unwrap_or(f64::NAN))).into()
 }
 

@@ -8,12 +8,14 @@ pub mod exemplar;
 pub mod genesis;
 pub mod jigsaw;
 pub mod mae;
+pub mod regression;
 pub mod restoration;
 pub mod rotation;
 pub mod rpl;
 pub mod segmentation;
 pub mod simclr;
 pub mod vf;
+pub mod whole;
 
 use crate::data::Scans;
 use crate::dim::{Rank, Shape, voxels};
@@ -168,7 +170,7 @@ pub fn build(
 
 /// What a drawn sample is labelled with, beside its views.
 pub struct Drawn {
-    /// Class ids, [`Task::targets`] of them (none for contrastive tasks).
+    /// Class ids, [`Task::targets`] of them (none for contrastive tasks); of a regression a number.
     pub targets: Vec<i64>,
     /// Every parameter that was drawn, enough to replay the sample from the scan; `inspect` writes it.
     pub params: serde_json::Value,

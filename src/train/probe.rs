@@ -136,12 +136,12 @@ impl Probe {
         if let Some(warning) = trained.fit(&Input { channels: trained.channels.clone(), ..found }).warnings.first() {
             bail!("{warning}");
         }
-        let (needs, default) = match (&index.labels, &index.classes) {
+        let (needs, default) = match (&index.labels, own.classes()) {
             (Some(_), _) => (Needs::VoxelLabels, SCANS_WITH_VOXELS),
             (None, Some(_)) => (Needs::ScanClass, SCANS_WITH_CLASSES),
             (None, None) => bail!("no labels of voxels and no classes of scans in it"),
         };
-        let classes = index.labels.as_ref().map_or_else(|| index.classes.as_ref().map_or(0, Vec::len), Vec::len);
+        let classes = index.labels.as_ref().map_or_else(|| own.classes().map_or(0, <[String]>::len), Vec::len);
         let ids = choose(&own, needs, store, split, config.probe_scans.unwrap_or(default))?;
         let subset = own.subset(&ids)?;
         let mut vs = VarStore::new(Device::Cpu);

@@ -2,7 +2,7 @@
 //! `X-t1n -t1c -t2w -t2f -seg`, labels 0, 1, 2, 3.
 
 use super::files::{Files, Found, Scan};
-use super::{Dataset, LabelValue, Layout, Problem, Subject};
+use super::{Columns, Dataset, LabelValue, Layout, Problem, Subject};
 use crate::data::names::strip_ending;
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;
@@ -79,6 +79,7 @@ pub fn open(files: Files, separate: bool) -> Result<Dataset> {
         channels,
         labels: complete.iter().any(|s| s.label.is_some()).then_some(labels),
         classes: None,
+        columns: Columns::default(),
         subjects: complete,
         problems,
         ignored: files.no_scans(true),

@@ -3,7 +3,7 @@
 
 use super::description::{Description, Entry};
 use super::files::Files;
-use super::{Dataset, Labels, Layout, Problem, Source, Subject, UNNAMED};
+use super::{Columns, Dataset, Labels, Layout, Problem, Source, Subject, UNNAMED};
 use crate::data::formats;
 use anyhow::{Context, Result};
 use std::collections::{HashMap, HashSet};
@@ -70,7 +70,16 @@ pub fn open(files: Files, wanted: Labels) -> Result<Dataset> {
     }
     let strangers = files.scans.iter().filter(|scan| !listed.contains(&scan.path));
     ignored.extend(strangers.map(|scan| Problem::new(&scan.path, "not listed in dataset.json")));
-    Ok(Dataset { layout: Layout::Decathlon, channels, labels, classes: None, subjects, problems, ignored })
+    Ok(Dataset {
+        layout: Layout::Decathlon,
+        channels,
+        labels,
+        classes: None,
+        columns: Columns::default(),
+        subjects,
+        problems,
+        ignored,
+    })
 }
 
 const MISSING: &str = "listed in dataset.json, but not there";

@@ -5,7 +5,7 @@
 //! - *Ids* are `patient/study`, each the beginning of a hash unless the patients' own ids are asked for.
 
 use super::files::Files;
-use super::{Dataset, Layout, Problem, Reading, Source, Subject, UNNAMED};
+use super::{Columns, Dataset, Layout, Problem, Reading, Source, Subject, UNNAMED};
 use crate::data::formats::dicom::{self, Found, Image, Labels, Place, Series, arrange};
 use crate::data::identity::hex;
 use crate::data::names::some;
@@ -262,7 +262,16 @@ pub fn open(files: Files, reading: Reading) -> Result<Dataset> {
             subjects.push(subject);
         }
     }
-    Ok(Dataset { layout: Layout::Dicom, channels, labels: None, classes: None, subjects, problems, ignored })
+    Ok(Dataset {
+        layout: Layout::Dicom,
+        channels,
+        labels: None,
+        classes: None,
+        columns: Columns::default(),
+        subjects,
+        problems,
+        ignored,
+    })
 }
 
 /// The series that any rule takes; all where there is none.

@@ -10,7 +10,7 @@
 //!   is found by [`super::people`].
 
 use super::files::{Files, Scan};
-use super::{Dataset, Layout, Problem, Subject, UNNAMED};
+use super::{Columns, Dataset, Layout, Problem, Subject, UNNAMED};
 use anyhow::{Result, bail};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -333,6 +333,7 @@ pub fn open(files: Files, separate: bool) -> Result<Dataset> {
         channels: channels.iter().map(|c| c.to_string()).collect(),
         labels: None,
         classes: None,
+        columns: Columns::default(),
         subjects: complete,
         problems,
         ignored,

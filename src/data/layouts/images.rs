@@ -4,6 +4,7 @@
 //!
 //! The images may lie in any folder and have any of the known extensions. An image without a grade is an unlabelled subject.
 
+use super::columns::{Columns, WantedColumns};
 use super::files::Files;
 use super::{Dataset, Labels, Layout, Problem, Source, Subject};
 use crate::data::formats::image;
@@ -89,13 +90,14 @@ impl Grades {
     }
 }
 
-pub fn open(files: Files, wanted: Labels) -> Result<Dataset> {
+/// Where columns are asked for by name, these hold the grades.
+pub fn open(files: Files, wanted: Labels, columns: WantedColumns) -> Result<Dataset> {
     let Files { root, scans, zips, others, mut problems, .. } = files;
     let (photographs, others): (Vec<PathBuf>, Vec<PathBuf>) = others.into_iter().partition(|path| image::stem(path).is_some());
     let (tables, others): (Vec<PathBuf>, Vec<PathBuf>) =
         others.into_iter().partition(|path| path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv")));
     let mut grades = Grades::default();
-    for table in &tables {
+    for table in tables.iter().filter(|_| columns.names.is_empty() || columns.optional) {
         grades.read(table).with_context(|| format!("{}: not a table of grades", table.display()))?;
     }
     let Grades { known, unusable, problems: of_tables, mut ignored } = grades;
@@ -134,6 +136,7 @@ pub fn open(files: Files, wanted: Labels) -> Result<Dataset> {
         channels: channels.iter().map(|c| c.to_string()).collect(),
         labels: None,
         classes: (!known.is_empty()).then(|| GRADES.map(String::from).to_vec()),
+        columns: Columns::default(),
         subjects: images.iter().map(subject).collect(),
         problems,
         ignored,

@@ -1,94 +1,127 @@
-//! A CSV with one row a subject: columns `subject`, optionally `label` and `split`, and every other column one channel.
+//! A CSV with one row a subject: columns `subject`, optionally `label` and `split`, values that are asked for, and every other column one
+//! channel.
 
-use super::{Dataset, Layout, Source, Subject, dicom};
-use crate::data::formats;
+use super::columns::{self, Column, Columns, WantedColumns};
+use super::table::{Row, Table};
+use super::{Dataset, Layout, Problem, Source, Subject, dicom};
+use crate::data::formats::{self, image};
 use anyhow::{Context, Result, bail, ensure};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::path::Path;
 
 /// What a column holds; channels are named by their column.
 #[derive(Clone, Copy, PartialEq)]
-enum Column {
+enum Content {
     Subject,
     Label,
     Split,
     Channel,
+    /// Of the whole scan.
+    Value,
+    /// No scans, and nobody asks for it.
+    Other,
 }
 
 /// Relative paths start at the CSV's folder; `archive.zip:member` reads from a zip. Empty cells are allowed in `label`
-/// (unlabelled) and `split` (to be drawn), with `separate` in the channels that a scan does not have. Several scans of one person are written `person/scan` in `subject`.
-pub fn open(path: &Path, separate: bool) -> Result<Dataset> {
-    let text = std::fs::read_to_string(path).with_context(|| format!("{}: expected CSV text in UTF-8", path.display()))?;
-    // Spreadsheets put a byte order mark first.
-    let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
-    let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::All).from_reader(text.as_bytes());
-    let header = reader.headers().with_context(|| path.display().to_string())?.clone();
-    let columns = columns(&header).with_context(|| path.display().to_string())?;
-    let channels = header.iter().zip(&columns).filter(|(_, c)| **c == Column::Channel).map(|(name, _)| name.into()).collect();
+/// (unlabelled), in `split` (to be drawn) and in columns of values, with `separate` in the channels that a scan does not have. Several scans
+/// of one person are written `person/scan` in `subject`.
+pub fn open(path: &Path, separate: bool, wanted: WantedColumns) -> Result<Dataset> {
+    let table = Table::read(path)?;
+    // Where a table is named, the values stand in that.
+    let names = if wanted.table.is_some() { &[] } else { wanted.names };
+    let contents = contents(&table, names, wanted.optional).with_context(|| path.display().to_string())?;
+    let named =
+        |content: Content| table.columns.iter().zip(&contents).filter(move |(_, c)| **c == content).map(|(name, _)| name);
     let folder = path.parent().unwrap_or(Path::new(""));
 
     let mut subjects = vec![];
-    let mut rows: HashMap<String, usize> = HashMap::new();
-    for record in reader.records() {
-        let record = record.with_context(|| path.display().to_string())?;
-        let row = record.position().map_or(0, |at| line(text, at));
+    let mut rows: HashMap<&str, usize> = HashMap::new();
+    for Row { line, cells } in &table.rows {
         let mut subject = Subject::default();
-        for ((cell, name), column) in record.iter().zip(&header).zip(&columns) {
-            let place = || format!("{}, row {row}, column `{name}`", path.display());
-            match column {
-                Column::Label | Column::Split if cell.is_empty() => {}
-                Column::Channel if cell.is_empty() && separate => {}
+        for ((cell, name), content) in cells.iter().zip(&table.columns).zip(&contents) {
+            let place = || format!("{}, row {line}, column `{name}`", path.display());
+            match content {
+                Content::Other => {}
+                Content::Value => {
+                    // By the name that it is asked for.
+                    let name = names.iter().find(|asked| asked.eq_ignore_ascii_case(name)).unwrap_or(name);
+                    subject.values.extend(columns::cell(cell, table.decimal_commas).map(|value| (name.clone(), value)));
+                }
+                Content::Label | Content::Split if cell.is_empty() => {}
+                Content::Channel if cell.is_empty() && separate => {}
                 _ if cell.is_empty() => bail!("{}: the cell is empty", place()),
-                Column::Subject => {
-                    if let Some(earlier) = rows.insert(cell.into(), row) {
+                Content::Subject => {
+                    if let Some(earlier) = rows.insert(cell, *line) {
                         bail!("{}: duplicate subject `{cell}`, first in row {earlier}", place());
                     }
-                    subject.id = cell.into();
+                    subject.id = cell.clone();
                 }
-                Column::Split => {
-                    let known = ["train", "val", "test"].contains(&cell);
+                Content::Split => {
+                    let known = ["train", "val", "test"].contains(&cell.as_str());
                     ensure!(known, "{}: expected train, val, test or nothing, found {cell:?}", place());
-                    subject.split = Some(cell.into());
+                    subject.split = Some(cell.clone());
                 }
-                Column::Label => subject.label = Some(source(folder, cell).with_context(place)?),
-                Column::Channel => {
+                Content::Label => subject.label = Some(source(folder, cell).with_context(place)?),
+                Content::Channel => {
                     subject.channels.push(source(folder, cell).with_context(place)?);
                     subject.contrasts.extend(separate.then(|| name.to_owned()));
                 }
             }
         }
-        ensure!(!subject.channels.is_empty(), "{}, row {row}: no channel of `{}`", path.display(), subject.id);
+        ensure!(!subject.channels.is_empty(), "{}, row {line}: no channel of `{}`", path.display(), subject.id);
         subjects.push(subject);
     }
     ensure!(!subjects.is_empty(), "{}: a header, but no row below it", path.display());
-    Ok(Dataset { layout: Layout::Manifest, channels, labels: None, classes: None, subjects, problems: vec![], ignored: vec![] })
+    let kept = names.iter().filter(|name| table.position(name).is_some());
+    let kept: Vec<Column> = kept.map(|name| Column { name: name.clone(), unit: None }).collect();
+    columns::settle(&mut subjects, &kept);
+    let others: Vec<&str> = named(Content::Other).map(String::as_str).collect();
+    let ignored = (!others.is_empty()).then(|| Problem::new(path, format!("columns without scans: {}", others.join(", "))));
+    Ok(Dataset {
+        layout: Layout::Manifest,
+        channels: named(Content::Channel).cloned().collect(),
+        labels: None,
+        classes: None,
+        columns: Columns { kept, notes: vec![] },
+        subjects,
+        problems: vec![],
+        ignored: ignored.into_iter().collect(),
+    })
 }
 
-/// The line a record begins in; its position is that of the empty lines before it.
-fn line(text: &str, position: &csv::Position) -> usize {
-    let before = text.bytes().skip(position.byte() as usize).take_while(|b| b"\r\n".contains(b));
-    position.line() as usize + before.filter(|b| *b == b'\n').count()
-}
-
-fn columns(header: &csv::StringRecord) -> Result<Vec<Column>> {
-    let found = header.iter().collect::<Vec<_>>().join(", ");
-    let columns: Vec<Column> = header
-        .iter()
-        .map(|name| match name {
-            "subject" => Column::Subject,
-            "label" => Column::Label,
-            "split" => Column::Split,
-            _ => Column::Channel,
-        })
-        .collect();
-    let mut seen = HashSet::new();
-    for (i, name) in header.iter().enumerate() {
-        ensure!(!name.is_empty(), "row 1: column {} has no name", i + 1);
-        ensure!(seen.insert(name), "row 1: column `{name}` occurs twice");
+/// `names`: of the values that are asked for.
+fn contents(table: &Table, names: &[String], optional: bool) -> Result<Vec<Content>> {
+    let found = table.columns.join(", ");
+    let asked = |name: &String| names.iter().any(|asked| asked.eq_ignore_ascii_case(name));
+    // Who names the columns of values leaves out the others that hold none of the scans.
+    let scans = |column: usize| table.rows.iter().any(|row| looks_like_scan(&row.cells[column]));
+    let content = |(column, name): (usize, &String)| match name.as_str() {
+        "subject" => Content::Subject,
+        "label" => Content::Label,
+        "split" => Content::Split,
+        _ if asked(name) => Content::Value,
+        _ if (optional || !names.is_empty()) && !scans(column) => Content::Other,
+        _ => Content::Channel,
+    };
+    let contents: Vec<Content> = table.columns.iter().enumerate().map(content).collect();
+    ensure!(contents.contains(&Content::Subject), "row 1: no column `subject`; found {found}");
+    for name in names.iter().filter(|_| !optional) {
+        let value = table.position(name).is_some_and(|column| contents[column] == Content::Value);
+        ensure!(value, "--column {name}: no column of values of that name; found {found}");
     }
-    ensure!(columns.contains(&Column::Subject), "row 1: no column `subject`; found {found}");
-    ensure!(columns.contains(&Column::Channel), "row 1: no column of scans beside subject, label and split; found {found}");
-    Ok(columns)
+    ensure!(
+        contents.contains(&Content::Channel),
+        "row 1: no column of scans beside subject, label, split and those that --column names; found {found}"
+    );
+    Ok(contents)
+}
+
+/// By its name, whether it is there or not.
+fn looks_like_scan(cell: &str) -> bool {
+    match Source::parse(cell) {
+        Source::File(path) => cell.contains(['/', '\\']) || formats::stem(&path).is_some() || image::stem(&path).is_some(),
+        Source::Zip { .. } | Source::Series(_) => true,
+    }
 }
 
 fn source(folder: &Path, cell: &str) -> Result<Source> {
@@ -106,7 +139,8 @@ fn source(folder: &Path, cell: &str) -> Result<Source> {
     if !known {
         let foreign = formats::foreign(path).map_or(String::new(), |foreign| format!(": {foreign}"));
         bail!(
-            "expected a scan ({}; columns other than subject, label and split are scans), found {cell:?}{foreign}",
+            "expected a scan ({}; columns other than subject, label, split and those that --column names are scans), found \
+             {cell:?}{foreign}",
             formats::endings()
         );
     }

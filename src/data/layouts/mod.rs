@@ -2,6 +2,7 @@
 
 mod brats;
 mod channels;
+pub mod columns;
 mod decathlon;
 mod description;
 mod dicom;
@@ -13,12 +14,14 @@ mod nnunet;
 pub mod people;
 pub mod segmentations;
 mod source;
+mod table;
 mod ukb;
 mod volumes;
 
 use crate::data::formats;
 use crate::data::formats::dicom::Series;
 use anyhow::{Context, Result, bail, ensure};
+use columns::{Columns, Value, WantedColumns};
 use description::Description;
 pub use dicom::Wanted;
 use files::Files;
@@ -77,6 +80,8 @@ pub struct Subject {
     pub label: Option<Source>,
     /// Class of the whole scan, a position in [`Dataset::classes`].
     pub class: Option<u8>,
+    /// Of the whole scan, by the names of [`Dataset::columns`].
+    pub values: BTreeMap<String, Value>,
     /// `train`, `val` or `test`, where the dataset says.
     pub split: Option<String>,
 }
@@ -123,6 +128,8 @@ pub struct Reading<'a> {
     pub volumes: Volumes,
     /// Of DICOM.
     pub dicom: Wanted<'a>,
+    /// Values of whole scans.
+    pub columns: WantedColumns<'a>,
 }
 
 /// What a folder or manifest holds.
@@ -136,6 +143,8 @@ pub struct Dataset {
     pub labels: Option<Vec<LabelValue>>,
     /// Names of the classes of whole scans, e.g. grades of a disease; `None`: scans have no class.
     pub classes: Option<Vec<String>>,
+    /// Columns of tables whose values scans have.
+    pub columns: Columns,
     /// Sorted by id, ids unique.
     pub subjects: Vec<Subject>,
     /// Scans and labels that were left out though they look like data, each with the reason.
@@ -194,16 +203,15 @@ pub fn open_as(path: &Path, reading: Reading) -> Result<Dataset> {
     let Reading { layout, labels, separate, .. } = reading;
     let kind = path.metadata().with_context(|| format!("{}: cannot be opened", path.display()))?;
     if kind.is_file() {
-        let csv = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("csv"));
-        let manifest = layout == Some(Layout::Manifest) || (layout.is_none() && csv);
+        let manifest = layout == Some(Layout::Manifest) || (layout.is_none() && table::is_table(path));
         let found = || formats::foreign(path).unwrap_or("another file".into());
         ensure!(manifest, "{}: expected a folder or a CSV manifest, found {}", path.display(), found());
         ensure!(
             !reading.dicom.is_given(),
             "--series and --patient-ids are for folders of DICOM, found a manifest, whose cells name series"
         );
-        return manifest::open(path, separate)
-            .and_then(|found| finish(found, path, reading).with_context(|| path.display().to_string()));
+        return manifest::open(path, separate, reading.columns)
+            .and_then(|found| finish(found, path, reading, &[]).with_context(|| path.display().to_string()));
     }
     ensure!(layout != Some(Layout::Manifest), "{}: expected a CSV manifest, found a folder", path.display());
     let mut files = Files::below(path)?;
@@ -223,6 +231,7 @@ pub fn open_as(path: &Path, reading: Reading) -> Result<Dataset> {
         layout == Layout::Dicom || !reading.dicom.is_given(),
         "--series and --patient-ids are for DICOM, found the layout {layout}"
     );
+    let tables = columns::among(&files.others);
     let dataset = match layout {
         Layout::Folder => folder::open(files, separate),
         Layout::Decathlon => decathlon::open(files, labels),
@@ -230,12 +239,12 @@ pub fn open_as(path: &Path, reading: Reading) -> Result<Dataset> {
         Layout::Nnunet => nnunet::open(files, labels, separate),
         Layout::Ukb => ukb::open(files, separate),
         Layout::Images if separate => bail!("photographs: their colours make one image, and are no scans of their own"),
-        Layout::Images => images::open(files, labels),
+        Layout::Images => images::open(files, labels, reading.columns),
         Layout::Dicom => dicom::open(files, reading),
         Layout::Manifest => unreachable!("refused above"),
     };
     let how = if given { "as asked for" } else { "recognised by itself" };
-    let dataset = dataset.and_then(|found| finish(found, path, reading));
+    let dataset = dataset.and_then(|found| finish(found, path, reading, &tables));
     dataset.with_context(|| format!("{}, read in the layout {layout} ({how})", path.display()))
 }
 
@@ -274,8 +283,8 @@ const UNNAMED: &str = "image";
 /// Scans whose headers are looked at for their channels.
 const LOOKED_AT: usize = 32;
 
-/// Sorts, and checks what holds for every layout.
-fn finish(mut dataset: Dataset, root: &Path, reading: Reading) -> Result<Dataset> {
+/// Sorts, and checks what holds for every layout. `tables`: those that lie below a folder.
+fn finish(mut dataset: Dataset, root: &Path, reading: Reading, tables: &[PathBuf]) -> Result<Dataset> {
     people::assign(&mut dataset, root, reading.person)?;
     if reading.separate {
         channels::separate(&mut dataset);
@@ -285,8 +294,6 @@ fn finish(mut dataset: Dataset, root: &Path, reading: Reading) -> Result<Dataset
         dataset.problems = problems;
         dataset.ignored.extend::<Vec<Problem>>(ignored);
     }
-    dataset.problems.sort_by(|a, b| a.path.cmp(&b.path));
-    dataset.ignored.sort_by(|a, b| a.path.cmp(&b.path));
     dataset.subjects.sort_by(|a, b| a.id.cmp(&b.id));
     // The Decathlon describes its channels, other tools that write such lists do not.
     let described = dataset.layout == Layout::Decathlon && dataset.channels != [UNNAMED];
@@ -338,6 +345,12 @@ fn finish(mut dataset: Dataset, root: &Path, reading: Reading) -> Result<Dataset
             pair[1].channels[0].display()
         );
     }
+    // A manifest has them in its own rows, unless another table is named.
+    if dataset.layout != Layout::Manifest || reading.columns.table.is_some() {
+        columns::attach(&mut dataset, root, tables, reading.columns)?;
+    }
+    dataset.problems.sort_by(|a, b| a.path.cmp(&b.path));
+    dataset.ignored.sort_by(|a, b| a.path.cmp(&b.path));
     Ok(dataset)
 }
 

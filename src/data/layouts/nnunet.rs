@@ -3,7 +3,7 @@
 
 use super::description::{Description, Entry};
 use super::files::{Files, Found, Scan};
-use super::{Dataset, Labels, Layout, Problem, Subject};
+use super::{Columns, Dataset, Labels, Layout, Problem, Subject};
 use crate::data::formats;
 use crate::data::names::strip_ending;
 use anyhow::{Result, ensure};
@@ -91,5 +91,14 @@ pub fn open(files: Files, wanted: Labels, separate: bool) -> Result<Dataset> {
         }
         subjects.push(Subject { split: test.then(|| "test".into()), ..subject });
     }
-    Ok(Dataset { layout: Layout::Nnunet, channels, labels, classes: None, subjects, problems, ignored })
+    Ok(Dataset {
+        layout: Layout::Nnunet,
+        channels,
+        labels,
+        classes: None,
+        columns: Columns::default(),
+        subjects,
+        problems,
+        ignored,
+    })
 }

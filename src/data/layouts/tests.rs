@@ -312,7 +312,7 @@ fn manifest() {
         ("subject,t1,label\na,b1.nii,no.nii\n", &["row 2, column `label`", "no.nii"]),
         ("subject,t1\na\n", &["line: 2", "1 field"]),
         ("subject,t1,t1\na,b1.nii,b1.nii\n", &["row 1", "`t1` occurs twice"]),
-        ("id;t1\na;b1.nii\n", &["no column `subject`", "id;t1"]),
+        ("id;t1\na;b1.nii\n", &["no column `subject`", "id, t1"]),
         ("subject,label\na,b1.nii\n", &["no column of scans"]),
         ("subject,t1\n", &["no row"]),
         ("subject,t1\n../a,b1.nii\n", &["\"../a\"", "file name"]),

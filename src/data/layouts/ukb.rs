@@ -1,7 +1,7 @@
 //! UK Biobank: zips holding `T1/T1.nii.gz` and `T2_FLAIR/T2_FLAIR.nii.gz` (both in T1 space), together or one zip each.
 
 use super::files::Files;
-use super::{Dataset, Layout, Problem, Source, Subject};
+use super::{Columns, Dataset, Layout, Problem, Source, Subject};
 use crate::fs::open_zip;
 use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
@@ -92,6 +92,7 @@ pub fn open(files: Files, separate: bool) -> Result<Dataset> {
         channels: CHANNELS[..n].iter().map(|c| c.to_string()).collect(),
         labels: None,
         classes: None,
+        columns: Columns::default(),
         subjects: subjects.collect(),
         problems,
         ignored,

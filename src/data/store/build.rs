@@ -60,6 +60,7 @@ pub fn fill(dataset: &Dataset, plan: &Plan, folder: &Path, options: &Options) ->
     let labels = plan.labels.clone().filter(|_| has_labels);
     let mut index = Index::new(dataset.layout, plan.settings.clone(), plan.names(), labels);
     index.classes = dataset.classes.clone().filter(|_| dataset.subjects.iter().any(|s| s.class.is_some()));
+    index.columns = dataset.columns.kept.clone();
     claim(folder, &index, dataset, options.overwrite)?;
 
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
@@ -108,12 +109,16 @@ pub fn fill(dataset: &Dataset, plan: &Plan, folder: &Path, options: &Options) ->
     Ok(Filled { index, kept, stopped })
 }
 
-/// Whether scans that are one and the same have different classes or labels, so that at least one is wrong.
+/// Whether scans that are one and the same have different classes, values or labels, so that at least one is wrong.
 pub fn disagree(copies: &[&Entry]) -> bool {
     let classes: BTreeSet<u8> = copies.iter().filter_map(|entry| entry.class).collect();
     // The fingerprint is that of image and label.
     let labels: BTreeSet<&str> = copies.iter().filter(|entry| entry.label).map(|entry| entry.fingerprint.as_str()).collect();
-    classes.len() > 1 || labels.len() > 1
+    let different = |name: &String| {
+        let mut values = copies.iter().filter_map(|entry| entry.values.get(name));
+        values.next().is_some_and(|first| values.any(|value| value != first))
+    };
+    classes.len() > 1 || labels.len() > 1 || copies.iter().flat_map(|entry| entry.values.keys()).any(different)
 }
 
 /// Takes copies out of the index; their files stay, so that they are not made anew when the store is completed.
@@ -121,8 +126,9 @@ fn leave_out_duplicates(index: &mut Index) {
     let mut left_out = BTreeMap::new();
     for group in index.duplicates() {
         let ids = group.iter().map(|entry| entry.id.as_str()).collect::<Vec<_>>().join(", ");
-        // One with a class or label is worth more.
-        let kept = group.iter().find(|entry| entry.class.is_some() || entry.label).unwrap_or(&group[0]);
+        // One with a class, a value or a label is worth more.
+        let kept =
+            group.iter().find(|entry| entry.class.is_some() || entry.label || !entry.values.is_empty()).unwrap_or(&group[0]);
         let (kept, why) = match disagree(&group) {
             true => (None, format!("the same scan as {ids}, whose classes or labels differ")),
             false => (Some(&kept.id), format!("a copy of {}", kept.id)),
@@ -249,6 +255,7 @@ fn store_one(subject: &Subject, plan: &Plan, folder: &Path, note: &dyn Fn(&str))
             contrast: subject.contrasts.first().cloned(),
             label: header.has_label,
             class: subject.class,
+            values: subject.values.clone(),
             split: subject.split.clone(),
             fingerprint: header.text.get("fingerprint")?.clone(),
             // Files of earlier versions have none, and are made anew.
@@ -277,6 +284,7 @@ fn store_one(subject: &Subject, plan: &Plan, folder: &Path, note: &dyn Fn(&str))
         contrast: subject.contrasts.first().cloned(),
         label: label.is_some(),
         class: subject.class,
+        values: subject.values.clone(),
         split,
         fingerprint,
         images,

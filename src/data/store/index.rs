@@ -1,6 +1,7 @@
 //! What a store holds, scan by scan.
 
 use crate::data::identity::hex;
+use crate::data::layouts::columns::{Column, Value};
 use crate::data::layouts::{LabelValue, Layout};
 use crate::data::preprocess::{Outside, Settings};
 use crate::dim::Shape;
@@ -22,7 +23,7 @@ pub struct Index {
     pub version: u32,
     /// False while `preprocess` has not finished.
     pub complete: bool,
-    /// SHA-256 over settings, channels, labels and every subject's id, class and voxels; the same on every machine.
+    /// SHA-256 over settings, channels, labels and every subject's id, class, values and voxels; the same on every machine.
     pub fingerprint: String,
     pub layout: Layout,
     pub settings: Settings,
@@ -33,6 +34,9 @@ pub struct Index {
     /// Names of the classes of whole scans; `None`: no subject has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classes: Option<Vec<String>>,
+    /// Columns of tables whose values scans have.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub columns: Vec<Column>,
     /// Sorted by id.
     pub subjects: Vec<Entry>,
     /// Scans that could not be used, where the user accepted that.
@@ -57,6 +61,9 @@ pub struct Entry {
     /// Class of the whole scan, a position in [`Index::classes`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub class: Option<u8>,
+    /// Of the whole scan, by the names of [`Index::columns`].
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub values: BTreeMap<String, Value>,
     /// `train`, `val` or `test`, where the dataset says.
     pub split: Option<String>,
     /// SHA-256 of the stored voxels.
@@ -100,6 +107,7 @@ impl Index {
             channels,
             labels,
             classes: None,
+            columns: Vec::new(),
             subjects: Vec::new(),
             left_out: Vec::new(),
         }
@@ -157,6 +165,9 @@ impl Index {
             hash.update(format!("\n{}\n{}", subject.id, subject.fingerprint));
             if let Some(class) = subject.class {
                 hash.update(format!("\nclass {class}"));
+            }
+            for (name, value) in &subject.values {
+                hash.update(format!("\n{name} {value}"));
             }
         }
         Ok(hex(&hash.finalize()))

@@ -4,6 +4,7 @@ pub mod build;
 pub mod file;
 pub mod index;
 pub mod oriented;
+pub mod targets;
 
 pub use index::{Entry, Index, LeftOut, is_store};
 
@@ -20,6 +21,7 @@ use sha2::{Digest, Sha256};
 use std::collections::{HashMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
+use targets::{Targets, Values};
 
 /// Files mapped at a time: well below Linux's 65530 maps a process.
 const MAX_MAPPED: usize = 8192;
@@ -30,6 +32,8 @@ const MAX_MAPPED: usize = 8192;
 pub struct Store {
     inner: Arc<Inner>,
     slices: Option<Slices>,
+    /// What is learnt of whole scans.
+    targets: Option<Arc<Targets>>,
 }
 
 struct Inner {
@@ -74,7 +78,8 @@ impl Store {
         let mapped = ids.iter().map(|_| Mutex::new(None)).collect();
         let folder = folder.to_path_buf();
         let inner = Inner { folder, index, ids, by_id, mapped, order: Mutex::default(), max_mapped };
-        Ok(Store { inner: Arc::new(inner), slices: None })
+        let targets = Targets::usual(&inner.index).map(Arc::new);
+        Ok(Store { inner: Arc::new(inner), slices: None, targets })
     }
 
     /// Reads every volume as slices, `[slices, rows, columns]`: shapes, regions, voxels, labels and spacing follow. `None` changes
@@ -90,6 +95,23 @@ impl Store {
             );
         }
         Ok(Store { slices, ..self })
+    }
+
+    /// With what is learnt of whole scans; until then these are [`Targets::usual`].
+    pub fn learning(self, targets: Targets) -> Store {
+        Store { targets: Some(Arc::new(targets)), ..self }
+    }
+
+    pub fn targets(&self) -> Option<&Targets> {
+        self.targets.as_deref()
+    }
+
+    /// Names of the classes of whole scans; `None`: they have none.
+    pub fn classes(&self) -> Option<&[String]> {
+        match &self.targets()?.values {
+            Values::Classes { names, .. } => Some(names),
+            Values::Numbers(_) => None,
+        }
     }
 
     /// How the scans are sliced.
@@ -237,7 +259,11 @@ impl Scans for Store {
     }
 
     fn class(&self, scan: usize) -> Option<u8> {
-        self.index().subjects[scan].class
+        self.targets()?.class(scan)
+    }
+
+    fn quantity(&self, scan: usize) -> Option<f64> {
+        self.targets()?.number(scan)
     }
 
     fn foreground(&self, scan: usize) -> Region {
@@ -298,6 +324,10 @@ impl Scans for Subset {
 
     fn class(&self, scan: usize) -> Option<u8> {
         self.store.class(self.scans[scan])
+    }
+
+    fn quantity(&self, scan: usize) -> Option<f64> {
+        self.store.quantity(self.scans[scan])
     }
 
     fn foreground(&self, scan: usize) -> Region {

@@ -47,6 +47,7 @@ fn store(folder: &Path, dtype: Dtype, shapes: &[[usize; 4]]) -> (Arrays, Vec<Arr
             contrast: None,
             label: true,
             class: None,
+            values: Default::default(),
             split: None,
             fingerprint,
             images: vec![],

@@ -8,20 +8,19 @@ use crate::report::classes::Predictions;
 use crate::report::confusion::write_confusion;
 use crate::report::progress::Counter;
 use crate::run::record::CaseScore;
-use crate::tasks::classification::Outputs;
+use crate::tasks::classification::{Outputs, Score};
 use crate::train::stop::Stop;
 use anyhow::{Context, Result};
-use serde_json::{Map, json};
+use serde_json::{Map, Value, json};
 use std::path::Path;
 
-/// Predicts every scan and writes `predictions.csv`, `scores.json` and `confusion.png`; `None` if a signal comes.
-///
-/// A case's score is what it adds to weighted agreement: 1 less the squared distance of true and predicted class, as a share of the
-/// largest possible one.
+/// Predicts every scan and writes `predictions.csv`, `scores.json` and `confusion.png`; `None` if a signal comes. A case's score is
+/// [`Score::of_case`].
 pub fn test(
     model: &Model,
     classes: &[String],
     outputs: Outputs,
+    score: Score,
     scans: &Subset,
     folder: &Path,
     stop: &Stop,
@@ -39,17 +38,18 @@ pub fn test(
             .classify(&scans.whole(scan)?, scans.shape(scan), outputs, None)
             .with_context(|| format!("testing on {id}"))?;
         predictions.add(id, Some(truth), class, &probabilities);
-        let distance = (f64::from(truth) - f64::from(class)) / (classes.len() - 1).max(1) as f64;
-        cases.push(CaseScore { id: id.to_owned(), score: Some(1. - distance * distance) });
+        cases.push(CaseScore { id: id.to_owned(), score: Some(score.of_case(truth, class, classes.len())) });
         counter.inc(id);
     }
     drop(counter);
     let confusion = predictions.confusion().context("the test side is empty")?;
-    let (kappa, accuracy) = (confusion.weighted_kappa(), confusion.accuracy());
-    let mut scores = Map::from_iter([("accuracy".to_owned(), json!(accuracy))]);
+    let further = [("accuracy", confusion.accuracy()), ("balanced_accuracy", confusion.balanced_accuracy())];
+    let further = further.into_iter().filter(|(name, _)| *name != score.name());
+    let mut scores: Map<String, Value> = further.map(|(name, value)| (name.to_owned(), json!(value))).collect();
     scores.extend(classes.iter().enumerate().map(|(k, name)| (format!("recall.{name}"), json!(confusion.recall(k)))));
     predictions.write(&folder.join("predictions.csv"))?;
     predictions.write_scores(&folder.join("scores.json"), &confusion)?;
     write_confusion(&folder.join("confusion.png"), "Test side", classes, &confusion)?;
-    Ok(Some(Tested { metric: "kappa", score: kappa, scores, cases, summary: confusion.to_string() }))
+    let (metric, score) = (score.name(), score.of(&confusion));
+    Ok(Some(Tested { metric, score, scores, cases, summary: confusion.to_string() }))
 }

@@ -150,7 +150,10 @@ fn means(records: &Records, table: &Table) -> Grid {
     head.extend(table.labels.iter().map(|&labels| of_labels(records, labels)));
     let best = |column: usize| {
         let values = table.means.iter().filter_map(|row| Some(row[column]?.mean));
-        values.fold(f64::NEG_INFINITY, f64::max)
+        match records.lower_is_better() {
+            true => values.fold(f64::INFINITY, f64::min),
+            false => values.fold(f64::NEG_INFINITY, f64::max),
+        }
     };
     let best: Vec<f64> = (0..table.labels.len()).map(best).collect();
     let field = |(value, best): (&Option<Estimate>, &f64)| match value {
@@ -190,6 +193,7 @@ fn differences(records: &Records, comparisons: &[Comparison], other: &str) -> Gr
 fn definitions(records: &Records, tables: &[Table]) -> Vec<String> {
     let folds = records.has_folds();
     let unit = if folds { "fold" } else { "seed" };
+    let [better, worse] = if records.lower_is_better() { ["below", "above"] } else { ["above", "below"] };
     let mut said = Vec::new();
     let definition = match records.metric() {
         "dice" => Some(
@@ -201,12 +205,20 @@ fn definitions(records: &Records, tables: &[Table]) -> Vec<String> {
              chance. In tests over cases, which are scans (the eyes of one person count as two), a scan's score is 1 less the \
              squared distance of true and predicted class, as a share of the largest.",
         ),
+        "balanced_accuracy" => Some(
+            "Balanced accuracy is the mean over classes of the share of a class's test scans that got it. In tests over cases, which are \
+             scans, one that got its class scores 1 and another 0.",
+        ),
+        "mae" => Some(
+            "The mean absolute error is the mean over test scans of the distance of the predicted to the true quantity, in its unit.",
+        ),
         _ => None,
     };
     said.extend(definition.map(str::to_owned));
     said.push(format!(
-        "{}: higher is better. The epoch with the best validation score is the one that is tested.",
-        records.metric()
+        "{}: {} is better. The epoch with the best validation score is the one that is tested.",
+        records.metric(),
+        if records.lower_is_better() { "lower" } else { "higher" }
     ));
     said.push(format!(
         "Means are over {unit}s, with the 95 % interval of Student's t distribution (as the interval of a mean it may leave the \
@@ -227,16 +239,15 @@ fn definitions(records: &Records, tables: &[Table]) -> Vec<String> {
     }
     said.push(format!(
         "Differences are of pairs of the same share of labels{}, with the interval and the two-sided p-value of the paired t-test. \
-         A gain (loss) is an interval wholly above (below) 0; anything else shows none. Fewer than {MIN_REPETITIONS} {unit}s, or \
+         A gain (loss) is an interval wholly {better} ({worse}) 0; anything else shows none. Fewer than {MIN_REPETITIONS} {unit}s, or \
          pairs that all differ by the same, allow no verdict.",
         if folds { ", seed and fold" } else { " and seed" }
     ));
     if tables.iter().any(|t| !t.flat.is_empty()) {
-        said.push(
-            "Differences to 2D are those of 3D minus 2D of the same pretext task, arm, share of labels and repetition: above 0, the \
+        said.push(format!(
+            "Differences to 2D are those of 3D minus 2D of the same pretext task, arm, share of labels and repetition: {better} 0, the \
              third dimension helps. The two networks differ in their number of weights as well."
-                .into(),
-        );
+        ));
     }
     if tables.iter().any(|t| !t.scratch.is_empty() || !t.flat.is_empty()) {
         said.push(

@@ -180,7 +180,7 @@ pub fn scaling(records: &Records, styles: &Styles, tables: &[Table]) -> Figure {
                 title: Some(joined(&[&of_labels(records, labels), &name])),
                 across: Across::Names(tables.iter().map(|t| percent(t.unlabelled)).collect()),
                 across_label: "unlabelled scans in pretraining".into(),
-                up_label: format!("{} above scratch", records.metric()),
+                up_label: format!("{} minus scratch", records.metric()),
                 from_zero: true,
                 level: Some(("scratch".into(), 0.0)),
                 series: spread(styles, series.collect()),

@@ -23,6 +23,9 @@ pub fn ranking(records: &Records, tables: &[Table]) -> Vec<Block> {
                 table.scratch.iter().filter(|c| c.labels == labels && c.paired.is_some()).collect();
             let difference = |c: &Comparison| c.paired.map_or(f64::NAN, |p| p.difference.mean);
             rows.sort_by(|a, b| difference(b).total_cmp(&difference(a)));
+            if records.lower_is_better() {
+                rows.reverse();
+            }
             if rows.is_empty() {
                 continue;
             }

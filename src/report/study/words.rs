@@ -78,7 +78,7 @@ pub fn finding(comparison: &Comparison, folds: bool) -> String {
     let (value, size) = (number(difference.mean), number(difference.mean.abs()));
     let n = difference.n;
     let shown = mean(&difference);
-    let said = match (comparison.verdict(), difference.interval) {
+    let said = match (comparison.verdict(), comparison.better_by(difference.interval)) {
         (Verdict::Gain, Some(interval)) => format!("gain of {size} ({})", range(interval)),
         (Verdict::Loss, Some([low, high])) => format!("loss of {size} ({})", range([-high, -low])),
         (Verdict::Unknown, _) if n < MIN_REPETITIONS => {
@@ -224,6 +224,7 @@ mod tests {
         Comparison {
             arm,
             labels: Labels::Share(0.1),
+            lower_is_better: false,
             other_encoder: false,
             planned,
             pairs: own.len(),
@@ -250,6 +251,11 @@ mod tests {
         for (own, other, planned, said) in &cases {
             assert_eq!(finding(&comparison(own, other, *planned), false), *said);
         }
+        // Of errors the lower ones are better.
+        let errors =
+            |own: &[f64], other: &[f64]| finding(&Comparison { lower_is_better: true, ..comparison(own, other, 3) }, false);
+        assert_eq!(errors(&[5., 6., 4.], &[5.5, 6.6, 4.4]), "gain of 0.500 (0.252 to 0.748), 3 seeds");
+        assert_eq!(errors(&[5.5, 6.6, 4.4], &[5., 6., 4.]), "loss of 0.500 (0.252 to 0.748), 3 seeds");
         let all: Vec<Comparison> = cases.iter().map(|(own, other, planned, _)| comparison(own, other, *planned)).collect();
         assert_eq!(
             overall(&all, "scratch"),

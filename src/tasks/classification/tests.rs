@@ -1,10 +1,11 @@
 use super::*;
 use crate::data::Arrays;
-use crate::dim::Rank;
+use crate::dim::{Rank, Region};
 use crate::rng::{Stream, rng};
 use crate::tasks::tests::{encoder, scans};
 use crate::transform::augment::AugmentConfig;
 use crate::transform::mirror::MirrorAxis;
+use crate::transform::spatial::Orientation;
 use rand::Rng as _;
 
 const CLASSES: usize = 5;
@@ -19,8 +20,8 @@ fn tensor(rows: &[[f64; CLASSES]]) -> Tensor {
 }
 
 fn head(vs: &nn::VarStore, outputs: Outputs, weights: &[f64]) -> ClassificationHead {
-    let config = ClassificationConfig { outputs, ..Default::default() };
-    ClassificationHead::new(&vs.root(), &encoder(vs, Rank::Two), &config, weights)
+    let config = ClassificationConfig { outputs: Some(outputs), ..Default::default() };
+    ClassificationHead::new(&vs.root(), &encoder(vs, Rank::Two), &config, weights, Score::Kappa)
 }
 
 #[test]
@@ -83,7 +84,7 @@ fn heads_run_in_both_ranks_and_reach_every_parameter() {
         let names = ["a", "b", "c", "d", "e"].map(String::from).to_vec();
         let config = ClassificationConfig::default();
         let augmenter = AugmentConfig::default().augmenter(rank, None, &[]).unwrap();
-        let task = Classification::new(&config, augmenter, rank.cube(8), names, vec![1.; CLASSES]);
+        let task = Classification::new(&config, augmenter, rank.cube(8), names, vec![1.; CLASSES], Score::Kappa);
         let head = task.head(&(vs.root() / "classification"), &encoder).unwrap();
         let mut dims = vec![4, 1, 2];
         dims.extend(vec![8; rank.n()]);
@@ -103,14 +104,14 @@ fn validation_is_summarised_over_all_scans() {
         rows.iter().map(|&(truth, predicted, loss)| Judged { truth, predicted, loss }).collect()
     };
     let cases = judged(&[(0, 0, 1.), (1, 2, 2.), (2, 2, 3.), (1, 0, 2.)]);
-    let summary: std::collections::BTreeMap<String, f64> = summarise(&[1.; 3], &cases).into_iter().collect();
+    let summary: std::collections::BTreeMap<String, f64> = summarise(Score::Kappa, &[1.; 3], &cases).into_iter().collect();
     assert_eq!(summary["accuracy"], 0.5);
     assert_eq!(summary["loss"], 2.);
     // Mean squared distances: 2 of 4 observed, and that of chance from how often each class is the true and the predicted one.
     let (n, m) = ([1., 2., 1.], [2., 0., 2.]);
     let chance: f64 = (0..9).map(|i| n[i / 3] * m[i % 3] * ((i / 3) as f64 - (i % 3) as f64).powi(2)).sum::<f64>() / 16.;
     assert!((summary["kappa"] - (1. - 0.5 / chance)).abs() < 1e-12);
-    assert!(summarise(&[1.; 3], &judged(&[(1, 1, 0.)]))[0].1.is_nan());
+    assert!(summarise(Score::Kappa, &[1.; 3], &judged(&[(1, 1, 0.)]))[0].1.is_nan());
 }
 
 /// Scan `k` has class `k`.
@@ -145,7 +146,7 @@ fn a_class_with_a_side_becomes_the_other_one_in_a_mirror_image() {
         let config = AugmentConfig { flip: 1., flip_axes: vec![axis], ..AugmentConfig::default() };
         let augmenter = config.augmenter(Rank::Two, None, &names).unwrap();
         let names = names.map(String::from).to_vec();
-        let task = Classification::new(&ClassificationConfig::default(), augmenter, shape, names, vec![1.; 3]);
+        let task = Classification::new(&ClassificationConfig::default(), augmenter, shape, names, vec![1.; 3], Score::Kappa);
         for (scan, class) in expected.into_iter().enumerate() {
             let mut out = vec![0.; 2 * 64];
             let drawn = task.sample(&scans, scan, &mut rng(1, Stream::Train, 0, 0), &mut out).unwrap();

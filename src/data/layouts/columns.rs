@@ -1,0 +1,377 @@
+//! Values of whole scans, such as ages and diagnoses, from columns of tables that stand beside the scans.
+//!
+//! A row belongs to the scans that its id names: a scan's id or file name, or a person, whose scans all get the value. Which column
+//! holds the ids shows in its cells.
+
+use super::table::{Table, is_table};
+use super::{Dataset, Problem, Source, Subject};
+use crate::data::formats::{self, image};
+use crate::data::names::some;
+use crate::data::split::subject as person_of;
+use anyhow::{Result, bail, ensure};
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
+
+/// What stands where there is no value, in any case: as pandas reads tables.
+const MISSING: [&str; 8] = ["", "nan", "na", "n/a", "#n/a", "<na>", "null", "none"];
+/// Columns that tell the sessions of a person apart.
+const SESSIONS: [&str; 4] = ["session_id", "session", "ses", "visit"];
+/// Rows that are looked at for the column of ids.
+const LOOKED_AT: usize = 1000;
+
+/// What is said of a scan in a column.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Value {
+    Number(f64),
+    Text(String),
+}
+
+impl Value {
+    pub fn number(&self) -> Option<f64> {
+        match self {
+            Value::Number(number) => Some(*number),
+            Value::Text(_) => None,
+        }
+    }
+}
+
+impl std::fmt::Display for Value {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match self {
+            Value::Number(number) => number.fmt(f),
+            Value::Text(text) => text.fmt(f),
+        }
+    }
+}
+
+/// A column that is kept.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Column {
+    pub name: String,
+    /// As `participants.json` says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unit: Option<String>,
+}
+
+impl std::fmt::Display for Column {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        match &self.unit {
+            Some(unit) => write!(f, "{} ({unit})", self.name),
+            None => self.name.fmt(f),
+        }
+    }
+}
+
+/// The columns of a dataset.
+#[derive(Clone, Debug, Default)]
+pub struct Columns {
+    pub kept: Vec<Column>,
+    /// How they were read, a line each.
+    pub notes: Vec<String>,
+}
+
+/// Which columns are asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct WantedColumns<'a> {
+    pub names: &'a [String],
+    /// Of a file that is named; otherwise of those in the dataset's folder.
+    pub table: Option<&'a Path>,
+    /// The column of ids; otherwise it is found.
+    pub ids: Option<&'a str>,
+    /// Scans are wanted without values too.
+    pub optional: bool,
+}
+
+/// The value in a cell, `None` where it stands for none.
+pub fn cell(text: &str, decimal_commas: bool) -> Option<Value> {
+    let digits = |part: &str| !part.is_empty() && part.bytes().all(|b| b.is_ascii_digit());
+    let text = text.trim();
+    let comma = text.split_once(',').filter(|(whole, rest)| digits(whole.trim_start_matches(['+', '-'])) && digits(rest));
+    let missing = MISSING.iter().any(|missing| text.eq_ignore_ascii_case(missing));
+    (!missing).then(|| match comma.filter(|_| decimal_commas) {
+        Some((whole, rest)) => Value::Text(format!("{whole}.{rest}")),
+        None => Value::Text(text.into()),
+    })
+}
+
+/// Makes numbers of the values of each column that holds nothing else.
+pub fn settle(subjects: &mut [Subject], columns: &[Column]) {
+    for Column { name, .. } in columns {
+        let number = |value: &Value| value.to_string().parse().ok().filter(|number: &f64| number.is_finite());
+        let mut values: Vec<&mut Value> = subjects.iter_mut().filter_map(|subject| subject.values.get_mut(name)).collect();
+        if let Some(numbers) = values.iter().map(|value| number(value)).collect::<Option<Vec<f64>>>() {
+            values.iter_mut().zip(numbers).for_each(|(value, number)| **value = Value::Number(number));
+        }
+    }
+}
+
+/// What the columns hold, a line each.
+pub fn describe(dataset: &Dataset) -> Vec<String> {
+    let mut lines = dataset.columns.notes.clone();
+    for column in &dataset.columns.kept {
+        let (with, without): (Vec<&Subject>, Vec<&Subject>) =
+            dataset.subjects.iter().partition(|subject| subject.values.contains_key(&column.name));
+        let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+        with.iter().for_each(|subject| *counts.entry(subject.values[&column.name].to_string()).or_default() += 1);
+        let numbers: Vec<f64> = with.iter().filter_map(|subject| subject.values[&column.name].number()).collect();
+        let what = if numbers.is_empty() {
+            let counts: Vec<String> = counts.iter().map(|(value, n)| format!("{value} {n}")).collect();
+            format!("names: {}", some(&counts.iter().map(String::as_str).collect::<Vec<_>>()))
+        } else {
+            let [low, high] = [f64::min, f64::max].map(|pick| numbers.iter().copied().reduce(pick).unwrap_or_default());
+            format!("numbers from {low} to {high}, {} distinct ones", counts.len())
+        };
+        lines.push(format!("column {column}: {} of {} scans have a value, {what}", with.len(), dataset.subjects.len()));
+        if !without.is_empty() {
+            let ids: Vec<&str> = without.iter().map(|subject| subject.id.as_str()).collect();
+            lines.push(format!("column {column}: {} scans without a value: {}", ids.len(), some(&ids)));
+        }
+    }
+    lines
+}
+
+/// Gives the scans of a dataset their values. `found`: tables of its folder, the outermost first.
+///
+/// Errors: a column that no table has, a table of which no id is a scan's. Rows that contradict one another are among
+/// [`Dataset::problems`], and rows without a scan among [`Dataset::ignored`].
+pub fn attach(dataset: &mut Dataset, root: &Path, found: &[PathBuf], wanted: WantedColumns) -> Result<()> {
+    if wanted.names.is_empty() {
+        return Ok(());
+    }
+    let tables = match tables(dataset, found, wanted) {
+        Err(_) if wanted.optional => return Ok(()),
+        tables => tables?,
+    };
+    // What is read here is not passed over.
+    let used = |path: &Path| tables.iter().any(|table| table.path == path || table.path.with_extension("json") == path);
+    dataset.ignored.retain(|ignored| !used(&ignored.path));
+    let scans = Known::of(&dataset.subjects, root);
+    // By scan and column: the value and where it stands.
+    let mut given: BTreeMap<(usize, usize), BTreeMap<String, (Value, String)>> = BTreeMap::new();
+    for table in &tables {
+        let Some(ids) = ids(table, &scans, wanted)? else { continue };
+        let session = table.columns.iter().position(|name| SESSIONS.iter().any(|known| name.eq_ignore_ascii_case(known)));
+        let columns: Vec<(usize, usize)> =
+            wanted.names.iter().enumerate().filter_map(|(c, name)| Some((c, table.position(name)?))).collect();
+        let (mut strangers, mut commas) = (vec![], false);
+        for row in &table.rows {
+            let (id, session) = (&row.cells[ids], session.filter(|&s| s != ids).map(|session| row.cells[session].as_str()));
+            let mine = scans.of_row(id, session);
+            if mine.is_empty() {
+                strangers.push(if id.is_empty() { "(empty)" } else { id });
+            }
+            for &(c, at) in &columns {
+                let Some(value) = cell(&row.cells[at], table.decimal_commas) else { continue };
+                commas |= value != Value::Text(row.cells[at].clone());
+                let place = || format!("row {} of {}", row.line, table.path.display());
+                for &scan in &mine {
+                    given.entry((scan, c)).or_default().entry(value.to_string()).or_insert_with(|| (value.clone(), place()));
+                }
+            }
+        }
+        let names = columns.iter().map(|&(_, at)| table.columns[at].as_str()).collect::<Vec<_>>().join(", ");
+        let file = table.path.display();
+        dataset.columns.notes.push(format!("{names}: from {file}, whose column `{}` names the scans", table.columns[ids]));
+        if commas {
+            dataset.columns.notes.push(format!("{file}: commas in numbers are decimal ones"));
+        }
+        if !strangers.is_empty() {
+            let distinct: BTreeSet<&str> = strangers.iter().copied().collect();
+            let distinct: Vec<&str> = distinct.into_iter().collect();
+            dataset.ignored.push(Problem::new(
+                &table.path,
+                format!("{} of {} rows have no scan: {}", strangers.len(), table.rows.len(), some(&distinct)),
+            ));
+        }
+    }
+    for ((scan, c), values) in given {
+        let (subject, name) = (&mut dataset.subjects[scan], &wanted.names[c]);
+        let numbers: BTreeSet<Option<u64>> = values.keys().map(|text| text.parse().ok().map(f64::to_bits)).collect();
+        // 63 and 63.0 are the same.
+        if values.len() == 1 || numbers.len() == 1 && !numbers.contains(&None) {
+            let (value, _) = values.into_values().next().expect("at least one value");
+            subject.values.insert(name.clone(), value);
+            continue;
+        }
+        let all: Vec<String> = values.values().map(|(value, place)| format!("{value} in {place}")).collect();
+        let reason = format!(
+            "column `{name}`: contradictory values, {}; if they are of several scans, give their ids (person/scan) in the table",
+            all.join(", ")
+        );
+        let told = if wanted.optional { &mut dataset.ignored } else { &mut dataset.problems };
+        told.push(Problem::new(&subject.id, reason));
+    }
+    for name in wanted.names {
+        let unit = tables.iter().filter(|table| table.position(name).is_some()).find_map(|table| unit(table, name));
+        dataset.columns.kept.push(Column { name: name.clone(), unit });
+    }
+    settle(&mut dataset.subjects, &dataset.columns.kept);
+    Ok(())
+}
+
+/// The tables that have one of the columns; each column stands in one of them.
+fn tables(dataset: &mut Dataset, found: &[PathBuf], wanted: WantedColumns) -> Result<Vec<Table>> {
+    let has_any = |table: &Table| wanted.names.iter().any(|name| table.position(name).is_some());
+    let (mut tables, mut seen) = (vec![], vec![]);
+    match wanted.table {
+        Some(path) => tables.push(Table::read(path)?),
+        None => {
+            let depth = |path: &Path| path.components().count();
+            let mut used = None;
+            for path in found {
+                // Those further below are of single scans where one above them is of all.
+                if used.is_some_and(|used| depth(path) > used) {
+                    break;
+                }
+                match Table::read(path) {
+                    Ok(table) if has_any(&table) => {
+                        used = Some(depth(path));
+                        tables.push(table);
+                    }
+                    Ok(table) => seen.push(format!("{} has {}", path.display(), table.columns.join(", "))),
+                    Err(error) => dataset.ignored.push(Problem::new(path, format!("{error:#}"))),
+                }
+            }
+        }
+    }
+    for name in wanted.names {
+        if tables.iter().any(|table| table.position(name).is_some()) {
+            continue;
+        }
+        let there: Vec<String> =
+            tables.iter().map(|t| format!("{} has {}", t.path.display(), t.columns.join(", "))).chain(seen).collect();
+        ensure!(
+            !there.is_empty(),
+            "--column {name}: no table beside the scans (participants.tsv, or another .csv or .tsv); name it with --table"
+        );
+        bail!("--column {name}: no such column; {}", some(&there.iter().map(String::as_str).collect::<Vec<_>>()));
+    }
+    Ok(tables)
+}
+
+/// The tables among files, the outermost first, BIDS's own before others.
+pub fn among(files: &[PathBuf]) -> Vec<PathBuf> {
+    let mut tables: Vec<PathBuf> = files.iter().filter(|path| is_table(path)).cloned().collect();
+    tables.sort_by_key(|path| (path.components().count(), path.clone()));
+    tables
+}
+
+/// The column that names most scans; of a table that is found, and names none, nothing.
+fn ids(table: &Table, scans: &Known, wanted: WantedColumns) -> Result<Option<usize>> {
+    let wants = |name: &String| wanted.names.iter().any(|wanted| wanted.eq_ignore_ascii_case(name));
+    let hits = |column: usize| {
+        let rows = table.rows.iter().take(LOOKED_AT);
+        rows.flat_map(|row| scans.of_row(&row.cells[column], None)).collect::<BTreeSet<usize>>().len()
+    };
+    let candidates = match wanted.ids {
+        Some(name) => vec![table.column(name)?],
+        None => (0..table.columns.len()).filter(|&column| !wants(&table.columns[column])).collect(),
+    };
+    let best = candidates.iter().rev().map(|&column| (hits(column), column)).max_by_key(|found| found.0);
+    let Some((hits, column)) = best else { bail!("{}: no column beside the wanted ones", table.path.display()) };
+    if hits == 0 && !wanted.optional {
+        let example = |texts: &mut dyn Iterator<Item = String>| texts.take(3).collect::<Vec<_>>().join(", ");
+        bail!(
+            "{}: no row names a scan; its column `{}` holds {}, the scans are {}; name the column of ids with --id-column, or write \
+             the scans' ids, file names or people there",
+            table.path.display(),
+            table.columns[candidates[0]],
+            example(&mut table.rows.iter().map(|row| row.cells[candidates[0]].clone())),
+            example(&mut scans.ids.iter().cloned())
+        );
+    }
+    Ok((hits > 0).then_some(column))
+}
+
+/// What the unit of a column is, as the JSON beside a BIDS table says.
+fn unit(table: &Table, name: &str) -> Option<String> {
+    let text = std::fs::read(table.path.with_extension("json")).ok()?;
+    let described: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    Some(described.get(name)?.get("Units")?.as_str()?.to_owned())
+}
+
+/// By what scans are known in tables.
+struct Known {
+    ids: Vec<String>,
+    /// Scans by a name, in the order in which names are tried.
+    levels: Vec<HashMap<String, Vec<usize>>>,
+}
+
+impl Known {
+    fn of(subjects: &[Subject], root: &Path) -> Known {
+        let ids: Vec<String> = subjects.iter().map(|subject| subject.id.clone()).collect();
+        let names: Vec<[Vec<String>; 3]> = subjects.iter().map(|subject| names(subject, root)).collect();
+        let mut levels = vec![];
+        for change in [str::to_owned as fn(&str) -> String, plain] {
+            for level in 0..3 {
+                let mut known: HashMap<String, Vec<usize>> = HashMap::new();
+                for (scan, names) in names.iter().enumerate() {
+                    for name in names[level].iter().map(|name| change(name)).collect::<BTreeSet<_>>() {
+                        known.entry(name).or_default().push(scan);
+                    }
+                }
+                // A name of scans of several people says nothing.
+                known.retain(|_, scans| scans.iter().all(|&scan| person_of(&ids[scan]) == person_of(&ids[scans[0]])));
+                levels.push(known);
+            }
+        }
+        Known { ids, levels }
+    }
+
+    /// The scans of a row.
+    fn of_row(&self, id: &str, session: Option<&str>) -> Vec<usize> {
+        let half = self.levels.len() / 2;
+        let path = without_ending(id);
+        let name = path.rsplit('/').next().filter(|_| path != id).unwrap_or(id).to_owned();
+        let forms = [id.to_owned(), path, name];
+        let plain = forms.clone().map(|form| plain(&form));
+        let tried = self.levels.iter().enumerate().map(|(i, level)| (level, if i < half { &forms } else { &plain }));
+        let scans = tried.flat_map(|(level, forms)| forms.iter().map(move |form| level.get(form))).find_map(|scans| scans);
+        let mut scans = scans.cloned().unwrap_or_default();
+        if let Some(session) = session.filter(|session| !session.is_empty()) {
+            let wanted = plain_session(session);
+            scans.retain(|&scan| {
+                let rest = self.ids[scan].split_once('/').map_or("", |(_, rest)| rest);
+                rest.is_empty() || rest.split(['/', '_']).any(|part| plain_session(part) == wanted)
+            });
+        }
+        scans
+    }
+}
+
+/// A scan's own names, its names as a file, and those of what it is one of: visit and person.
+fn names(subject: &Subject, root: &Path) -> [Vec<String>; 3] {
+    let id = &subject.id;
+    let prefixes = id.match_indices('/').map(|(at, _)| id[..at].to_owned()).collect();
+    let file = match &subject.channels[0] {
+        Source::File(path) | Source::Zip { archive: path, .. } => path,
+        Source::Series(_) => return [vec![id.clone()], vec![], prefixes],
+    };
+    let below = file.strip_prefix(root).unwrap_or(file).to_string_lossy().replace('\\', "/");
+    let name = file.file_name().unwrap_or_default().to_string_lossy().into_owned();
+    let files = [below, name].iter().flat_map(|name| [without_ending(name), name.clone()]).collect();
+    [vec![id.clone(), id.replace('/', "_")], files, prefixes]
+}
+
+/// A path without the ending of a scan or photograph.
+fn without_ending(text: &str) -> String {
+    let path = Path::new(text);
+    let Some(stem) = formats::stem(path).or_else(|| image::stem(path)) else { return text.into() };
+    path.parent().map_or(PathBuf::new(), PathBuf::from).join(stem).to_string_lossy().into_owned()
+}
+
+/// An id as it is compared where no two are written alike: spreadsheets drop zeros before a number, and BIDS puts `sub-` before it.
+fn plain(id: &str) -> String {
+    let lower = id.trim().to_lowercase();
+    let bare = lower.strip_prefix("sub-").unwrap_or(&lower);
+    let number = bare.strip_suffix(".0").unwrap_or(bare);
+    let zeros = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+    if zeros { format!("{:0>1}", number.trim_start_matches('0')) } else { bare.to_owned() }
+}
+
+fn plain_session(session: &str) -> String {
+    let lower = session.trim().to_lowercase();
+    plain(lower.strip_prefix("ses-").unwrap_or(&lower))
+}
