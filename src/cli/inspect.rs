@@ -8,12 +8,15 @@ use crate::print::say;
 use crate::rng::{Stream, rng};
 use crate::run::input::Input;
 use crate::run::weights::Pretrained;
+use crate::sample::padded::Padded;
+use crate::sample::size;
 use crate::tasks::{self, Drawn, Picture, Task, TaskConfigs, TaskKind, sample_length, split_clean};
 use anyhow::{Context, Result, ensure};
 use rand::seq::SliceRandom;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 mod draw;
 mod network;
@@ -77,6 +80,8 @@ pub fn run(args: Args) -> Result<()> {
     };
     let task = tasks::build(args.task, &args.tasks, window, store.channels(), rank, args.seed)?;
 
+    size::check("window", &store, rank, window)?;
+    let scans = Padded::around(Arc::new(store.clone()), window);
     let network = given.map(|given| network::load(&given, &*task, rank, &Input::of(&store))).transpose()?;
 
     let mut order: Vec<usize> = (0..store.len()).collect();
@@ -87,7 +92,7 @@ pub fn run(args: Args) -> Result<()> {
     for (i, out) in views.chunks_exact_mut(length).enumerate() {
         let scan = order[i % order.len()];
         let mut rng = rng(args.seed, Stream::Inspect, 1, i as u64);
-        let drawn = task.sample(&store, scan, &mut rng, out).with_context(|| format!("{}: sample {i}", store.id(scan)))?;
+        let drawn = task.sample(&*scans, scan, &mut rng, out).with_context(|| format!("{}: sample {i}", store.id(scan)))?;
         let pictures = match &network {
             Some(network) => {
                 network::pictures(network, &*task, &tasks::batch(&*task, rank, store.channels(), out, &drawn.targets, false))?

@@ -28,6 +28,10 @@ pub trait Scans: Send + Sync {
     /// Channels of every scan.
     fn channels(&self) -> usize;
     fn shape(&self, scan: usize) -> Shape;
+    /// Millimetres along each axis of a scan.
+    fn spacing(&self, _scan: usize) -> [f64; 3] {
+        [1.; 3]
+    }
     /// Copies a region of all channels, turned by `orientation`, into `out`: `[C, ..orientation.output(region.size)]`,
     /// row-major. Errors if the region leaves the scan or `out` has another length.
     fn read(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [f32]) -> Result<()>;

@@ -19,6 +19,8 @@ use crate::run::input::Input;
 use crate::run::seen::{self, Seen};
 use crate::run::split::choose_split;
 use crate::run::weights::Pretrained;
+use crate::sample::padded::Padded;
+use crate::sample::size;
 use crate::settings;
 use crate::train::config::RESUMABLE;
 use crate::train::session::{Best, Course, Ended, Session};
@@ -88,6 +90,12 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     }
     let (task, downstream) = downstream::build(config, &store, &sides.train, &encoder)?;
     let view = task.view_shape();
+    if config.task == DownstreamKind::Segmentation {
+        if config.segmentation.patch.is_empty() {
+            size::note_planned("patch", &store, encoder.rank(), view);
+        }
+        size::note_padded("patch", &store, encoder.rank(), view);
+    }
     let epochs = config.train.epochs.unwrap_or(task.amounts().epochs);
     let mut resolved = config.clone();
     (resolved.train.epochs, resolved.arm) = (Some(epochs), Some(config.arm()));
@@ -109,7 +117,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         device,
         tasks: vec![(task, 1.)],
         encoder: encoder.clone(),
-        train: sides.train.clone(),
+        train: Padded::around(sides.train.clone(), view),
         valid: sides.valid.clone(),
         mirror_zoom: None,
         given: encoder_training,

@@ -103,7 +103,7 @@ fn segmentation(
             return Ok(None);
         }
         let id = sides.test.id(scan);
-        let spacing = sides.test.store().spacing(sides.test.scan(scan));
+        let spacing = sides.test.spacing(scan);
         let score = || {
             let Predicted { truth, classes, .. } = predict(scan)?;
             score_case(&truth, &classes, sides.test.shape(scan), spacing, &groups, config.nsd_tolerance)

@@ -4,6 +4,7 @@ use crate::data::Scans;
 use crate::data::store::Subset;
 use crate::dim::{Region, Shape, voxels};
 use crate::rng::{self, Rng, Stream};
+use crate::sample::padded::extended;
 use anyhow::{Context, Result, ensure};
 use rand::Rng as _;
 use rayon::prelude::*;
@@ -65,24 +66,22 @@ impl Foreground {
     /// The voxel is not put in the middle of the patch, as nnU-Net does: the network would learn that what it looks for lies
     /// in the middle, and the rim, which sliding-window prediction reads too, would be trained on background.
     ///
-    /// Errors if the scan is smaller than the patch.
-    pub fn region(&self, scan: usize, patch: Shape, foreground: bool, rng: &mut Rng) -> Result<Region> {
-        let ClassVoxels { id, shape, positions, .. } = &self.scans[scan];
-        ensure!(
-            (0..3).all(|a| (1..=shape[a]).contains(&patch[a])),
-            "{id}: the scan has {shape:?} voxels, which is too small for a patch of {patch:?}"
-        );
+    /// A scan that is smaller than the patch lies as [`Padded`](super::padded::Padded) has it.
+    pub fn region(&self, scan: usize, patch: Shape, foreground: bool, rng: &mut Rng) -> Region {
+        let ClassVoxels { shape, positions, .. } = &self.scans[scan];
+        let (extent, before) = extended(*shape, patch);
         let voxel = (foreground && !positions.is_empty()).then(|| {
             let class = &positions[rng.random_range(0..positions.len())];
             let index = class[rng.random_range(0..class.len())] as usize;
-            [index / (shape[1] * shape[2]), index / shape[2] % shape[1], index % shape[2]]
+            let at = [index / (shape[1] * shape[2]), index / shape[2] % shape[1], index % shape[2]];
+            std::array::from_fn::<_, 3, _>(|a| at[a] + before[a])
         });
         let start = std::array::from_fn(|a| {
-            let last = shape[a] - patch[a];
+            let last = extent[a] - patch[a];
             let (low, high) = voxel.map_or((0, last), |x| ((x[a] + 1).saturating_sub(patch[a]), x[a].min(last)));
             rng.random_range(low..=high)
         });
-        Ok(Region { start, size: patch })
+        Region { start, size: patch }
     }
 }
 
@@ -198,15 +197,14 @@ pub(crate) mod tests {
         for (scan, shape, voxels) in [(0, [9, 12, 7], &voxels[..]), (1, [1, 8, 10], &flat)] {
             for _ in 0..300 {
                 let patch = shape.map(|n: usize| rng.random_range(1..=n));
-                let region = found.region(scan, patch, true, &mut rng).unwrap();
+                let region = found.region(scan, patch, true, &mut rng);
                 assert!(region.fits(shape) && region.size == patch);
                 let inside = |at: &[usize; 3]| (0..3).all(|a| (region.start[a]..region.start[a] + patch[a]).contains(&at[a]));
                 assert!(voxels.iter().any(|(at, _)| inside(at)), "{region:?}");
             }
         }
-        assert!(found.region(2, [9; 3], true, &mut rng).is_ok(), "no foreground: any patch");
-        let error = found.region(0, [9, 13, 7], false, &mut rng).unwrap_err().to_string();
-        assert!(error.contains("s0") && error.contains("[9, 12, 7]") && error.contains("[9, 13, 7]"), "{error}");
+        assert_eq!(found.region(2, [9; 3], true, &mut rng).start, [0; 3], "no foreground: any patch");
+        assert_eq!(found.region(0, [9, 14, 7], true, &mut rng).start, [0; 3], "in the middle of 14 voxels");
     }
 
     /// Counts of outcomes that should be equally likely, within five standard deviations of it.
@@ -226,17 +224,17 @@ pub(crate) mod tests {
         let found = Foreground::of(&all(&store), 3).unwrap();
         let mut rng = rng::rng(2, Stream::Train, 0, 0);
         let draws = 8000;
-        let starts: Vec<Shape> = (0..draws).map(|_| found.region(0, [1, 3, 5], true, &mut rng).unwrap().start).collect();
+        let starts: Vec<Shape> = (0..draws).map(|_| found.region(0, [1, 3, 5], true, &mut rng).start).collect();
         let first: Vec<&Shape> = starts.iter().filter(|s| s[2] <= 8).collect();
         uniform([first.len(), draws - first.len()].into_iter(), draws);
         // The 3 x 5 places of a patch around the voxel.
         uniform((0..15).map(|p| first.iter().filter(|s| ***s == [0, 2 + p / 5, 4 + p % 5]).count()), first.len());
         // One voxel wide, a patch is the voxel itself.
-        let at: Vec<usize> = (0..draws).map(|_| found.region(0, [1, 1, 1], true, &mut rng).unwrap().start[2]).collect();
+        let at: Vec<usize> = (0..draws).map(|_| found.region(0, [1, 1, 1], true, &mut rng).start[2]).collect();
         let second: Vec<&usize> = at.iter().filter(|&&x| x != 8).collect();
         uniform((0..40).map(|i| second.iter().filter(|&&&x| x == 20 + 2 * i).count()), second.len());
         // Without foreground: 106 places along the last axis.
-        let any: Vec<usize> = (0..draws).map(|_| found.region(0, [1, 9, 5], false, &mut rng).unwrap().start[2]).collect();
+        let any: Vec<usize> = (0..draws).map(|_| found.region(0, [1, 9, 5], false, &mut rng).start[2]).collect();
         uniform((0..106).map(|x| any.iter().filter(|&&s| s == x).count()), draws);
     }
 

@@ -3,6 +3,8 @@
 pub mod foreground;
 pub mod loader;
 pub mod mirror_zoom;
+pub mod padded;
 pub mod patch;
 pub mod sampler;
+pub mod size;
 pub mod windows;

@@ -55,21 +55,6 @@ fn has_content(scans: &dyn Scans, scan: usize, window: Region) -> Result<bool> {
     }))
 }
 
-/// Largest window that is taken without being asked for: the paper's volumes and images.
-pub fn max_window(rank: Rank) -> usize {
-    match rank {
-        Rank::Two => 224,
-        Rank::Three => 128,
-    }
-}
-
-/// The window unless the user names one: a cube of the smallest extent of any scan along any axis in use, at most 128, for
-/// images 224.
-pub fn default_window(scans: &dyn Scans, rank: Rank) -> Shape {
-    let sides = (0..scans.len()).flat_map(|scan| rank.axes().map(move |a| scans.shape(scan)[a]));
-    rank.cube(sides.fold(max_window(rank), usize::min))
-}
-
 /// A grid of cells from the window's first corner on; cell ids are row-major in `(i, j, k)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PatchGrid {

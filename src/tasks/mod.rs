@@ -22,7 +22,8 @@ use crate::dim::{Rank, Shape, voxels};
 use crate::nn::{Encoder, EncoderConfig, Mode};
 use crate::print::note;
 use crate::rng::Rng;
-use crate::sample::patch::{self, JitteredGrid};
+use crate::sample::patch::JitteredGrid;
+use crate::sample::size;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 use half::slice::HalfFloatSliceExt;
@@ -124,15 +125,18 @@ pub struct TaskConfigs {
     pub simclr: simclr::SimclrConfig,
 }
 
-/// The window unless the user names one: what fits into every scan, and where a decoder stands above the encoder, into the first
-/// of these that takes a multiple of what it pools by.
+/// The window unless the user names one: as [`size::planned`] has it, of rotation with similar sides made equal; and where a decoder stands
+/// above the encoder, what is left of it for the first of these that takes a multiple of what it pools by.
 pub fn default_window(
     tasks: &[TaskKind],
     scans: &dyn Scans,
     rank: Rank,
     encoders: impl IntoIterator<Item = Result<EncoderConfig>>,
 ) -> Result<Shape> {
-    let window = patch::default_window(scans, rank);
+    let mut window = size::planned(scans, rank);
+    if tasks.contains(&TaskKind::Rot) {
+        window = size::evened(rank, window);
+    }
     if tasks.iter().any(|task| task.decodes()) {
         for encoder in encoders {
             let encoder = encoder?;

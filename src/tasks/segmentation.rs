@@ -17,7 +17,7 @@ use crate::nn::{Decoder, Encoder, Mode};
 use crate::predict::window::{Forward, Window, default_batch};
 use crate::rng::Rng;
 use crate::sample::foreground::Foreground;
-use crate::sample::patch::max_window;
+use crate::sample::size;
 use crate::transform::augment::Augmenter;
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
@@ -41,7 +41,8 @@ pub enum Loss {
 #[command(next_help_heading = "Segmentation")]
 pub struct SegmentationConfig {
     /// Patches that are trained on, one side in voxels or three (left to right, back to front, bottom to top), in 2D one or two
-    /// (rows, columns), multiples of the encoder's reduction [default: what fits into every scan, at most 128, in 2D 224]
+    /// (rows, columns), multiples of the encoder's reduction; smaller scans are padded [default: the median scan, of larger ones as many
+    /// voxels as 128^3, in 2D 224^2, in shape as nnU-Net plans patches]
     #[arg(long, value_delimiter = ',', value_name = "VOXELS")]
     pub patch: Vec<usize>,
     /// Share of the patches that contain foreground, 0 to 1
@@ -64,24 +65,24 @@ impl Default for SegmentationConfig {
 }
 
 impl SegmentationConfig {
-    /// Shape of the patches for these scans and an encoder that pools by `reduction`. Errors if a scan is smaller, or a side no
+    /// Shape of the patches for these scans and an encoder that pools by `reduction`. Errors if all scans are much smaller, or a side is no
     /// multiple of the reduction.
     pub fn patch_shape(&self, scans: &dyn Scans, rank: Rank, reduction: PerAxis) -> Result<Shape> {
         let given = Sides::given(&self.patch).map(|patch| patch.shape("patch", rank)).transpose()?;
-        let mut shape = [1; 3];
+        let shape = given.unwrap_or_else(|| {
+            let (planned, whole) = (size::planned(scans, rank), reduction.whole(size::planned(scans, rank)));
+            // An axis that is shorter than what the encoder pools by is padded to that.
+            std::array::from_fn(|a| if whole[a] == 0 { planned[a].next_multiple_of(reduction.along(a)) } else { whole[a] })
+        });
         for a in rank.axes() {
-            let small = (0..scans.len()).min_by_key(|&s| scans.shape(s)[a]).expect("at least one scan");
-            let side = scans.shape(small)[a];
-            let reduction = reduction.along(a);
-            shape[a] = given.map_or(side.min(max_window(rank)) / reduction * reduction, |given| given[a]);
             ensure!(
-                shape[a] > 0 && shape[a] <= side && shape[a].is_multiple_of(reduction),
-                "--patch: a side of {} voxels along axis {a}, expected a multiple of {reduction} (by which the encoder pools) of at \
-                 most {side}, the extent of {}",
+                shape[a] > 0 && shape[a].is_multiple_of(reduction.along(a)),
+                "--patch: a side of {} voxels along axis {a}, expected a multiple of {}, by which the encoder pools",
                 shape[a],
-                scans.id(small)
+                reduction.along(a)
             );
         }
+        size::check("patch", scans, rank, shape)?;
         Ok(shape)
     }
 
@@ -161,7 +162,7 @@ impl Task for Segmentation {
 
     fn sample(&self, scans: &dyn Scans, scan: usize, rng: &mut Rng, out: &mut [f32]) -> Result<Drawn> {
         let wanted = rng.random_bool(self.config.foreground_share);
-        let region = self.foreground.region(scan, self.patch, wanted, rng)?;
+        let region = self.foreground.region(scan, self.patch, wanted, rng);
         scans.read(scan, region, Orientation::IDENTITY, out)?;
         let mut label = vec![0u8; voxels(self.patch)];
         scans.label(scan, region, Orientation::IDENTITY, &mut label)?;

@@ -135,7 +135,7 @@ fn impossible_geometry_is_refused_with_the_numbers() {
 
 #[test]
 fn windows_that_nobody_names_fit_the_decoder() {
-    let scans = |side| Arrays { ids: vec!["a".into()], images: vec![ndarray::Array4::zeros((1, side, side + 9, side))] };
+    let scans = |side| Arrays { ids: vec!["a".into()], images: vec![ndarray::Array4::zeros((1, side, side, side))] };
     let window = |task, side, flags: &EncoderFlags| {
         let window = default_window(&[task], &scans(side), Rank::Three, flags.networks(Rank::Three)).unwrap();
         let network = flags.fitted(Rank::Three, &[window]).unwrap().config(Rank::Three, 1, 0.).unwrap();
@@ -150,10 +150,19 @@ fn windows_that_nobody_names_fit_the_decoder() {
         assert_eq!(window(TaskKind::Mae, side, &resenc), of_resenc);
         assert_eq!(window(TaskKind::Rot, side, &unet).0, side, "nothing to decode");
     }
+    // Along each axis by itself, and of rotation with sides made equal.
+    let uneven = |task, shape: Shape| {
+        let scans = Arrays { ids: vec!["a".into()], images: vec![ndarray::Array4::zeros((1, shape[0], shape[1], shape[2]))] };
+        default_window(&[task], &scans, Rank::Three, unet.networks(Rank::Three)).unwrap()
+    };
+    assert_eq!(uneven(TaskKind::Mae, [50, 70, 34]), [48, 64, 32]);
+    assert_eq!(uneven(TaskKind::Vf, [50, 70, 13]), [48, 64, 8], "four levels, so that the thin axis is not pooled away");
+    assert_eq!([TaskKind::Rpl, TaskKind::Rot].map(|task| uneven(task, [35, 51, 17])), [[35, 51, 17], [35, 35, 17]]);
     let named = EncoderFlags { levels: Some(5), ..unet };
     assert_eq!(window(TaskKind::Mae, 47, &named), (32, 5));
     assert_eq!(window(TaskKind::Mae, 31, &named).0, 31, "is refused, with the sizes that work");
+    let flat = Arrays { ids: vec!["a".into()], images: vec![ndarray::Array4::zeros((1, 1, 20, 20))] };
     let densenet = EncoderFlags { encoder: Some(Architecture::DenseNet121), ..Default::default() };
-    let flat = default_window(&[TaskKind::Mae], &scans(20), Rank::Two, densenet.networks(Rank::Two)).unwrap();
+    let flat = default_window(&[TaskKind::Mae], &flat, Rank::Two, densenet.networks(Rank::Two)).unwrap();
     assert_eq!(flat, [1, 20, 20], "its levels are no choice");
 }

@@ -20,11 +20,13 @@ use crate::run::seen::Seen;
 use crate::run::split::{Needs, TestSide, choose_split, scans_of};
 use crate::run::weights::{Pretrained, Transfer};
 use crate::sample::mirror_zoom::MirrorZoom;
+use crate::sample::padded::Padded;
+use crate::sample::size;
 use crate::sample::windows::Windows;
 use crate::settings;
 use crate::tasks::cpc::default_grid;
 use crate::tasks::{self, Task, TaskConfigs, TaskKind, joined_names, rotation};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 use serde::Serialize;
 use serde_json::json;
 use std::path::{Path, PathBuf};
@@ -47,8 +49,9 @@ pub struct PretrainConfig {
     #[arg(long, value_name = "N", default_value_t = 4)]
     pub val_draws: u64,
     /// Side in voxels of the window that a sample is cut from, or one along each axis: left to right, back to front, bottom to top, such as
-    /// 128,128,32, in 2D rows, columns [default: the smallest side of any scan, at most 128, in 2D 224; for tasks with
-    /// a decoder the largest multiple within it of what the encoder pools by]
+    /// 128,128,32, in 2D rows, columns; smaller scans are padded [default: the median scan, of larger ones as many voxels as 128^3, in 2D
+    /// 224^2, in shape as nnU-Net plans patches; for rot with similar sides made equal; for tasks with a decoder the largest multiples within
+    /// it of what the encoder pools by]
     #[arg(long, value_name = "VOXELS")]
     pub window: Option<Sides>,
     #[command(flatten)]
@@ -106,7 +109,7 @@ impl PretrainConfig {
         Ok(())
     }
 
-    /// Builds tasks and network for scans that all are at least as large as the window.
+    /// Builds tasks and network for windows of this shape; smaller scans are padded.
     pub fn trainer(
         &self,
         device: Device,
@@ -133,6 +136,7 @@ impl PretrainConfig {
             self.name()
         );
         let mirror_zoom = Some(self.mirror_zoom.clone()).filter(|change| !change.is_off());
+        let [train, valid] = [train, valid].map(|scans| Padded::around(scans, window));
         Trainer::new(Setup { config: &self.train, device, tasks, encoder, train, valid, mirror_zoom, given: None })
     }
 
@@ -195,7 +199,11 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
         config = config.of_weights(init, store.rank()?)?;
     }
     let (rank, window) = geometry(&config, &store)?;
-    let windows = Windows { scans: train.clone(), rank, shape: window, seed: config.train.seed };
+    if config.window.is_none() {
+        size::note_planned("window", &store, rank, window);
+    }
+    size::note_padded("window", &store, rank, window);
+    let windows = Windows { scans: Padded::around(train.clone(), window), rank, shape: window, seed: config.train.seed };
     let trainer = config.trainer(device, rank, window, train, valid)?;
     if run.is_none() && init.is_none() {
         config.network.note_spacing(&trainer.network.config, input.mean_spacing);
@@ -291,10 +299,11 @@ pub fn windows(run: &Run, data: Option<&Path>) -> Result<Windows> {
     let split = Split::load(&run.split_file())?.fraction(serde_json::from_value(setting("fraction")?)?)?;
     let [seed, window] = ["seed", "window"].map(setting);
     let (rank, window): (Rank, Sides) = (store.rank()?, serde_json::from_value(window?)?);
+    let shape = window.shape("window", rank)?;
     Ok(Windows {
         rank,
-        scans: Arc::new(store.subset(&scans_of(&store, &split))?),
-        shape: window.shape("window", rank)?,
+        scans: Padded::around(Arc::new(store.subset(&scans_of(&store, &split))?), shape),
+        shape,
         seed: serde_json::from_value(seed?)?,
     })
 }
@@ -331,13 +340,6 @@ fn geometry(config: &PretrainConfig, store: &Store) -> Result<(Rank, Shape)> {
         Some(given) => given.shape("window", rank)?,
         None => tasks::default_window(&config.task, store, rank, config.network.networks(rank))?,
     };
-    if let Some(small) = (0..store.len()).find(|&s| rank.axes().any(|a| store.shape(s)[a] < window[a])) {
-        bail!(
-            "--window {} is larger than {}, which has {:?} voxels; lower --window or leave the scan out",
-            Sides::of(rank, window),
-            store.id(small),
-            store.shape(small)
-        );
-    }
+    size::check("window", store, rank, window)?;
     Ok((rank, window))
 }

@@ -394,7 +394,7 @@ REFUSED = {
     "another depth": (None, ["--levels", 4], ["--levels 4", "has 3"]),
     "no subject": ("none", ["--fraction", 0.01], ["--fraction 0.01", "no subject of 8"]),
     "a patch that does not pool": ("none", [*SHAPE, "--patch", 22], ["--patch", "22", "multiple of 4"]),
-    "a patch larger than the scan": ("none", [*SHAPE, "--patch", 28], ["--patch", "28", "at most 24", "brain_"]),
+    "a patch of padding": ("none", [*SHAPE, "--patch", 52], ["--patch 52", "no scan has more than 24", "brain_", "at most 48"]),
     "a single voxel to normalise": ("none", [*SHAPE, "--patch", 4, "--batch-size", 1], ["--batch-size 1", "[4, 4, 4]"]),
     "two numbers for three axes": ("none", [*SHAPE, "--patch", "16,16"], ["--patch has 2 numbers", "3"]),
     "weights for three of four classes": ("none", [*SHAPE, "--class-weights", "1,1,1"], ["--class-weights", "3", "4 classes"]),

@@ -122,6 +122,44 @@ def test_fine_tuning_and_prediction_in_patches_per_axis(flat, tmp_path):
     assert tuple(logits.shape) == (1, 2, 16, 12, 8)
 
 
+def test_small_scans_are_padded_and_no_longer_decide_for_all(tmp_path):
+    # Five scans and two thin ones: the median is that of the five.
+    shapes = [(24, 20, 12), (24, 20, 13), (26, 20, 12), (24, 21, 12), (24, 20, 12), (24, 9, 3), (11, 20, 4)]
+    store = make_store(tmp_path, shapes)
+    images = images_of(store)
+    views, _, description = batch_of(store, "simclr", tmp_path / "look", "--n", 14)
+    assert description["window"] == [24, 20, 12]
+    views, _, description = batch_of(store, "rpl", tmp_path / "look", "--n", 14, "--rpl-grid", "3,3,1", "--rpl-jitter", 1)
+    padded = 0
+    for pair, sample in zip(views, description["samples"], strict=True):
+        image = images[sample["scan"]]
+        missing = [max(0, n - m) for n, m in zip((24, 20, 12), image.shape[1:])]
+        whole = np.pad(image[0], [(n // 2, n - n // 2) for n in missing], constant_values=image.min())[None]
+        padded += any(missing)
+        for view, patch in zip(pair, sample["params"]["patches"], strict=True):
+            np.testing.assert_array_equal(view, cut(whole, patch))
+    assert padded == 4
+    args = ["--data", store, "--task", "rpl,mae", "--rpl-grid", "3,3,1", *TINY, "--weights", tmp_path / "w"]
+    said = pretext3d("pretrain", *args, "--out", tmp_path / "run").stderr
+    assert "--window 24,20,12: from the median scan of 24 x 20 x 12 voxels of 1.00 x 1.00 x 1.00 mm" in said
+    assert said.count("2 of 7 scans are smaller (e.g. s5, 24 x 9 x 3 voxels)") == 1 and "each channel's smallest value" in said
+    # Its windows are those of its export and of a resumed run.
+    said = pretext3d("pretrain", "--resume", tmp_path / "run", "--epochs", 2, cwd=tmp_path).stderr
+    assert "window 24,20,12," in said and "from the median" not in said
+    tune = pretext3d("finetune", "--data", store, *TUNE, "--out", tmp_path / "tuned").stderr
+    assert "--patch 24,20,12: from the median" in tune and "2 of 7 scans are smaller" in tune
+    # Larger than any of them, as 155 slices in 160: said, and done.
+    tune = pretext3d("finetune", "--data", store, *TUNE, "--patch", "32,24,16", "--out", tmp_path / "all").stderr
+    assert "--patch 32,24,16: 7 of 7 scans are smaller" in tune and "median" not in tune
+    refused("finetune", "--data", store, *TUNE, "--patch", "32,24,28", "--out", tmp_path / "no", says=["28 voxels along axis 2", "13 (s1)"])
+
+
+def test_nothing_is_said_of_cubes_and_they_have_the_window_that_they_had(store, tmp_path):
+    said = pretext3d("pretrain", "--data", store, "--task", "rot", *TINY, "--out", tmp_path / "run", "--weights", tmp_path / "w").stderr
+    assert "median" not in said and "smaller" not in said and "window 32," in said
+    assert read_json(tmp_path / "run/config.json")["settings"]["window"] == 32
+
+
 def test_what_fits_no_axis_is_refused_with_the_numbers(flat, tmp_path):
     out = ["--out", tmp_path / "no"]
     args = ["pretrain", "--data", flat, *TINY, *out]

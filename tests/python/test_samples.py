@@ -100,7 +100,7 @@ def cells_of(rank):
 
 def test_relative_patch_location(store, tmp_path):
     folder, images, rank = store
-    views, targets, description = batch_of(folder, "rpl", tmp_path, "--n", 120)
+    views, targets, description = batch_of(folder, "rpl", tmp_path, "--n", 120, "--window", 64)
     centre = (0, 1, 1) if rank == 2 else (1, 1, 1)
     others = [cell for cell in cells_of(rank) if cell != centre]
     offsets = set()
@@ -117,7 +117,7 @@ def test_relative_patch_location(store, tmp_path):
 
 def test_jigsaw(store, tmp_path):
     folder, images, rank = store
-    views, targets, description = batch_of(folder, "jig", tmp_path, "--n", 4, "--jig-shuffles", 30)
+    views, targets, description = batch_of(folder, "jig", tmp_path, "--n", 4, "--window", 64, "--jig-shuffles", 30)
     cells, seen = cells_of(rank), {}
     for patches, ids, sample in zip(views, targets, description["samples"], strict=True):
         image, params = images[sample["scan"]], sample["params"]
@@ -188,7 +188,7 @@ def clean_of(out, task):
 def test_masked_autoencoding(store, tmp_path):
     folder, images, rank = store
     still = ["--mae-spatial", 0, "--mae-intensity", 0]
-    views, targets, description = batch_of(folder, "mae", tmp_path, "--n", 5, *still)
+    views, targets, description = batch_of(folder, "mae", tmp_path, "--n", 5, "--window", 64, *still)
     clean, grid = clean_of(tmp_path, "mae"), side_of(rank, 8)
     assert description["window"] == 64 and views.shape == clean.shape == (5, 1, 2, *side_of(rank, 64))
     for view, whole, target, sample in zip(views, clean, targets, description["samples"], strict=True):
@@ -328,7 +328,7 @@ def matrix(spatial):
 
 @pytest.mark.parametrize("task", ["rpl", "jig"])
 def test_no_jitter_warns(store, tmp_path, task):
-    done = inspect(store[0], task, tmp_path, "--n", 1, f"--{task}-jitter", 0)
+    done = inspect(store[0], task, tmp_path, "--n", 1, "--window", 64, f"--{task}-jitter", 0)
     assert done.returncode == 0 and f"warning: --{task}-jitter 0" in done.stderr
     with safe_open(tmp_path / f"{task}.safetensors", "np") as file:
         assert file.get_tensor("views").shape[-1] == 64 // 3
@@ -354,14 +354,14 @@ def test_long_names(store, tmp_path):
 @pytest.mark.parametrize(
     "task, flags, parts",
     [
-        ("rot", ["--window", 65], ["scan0", "64", "65"]),
-        ("rpl", ["--rpl-jitter", 21], ["64", "21"]),
+        ("rot", ["--window", 150], ["150 voxels along axis", "at most"]),
+        ("rpl", ["--window", 64, "--rpl-jitter", 21], ["64", "21"]),
         ("jig", ["--jig-permutations", 1], ["1 permutations"]),
         ("vf", ["--vf-classes", 1], ["--vf-classes", "1"]),
         ("gen", ["--gen-curve", 0, "--gen-shuffle", 0, "--gen-paint", 0], ["nothing spoils the input", "--gen-curve"]),
         ("gen", ["--window", 7], ["a window of 7 voxels", "at least 8"]),
-        ("mae", ["--mae-block", 64], ["--mae-block", "masks 1 of the 1 blocks"]),
-        ("simclr", ["--simclr-crop", 65], ["--simclr-crop", "64", "65"]),
+        ("mae", ["--window", 64, "--mae-block", 64], ["--mae-block", "masks 1 of the 1 blocks"]),
+        ("simclr", ["--window", 64, "--simclr-crop", 65], ["--simclr-crop", "64", "65"]),
     ],
 )
 def test_impossible(store, tmp_path, task, flags, parts):

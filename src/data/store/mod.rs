@@ -131,12 +131,6 @@ impl Store {
         Ok(if self.slices.is_some() { Rank::Two } else { rank })
     }
 
-    /// Millimetres along each axis of a scan as it is read.
-    pub fn spacing(&self, scan: usize) -> [f64; 3] {
-        let stored = self.index().subjects[scan].spacing;
-        self.slices.map_or(stored, |slices| slices.orientation().source.map(|a| stored[a]))
-    }
-
     pub fn index(&self) -> &Index {
         &self.inner.index
     }
@@ -232,6 +226,11 @@ impl Scans for Store {
         self.slices.map_or(stored, |slices| slices.orientation().output(stored))
     }
 
+    fn spacing(&self, scan: usize) -> [f64; 3] {
+        let stored = self.index().subjects[scan].spacing;
+        self.slices.map_or(stored, |slices| slices.orientation().source.map(|a| stored[a]))
+    }
+
     fn zero_is_mean(&self) -> bool {
         self.index().settings.intensity == Intensity::ZScoreForeground
     }
@@ -308,6 +307,10 @@ impl Scans for Subset {
 
     fn shape(&self, scan: usize) -> Shape {
         self.store.shape(self.scans[scan])
+    }
+
+    fn spacing(&self, scan: usize) -> [f64; 3] {
+        self.store.spacing(self.scans[scan])
     }
 
     fn zero_is_mean(&self) -> bool {
