@@ -1,12 +1,14 @@
 //! `evaluate`: predicted segmentations against the true ones.
 
+use crate::data::labelling::{IGNORE, IGNORE_NAME, Labelling};
 use crate::data::layouts::segmentations::{Segmentation, Truths, below, pair, truths};
 use crate::data::layouts::{self, Dataset, LabelValue, Labels, Reading, Source, Subject};
 use crate::data::volume::{Affine, Volume, same_grid, spacing};
 use crate::dim::Shape;
 use crate::fs::check_writable;
-use crate::metrics::brats::{self, Regions};
+use crate::metrics::brats;
 use crate::metrics::case::{Empty, Group, Scores, score_case};
+use crate::metrics::regions::{self, Masks, Regions};
 use crate::metrics::summary::{best_median_worst, mean_dice};
 use crate::metrics::table::{NSD_TOLERANCE_MM, check_tolerance};
 use crate::print::{note, say};
@@ -40,9 +42,13 @@ pub struct Args {
     /// Channel of the images to draw [default: the first]
     #[arg(long, value_name = "NAME", requires = "images")]
     channel: Option<String>,
-    /// Masks to score
-    #[arg(long, value_enum, default_value = "classes")]
-    regions: Regions,
+    /// Masks to score [default: the regions that the dataset describes, otherwise each class]
+    #[arg(long, value_enum)]
+    regions: Option<Regions>,
+    /// Description of the labels as in nnU-Net's dataset.json: names, regions, and the value that nobody labelled, which is not scored
+    /// [default: that of the dataset]
+    #[arg(long, value_name = "FILE")]
+    description: Option<PathBuf>,
     /// Label values that may occur beside the background 0, e.g. 1,2,4; any other is an error [default: those that the dataset
     /// describes, by its names, otherwise all that are found]
     #[arg(long, value_name = "VALUES", value_delimiter = ',', allow_hyphen_values = true)]
@@ -66,11 +72,11 @@ pub struct Args {
 
 /// What is scored.
 struct Scoring {
-    /// Values that may occur, background first; `None`: any.
-    labels: Option<Vec<LabelValue>>,
+    /// What the values that may occur mean; `None`: any may.
+    labels: Option<Labelling>,
     /// Name and label values of each group; `None`: every value that is found.
-    groups: Option<Vec<(String, Vec<i64>)>>,
-    regions: Regions,
+    groups: Option<Masks>,
+    regions: Option<Regions>,
     empty: Empty,
     /// Of the normalised surface Dice, millimetres.
     tolerance: f64,
@@ -83,38 +89,33 @@ struct Scored {
 }
 
 impl Scoring {
-    fn new(args: &Args, described: Option<Vec<LabelValue>>) -> Result<Scoring> {
-        // The dataset's names, even where --classes gives the values.
-        let named = match (args.regions, &described) {
-            (Regions::Brats, Some(labels)) => Some(brats::regions(labels)?),
-            _ => None,
-        };
-        if let (Regions::Brats, Some(assumption)) = (args.regions, brats::assumption(described.as_deref().unwrap_or_default()))
-        {
+    fn new(args: &Args, described: Option<Labelling>) -> Result<Scoring> {
+        let brats = args.regions == Some(Regions::Brats);
+        let assumption = brats::assumption(described.as_ref().map_or(&[], |described| &described.labels));
+        if let (true, Some(assumption)) = (brats, assumption) {
             note!("--regions brats: {assumption}; a dataset as --labels, with its description, says it otherwise");
         }
+        // The dataset's names, even where --classes gives the values.
+        let mut groups = match &described {
+            Some(described) if brats || args.classes.is_empty() => Some(regions::scored(args.regions, described)?),
+            _ => None,
+        };
         let mut labels = described;
         if !args.classes.is_empty() {
             let distinct: BTreeSet<i64> = args.classes.iter().copied().collect();
             ensure!(distinct.len() == args.classes.len(), "--classes: a value is given twice in {:?}", args.classes);
             ensure!(!distinct.contains(&0), "--classes: 0 is the background, which is not scored");
-            labels = Some(unnamed([0].into_iter().chain(args.classes.iter().copied())));
+            let ignore = labels.and_then(|described| described.ignore);
+            let given =
+                Labelling { labels: unnamed([0].into_iter().chain(args.classes.iter().copied())), regions: vec![], ignore };
+            given.check().context("--classes")?;
+            groups = Some(groups.map_or_else(|| regions::scored(args.regions, &given), Ok)?);
+            labels = Some(given);
         }
-        let groups = match (args.regions, &mut labels) {
-            (Regions::Brats, labels) => {
-                let by_values = brats::REGIONS.map(|(name, values)| (name.to_string(), values.to_vec())).to_vec();
-                Some(match (named, labels.as_ref()) {
-                    (Some(named), _) => named,
-                    (None, Some(labels)) => brats::regions(labels)?,
-                    (None, None) => {
-                        *labels = Some(unnamed(0..=4));
-                        by_values
-                    }
-                })
-            }
-            (Regions::Classes, Some(labels)) => Some(labels.iter().skip(1).map(|l| (l.name.clone(), vec![l.value])).collect()),
-            (Regions::Classes, None) => None,
-        };
+        if brats && labels.is_none() {
+            labels = Some(unnamed(0..=4).into());
+            groups = Some(brats::REGIONS.map(|(name, values)| (name.to_string(), values.to_vec())).to_vec());
+        }
         let mut names = BTreeSet::new();
         for (name, values) in groups.iter().flatten() {
             ensure!(names.insert(name), "label values {values:?} and another are both named {name:?}; give them as --classes");
@@ -122,8 +123,9 @@ impl Scoring {
         Ok(Scoring { labels, groups, regions: args.regions, empty: args.empty, tolerance: args.nsd_tolerance })
     }
 
-    /// Classes of a file's voxels: positions in `values`, to which new values are added.
-    fn classes(&self, volume: &Volume, source: &Source, values: &mut Vec<i64>) -> Result<Vec<u8>> {
+    /// Classes of a file's voxels: positions in `values`, to which new values are added; [`IGNORE`] where nobody labelled, which no
+    /// prediction says.
+    fn classes(&self, volume: &Volume, source: &Source, predicted: bool, values: &mut Vec<i64>) -> Result<Vec<u8>> {
         let file = source.display();
         ensure!(volume.channels() == 1, "{file}: {} channels, expected a segmentation of one", volume.channels());
         let (mut last, mut class) = (f32::NAN, 0);
@@ -133,19 +135,25 @@ impl Scoring {
                 let whole = layouts::whole_label(value);
                 let whole =
                     whole.with_context(|| format!("{file}: value {value}, expected a segmentation of whole numbers"))?;
+                let ignored = self.labels.as_ref().is_some_and(|labels| labels.ignore == Some(whole));
                 if let Some(labels) = &self.labels {
-                    let known = || labels.iter().map(|l| l.value.to_string()).collect::<Vec<_>>().join(", ");
+                    let known = labels.class_of(whole).is_some();
+                    ensure!(known, "{file}: label value {whole}, expected one of {}", labels.values());
                     ensure!(
-                        labels.iter().any(|l| l.value == whole),
-                        "{file}: label value {whole}, expected one of {}",
-                        known()
+                        !(ignored && predicted),
+                        "{file}: value {whole} is that of voxels that nobody labelled (`{IGNORE_NAME}`), which a prediction does not hold"
                     );
                 }
-                let at = values.iter().position(|v| *v == whole).unwrap_or_else(|| {
-                    values.push(whole);
-                    values.len() - 1
-                });
-                class = u8::try_from(at).ok().with_context(|| format!("{file}: more than 256 label values"))?;
+                class = match values.iter().position(|v| *v == whole) {
+                    _ if ignored => IGNORE,
+                    Some(at) => at as u8,
+                    None => {
+                        values.push(whole);
+                        let at = values.len() - 1;
+                        ensure!(at < usize::from(IGNORE), "{file}: more than {IGNORE} label values");
+                        at as u8
+                    }
+                };
                 last = value;
             }
             out.push(class);
@@ -157,9 +165,9 @@ impl Scoring {
         let mut values = vec![0];
         let (truth, shape, affine) = {
             let volume = truth.read_ras()?.0;
-            (self.classes(&volume, truth, &mut values)?, volume.shape(), volume.affine)
+            (self.classes(&volume, truth, false, &mut values)?, volume.shape(), volume.affine)
         };
-        let prediction = self.read_like(prediction, "its label", shape, &affine, &mut values)?;
+        let prediction = self.read_like(prediction, "its label", true, shape, &affine, &mut values)?;
         let labels = unnamed(values.iter().copied());
         let groups = match &self.groups {
             Some(groups) => groups.iter().map(|(name, values)| Group::union(name, values, &labels)).collect(),
@@ -171,18 +179,26 @@ impl Scoring {
     }
 
     /// Classes of a file that must lie on the given grid.
-    fn read_like(&self, source: &Source, first: &str, shape: Shape, affine: &Affine, values: &mut Vec<i64>) -> Result<Vec<u8>> {
+    fn read_like(
+        &self,
+        source: &Source,
+        first: &str,
+        predicted: bool,
+        shape: Shape,
+        affine: &Affine,
+        values: &mut Vec<i64>,
+    ) -> Result<Vec<u8>> {
         let volume = source.read_ras()?.0;
         same_grid(first, shape, affine, &source.display(), &volume)?;
-        self.classes(&volume, source, values)
+        self.classes(&volume, source, predicted, values)
     }
 
     /// Names and values of the groups, after all cases have been seen.
-    fn groups(&self, cases: &[(String, Scored)]) -> Result<Vec<(String, Vec<i64>)>> {
+    fn groups(&self, cases: &[(String, Scored)]) -> Result<Masks> {
         if let Some(groups) = &self.groups {
             let with = |value: i64| cases.iter().find(|(_, case)| case.values.contains(&value)).map(|(id, _)| id);
             let both = groups.iter().any(|(name, values)| name == "ET" && values.contains(&3) && values.contains(&4));
-            if let (Regions::Brats, true, Some(three), Some(four)) = (self.regions, both, with(3), with(4)) {
+            if let (Some(Regions::Brats), true, Some(three), Some(four)) = (self.regions, both, with(3), with(4)) {
                 bail!("label value 3 in case {three} and 4 in case {four}: enhancing tumour is one or the other");
             }
             return Ok(groups.clone());
@@ -244,7 +260,9 @@ pub fn run(args: Args) -> Result<()> {
     for problem in problems {
         note!("left out: {problem}");
     }
-    let plan = Scoring::new(&args, labels)?;
+    let described =
+        args.description.as_ref().map(|file| layouts::described_labels(file).context("--description")).transpose()?;
+    let plan = Scoring::new(&args, described.or(labels))?;
     let pairs = pair(&truths, &predictions)?;
     let names = |of: &[Segmentation], which: &[usize]| which.iter().map(|&i| of[i].source.display()).collect::<Vec<_>>();
     let alone = names(&predictions, &pairs.without_truth);
@@ -323,7 +341,8 @@ fn draw(
     let dice: Vec<Option<f64>> = cases.iter().map(|(_, scores)| mean_dice(scores)).collect();
     // One numbering of the values for all three pictures.
     let mut values: Vec<i64> = vec![0];
-    values.extend(plan.labels.iter().flatten().map(|l| l.value).filter(|v| *v != 0));
+    let labels = plan.labels.as_ref().map_or(&[][..], |labelling| &labelling.labels);
+    values.extend(labels.iter().map(|l| l.value).filter(|v| *v != 0));
     let mut shown = vec![];
     for (place, i) in best_median_worst(&dice) {
         let (truth, prediction) = files[i];
@@ -335,11 +354,11 @@ fn draw(
         let volume = source.read_ras()?.0;
         let (shape, affine) = (volume.shape(), volume.affine);
         ensure!(plane < volume.channels(), "{}: {} channels, no {plane}", source.display(), volume.channels());
-        let mut classes = |file: &Segmentation| -> Result<Array3<u8>> {
-            let classes = plan.read_like(&file.source, &source.display(), shape, &affine, &mut values)?;
+        let mut classes = |file: &Segmentation, predicted: bool| -> Result<Array3<u8>> {
+            let classes = plan.read_like(&file.source, &source.display(), predicted, shape, &affine, &mut values)?;
             Ok(Array3::from_shape_vec(shape, classes)?)
         };
-        let pictures = (classes(truth)?, classes(prediction)?);
+        let pictures = (classes(truth, false)?, classes(prediction, true)?);
         let caption = format!("{place}: {id}, Dice {:.3}", dice[i].unwrap_or(f64::NAN));
         shown.push((caption, volume.data.index_axis_move(Axis(0), plane), pictures));
     }
@@ -347,7 +366,7 @@ fn draw(
         return Ok(false);
     }
     let name = |value: &i64| {
-        let known = plan.labels.iter().flatten().find(|l| l.value == *value).map(|l| l.name.clone());
+        let known = labels.iter().find(|l| l.value == *value).map(|l| l.name.clone());
         known.unwrap_or_else(|| value.to_string())
     };
     let names: Vec<String> = values.iter().map(name).collect();

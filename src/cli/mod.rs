@@ -7,6 +7,7 @@ pub mod evaluate;
 pub mod export;
 pub mod finetune;
 pub mod inspect;
+mod labels;
 pub mod phantom;
 pub mod predict;
 pub mod preprocess;

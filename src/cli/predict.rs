@@ -52,7 +52,7 @@ pub struct Args {
     /// alone are exchanged back; with a class that has a side and no counterpart, left and right do not change places
     #[arg(long)]
     flips: bool,
-    /// Also write OUTPUT/ID.probabilities.nii.gz (or the scan's ending): a channel a class
+    /// Also write OUTPUT/ID.probabilities.nii.gz (or the scan's ending): a channel a class, of regions a channel a region
     #[arg(long)]
     probabilities: bool,
 }
@@ -72,18 +72,21 @@ pub fn run(args: Args) -> Result<ExitCode> {
     let mirroring = args.flips.then(|| model.mirroring()).transpose()?;
     let stop = Stop::on_signals()?;
     match &model.downstream {
-        DownstreamConfig::Segmentation { labels, patch, .. } => {
+        DownstreamConfig::Segmentation { patch, .. } => {
             claim(&args, &inputs)?;
+            let labelling = model.downstream.labelling();
             let window = Window {
                 rank: model.rank,
                 patch: *patch,
                 overlap,
                 batch_size: args.batch_size.map_or_else(|| default_batch(model.rank), usize::from),
                 mirroring,
+                decoding: labelling.decoding(),
                 device: model.device,
             };
-            let values = labels.iter().map(|l| l.value).collect();
-            let segmenter = Segmenter { args: &args, model: &model, window, values, stop: &stop };
+            let values = labelling.labels.iter().map(|l| l.value).collect();
+            let outputs = labelling.outputs().len();
+            let segmenter = Segmenter { args: &args, model: &model, window, values, outputs, stop: &stop };
             let each = |scan: usize, id: &str, counter: &Counter| segmenter.predict(&inputs, scan, id, counter);
             each_scan("predict", &args.scans.input, &inputs, model.device, each)?
                 .finish("predictions", &args.output.display().to_string())
@@ -196,6 +199,8 @@ struct Segmenter<'a> {
     window: Window,
     /// Class `k` is written as `values[k]`.
     values: Vec<i64>,
+    /// Of the network.
+    outputs: usize,
     stop: &'a Stop,
 }
 
@@ -214,7 +219,7 @@ impl Segmenter<'_> {
                     "{id}: its source file is not there any more: a new header, with the affine that the store keeps"
                 ));
             }
-            if let Some(memory) = scan.memory(&self.window, model.slices, self.values.len(), args.probabilities) {
+            if let Some(memory) = scan.memory(&self.window, model.slices, self.outputs, args.probabilities) {
                 counter.note(&format!("{id}: {memory}"));
             }
             let header = scan.header.clone();

@@ -1,8 +1,10 @@
 //! `preprocess`: a dataset to a store.
 
+use crate::cli::labels::{LabelArg, label, labelling};
 use crate::cli::scans::DicomFlags;
+use crate::data::labelling::Labelling;
 use crate::data::layouts::columns::{self, WantedColumns};
-use crate::data::layouts::{self, Dataset, LabelValue, Labels, Layout, Reading, Volumes};
+use crate::data::layouts::{self, Dataset, Labels, Layout, Reading, Volumes};
 use crate::data::names::some;
 use crate::data::preprocess::{Dtype, Grid, Intensity, Plan, Settings, Threshold};
 use crate::data::slices::Slices;
@@ -72,10 +74,11 @@ pub struct Args {
     /// What becomes of the volumes of a 4D file, such as a series over time
     #[arg(long, value_enum, default_value = "channels", conflicts_with = "channels_as_scans")]
     volumes: Volumes,
-    /// Label values, background first, each with an optional name, e.g. 0,1=oedema,4; the n-th becomes class n [default: as the
-    /// dataset describes them]
-    #[arg(long, value_name = "VALUES", value_delimiter = ',', value_parser = label, conflicts_with = "no_labels", allow_hyphen_values = true)]
-    labels: Vec<LabelValue>,
+    /// Label values, background first, each with an optional name, e.g. 0,1=oedema,4; the n-th becomes class n; what is called `ignore`
+    /// nobody labelled. Or a .json file that describes them as nnU-Net's dataset.json does, with regions [default: as the dataset
+    /// describes them]
+    #[arg(long, value_name = "VALUES|FILE", value_delimiter = ',', value_parser = label, conflicts_with = "no_labels", allow_hyphen_values = true)]
+    labels: Vec<LabelArg>,
     /// Leave labels out
     #[arg(long)]
     no_labels: bool,
@@ -144,13 +147,6 @@ fn subject_pattern(text: &str) -> Result<Regex, String> {
         1 => Err("no group in it: the person is what stands in its first parentheses, e.g. '^([^/]+)/'".into()),
         _ => Ok(pattern),
     }
-}
-
-fn label(text: &str) -> Result<LabelValue, String> {
-    let (value, name) = text.split_once('=').unwrap_or((text, ""));
-    let value = value.trim().parse().map_err(|_| format!("`{value}` is not a whole number"))?;
-    let name = if name.is_empty() { format!("label {value}") } else { name.to_string() };
-    Ok(LabelValue { value, name })
 }
 
 impl Args {
@@ -252,11 +248,12 @@ impl Args {
         };
         let labels = match (self.no_labels, self.labels.is_empty()) {
             (true, _) => None,
-            (_, false) => Some(self.labels.clone()),
+            (_, false) => Some(labelling(&self.labels)?),
             (_, true) => dataset.labels.clone(),
         };
-        let given = if self.labels.is_empty() { self.data.display().to_string() } else { "--labels".into() };
-        layouts::check_labels(labels.as_deref().unwrap_or_default()).context(given)?;
+        if let Some(labels) = &labels {
+            labels.check().with_context(|| self.data.display().to_string())?;
+        }
         Ok(Plan { settings: self.settings(Some(dataset.layout))?, available: dataset.channels.clone(), channels, labels })
     }
 }
@@ -291,6 +288,9 @@ pub fn run(args: Args) -> Result<()> {
         dataset.subjects.len(),
         plan.names().join(", ")
     );
+    if let Some(special) = plan.labels.as_ref().and_then(Labelling::special) {
+        note!("labels: {special}");
+    }
     let without: Vec<&str> = dataset.subjects.iter().filter(|s| s.class.is_none()).map(|s| s.id.as_str()).collect();
     if dataset.classes.is_some() && !without.is_empty() {
         note!("{} without a class: {}", without.len(), some(&without));

@@ -2,6 +2,7 @@
 
 pub mod formats;
 pub mod identity;
+pub mod labelling;
 pub mod laterality;
 pub mod layouts;
 pub mod names;
@@ -50,6 +51,10 @@ pub trait Scans: Send + Sync {
     /// Box of a scan that a prediction reaches: the foreground's. A scan with labels may extend beyond it.
     fn foreground(&self, scan: usize) -> Region {
         Region::whole(self.shape(scan))
+    }
+    /// Class of what lies around a scan, for patches that reach beyond it: the background, unless voxels may be unlabelled.
+    fn class_outside(&self) -> u8 {
+        0
     }
     /// Whether intensities are z-scores, so that 0 is the mean of a channel's foreground.
     fn zero_is_mean(&self) -> bool {

@@ -3,7 +3,7 @@
 use crate::data::split::Fold;
 use crate::data::store::Store;
 use crate::data::store::targets::Targets;
-use crate::metrics::brats::Regions;
+use crate::metrics::regions::Regions;
 use crate::metrics::table::{NSD_TOLERANCE_MM, check_tolerance};
 use crate::nn::EncoderFlags;
 use crate::run::record::{RANDOM, SCRATCH};
@@ -139,9 +139,10 @@ pub struct FinetuneConfig {
     /// Subjects that the weights were pretrained on are other people than those of the store, also where their ids are the same
     #[arg(long, help_heading = "Data")]
     pub other_people: bool,
-    /// Masks that validation, which chooses the best epoch, and test score
-    #[arg(long, value_enum, default_value = "classes", help_heading = "Data")]
-    pub regions: Regions,
+    /// Masks that validation, which chooses the best epoch, and test score [default: the regions that the labels have, otherwise each
+    /// class]
+    #[arg(long, value_enum, help_heading = "Data")]
+    pub regions: Option<Regions>,
     /// Draws the subjects that --fraction takes; parts of one seed are nested [default: the split's seed]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub subset_seed: Option<u64>,

@@ -2,11 +2,11 @@
 
 use super::config::{DownstreamKind, FinetuneConfig};
 use crate::data::Scans;
-use crate::data::layouts::check_labels;
+use crate::data::labelling::Labelling;
 use crate::data::store::targets::{Targets, Values};
 use crate::data::store::{Index, Store, Subset};
 use crate::dim::{PerAxis, Rank, Shape};
-use crate::metrics::brats::{self, Regions};
+use crate::metrics::regions;
 use crate::nn::{Decoder, EncoderConfig};
 use crate::predict::model::DownstreamConfig;
 use crate::print::note;
@@ -34,18 +34,17 @@ pub fn check(config: &FinetuneConfig, index: &Index) -> Result<()> {
             let whole = index.classes.is_some() || !index.columns.is_empty();
             let classes =
                 if whole { "; its scans have classes or quantities: --task classification or regression" } else { "" };
-            ensure!(index.labels.is_some(), "{data}: the store has no labels; preprocess with them (not --no-labels){classes}");
+            let labelling = index.labelling();
+            let labelling = labelling
+                .with_context(|| format!("{data}: the store has no labels; preprocess with them (not --no-labels){classes}"))?;
             ensure!(
                 config.classification == ClassificationConfig::default(),
                 "--outputs, --classes and --head-dropout go with --task classification"
             );
-            if config.regions == Regions::Brats {
-                brats::regions(index.labels.as_deref().unwrap_or_default())
-                    .with_context(|| format!("{data}: --regions brats"))?;
-            }
+            regions::scored(config.regions, &labelling).with_context(|| format!("{data}: --regions brats"))?;
         }
         DownstreamKind::Classification | DownstreamKind::Regression => ensure!(
-            config.segmentation == SegmentationConfig::default() && config.regions == Regions::Classes,
+            config.segmentation == SegmentationConfig::default() && config.regions.is_none(),
             "--patch, --foreground-share, --loss, --deep-supervision, --overlap and --regions go with --task segmentation"
         ),
     }
@@ -73,7 +72,7 @@ pub fn variables(config: &FinetuneConfig, store: &Store, encoder: &EncoderConfig
         Decoder::check_input(network.as_ref(), input_shape(config, store, encoder.rank(), encoder.reduction())?)
             .context("--patch")?;
         let path = DECODER.split_terminator('.').fold(vs.root(), |path, part| path / part);
-        let outputs = store.index().labels.as_ref().map_or(0, Vec::len) as i64;
+        let outputs = store.index().labelling().map_or(0, |labelling| labelling.outputs().len()) as i64;
         Decoder::new(path, network.as_ref(), outputs, config.segmentation.deep_supervision);
     }
     Ok(vs.variables())
@@ -87,9 +86,13 @@ pub fn input_shape(config: &FinetuneConfig, store: &Store, rank: Rank, reduction
     }
 }
 
-/// Augmentation of samples with these classes; what it does with those that have a side is said.
-fn augmenter(config: &FinetuneConfig, rank: Rank, classes: &[&str]) -> Result<Augmenter> {
-    let augmenter = config.aug.augmenter(rank, config.train.slices, classes)?;
+/// Augmentation of samples with outputs of these names, and with voxels' labels where there are some; what it does with names that have
+/// a side is said.
+fn augmenter(config: &FinetuneConfig, rank: Rank, outputs: &[&str], labelling: Option<&Labelling>) -> Result<Augmenter> {
+    let mut augmenter = config.aug.augmenter(rank, config.train.slices, outputs)?;
+    if let Some(labelling) = labelling {
+        augmenter = augmenter.of_labels(labelling);
+    }
     if let Some(text) = augmenter.note() {
         note!("--aug-flip: {text}");
     }
@@ -114,19 +117,18 @@ pub fn build(
     let weights = |counts: &[u64]| ClassWeights::resolve(config.class_weights.as_ref(), counts);
     Ok(match config.task {
         DownstreamKind::Segmentation => {
-            let labels = index.labels.clone().unwrap_or_default();
-            check_labels(&labels).with_context(|| store.folder().display().to_string())?;
+            let labelling = index.labelling().unwrap_or_default();
+            labelling.check().with_context(|| store.folder().display().to_string())?;
             let patch = config.segmentation.patch_shape(store, rank, encoder.reduction())?;
-            let foreground = Arc::new(Foreground::of(train, labels.len())?);
-            let weights = weights(&foreground.per_class_counts())?;
+            let foreground = Arc::new(Foreground::of(train, &labelling)?);
+            let weights = weights(&labelling.counts(&foreground.per_class_counts()))?;
             let segmentation = config.segmentation.clone();
-            let groups = config.regions.groups(&labels)?;
-            let names: Vec<&str> = labels.iter().map(|label| label.name.as_str()).collect();
-            let augmenter = augmenter(config, rank, &names)?;
-            let task = Segmentation::new(&segmentation, augmenter, patch, labels.clone(), weights, foreground)?
+            let groups = regions::groups(&regions::scored(config.regions, &labelling)?, &labelling);
+            let augmenter = augmenter(config, rank, &labelling.outputs(), Some(&labelling))?;
+            let task = Segmentation::new(&segmentation, augmenter, patch, labelling.clone(), weights, foreground)?
                 .judged_by(groups)
                 .with_given_decoder(config.transfer == Transfer::All);
-            (Arc::new(task), DownstreamConfig::Segmentation { labels, patch, segmentation })
+            (Arc::new(task), DownstreamConfig::segmentation(labelling, patch, segmentation))
         }
         DownstreamKind::Classification => {
             let (column, classes, ordered) = match store.targets() {
@@ -147,7 +149,7 @@ pub fn build(
                 classes.join(", ")
             );
             let names: Vec<&str> = classes.iter().map(String::as_str).collect();
-            let augmenter = augmenter(config, rank, &names)?;
+            let augmenter = augmenter(config, rank, &names, None)?;
             let score = Score::new(ordered);
             let task = Classification::new(&classification, augmenter, shape, classes.clone(), weights(&counts)?, score);
             let column = Some(column);
@@ -160,8 +162,9 @@ pub fn build(
             let shape = whole_shape(store, rank)?;
             let quantities: Vec<f64> = (0..train.len()).filter_map(|scan| train.quantity(scan)).collect();
             let standard = Standard::of(&quantities).with_context(|| format!("column `{}`", column.name))?;
+            let augmenter = augmenter(config, rank, &[], None)?;
             let (regression, dropout) = (config.regression.clone(), config.classification.head_dropout);
-            let task = Regression::new(&regression, dropout, augmenter(config, rank, &[])?, shape, standard);
+            let task = Regression::new(&regression, dropout, augmenter, shape, standard);
             (Arc::new(task), DownstreamConfig::Regression { column, standard, shape, regression, dropout })
         }
     })

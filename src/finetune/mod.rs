@@ -10,7 +10,8 @@ use crate::data::Scans;
 use crate::data::store::Store;
 use crate::dim::{PerAxis, voxels};
 use crate::fs::check_folder;
-use crate::metrics::brats::{self, Regions};
+use crate::metrics::brats;
+use crate::metrics::regions::Regions;
 use crate::nn::EncoderConfig;
 use crate::predict::model::DownstreamConfig;
 use crate::print::{self, note};
@@ -63,7 +64,7 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     let stop = Stop::on_signals()?;
     let store = config.open_store()?;
     downstream::check(config, store.index())?;
-    if let (Regions::Brats, Some(assumed)) =
+    if let (Some(Regions::Brats), Some(assumed)) =
         (config.regions, brats::assumption(store.index().labels.as_deref().unwrap_or_default()))
     {
         note!("{}: --regions brats: {assumed}; --labels of preprocess names them", config.train.data.display());

@@ -14,6 +14,7 @@ use crate::data::store::Subset;
 use crate::dim::{Shape, voxels};
 use crate::machine;
 use crate::metrics::case::{Scores, score_case};
+use crate::metrics::regions;
 use crate::metrics::summary::{best_median_worst, mean_dice};
 use crate::predict::model::{DownstreamConfig, Model};
 use crate::predict::window::{Window, default_batch};
@@ -56,9 +57,7 @@ pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, me
     let model = Model::load(&run.dir.join("best"), config.train.device, config.train.precision)?;
     let folder = folder(run);
     let tested = match &model.downstream {
-        DownstreamConfig::Segmentation { labels, patch, .. } => {
-            segmentation(config, &model, labels, *patch, sides, &folder, stop)?
-        }
+        DownstreamConfig::Segmentation { patch, .. } => segmentation(config, &model, *patch, sides, &folder, stop)?,
         DownstreamConfig::Classification { classes, ordered, classification, .. } => {
             let (outputs, score) = (classification.outputs(), Score::new(*ordered));
             classification::test(&model, classes, outputs, score, &sides.test, &folder, stop)?
@@ -77,15 +76,16 @@ pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, me
 fn segmentation(
     config: &FinetuneConfig,
     model: &Model,
-    labels: &[LabelValue],
     patch: Shape,
     sides: &Sides,
     folder: &Path,
     stop: &Stop,
 ) -> Result<Option<Tested>> {
-    let groups = config.regions.groups(labels)?;
+    let labelling = model.downstream.labelling();
+    let groups = regions::groups(&regions::scored(config.regions, &labelling)?, &labelling);
     let (rank, device, overlap) = (model.rank, model.device, config.segmentation.overlap);
-    let window = Window { rank, patch, overlap, batch_size: default_batch(rank), mirroring: None, device };
+    let (batch_size, decoding) = (default_batch(rank), labelling.decoding());
+    let window = Window { rank, patch, overlap, batch_size, mirroring: None, decoding, device };
     let predict = |scan| Predicted::of(sides.test.as_ref(), scan, &window, &|x| model.forward(x));
     let entry = |scan| &sides.test.store().index().subjects[sides.test.scan(scan)];
     let outside: Vec<usize> = (0..sides.test.len()).filter_map(|scan| entry(scan).outside.as_ref().map(|o| o.voxels)).collect();
@@ -121,7 +121,7 @@ fn segmentation(
         "nsd_tolerance_mm": config.nsd_tolerance,
     });
     let summary = write_scores(folder, &names, &cases, &settings)?;
-    draw(&folder.join("cases.png"), labels, &sides.test, &cases, &predict)?;
+    draw(&folder.join("cases.png"), &labelling.labels, &sides.test, &cases, &predict)?;
     let mut scores = Map::new();
     for group in &summary.groups {
         for (metric, statistics) in &group.metrics {

@@ -1,31 +1,7 @@
 //! The regions that BraTS scores: whole tumour (WT), tumour core (TC) and enhancing tumour (ET).
 
-use super::case::Group;
 use crate::data::layouts::LabelValue;
 use anyhow::{Result, bail, ensure};
-use clap::ValueEnum;
-use serde::{Deserialize, Serialize};
-
-/// Masks that are scored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
-pub enum Regions {
-    /// Each class of the labels
-    Classes,
-    /// Whole tumour, tumour core and enhancing tumour, by the labels' names; without names 1 is necrosis, 2 oedema and 4, or 3 from
-    /// 2023 on, enhancing tumour
-    Brats,
-}
-
-impl Regions {
-    /// As groups of classes; class `k` is the value `labels[k]`. Errors as [`regions`].
-    pub fn groups(self, labels: &[LabelValue]) -> Result<Vec<Group>> {
-        Ok(match self {
-            Regions::Classes => Group::classes(labels),
-            Regions::Brats => regions(labels)?.iter().map(|(name, values)| Group::union(name, values, labels)).collect(),
-        })
-    }
-}
 
 /// The regions by the label values of the challenges, where enhancing tumour is 4 up to 2021 and 3 from 2023 on.
 pub const REGIONS: [(&str, &[i64]); 3] = [("WT", &[1, 2, 3, 4]), ("TC", &[1, 3, 4]), ("ET", &[3, 4])];
@@ -145,10 +121,6 @@ mod tests {
         assert_eq!(found(&old), [vec![1, 2, 3, 4], vec![1, 3, 4], vec![4]]);
         let treated = [(1, "NETC"), (2, "SNFH"), (3, "ET"), (4, "RC")];
         assert_eq!(found(&treated), [vec![1, 2, 3], vec![1, 3], vec![3]]);
-        // Class k is the value at position k.
-        let groups = Regions::Brats.groups(&labels(&[(1, "edema"), (4, "necrosis"), (2, "enhancing")])).unwrap();
-        let classes: Vec<&[u8]> = groups.iter().map(|g| g.classes.as_slice()).collect();
-        assert_eq!(classes, [&[1, 2, 3][..], &[2, 3], &[3]]);
     }
 
     #[test]

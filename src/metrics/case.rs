@@ -3,6 +3,7 @@
 use super::overlap::Counts;
 use super::surface::Surfaces;
 use super::table::{DICE, METRICS, Measured};
+use crate::data::labelling::IGNORE;
 use crate::data::layouts::LabelValue;
 use crate::dim::{Shape, voxels};
 use anyhow::{Result, ensure};
@@ -12,7 +13,7 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
     pub name: String,
-    /// Classes other than 0, the background. With none the mask is empty.
+    /// Classes other than 0, the background, and [`IGNORE`]. With none the mask is empty.
     pub classes: Vec<u8>,
 }
 
@@ -30,16 +31,18 @@ impl Group {
 }
 
 impl Group {
-    /// Where the classes are the group's.
-    pub fn mask(&self, classes: &[u8]) -> Vec<bool> {
+    /// Where it is in a true and where in a predicted segmentation. What is not labelled is left out of both, as nnU-Net does.
+    fn masks(&self, truth: &[u8], prediction: &[u8]) -> [Vec<bool>; 2] {
         let mut held = [false; 256];
         self.classes.iter().for_each(|&class| held[class as usize] = true);
-        classes.iter().map(|&class| held[class as usize]).collect()
+        let predicted = |(&truth, &class): (&u8, &u8)| truth != IGNORE && held[class as usize];
+        [truth.iter().map(|&class| held[class as usize]).collect(), truth.iter().zip(prediction).map(predicted).collect()]
     }
 
     /// Its voxels in a true and in a predicted segmentation.
     pub fn counts(&self, truth: &[u8], prediction: &[u8]) -> Counts {
-        Counts::of(&self.mask(truth), &self.mask(prediction))
+        let [truth, prediction] = self.masks(truth, prediction);
+        Counts::of(&truth, &prediction)
     }
 }
 
@@ -93,7 +96,7 @@ impl Scores {
 
 /// Scores of every group, in their order.
 ///
-/// `truth` and `prediction` are classes `[D, H, W]` of `shape`, `spacing` is millimetres along each axis. Distances are
+/// `truth` and `prediction` are classes `[D, H, W]` of `shape`, [`IGNORE`] in the truth where nothing is scored; `spacing` is millimetres along each axis. Distances are
 /// measured on this grid; `tolerance` is that of the normalised surface Dice, in millimetres. Errors: another number of voxels than
 /// `shape` says, a spacing that is not positive, a group with the background in it.
 pub fn score_case(
@@ -111,7 +114,7 @@ pub fn score_case(
     let voxel_ml = spacing.iter().product::<f64>() / 1000.0;
     let score = |group: &Group| {
         ensure!(!group.classes.contains(&0), "group {}: class 0 is the background, which is not scored", group.name);
-        let (truth, prediction) = (group.mask(truth), group.mask(prediction));
+        let [truth, prediction] = group.masks(truth, prediction);
         let counts = Counts::of(&truth, &prediction);
         let both = counts.truth > 0 && counts.prediction > 0;
         let surfaces = both.then(|| Surfaces::of(&truth, &prediction, shape, spacing)).flatten();
@@ -159,6 +162,17 @@ mod tests {
         let (both, missed) = ([one, one, none, None, one], [none, none, Some(374.0), None, none]);
         assert_eq!(challenge, [[one, one, none, none, one], missed, missed, both]);
         assert!(scores.iter().all(|s| s.with(Empty::Skip) == *s));
+    }
+
+    #[test]
+    fn what_nobody_labelled_is_in_neither_mask() {
+        // As if the last two voxels were not predicted, wherever the region lies.
+        let groups = [Group { name: "both".into(), classes: vec![1, 2] }, Group { name: "one".into(), classes: vec![2] }];
+        let score = |truth: &[u8], prediction: &[u8]| score_case(truth, prediction, [1, 2, 3], [1.; 3], &groups, 1.0).unwrap();
+        let (truth, prediction) = ([0, 1, 2, 2, IGNORE, IGNORE], [1, 1, 1, 2, 2, 1]);
+        assert_eq!(score(&truth, &prediction), score(&[0, 1, 2, 2, 0, 0], &[1, 1, 1, 2, 0, 0]));
+        let [both, one] = groups.each_ref().map(|group| group.counts(&truth, &prediction));
+        assert_eq!((both, one), (Counts { truth: 3, prediction: 4, both: 3 }, Counts { truth: 2, prediction: 1, both: 1 }));
     }
 
     #[test]

@@ -5,6 +5,7 @@ pub mod brats;
 pub mod case;
 pub mod errors;
 pub mod overlap;
+pub mod regions;
 pub mod summary;
 pub mod surface;
 pub mod table;

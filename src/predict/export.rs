@@ -59,7 +59,7 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path, windows: Option<(&Windo
     let encoder = config.build(&vs.root() / ENCODER.trim_end_matches('.'));
     let downstream = description.get("downstream");
     let decoder = PretrainedDecoder::find(&saved, &Value::Object(description.clone())).filter(|_| downstream.is_none());
-    let (script, state): (ScriptModule, Tensors) = match downstream {
+    let (script, state, outputs): (ScriptModule, Tensors, Option<Value>) = match downstream {
         None => {
             weights::load_encoder(&vs.variables(), &saved, &file, None)?;
             let above = decoder.as_ref().map(|given| build_decoder(given, &vs, encoder.as_ref())).transpose();
@@ -73,11 +73,11 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path, windows: Option<(&Windo
                 Some(decoder) => script.child(DECODER.trim_end_matches('.'), decoder.script()),
                 None => script,
             };
-            (script, vs.variables().into_iter().collect())
+            (script, vs.variables().into_iter().collect(), None)
         }
         Some(_) => {
             let model = Model::load(&file, DeviceChoice::Cpu, Precision::Fp32)?;
-            (model.script(&preprocess), model.state())
+            (model.script(&preprocess), model.state(), model.downstream.described_outputs())
         }
     };
 
@@ -114,6 +114,9 @@ pub fn export_run(run: &Run, which: &str, prefix: &Path, windows: Option<(&Windo
     }
     if let Some(downstream) = downstream {
         about["downstream"] = downstream.clone();
+    }
+    if let Some(outputs) = outputs {
+        about["outputs"] = outputs;
     }
     if let Some(decoder) = decoder {
         about["decoder"] = json!({ "task": decoder.task, "outputs": decoder.outputs()?.0 });

@@ -343,17 +343,17 @@ fn channels_of(wanted: &[String], found: &[String]) -> Result<Vec<usize>> {
 }
 
 impl PreparedScan {
-    /// What predicting so many classes takes of memory, if it is much. `probabilities` and `slices` as in [`PreparedScan::predict`].
-    pub fn memory(&self, window: &Window, slices: Option<Slices>, classes: usize, probabilities: bool) -> Option<String> {
+    /// What predicting so many outputs takes of memory, if it is much. `probabilities` and `slices` as in [`PreparedScan::predict`].
+    pub fn memory(&self, window: &Window, slices: Option<Slices>, outputs: usize, probabilities: bool) -> Option<String> {
         let ((channels, d, h, w), scan) = (self.image.dim(), self.header.shape);
-        let held = if probabilities { 2 * classes * voxels(scan) } else { 0 };
+        let held = if probabilities { 2 * outputs * voxels(scan) } else { 0 };
         // Windows are added up a slab at a time, but where slices run across another axis than the first.
         let planes = if slices.is_some_and(|s| s.orientation() != Orientation::IDENTITY) { d } else { window.patch[0].min(d) };
-        let values = 2 * channels * d * h * w + held + classes * planes * h * w;
-        let what = if probabilities { "classes and probabilities" } else { "classes" };
+        let values = 2 * channels * d * h * w + held + outputs * planes * h * w;
+        let what = if probabilities { "outputs and probabilities" } else { "outputs" };
         let shape = [d, h, w];
         let parts =
-            format!("{channels} channels of {shape:?} voxels, and {classes} {what} of {shape:?} and, in the file, {scan:?}");
+            format!("{channels} channels of {shape:?} voxels, and {outputs} {what} of {shape:?} and, in the file, {scan:?}");
         memory::line(memory::FLOAT * values + 2 * voxels(scan), &parts)
     }
 
@@ -373,7 +373,7 @@ impl PreparedScan {
         let size = [c, d, h, w].map(|n| n as i64);
         let tensor = Tensor::from_slice(image.as_standard_layout().as_slice().expect("standard layout")).reshape(size);
         drop(image);
-        let mut back = Back::new(origin, probabilities);
+        let mut back = Back::new(origin, window.decoding.clone(), probabilities);
         match slices.map(Slices::orientation).filter(|&sliced| sliced != Orientation::IDENTITY) {
             None => window.probabilities(&tensor, network, &mut |plane| back.plane(plane))?,
             Some(sliced) => {

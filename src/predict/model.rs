@@ -1,5 +1,6 @@
 //! A fine-tuned network, loaded for prediction.
 
+use crate::data::labelling::{Decoding, LabelRegion, Labelling};
 use crate::data::layouts::LabelValue;
 use crate::data::layouts::columns::Column;
 use crate::data::preprocess::Settings;
@@ -22,6 +23,7 @@ use crate::transform::augment::AugmentConfig;
 use crate::transform::mirror::Mirroring;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 use std::path::Path;
 use tch::nn::{self, VarStore};
 use tch::{Device, Tensor};
@@ -31,8 +33,12 @@ use tch::{Device, Tensor};
 #[serde(tag = "task", rename_all = "lowercase", deny_unknown_fields)]
 pub enum DownstreamConfig {
     Segmentation {
-        /// Class `k` is `labels[k]`, background first.
+        /// As the fields of [`Labelling`].
         labels: Vec<LabelValue>,
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        regions: Vec<LabelRegion>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        ignore: Option<i64>,
         /// Voxels of a window.
         patch: Shape,
         segmentation: SegmentationConfig,
@@ -75,6 +81,40 @@ impl DownstreamConfig {
             DownstreamConfig::Regression { column, .. } => Some(column),
         }
     }
+
+    pub fn segmentation(labelling: Labelling, patch: Shape, segmentation: SegmentationConfig) -> DownstreamConfig {
+        let Labelling { labels, regions, ignore } = labelling;
+        DownstreamConfig::Segmentation { labels, regions, ignore, patch, segmentation }
+    }
+
+    /// What the voxels' labels mean; of other tasks nothing.
+    pub fn labelling(&self) -> Labelling {
+        match self {
+            DownstreamConfig::Segmentation { labels, regions, ignore, .. } => {
+                Labelling { labels: labels.clone(), regions: regions.clone(), ignore: *ignore }
+            }
+            DownstreamConfig::Classification { .. } | DownstreamConfig::Regression { .. } => Labelling::default(),
+        }
+    }
+
+    /// What the logits of a segmentation are, and what makes probabilities of them, for users of an export.
+    pub fn described_outputs(&self) -> Option<Value> {
+        let DownstreamConfig::Segmentation { .. } = self else { return None };
+        let activation = match self.labelling().decoding() {
+            Decoding::Classes => "softmax",
+            Decoding::Regions(_) => "sigmoid",
+        };
+        Some(json!({ "names": self.outputs(), "activation": activation }))
+    }
+
+    /// Names of the network's outputs, in order; of a quantity none.
+    pub fn outputs(&self) -> Vec<String> {
+        match self {
+            DownstreamConfig::Segmentation { .. } => self.labelling().outputs().into_iter().map(str::to_owned).collect(),
+            DownstreamConfig::Classification { classes, .. } => classes.clone(),
+            DownstreamConfig::Regression { .. } => vec![],
+        }
+    }
 }
 
 /// Decoder, classifier or regressor of a fine-tuned run.
@@ -88,14 +128,15 @@ impl DownstreamHead {
     /// With new weights; its variables lie under the task's name.
     fn new(root: &nn::Path, encoder: &dyn Encoder, downstream: &DownstreamConfig) -> DownstreamHead {
         match downstream {
-            DownstreamConfig::Segmentation { labels, patch, segmentation } => {
-                let weights = vec![1.; labels.len()];
+            DownstreamConfig::Segmentation { patch, segmentation, .. } => {
+                let labelling = downstream.labelling();
+                let weights = vec![1.; labelling.outputs().len()];
                 DownstreamHead::Segmentation(SegmentationHead::new(
                     &(root / "segmentation"),
                     encoder,
                     segmentation,
                     *patch,
-                    labels,
+                    &labelling,
                     &weights,
                 ))
             }
@@ -225,11 +266,8 @@ impl Model {
     /// Mirror images that a prediction may be averaged over: all, but for those that classes with a side do not allow. Says what becomes
     /// of such classes, and along which axes the network has seen no mirror image.
     pub fn mirroring(&self) -> Result<Mirroring> {
-        let names: Vec<&str> = match &self.downstream {
-            DownstreamConfig::Segmentation { labels, .. } => labels.iter().map(|label| label.name.as_str()).collect(),
-            DownstreamConfig::Classification { classes, .. } => classes.iter().map(String::as_str).collect(),
-            DownstreamConfig::Regression { .. } => vec![],
-        };
+        let names = self.downstream.outputs();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
         let mut mirroring = Mirroring::new(&[], self.rank, self.slices, &names)?;
         if let DownstreamConfig::Classification { classification, .. } = &self.downstream
             && classification.outputs() == Outputs::Ordinal
@@ -253,11 +291,11 @@ impl Model {
         Ok(mirroring)
     }
 
-    /// The whole network as TorchScript, from an input to its logits, of a regression to the quantity; of a classification also to
+    /// The whole network as TorchScript, from an input to its logits, of a regression to the quantity; of the others also to
     /// `probabilities`. `source`: further methods.
     pub fn script(&self, source: &str) -> ScriptModule {
         let (name, above, methods) = match &self.above {
-            DownstreamHead::Segmentation(head) => ("decoder", head.script(), ""),
+            DownstreamHead::Segmentation(head) => ("decoder", head.script(), head.probabilities_source()),
             DownstreamHead::Classification(head) => ("head", head.script(), head.probabilities_source()),
             DownstreamHead::Regression(head) => ("head", head.script(), ""),
         };

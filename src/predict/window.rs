@@ -2,7 +2,7 @@
 //! length. Windows and weights are those of MONAI's `sliding_window_inference(mode="gaussian", sigma_scale=0.125)`; class
 //! probabilities, not logits, are averaged.
 
-use crate::data::preprocess::undo::argmax;
+use crate::data::labelling::Decoding;
 use crate::dim::{Rank, Shape};
 use crate::transform::mirror::Mirroring;
 use anyhow::{Result, ensure};
@@ -50,6 +50,14 @@ pub fn over_mirror_images(
     Ok(sum.expect("at least one combination") / combinations.len() as f64)
 }
 
+/// Of logits `[B, K, ...]`, float32.
+fn probabilities(decoding: &Decoding, logits: &Tensor) -> Tensor {
+    match decoding {
+        Decoding::Classes => logits.softmax(1, Kind::Float),
+        Decoding::Regions(_) => logits.to_kind(Kind::Float).sigmoid(),
+    }
+}
+
 /// How a scan is cut into windows, and what is done with each.
 #[derive(Clone, Debug)]
 pub struct Window {
@@ -63,6 +71,8 @@ pub struct Window {
     pub batch_size: usize,
     /// Average over all combinations of mirrored axes.
     pub mirroring: Option<Mirroring>,
+    /// What the network's outputs mean.
+    pub decoding: Decoding,
     pub device: Device,
 }
 
@@ -101,7 +111,7 @@ impl Window {
             );
             Ok(logits)
         };
-        let back = |logits: Tensor, axes: &[i64]| logits.softmax(1, Kind::Float).flip(axes);
+        let back = |logits: Tensor, axes: &[i64]| probabilities(&self.decoding, &logits).flip(axes);
         let mean = over_mirror_images(&x, self.rank, self.mirroring.as_ref(), &checked, &back)?;
         Ok(if images { mean.unsqueeze(2) } else { mean })
     }
@@ -120,14 +130,14 @@ impl Window {
         no_grad(|| self.slabs(image, network, sink))
     }
 
-    /// The most probable class of each voxel, `[D, H, W]` row-major; as [`Window::probabilities`].
+    /// The class of each voxel, `[D, H, W]` row-major; as [`Window::probabilities`].
     pub fn classes(&self, image: &Tensor, network: Forward) -> Result<Vec<u8>> {
         let plane = (image.size()[2] * image.size()[3]) as usize;
         let mut classes = Vec::with_capacity(plane * image.size()[1] as usize);
         self.probabilities(image, network, &mut |probabilities| {
             let from = classes.len();
             classes.resize(from + plane, 0);
-            argmax(probabilities, &mut classes[from..]);
+            self.decoding.classes(probabilities, &mut classes[from..]);
             Ok(())
         })?;
         Ok(classes)

@@ -2,6 +2,7 @@
 //! nearest does.
 
 use super::{Ridge, Standard};
+use crate::data::labelling::IGNORE;
 use crate::dim::Shape;
 use crate::metrics::overlap::Counts;
 use crate::nn::Level;
@@ -86,13 +87,13 @@ impl VoxelReadout {
     }
 
     /// At each of [`thresholds`], the Dice of each class above 0 where voxels that are ahead of class 0 by more are foreground. `truth`: class
-    /// of each voxel, below `classes`.
+    /// of each voxel, below `classes`, or [`IGNORE`], where nothing counts.
     pub fn dice(&self, maps: &Maps, truth: &[u8], classes: usize) -> Vec<Vec<Option<f64>>> {
         let (class, ahead) = self.foreground(maps);
         // Voxels by class and by how many thresholds they pass.
         let mut counts = vec![vec![Counts::default(); THRESHOLDS + 1]; classes];
         let limits: Vec<f32> = thresholds().collect();
-        for ((&class, &ahead), &truth) in class.iter().zip(&ahead).zip(truth) {
+        for ((&class, &ahead), &truth) in class.iter().zip(&ahead).zip(truth).filter(|(_, truth)| **truth != IGNORE) {
             let passed = &mut counts[usize::from(class)][limits.partition_point(|limit| ahead > *limit)];
             passed.prediction += 1;
             passed.both += u64::from(class == truth);
@@ -167,6 +168,17 @@ mod tests {
                 let mask = |of: &[u8], class: u8| of.iter().map(|&c| c == class).collect::<Vec<bool>>();
                 let wanted = [1, 2].map(|class| Counts::of(&mask(&truth, class), &mask(&predicted, class)).dice());
                 assert_eq!(found, wanted, "at {threshold}");
+            }
+            // Where nobody labelled, nothing is right or wrong: as if the voxels were not there.
+            let sparse: Vec<u8> = truth.iter().enumerate().map(|(i, &c)| if i % 4 == 1 { c } else { IGNORE }).collect();
+            let (classes, ahead) = readout.foreground(&maps);
+            for (threshold, found) in thresholds().zip(readout.dice(&maps, &sparse, 3)) {
+                let kept = |i: &usize| sparse[*i] != IGNORE;
+                let mask =
+                    |class: u8| (0..sparse.len()).filter(kept).map(|i| ahead[i] > threshold && classes[i] == class).collect();
+                let true_mask = |class: u8| (0..sparse.len()).filter(kept).map(|i| sparse[i] == class).collect();
+                let dice = |(truth, prediction): (Vec<bool>, Vec<bool>)| Counts::of(&truth, &prediction).dice();
+                assert_eq!(found, [1, 2].map(|class| dice((true_mask(class), mask(class)))), "at {threshold}");
             }
         }
     }

@@ -3,6 +3,7 @@
 use super::canvas::{Canvas, text_width, wrap};
 use super::sheet::{BACKGROUND, BRIGHT, DIM, FAINT, MARGIN, Panel, TEXT, TITLE, Zoom, grey, upright, window};
 use super::surface::{Align, Color, Surface};
+use crate::data::labelling::is_foreground;
 use anyhow::{Result, ensure};
 use ndarray::{ArrayView2, ArrayView3, Axis};
 use std::path::Path;
@@ -12,7 +13,7 @@ pub struct CaseView<'a> {
     /// Why it is shown, which it is, and its scores.
     pub caption: String,
     pub image: ArrayView3<'a, f32>,
-    /// Classes; 0 is background.
+    /// Classes; 0 is background, [`IGNORE`](crate::data::labelling::IGNORE) is drawn as it.
     pub truth: ArrayView3<'a, u8>,
     pub prediction: ArrayView3<'a, u8>,
 }
@@ -141,7 +142,7 @@ impl<'a> CaseRow<'a> {
                 let shade = if value.is_finite() { grey(value, self.window) } else { 0 };
                 let (x, y) = ((left + u * up) as i64, (top + v * up) as i64);
                 canvas.rectangle(x, y, up, up, [shade; 3]);
-                let Some(classes) = classes.filter(|c| c[[row, column]] != 0) else { continue };
+                let Some(classes) = classes.filter(|c| is_foreground(c[[row, column]])) else { continue };
                 let class = classes[[row, column]];
                 let other = |dv: isize, du: isize| {
                     let at = (row.checked_add_signed(dv * down as isize), column.checked_add_signed(du * down as isize));
@@ -164,7 +165,7 @@ impl<'a> CaseRow<'a> {
 
 /// The slice along the last axis with most foreground, the first of equals; `None` without foreground.
 fn fullest(classes: ArrayView3<u8>) -> Option<usize> {
-    let counts = classes.axis_iter(Axis(2)).map(|slice| slice.iter().filter(|&&c| c != 0).count());
+    let counts = classes.axis_iter(Axis(2)).map(|slice| slice.iter().filter(|&&c| is_foreground(c)).count());
     let (slice, count) = counts.enumerate().max_by(|a, b| a.1.cmp(&b.1).then(b.0.cmp(&a.0)))?;
     (count > 0).then_some(slice)
 }

@@ -1,6 +1,7 @@
-//! Where the foreground of labelled scans lies, and patches that are sure to hold some of it.
+//! Where the foreground of labelled scans lies, and patches that are sure to hold some of it, or of what is labelled at all.
 
 use crate::data::Scans;
+use crate::data::labelling::{IGNORE, Labelling};
 use crate::data::store::Subset;
 use crate::dim::{Region, Shape, voxels};
 use crate::rng::{self, Rng, Stream};
@@ -25,18 +26,21 @@ struct ClassVoxels {
     counts: Vec<u64>,
     /// For each class above 0 that the scan has, up to [`REMEMBERED`] voxels, row-major.
     positions: Vec<Vec<u32>>,
+    /// As many of all voxels that are labelled; none where every voxel is.
+    labelled: Vec<u32>,
 }
 
 impl Foreground {
     /// Reads the labels of all scans once. Where a class has more than 4096 voxels in a scan, as many are drawn, the same ones
-    /// each time and in each subset. Errors, naming the file: a scan without a label, a class that is not below `classes`; and
+    /// each time and in each subset. Errors, naming the file: a scan without a label, a class that is not of `labelling`; and
     /// if no scan has any foreground.
-    pub fn of(subset: &Subset, classes: usize) -> Result<Foreground> {
+    pub fn of(subset: &Subset, labelling: &Labelling) -> Result<Foreground> {
+        let classes = labelling.labels.len();
         let scans = (0..subset.len())
             .into_par_iter()
             .map(|scan| {
                 let file = file(subset, scan);
-                ClassVoxels::read(subset, scan, classes).with_context(|| file.display().to_string())
+                ClassVoxels::read(subset, scan, classes, labelling.ignore.is_some()).with_context(|| file.display().to_string())
             })
             .collect::<Result<Vec<ClassVoxels>>>()?;
         let found = Foreground { scans, classes };
@@ -55,24 +59,28 @@ impl Foreground {
         !self.scans[scan].positions.is_empty()
     }
 
-    /// Voxels of each class over all scans, class 0 first.
+    /// Voxels of each class over all scans, class 0 first; those that nobody labelled are not counted.
     pub fn per_class_counts(&self) -> Vec<u64> {
         (0..self.classes).map(|class| self.scans.iter().map(|scan| scan.counts[class]).sum()).collect()
     }
 
     /// Draws a patch of a scan. With `foreground`, one of the classes that the scan has is drawn, then one of its voxels, then one
-    /// of the patches that contain it, each uniformly; a scan without foreground, and `foreground` false, give a uniform patch.
+    /// of the patches that contain it, each uniformly; a scan without foreground, and `foreground` false, give a uniform patch, and where
+    /// only some voxels are labelled, one that contains one of these (nnU-Net does the same).
     ///
     /// The voxel is not put in the middle of the patch, as nnU-Net does: the network would learn that what it looks for lies
     /// in the middle, and the rim, which sliding-window prediction reads too, would be trained on background.
     ///
     /// A scan that is smaller than the patch lies as [`Padded`](super::padded::Padded) has it.
     pub fn region(&self, scan: usize, patch: Shape, foreground: bool, rng: &mut Rng) -> Region {
-        let ClassVoxels { shape, positions, .. } = &self.scans[scan];
+        let ClassVoxels { shape, positions, labelled, .. } = &self.scans[scan];
         let (extent, before) = extended(*shape, patch);
-        let voxel = (foreground && !positions.is_empty()).then(|| {
-            let class = &positions[rng.random_range(0..positions.len())];
-            let index = class[rng.random_range(0..class.len())] as usize;
+        let among = match foreground && !positions.is_empty() {
+            true => &positions[rng.random_range(0..positions.len())],
+            false => labelled,
+        };
+        let voxel = (!among.is_empty()).then(|| {
+            let index = among[rng.random_range(0..among.len())] as usize;
             let at = [index / (shape[1] * shape[2]), index / shape[2] % shape[1], index % shape[2]];
             std::array::from_fn::<_, 3, _>(|a| at[a] + before[a])
         });
@@ -86,28 +94,39 @@ impl Foreground {
 }
 
 impl ClassVoxels {
-    fn read(subset: &Subset, scan: usize, classes: usize) -> Result<ClassVoxels> {
+    /// `sparse`: voxels may be of [`IGNORE`].
+    fn read(subset: &Subset, scan: usize, classes: usize, sparse: bool) -> Result<ClassVoxels> {
         let shape = subset.shape(scan);
         let n = voxels(shape);
         ensure!(u32::try_from(n).is_ok(), "{shape:?} voxels are more than 2^32");
         let label = subset.whole_label(scan)?;
         let mut all = [0u64; 256];
         label.iter().for_each(|&class| all[usize::from(class)] += 1);
+        let ignored = if sparse { std::mem::take(&mut all[usize::from(IGNORE)]) } else { 0 };
         let strange = (classes..256).find(|&class| all[class] > 0);
         if let Some(class) = strange {
             anyhow::bail!("the label holds class {class} ({} voxels), the task has classes 0 to {}", all[class], classes - 1);
         }
-        let positions = (1..classes).filter(|&class| all[class] > 0).map(|class| {
-            let (count, store_scan) = (all[class] as usize, subset.scan(scan) as u64);
-            let mut rng = rng::rng(0, Stream::Foreground, store_scan, class as u64);
-            let mut chosen = rand::seq::index::sample(&mut rng, count, count.min(REMEMBERED)).into_vec();
-            chosen.sort_unstable();
-            let mut chosen = chosen.into_iter().peekable();
-            let of_class = label.iter().enumerate().filter(|&(_, &c)| usize::from(c) == class);
-            of_class.enumerate().filter(|(nth, _)| chosen.next_if_eq(nth).is_some()).map(|(_, (at, _))| at as u32).collect()
-        });
-        Ok(ClassVoxels { id: subset.id(scan).into(), shape, positions: positions.collect(), counts: all[..classes].to_vec() })
+        let draws = |class: u8| rng::rng(0, Stream::Foreground, subset.scan(scan) as u64, class.into());
+        let there = (1..classes as u8).filter(|&class| all[usize::from(class)] > 0);
+        let of = |class: u8| remembered(&label, all[usize::from(class)], draws(class), |c| c == class);
+        let positions = there.map(of).collect();
+        let labelled = match ignored {
+            0 => vec![],
+            _ => remembered(&label, n as u64 - ignored, draws(IGNORE), |class| class != IGNORE),
+        };
+        Ok(ClassVoxels { id: subset.id(scan).into(), shape, positions, labelled, counts: all[..classes].to_vec() })
     }
+}
+
+/// Up to [`REMEMBERED`] of the `count` voxels whose class `is` is true of, drawn.
+fn remembered(label: &[u8], count: u64, mut draws: Rng, is: impl Fn(u8) -> bool) -> Vec<u32> {
+    let count = count as usize;
+    let mut chosen = rand::seq::index::sample(&mut draws, count, count.min(REMEMBERED)).into_vec();
+    chosen.sort_unstable();
+    let mut chosen = chosen.into_iter().peekable();
+    let those = label.iter().enumerate().filter(|&(_, &class)| is(class));
+    those.enumerate().filter(|(nth, _)| chosen.next_if_eq(nth).is_some()).map(|(_, (at, _))| at as u32).collect()
 }
 
 /// A subject's file in the store.
@@ -128,7 +147,7 @@ fn some(scans: &[ClassVoxels]) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::data::layouts::{Layout, Volumes};
+    use crate::data::layouts::{LabelValue, Layout, Volumes};
     use crate::data::preprocess::{Dtype, Grid, Intensity, Settings, Threshold};
     use crate::data::store::{Entry, Index, Store, file, file_name};
     use ndarray::Array3;
@@ -180,6 +199,11 @@ pub(crate) mod tests {
         Some(label)
     }
 
+    /// So many classes.
+    pub fn plain(classes: usize) -> Labelling {
+        (0..classes as i64).map(LabelValue::unnamed).collect::<Vec<_>>().into()
+    }
+
     pub fn all(store: &Store) -> Subset {
         store.subset(store.ids()).unwrap()
     }
@@ -190,7 +214,7 @@ pub(crate) mod tests {
         let voxels = [([0, 0, 0], 1), ([8, 11, 6], 2), ([4, 5, 3], 2), ([8, 0, 6], 4)];
         let flat = [([0, 3, 9], 3)];
         let store = store(folder.path(), &[label([9, 12, 7], &voxels), label([1, 8, 10], &flat), label([9, 9, 9], &[])]);
-        let found = Foreground::of(&all(&store), 5).unwrap();
+        let found = Foreground::of(&all(&store), &plain(5)).unwrap();
         assert_eq!(found.per_class_counts(), [9 * 12 * 7 + 80 + 729 - 5, 1, 2, 1, 1]);
         assert_eq!([0, 1, 2].map(|scan| found.has(scan)), [true, true, false]);
         let mut rng = rng::rng(1, Stream::Train, 0, 0);
@@ -221,7 +245,7 @@ pub(crate) mod tests {
         let mut voxels: Vec<([usize; 3], u8)> = (0..40).map(|i| ([0, 4, 20 + 2 * i], 2)).collect();
         voxels.push(([0, 4, 8], 1));
         let store = store(folder.path(), &[label([1, 9, 110], &voxels)]);
-        let found = Foreground::of(&all(&store), 3).unwrap();
+        let found = Foreground::of(&all(&store), &plain(3)).unwrap();
         let mut rng = rng::rng(2, Stream::Train, 0, 0);
         let draws = 8000;
         let starts: Vec<Shape> = (0..draws).map(|_| found.region(0, [1, 3, 5], true, &mut rng).start).collect();
@@ -243,14 +267,46 @@ pub(crate) mod tests {
         let folder = tempfile::tempdir().unwrap();
         let big = Array3::from_shape_fn((40, 40, 40), |(d, _, _)| u8::from(d >= 20));
         let store = store(folder.path(), &[label([4; 3], &[([1, 2, 3], 1)]), Some(big.clone())]);
-        let found = Foreground::of(&all(&store), 2).unwrap();
+        let found = Foreground::of(&all(&store), &plain(2)).unwrap();
         assert_eq!(found.scans[0].positions, [vec![16 + 8 + 3]]);
         let positions = &found.scans[1].positions[0];
         assert_eq!(positions.len(), REMEMBERED);
         assert!(positions.windows(2).all(|w| w[0] < w[1]) && positions.iter().all(|&p| p >= 20 * 1600));
         uniform((20..40).map(|d| positions.iter().filter(|&&p| p / 1600 == d).count()), REMEMBERED);
-        let alone = Foreground::of(&store.subset(&["s1".into()]).unwrap(), 2).unwrap();
+        let alone = Foreground::of(&store.subset(&["s1".into()]).unwrap(), &plain(2)).unwrap();
         assert_eq!(&alone.scans[0].positions[0], positions);
+    }
+
+    #[test]
+    fn patches_lie_where_voxels_are_labelled() {
+        let folder = tempfile::tempdir().unwrap();
+        // Background in one place, a class in another, nobody labelled the rest; and a scan where all is labelled.
+        let mut sparse = Array3::from_elem((12, 12, 40), IGNORE);
+        sparse.slice_mut(ndarray::s![3..5, 4..6, 2..4]).fill(0);
+        sparse[[9, 9, 30]] = 2;
+        let dense = label([12, 12, 40], &[([1, 2, 3], 1)]);
+        let scans = all(&store(folder.path(), &[Some(sparse), dense]));
+        let labelling = Labelling { ignore: Some(9), ..plain(3) };
+        let found = Foreground::of(&scans, &labelling).unwrap();
+        // Over what is labelled alone.
+        assert_eq!(found.per_class_counts(), [8 + 12 * 12 * 40 - 1, 1, 1]);
+        let mut rng = rng::rng(1, Stream::Train, 0, 0);
+        let draws = 900;
+        let mut starts = |scan, wanted| -> Vec<Shape> {
+            (0..draws).map(|_| found.region(scan, [4, 4, 4], wanted, &mut rng).start).collect()
+        };
+        let reaches = |start: &Shape, at: Shape| (0..3).all(|a| (start[a]..start[a] + 4).contains(&at[a]));
+        assert!(starts(0, true).iter().all(|start| reaches(start, [9, 9, 30])));
+        let any = starts(0, false);
+        let of_class = any.iter().filter(|start| reaches(start, [9, 9, 30])).count();
+        let others = any.iter().filter(|&&[d, h, w]| d <= 4 && h <= 5 && w <= 3).count();
+        // One of nine labelled voxels.
+        assert!(of_class + others == draws && (60..140).contains(&of_class), "{of_class} and {others} of {draws}");
+        assert!(starts(1, false).iter().any(|start| start[2] > 20), "anywhere where all is labelled");
+
+        // Without a value for it, the class is a strange one.
+        let error = format!("{:#}", Foreground::of(&scans, &plain(3)).err().unwrap());
+        assert!(error.contains("s0.safetensors") && error.contains("class 255 (5751 voxels)"), "{error}");
     }
 
     #[test]
@@ -260,13 +316,13 @@ pub(crate) mod tests {
         let store = store(folder.path(), &[label([4; 3], &[]), None, strange]);
         let error = |ids: &[&str], classes| {
             let ids: Vec<String> = ids.iter().map(|id| id.to_string()).collect();
-            format!("{:#}", Foreground::of(&store.subset(&ids).unwrap(), classes).err().unwrap())
+            format!("{:#}", Foreground::of(&store.subset(&ids).unwrap(), &plain(classes)).err().unwrap())
         };
         let message = error(&["s0", "s2"], 4);
         assert!(message.contains("s2.safetensors") && message.contains("class 5 (1 voxels)"), "{message}");
         assert!(message.contains("classes 0 to 3"), "{message}");
         assert!(error(&["s0", "s1"], 4).contains("s1.safetensors"));
         assert!(error(&["s0"], 4).contains("no foreground, only class 0 (s0)"));
-        assert!(Foreground::of(&store.subset(&["s2".into()]).unwrap(), 6).is_ok());
+        assert!(Foreground::of(&store.subset(&["s2".into()]).unwrap(), &plain(6)).is_ok());
     }
 }

@@ -15,7 +15,7 @@ pub fn extended(shape: Shape, least: Shape) -> (Shape, Shape) {
 }
 
 /// Scans of which none is smaller than `least`. Around a smaller one lies each channel's smallest value, and class 0 of its label, as nnU-Net
-/// pads them and as whole scans are predicted.
+/// pads them and as whole scans are predicted; where voxels may be unlabelled, what is around is, so that it outweighs nothing.
 pub struct Padded {
     scans: Arc<dyn Scans>,
     least: Shape,
@@ -104,6 +104,10 @@ impl Scans for Padded {
         self.scans.spacing(scan)
     }
 
+    fn class_outside(&self) -> u8 {
+        self.scans.class_outside()
+    }
+
     fn zero_is_mean(&self) -> bool {
         self.scans.zero_is_mean()
     }
@@ -121,7 +125,7 @@ impl Scans for Padded {
             return self.scans.label(scan, region, orientation, out);
         }
         let read = |held: Region, out: &mut [u8]| self.scans.label(scan, held, Orientation::IDENTITY, out);
-        self.cut(scan, region, orientation, &[0], out, read)
+        self.cut(scan, region, orientation, &[self.class_outside()], out, read)
     }
 
     fn class(&self, scan: usize) -> Option<u8> {
@@ -136,8 +140,10 @@ impl Scans for Padded {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::labelling::IGNORE;
+    use crate::data::store::{Index, Store};
     use crate::rng::{Stream, rng};
-    use crate::sample::foreground::tests::{all, store};
+    use crate::sample::foreground::tests::{all, plain, store};
     use crate::tasks::tests::scans;
     use ndarray::Array3;
     use rand::Rng as _;
@@ -184,7 +190,7 @@ mod tests {
         let label = Array3::from_shape_fn((4, 6, 3), |x| u8::from(x == (3, 1, 2)));
         let store = store(folder.path(), &[Some(label), Some(Array3::from_elem((12, 12, 12), 1))]);
         let (subset, patch) = (all(&store), [6, 4, 8]);
-        let found = crate::sample::foreground::Foreground::of(&subset, 2).unwrap();
+        let found = crate::sample::foreground::Foreground::of(&subset, &plain(2)).unwrap();
         let padded = Padded::around(Arc::new(subset), patch);
         assert_eq!((padded.shape(0), padded.shape(1)), ([6, 6, 8], [12; 3]));
         let whole = padded.whole_label(0).unwrap();
@@ -197,5 +203,16 @@ mod tests {
             padded.label(0, region, Orientation::IDENTITY, &mut out).unwrap();
             assert_eq!(out.iter().filter(|&&class| class == 1).count(), 1);
         }
+        // Where voxels may be unlabelled, those around the scan are.
+        let mut index = Index::read(folder.path()).unwrap();
+        index.ignore = Some(9);
+        index.write(folder.path()).unwrap();
+        let padded = Padded::around(Arc::new(all(&Store::open(folder.path()).unwrap())), patch);
+        let sparse = padded.whole_label(0).unwrap();
+        let around = sparse.iter().zip(&whole).filter(|&(&class, _)| class == IGNORE);
+        assert_eq!(
+            (around.clone().count(), around.filter(|(_, class)| **class == 0).count()),
+            (6 * 6 * 8 - 72, 6 * 6 * 8 - 72)
+        );
     }
 }

@@ -1,17 +1,19 @@
-//! Segmentation: the class of every voxel, on the encoder that pretraining made (method 4 and 6).
+//! Segmentation: the class of every voxel, or the regions that it is in, on the encoder that pretraining made (method 4 and 6).
 //!
 //! The network is the encoder with a U-Net decoder. A sample is a patch of a scan with its label, both augmented alike; a given
 //! share of the patches contains foreground. Validation judges whole scans by hard Dice, case by case, the background left out
 //! (the reference averages the background in and pools voxels over cases).
 
+mod targets;
+
 use super::{Amounts, Batch, Downstream, Drawn, Head, MetricInfo, Outcome, Task, each_scan};
 use crate::data::Scans;
-use crate::data::layouts::LabelValue;
+use crate::data::labelling::{Decoding, Labelling};
 use crate::dim::{PerAxis, Rank, Shape, Sides, voxels};
 use crate::metrics::case::Group;
 use crate::metrics::overlap::Counts;
+use crate::metrics::regions;
 use crate::metrics::summary::mean;
-use crate::nn::loss::{DiceLoss, SMOOTH};
 use crate::nn::script::ScriptModule;
 use crate::nn::{Decoder, Encoder, Mode};
 use crate::predict::window::{Forward, Window, default_batch};
@@ -25,14 +27,15 @@ use rand::Rng as _;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use std::sync::Arc;
+use targets::VoxelTargets;
 use tch::{Device, Kind, Tensor, nn, no_grad};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "kebab-case")]
 pub enum Loss {
-    /// Soft Dice over the classes, the paper's
+    /// Soft Dice over the classes, the paper's, or over the regions
     Dice,
-    /// Soft Dice plus cross-entropy
+    /// Soft Dice plus cross-entropy, of regions binary cross-entropy
     DiceCe,
 }
 
@@ -100,9 +103,8 @@ pub struct Segmentation {
     config: SegmentationConfig,
     augmenter: Augmenter,
     patch: Shape,
-    /// Class `k` is `labels[k]`, background first.
-    labels: Vec<LabelValue>,
-    /// In the loss, one for each class.
+    labelling: Labelling,
+    /// In the loss, one for each output.
     weights: Vec<f64>,
     /// Masks that whole scans are judged by.
     groups: Vec<Group>,
@@ -115,20 +117,21 @@ pub struct Segmentation {
 pub const DECODER: &str = "segmentation.decoder.";
 
 impl Segmentation {
-    /// `patch`: shape of the training patches; `weights`: of each class in the loss, not all 0 for the foreground; `foreground`: of the
+    /// `patch`: shape of the training patches; `weights`: of each output in the loss, not all 0 for the foreground; `foreground`: of the
     /// scans that [`Task::sample`] will be given.
     pub fn new(
         config: &SegmentationConfig,
         augmenter: Augmenter,
         patch: Shape,
-        labels: Vec<LabelValue>,
+        labelling: Labelling,
         weights: Vec<f64>,
         foreground: Arc<Foreground>,
     ) -> Result<Self> {
-        ensure!(weights[1..].iter().any(|w| *w > 0.), "--class-weights are all 0 for the foreground: {weights:?}");
-        let groups = Group::classes(&labels);
+        let background = usize::from(labelling.regions.is_empty());
+        ensure!(weights[background..].iter().any(|w| *w > 0.), "--class-weights are all 0 for the foreground: {weights:?}");
+        let groups = regions::groups(&regions::learnt(&labelling), &labelling);
         let config = config.clone();
-        Ok(Segmentation { config, augmenter, patch, labels, weights, groups, foreground, given_decoder: false })
+        Ok(Segmentation { config, augmenter, patch, labelling, weights, groups, foreground, given_decoder: false })
     }
 
     /// Judges whole scans by these masks, and not by each class: what chooses the best epoch is what the test scores.
@@ -178,12 +181,13 @@ impl Task for Segmentation {
         let mut present: Vec<usize> = drawn.targets.iter().map(|&t| t as usize).collect();
         present.sort_unstable();
         present.dedup();
-        present.iter().map(|&k| self.labels[k].name.as_str()).collect::<Vec<_>>().join(", ")
+        let name = |class: &usize| self.labelling.labels.get(*class).map_or("not labelled", |label| label.name.as_str());
+        present.iter().map(name).collect::<Vec<_>>().join(", ")
     }
 
     fn head(&self, vs: &nn::Path, encoder: &dyn Encoder) -> Result<Box<dyn Head>> {
         Decoder::check_input(encoder, self.patch).context("--patch")?;
-        let head = SegmentationHead::new(vs, encoder, &self.config, self.patch, &self.labels, &self.weights);
+        let head = SegmentationHead::new(vs, encoder, &self.config, self.patch, &self.labelling, &self.weights);
         let decoder = head.decoder.given(self.given_decoder);
         Ok(Box::new(SegmentationHead { groups: self.groups.clone(), decoder, ..head }))
     }
@@ -192,7 +196,7 @@ impl Task for Segmentation {
         Amounts { batch: 2, draws: 2, epochs: 20 }
     }
 
-    /// Dice over a batch's foreground voxels, all classes pooled.
+    /// Dice over a batch's foreground voxels, all classes or regions pooled.
     fn metrics(&self) -> Vec<MetricInfo> {
         vec![MetricInfo { name: DICE, chance: None }]
     }
@@ -217,8 +221,9 @@ fn summarise(groups: &[Group], counts: &[Vec<Counts>]) -> Vec<(String, f64)> {
 pub struct Predicted {
     /// `[C, D, H, W]`.
     pub image: Vec<f32>,
-    /// Classes, `[D, H, W]`, as the others.
+    /// Classes, `[D, H, W]`, [`IGNORE`](crate::data::labelling::IGNORE) where nobody labelled.
     pub truth: Vec<u8>,
+    /// Predicted classes, of the same extent.
     pub classes: Vec<u8>,
 }
 
@@ -244,8 +249,8 @@ impl Predicted {
 pub struct SegmentationHead {
     decoder: Decoder,
     config: SegmentationConfig,
-    /// Of each class in the loss.
-    weights: Vec<f64>,
+    targets: VoxelTargets,
+    decoding: Decoding,
     /// Masks that whole scans are judged by.
     groups: Vec<Group>,
     rank: Rank,
@@ -253,23 +258,42 @@ pub struct SegmentationHead {
 }
 
 impl SegmentationHead {
-    /// The network above the encoder, for whole scans in windows of `patch` voxels; `weights`: of each of `labels` in the loss.
+    /// The network above the encoder, for whole scans in windows of `patch` voxels; `weights`: of each output in the loss.
     pub fn new(
         vs: &nn::Path,
         encoder: &dyn Encoder,
         config: &SegmentationConfig,
         patch: Shape,
-        labels: &[LabelValue],
+        labelling: &Labelling,
         weights: &[f64],
     ) -> Self {
-        let decoder = Decoder::new(vs / "decoder", encoder, labels.len() as i64, config.deep_supervision);
-        let (groups, weights, rank) = (Group::classes(labels), weights.to_vec(), encoder.rank());
-        SegmentationHead { decoder, config: config.clone(), weights, groups, rank, patch }
+        let decoder = Decoder::new(vs / "decoder", encoder, labelling.outputs().len() as i64, config.deep_supervision);
+        SegmentationHead {
+            decoder,
+            config: config.clone(),
+            targets: VoxelTargets::new(labelling, weights),
+            decoding: labelling.decoding(),
+            groups: regions::groups(&regions::learnt(labelling), labelling),
+            rank: encoder.rank(),
+            patch,
+        }
     }
 
     /// The decoder as TorchScript.
     pub fn script(&self) -> ScriptModule {
         self.decoder.script()
+    }
+
+    /// [`SegmentationHead::logits`](Downstream::logits) to probabilities, as a TorchScript method of the exported network.
+    pub fn probabilities_source(&self) -> &'static str {
+        match self.decoding {
+            Decoding::Classes => {
+                "def probabilities(self, x: Tensor) -> Tensor:\n    return torch.softmax(self.forward(x), 1)\n"
+            }
+            Decoding::Regions(_) => {
+                "def probabilities(self, x: Tensor) -> Tensor:\n    return torch.sigmoid(self.forward(x))\n"
+            }
+        }
     }
 
     /// Voxels of each group in a whole scan's label and in its prediction.
@@ -282,18 +306,13 @@ impl SegmentationHead {
         place: &dyn Fn(&Tensor) -> Result<()>,
     ) -> Result<Vec<Counts>> {
         let (rank, patch, overlap) = (self.rank, self.patch, self.config.overlap);
-        let window = Window { rank, patch, overlap, batch_size: default_batch(rank), mirroring: None, device };
+        let (batch_size, decoding) = (default_batch(rank), self.decoding.clone());
+        let window = Window { rank, patch, overlap, batch_size, mirroring: None, decoding, device };
         let predicted = Predicted::of(scans, scan, &window, &|x| {
             place(x)?;
             Ok(self.logits(encoder, x))
         })?;
         Ok(self.groups.iter().map(|group| group.counts(&predicted.truth, &predicted.classes)).collect())
-    }
-
-    /// Loss of logits `[B, K, ...]` against classes `[B, ...]` of the same extent.
-    fn loss(&self, logits: &Tensor, classes: &Tensor) -> Tensor {
-        let cross_entropy = self.config.loss == Loss::DiceCe;
-        DiceLoss { weights: &self.weights, background: false, cross_entropy }.of(logits, classes)
     }
 }
 
@@ -309,11 +328,11 @@ impl Head for SegmentationHead {
                 let step = t.size()[axis as usize] / logits.size()[axis as usize + 1];
                 if step == 1 { t } else { t.slice(axis, 0, None, step) }
             });
-            loss += self.loss(logits, &coarse) * weight;
+            loss += self.targets.loss(self.config.loss, logits, &coarse) * weight;
             total += weight;
             weight /= 2.;
         }
-        let metrics = vec![no_grad(|| pooled_dice(&logits[0], &classes))];
+        let metrics = vec![no_grad(|| self.targets.pooled_dice(&logits[0], &classes))];
         Outcome { loss: loss / total, metrics }
     }
 
@@ -338,15 +357,6 @@ impl Downstream for SegmentationHead {
         let counts = each_scan(scans, stop, |scan| self.counts(encoder, scans, scan, device, place))?;
         Ok(counts.map(|counts| summarise(&self.groups, &counts)))
     }
-}
-
-/// Hard Dice of all foreground classes and the whole batch pooled; 1 where there is no foreground at all.
-fn pooled_dice(logits: &Tensor, classes: &Tensor) -> Tensor {
-    let predicted = logits.argmax(1, false);
-    let [p, t] = [&predicted, classes].map(|x| x.not_equal(0));
-    let count = |x: Tensor| x.sum(Kind::Float);
-    let both = count(predicted.eq_tensor(classes).logical_and(&t));
-    (both * 2. + SMOOTH) / (count(p) + count(t) + SMOOTH)
 }
 
 #[cfg(test)]

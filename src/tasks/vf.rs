@@ -266,7 +266,8 @@ impl Head for VolumeFusionHead {
     fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome {
         let classes = batch.class_map();
         let logits = self.decoder.forward(encoder.forward(&batch.views.squeeze_dim(1), mode), mode).remove(0);
-        let loss = DiceLoss { weights: &self.weights, background: true, cross_entropy: true }.of(&logits, &classes);
+        let loss =
+            DiceLoss { weights: &self.weights, background: true, cross_entropy: true, ignore: None }.of(&logits, &classes);
         let metrics = no_grad(|| {
             let predicted = logits.argmax(1, false);
             let accuracy = predicted.eq_tensor(&classes).to_kind(Kind::Float).mean(Kind::Float);

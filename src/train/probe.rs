@@ -2,6 +2,7 @@
 //! training depends on it, but for the checkpoint that `--best probe` chooses.
 
 use crate::data::Scans;
+use crate::data::labelling::is_foreground;
 use crate::data::split::{Candidate, Split, subject};
 use crate::data::store::{Store, Subset};
 use crate::device::memory_format;
@@ -314,7 +315,7 @@ fn read(scans: &Subset, scan: usize, region: Region, channels: &[usize]) -> Resu
 fn patch(scans: &Subset, scan: usize, channels: &[usize], side: Shape, classes: usize, n: usize) -> Result<ProbeScan> {
     let (shape, label) = (scans.shape(scan), scans.whole_label(scan)?);
     let mut marked = shape.map(|n| vec![false; n]);
-    for (at, _) in label.iter().enumerate().filter(|(_, class)| **class > 0) {
+    for (at, _) in label.iter().enumerate().filter(|(_, class)| is_foreground(**class)) {
         let place = [at / (shape[1] * shape[2]), at / shape[2] % shape[1], at % shape[2]];
         place.iter().zip(&mut marked).for_each(|(&x, axis)| axis[x] = true);
     }
@@ -360,7 +361,7 @@ fn choose(own: &Store, needs: Needs, trained: &Store, split: &Split, n: usize) -
     for person in all.balanced_fraction(1., &needs.classes(own), SEED)? {
         for &scan in &people[person.as_str()] {
             let marks = || own.index().subjects[scan].marks();
-            let usable = needs != Needs::VoxelLabels || own.whole_label(scan)?.iter().any(|&class| class > 0);
+            let usable = needs != Needs::VoxelLabels || own.whole_label(scan)?.iter().any(|&class| is_foreground(class));
             if usable && !marks().any(|mark| taken.contains(mark)) {
                 taken.extend(marks());
                 chosen.push(own.id(scan).to_owned());

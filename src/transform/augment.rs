@@ -4,6 +4,7 @@
 use super::intensity::{self, IntensityChange, Stats};
 use super::mirror::{MirrorAxis, Mirroring};
 use super::resample::{self, Interpolation, Resample};
+use crate::data::labelling::{IGNORE, Labelling};
 use crate::data::slices::Slices;
 use crate::dim::{Rank, Shape, voxels};
 use crate::rng::{Rng, normal_pair};
@@ -110,10 +111,17 @@ impl Default for AugmentConfig {
 #[serde(deny_unknown_fields)]
 pub struct Augmentation {
     pub spatial: Resample,
+    /// Class of what enters from outside.
+    #[serde(default, skip_serializing_if = "is_background")]
+    pub outside: u8,
     /// Class that each class becomes, where left and right have changed places and classes have a side.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classes: Option<Vec<u8>>,
     pub channels: Vec<ChannelChange>,
+}
+
+fn is_background(class: &u8) -> bool {
+    *class == 0
 }
 
 /// Augmentation of images of one kind, with classes.
@@ -122,6 +130,8 @@ pub struct Augmenter {
     config: AugmentConfig,
     rank: Rank,
     mirroring: Mirroring,
+    /// Class of what enters from outside.
+    outside: u8,
 }
 
 /// Change of one channel's intensities, in the order of the fields; `None` leaves them as they are.
@@ -187,7 +197,7 @@ impl AugmentConfig {
     /// For images of a rank, or slices of volumes, with these classes; see [`Mirroring::new`]. [`AugmentConfig::check`] has been passed.
     pub fn augmenter(&self, rank: Rank, slices: Option<Slices>, classes: &[&str]) -> Result<Augmenter> {
         let mirroring = Mirroring::new(&self.flip_axes, rank, slices, classes).context("--aug-flip-axes")?;
-        Ok(Augmenter { config: self.clone(), rank, mirroring })
+        Ok(Augmenter { config: self.clone(), rank, mirroring, outside: 0 })
     }
 
     /// Whether there are mirror images.
@@ -221,12 +231,20 @@ impl Augmenter {
         self.mirroring.note.as_deref().filter(|_| self.config.mirrors())
     }
 
+    /// For labels that mean this; mirror images were drawn by the names of its outputs. Where only some voxels are labelled, what enters
+    /// from outside is not: there is so much of it that it would outweigh them.
+    pub fn of_labels(mut self, labelling: &Labelling) -> Augmenter {
+        self.mirroring.of_classes(labelling);
+        self.outside = if labelling.ignore.is_some() { IGNORE } else { 0 };
+        self
+    }
+
     /// Draws the augmentation of a sample with this many channels.
     pub fn draw(&self, channels: usize, rng: &mut Rng) -> Augmentation {
         let config = &self.config;
         if config.off {
             let channels = vec![ChannelChange::default(); channels];
-            return Augmentation { spatial: Resample::IDENTITY, classes: None, channels };
+            return Augmentation { spatial: Resample::IDENTITY, outside: self.outside, classes: None, channels };
         }
         let ranges =
             resample::ResampleRanges { flip: config.flip, right_angle: 0., degrees: config.degrees, zoom: config.scale.0 };
@@ -236,7 +254,8 @@ impl Augmenter {
             spatial = Resample { flip: spatial.flip, ..Resample::IDENTITY };
         }
         let classes = self.mirroring.classes(spatial.flip).map(<[u8]>::to_vec);
-        Augmentation { spatial, classes, channels: (0..channels).map(|_| config.draw_channel(rng)).collect() }
+        let channels = (0..channels).map(|_| config.draw_channel(rng)).collect();
+        Augmentation { spatial, outside: self.outside, classes, channels }
     }
 }
 
@@ -258,7 +277,7 @@ impl Augmentation {
 
     /// Augments `image`, `[C, D, H, W]`, and its `label`, `[D, H, W]`, both of `shape`, in place. In this order: flips, rotation and
     /// scaling in one map and one interpolation (image linear, label nearest; what enters from outside is the channel's minimum
-    /// and class 0); classes that have a side; then for each channel contrast and brightness, gamma, noise. Mean, minimum and range of a channel are those before
+    /// and of [`Augmentation::outside`]); classes that have a side; then for each channel contrast and brightness, gamma, noise. Mean, minimum and range of a channel are those before
     /// anything was changed. Flips alone are exact. Errors on lengths that disagree.
     pub fn apply(&self, image: &mut [f32], mut label: Option<&mut [u8]>, shape: Shape) -> Result<()> {
         let (n, channels) = (voxels(shape), self.channels.len());
@@ -282,7 +301,7 @@ impl Augmentation {
             self.spatial.apply(&input, shape, Interpolation::Linear, &fill, image).context("augmentation")?;
             if let Some(label) = label.as_deref_mut() {
                 let input = label.to_vec();
-                self.spatial.apply_label(&input, shape, label).context("augmentation")?;
+                self.spatial.apply_label(&input, shape, self.outside, label).context("augmentation")?;
             }
         } else if self.spatial.flip != [false; 3] {
             image.chunks_exact_mut(n).for_each(|channel| flip(channel, shape, self.spatial.flip));

@@ -1,5 +1,6 @@
 //! Mirror images: along which axes, and what they make of classes that have a side.
 
+use crate::data::labelling::Labelling;
 use crate::data::laterality::Laterality;
 use crate::data::slices::Slices;
 use crate::dim::Rank;
@@ -109,6 +110,23 @@ impl Mirroring {
         self.swap.as_ref().filter(|swap| flip[swap.axis]).map(|swap| &swap.classes[..])
     }
 
+    /// For the classes of labels whose outputs the mirror images were made for: a class becomes one that is in the regions which its own
+    /// regions become. Where there is none, left and right do not change places.
+    pub fn of_classes(&mut self, labelling: &Labelling) {
+        let Some(swap) = &mut self.swap else { return };
+        let members: Vec<Vec<usize>> = (0..labelling.labels.len()).map(|class| labelling.members(class as u8)).collect();
+        let partner = |(class, own): (usize, &Vec<usize>)| {
+            let mut mirrored: Vec<usize> = own.iter().map(|&output| swap.classes[output].into()).collect();
+            mirrored.sort_unstable();
+            let found = if mirrored == *own { Some(class) } else { members.iter().position(|other| *other == mirrored) };
+            found.map(|class| class as u8)
+        };
+        match members.iter().enumerate().map(partner).collect() {
+            Some(classes) => swap.classes = classes,
+            None => *self = self.clone().without_swap(),
+        }
+    }
+
     /// For outputs that no exchange of classes can mirror: not along the axis where classes change places.
     pub fn without_swap(mut self) -> Mirroring {
         if let Some(Swap { axis, .. }) = self.swap.take() {
@@ -135,6 +153,8 @@ impl Mirroring {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::labelling::LabelRegion;
+    use crate::data::layouts::LabelValue;
 
     const SIDED: [&str; 4] = ["background", "Right-Kidney", "spine", "Left-Kidney"];
 
@@ -162,6 +182,31 @@ mod tests {
             assert_eq!(mirroring.without_swap().axes, expected);
             assert!(without.combinations().iter().all(|&flip| without.classes(flip).is_none()));
         }
+    }
+
+    #[test]
+    fn classes_go_where_their_regions_go() {
+        let labelling = |regions: &[(&str, &[i64])]| Labelling {
+            labels: (0..6).map(LabelValue::unnamed).collect(),
+            regions: regions
+                .iter()
+                .map(|(name, values)| LabelRegion { name: name.to_string(), values: values.to_vec(), written: values[0] })
+                .collect(),
+            ignore: None,
+        };
+        let mirrored = |labelling: &Labelling| {
+            let mut mirroring = Mirroring::new(&[], Rank::Three, None, &labelling.outputs()).unwrap();
+            mirroring.of_classes(labelling);
+            mirroring
+        };
+        // A cyst of each kidney, a part that both have, and a spine.
+        let kidneys = labelling(&[("left kidney", &[1, 2]), ("cysts", &[2, 4]), ("right kidney", &[3, 4]), ("spine", &[5])]);
+        let found = mirrored(&kidneys);
+        assert_eq!(found.classes([true, false, false]), Some(&[0, 3, 4, 1, 2, 5][..]));
+        assert_eq!(found.classes([false, true, true]), None);
+        // The cyst of the left one has no counterpart.
+        let one = labelling(&[("left kidney", &[1, 2]), ("cyst", &[2]), ("right kidney", &[3, 4, 5])]);
+        assert_eq!((mirrored(&one).axes, mirrored(&one).classes([true; 3])), ([false, true, true], None));
     }
 
     #[test]

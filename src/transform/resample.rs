@@ -105,9 +105,9 @@ impl Resample {
         self.rows(input, shape, interpolation, fill, out, trilinear)
     }
 
-    /// As [`Resample::apply`], of a label `[D, H, W]`: the nearest voxel, 0 for what lies outside.
-    pub fn apply_label(&self, input: &[u8], shape: Shape, out: &mut [u8]) -> Result<()> {
-        self.rows(input, shape, Interpolation::Nearest, &[0], out, |voxels, _| voxels[0])
+    /// As [`Resample::apply`], of a label `[D, H, W]`: the nearest voxel, `outside` for what lies outside.
+    pub fn apply_label(&self, input: &[u8], shape: Shape, outside: u8, out: &mut [u8]) -> Result<()> {
+        self.rows(input, shape, Interpolation::Nearest, &[outside], out, |voxels, _| voxels[0])
     }
 
     /// `mix` joins the eight neighbours, by the weights of the higher ones.

@@ -66,7 +66,13 @@ def test_values_are_whole_numbers_but_for_rounding(tmp_path):
     label[10:12, 6:10, 6:10] = 1.9999
     data = organs(tmp_path / "data", label, 2)
     small = ["--size", 8, "--dtype", "f32"]
-    refused("preprocess", "--data", data, "--out", tmp_path / "a", *small, says=["s0_seg.nii.gz holds 0,1,2", "--labels 0,1,2"])
+    says = ["the 2 labels, the first ", "s0_seg.nii.gz, hold 0,1,2:", "--labels 0,1,2"]
+    refused("preprocess", "--data", data, "--out", tmp_path / "a", *small, says=says)
+    # Of all files, not of the first.
+    more = np.where(label > 1.5, 7, label).astype(np.float32)
+    save(more, data / "s1_seg.nii.gz")
+    refused("preprocess", "--data", data, "--out", tmp_path / "a", *small, says=["hold 0,1,2,7:", "--labels 0,1,2,7"])
+    save(label, data / "s1_seg.nii.gz")
     pretext3d("preprocess", "--data", data, "--out", tmp_path / "a", *small, "--labels", "0,1,2")
     stored, _ = tensors(tmp_path / "a" / "s0.safetensors")
     assert set(stored["label"].unique().tolist()) == {0, 1, 2}

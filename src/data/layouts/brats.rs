@@ -77,7 +77,7 @@ pub fn open(files: Files, separate: bool) -> Result<Dataset> {
     Ok(Dataset {
         layout: Layout::Brats,
         channels,
-        labels: complete.iter().any(|s| s.label.is_some()).then_some(labels),
+        labels: complete.iter().any(|s| s.label.is_some()).then(|| labels.into()),
         classes: None,
         columns: Columns::default(),
         subjects: complete,

@@ -2,13 +2,18 @@
 
 use super::{LabelValue, Labels};
 use crate::data::formats::stem;
+use crate::data::labelling::{IGNORE_NAME, LabelRegion, Labelling};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 pub const NAME: &str = "dataset.json";
+
+/// Where nnU-Net lists what each region is written as.
+const REGIONS_ORDER: &str = "regions_class_order";
 
 /// One entry of a list of scans.
 #[derive(Deserialize)]
@@ -56,7 +61,10 @@ pub struct Description {
 impl Description {
     /// Reads the `dataset.json` of a folder.
     pub fn read(root: &Path) -> Result<Description> {
-        let path = root.join(NAME);
+        Description::of_file(root.join(NAME))
+    }
+
+    fn of_file(path: PathBuf) -> Result<Description> {
         let text = std::fs::read(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
         // Editors put a byte order mark first.
         let text = text.strip_prefix("\u{feff}".as_bytes()).unwrap_or(&text);
@@ -104,8 +112,8 @@ impl Description {
         Ok(names)
     }
 
-    /// Label values from `{"0": "background"}` or `{"background": 0}`, by value; `None` if there are none, or if others are asked for.
-    pub fn labels(&self, wanted: Labels) -> Result<Option<Vec<LabelValue>>> {
+    /// Label values, by value; `None` if there are none, or if others are asked for.
+    pub fn labels(&self, wanted: Labels) -> Result<Option<Labelling>> {
         match wanted {
             Labels::Described => self.described_labels().context(
                 "preprocess does without this description with --labels and all values, background first, or with --no-labels",
@@ -114,36 +122,84 @@ impl Description {
         }
     }
 
-    fn described_labels(&self) -> Result<Option<Vec<LabelValue>>> {
+    /// From `{"0": "background"}`, or as nnU-Net writes them: `{"background": 0}`, with regions `{"tumour": [1, 2]}` and `{"ignore": 3}`.
+    fn described_labels(&self) -> Result<Option<Labelling>> {
         let Some(entries) = self.optional::<Map<String, Value>>("labels")?.filter(|entries| !entries.is_empty()) else {
             return Ok(None);
         };
         let path = self.path.display();
-        let mut labels = vec![];
+        // In the order of the file, which is that of nnU-Net's regions.
+        let mut named: Vec<(String, Vec<i64>)> = vec![];
+        let mut ignore = None;
         for (key, value) in &entries {
-            let label = match value {
-                Value::String(name) => key.parse().ok().map(|value| LabelValue { value, name: name.clone() }),
-                Value::Number(value) => value.as_i64().map(|value| LabelValue { value, name: key.clone() }),
-                Value::Array(_) => bail!(
-                    "{path}: label `{key}` is the region {value}; regions of several values are not supported, every label \
-                     needs one value of its own"
-                ),
-                _ => None,
+            let (name, values) = match value {
+                Value::String(name) => (name, key.parse().ok().map(|value| vec![value])),
+                Value::Array(values) => (key, values.iter().map(Value::as_i64).collect()),
+                value => (key, value.as_i64().map(|value| vec![value])),
             };
-            let label = label.with_context(|| {
-                format!("{path}: `labels`: expected a whole number and a name for each, found {key:?}: {value}")
+            let values = values.filter(|values: &Vec<i64>| !values.is_empty()).with_context(|| {
+                format!("{path}: `labels`: expected a name with a whole number, or of a region a list of them, found {key:?}: {value}")
             })?;
-            ensure!(label.name != "ignore", "{path}: an `ignore` label ({}) is not supported", label.value);
-            labels.push(label);
+            match (name.as_str(), &values[..], value) {
+                (IGNORE_NAME, &[one], Value::Number(_) | Value::String(_)) if ignore.is_none() => ignore = Some(one),
+                (IGNORE_NAME, ..) => bail!("{path}: `{IGNORE_NAME}`: expected one whole number, found {value}"),
+                _ => named.push((name.clone(), values)),
+            }
+        }
+        let mut labels: Vec<LabelValue> = vec![];
+        let has_regions = named.iter().any(|(_, values)| values.len() > 1);
+        let of_one = named.iter().filter(|(_, values)| values.len() == 1);
+        for (name, value) in of_one.map(|(name, values)| (name, values[0])) {
+            match labels.iter().find(|label| label.value == value) {
+                Some(_) if has_regions => {}
+                Some(other) => bail!("{path}: labels `{}` and `{name}` share the value {value}", other.name),
+                None => labels.push(LabelValue { value, name: name.clone() }),
+            }
+        }
+        // Values that are in regions of several only have no name of their own.
+        for &value in named.iter().flat_map(|(_, values)| values) {
+            if labels.iter().all(|label| label.value != value) {
+                labels.push(LabelValue::unnamed(value));
+            }
         }
         labels.sort_by_key(|l| l.value);
-        for pair in labels.windows(2) {
-            let [a, b] = pair else { unreachable!("windows of 2") };
-            ensure!(a.value != b.value, "{path}: labels `{}` and `{}` share the value {}", a.name, b.name, a.value);
-        }
         let first = labels.first().map(|l| l.value);
         ensure!(first == Some(0), "{path}: `labels`: expected 0 (background) as the lowest value, found {first:?}");
-        ensure!(labels.len() <= 256, "{path}: `labels`: at most 256 classes, found {}", labels.len());
-        Ok(Some(labels))
+        let regions = if has_regions { self.regions(named)? } else { vec![] };
+        let labelling = Labelling { labels, regions, ignore };
+        labelling.check_regions().with_context(|| path.to_string())?;
+        Ok(Some(labelling))
     }
+
+    /// The regions among named values: all but the background.
+    fn regions(&self, named: Vec<(String, Vec<i64>)>) -> Result<Vec<LabelRegion>> {
+        let path = self.path.display();
+        let named: Vec<_> = named.into_iter().filter(|(_, values)| values[..] != [0]).collect();
+        let names = named.iter().map(|(name, _)| name.as_str()).collect::<Vec<_>>().join(", ");
+        let order: Vec<i64> = self.optional(REGIONS_ORDER)?.with_context(|| {
+            format!(
+                "{path}: no `{REGIONS_ORDER}`, which labels of several values need: for each of {names} the value that a predicted voxel is \
+                 written as, a later one over an earlier one"
+            )
+        })?;
+        ensure!(
+            order.len() == named.len(),
+            "{path}: `{REGIONS_ORDER}`: {} values, expected one for each of {}: {names}",
+            order.len(),
+            named.len()
+        );
+        let region = |((name, mut values), written): ((String, Vec<i64>), i64)| {
+            let mut seen = HashSet::new();
+            values.retain(|value| seen.insert(*value));
+            LabelRegion { name, values, written }
+        };
+        Ok(named.into_iter().zip(order).map(region).collect())
+    }
+}
+
+/// What the labels of a description such as nnU-Net's `dataset.json` mean. Errors if it describes none.
+pub fn described_labels(file: &Path) -> Result<Labelling> {
+    let description = Description::of_file(file.to_owned())?;
+    let labels = description.described_labels()?;
+    labels.with_context(|| format!("{}: no `labels`; found {}", file.display(), description.keys()))
 }

@@ -20,9 +20,11 @@ mod volumes;
 
 use crate::data::formats;
 use crate::data::formats::dicom::Series;
+use crate::data::labelling::{IGNORE, Labelling};
 use anyhow::{Context, Result, bail, ensure};
 use columns::{Columns, Value, WantedColumns};
 use description::Description;
+pub use description::described_labels;
 pub use dicom::Wanted;
 use files::Files;
 pub use folder::is_unnamed_channel;
@@ -86,11 +88,18 @@ pub struct Subject {
     pub split: Option<String>,
 }
 
-/// A label value as stored by the owners, and what it means. Its class is its position in [`Dataset::labels`].
+/// A label value as stored by the owners, and what it means. Its class is its position in [`Labelling::labels`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LabelValue {
     pub value: i64,
     pub name: String,
+}
+
+impl LabelValue {
+    /// Of a value that has no name.
+    pub fn unnamed(value: i64) -> LabelValue {
+        LabelValue { value, name: format!("label {value}") }
+    }
 }
 
 /// A file that cannot be used.
@@ -139,8 +148,8 @@ pub struct Dataset {
     /// Channel names, e.g. `t1`, `flair`; what every subject has. For one 4D file a subject they come from the description,
     /// or are `NAME_0`, `NAME_1`.. after most headers.
     pub channels: Vec<String>,
-    /// Known label values, background first; `None`: without labels, or unknown until the labels are read.
-    pub labels: Option<Vec<LabelValue>>,
+    /// Known label values; `None`: without labels, or unknown until the labels are read.
+    pub labels: Option<Labelling>,
     /// Names of the classes of whole scans, e.g. grades of a disease; `None`: scans have no class.
     pub classes: Option<Vec<String>>,
     /// Columns of tables whose values scans have.
@@ -367,10 +376,11 @@ pub fn whole_label(value: f32) -> Option<i64> {
     is_whole.then_some(whole as i64)
 }
 
-/// Checks a list of label values. Errors: more than a byte tells apart, a value or a name that is there twice (scores are kept by
+/// Checks a list of label values. Errors: more than a byte tells apart beside [`IGNORE`], a value or a name that is there twice (scores are kept by
 /// name), a value that is too large.
 pub fn check_labels(labels: &[LabelValue]) -> Result<()> {
-    ensure!(labels.len() <= 256, "at most 256 label values, found {}", labels.len());
+    let most = usize::from(IGNORE);
+    ensure!(labels.len() <= most, "at most {most} label values, found {}", labels.len());
     for (n, label) in labels.iter().enumerate() {
         for other in &labels[..n] {
             ensure!(other.value != label.value, "label {} is named twice", label.value);
@@ -392,7 +402,7 @@ pub fn check_labels(labels: &[LabelValue]) -> Result<()> {
     Ok(())
 }
 
-/// Class of a label value: its position in [`Dataset::labels`]; `None` for a value that is not listed.
+/// Class of a label value: its position in [`Labelling::labels`]; `None` for a value that is not listed.
 pub fn class_of(labels: &[LabelValue], value: i64) -> Option<u8> {
     labels.iter().position(|l| l.value == value).and_then(|class| u8::try_from(class).ok())
 }

@@ -1,8 +1,9 @@
 //! Segmentation files that are to be compared, and which two belong to one case.
 
 use super::files::Files;
-use super::{LabelValue, Layout, Problem, Source, folder, open, recognise};
+use super::{Layout, Problem, Source, folder, open, recognise};
 use crate::data::formats;
+use crate::data::labelling::Labelling;
 use anyhow::{Result, bail, ensure};
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -23,8 +24,8 @@ pub struct Segmentation {
 /// The true segmentations.
 pub struct Truths {
     pub files: Vec<Segmentation>,
-    /// Label values, background first, where the dataset describes them.
-    pub labels: Option<Vec<LabelValue>>,
+    /// What their values mean, where the dataset describes it.
+    pub labels: Option<Labelling>,
     /// What was left out though it looks like data.
     pub problems: Vec<Problem>,
 }

@@ -78,7 +78,7 @@ fn faults(list: &[Problem], expected: &[(&str, &str)]) {
 }
 
 fn values(dataset: &Dataset) -> Vec<i64> {
-    dataset.labels.iter().flatten().map(|l| l.value).collect()
+    dataset.labels.iter().flat_map(|labelling| &labelling.labels).map(|l| l.value).collect()
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! A scan's label file: its values to classes, and the box that holds them.
 
 use super::Plan;
-use crate::data::layouts::{Source, class_of, whole_label};
+use crate::data::labelling::{Labelling, is_foreground};
+use crate::data::layouts::{Source, whole_label};
 use crate::data::volume::{Affine, same_grid};
 use crate::dim::{Region, Shape, voxels};
 use anyhow::{Context, Result, bail, ensure};
@@ -21,23 +22,23 @@ pub struct Outside {
 
 /// Classes of a label file's voxels, in RAS+ order. Errors on a value that is not listed.
 pub(super) fn read(source: &Source, plan: &Plan, shape: Shape, affine: &Affine) -> Result<Vec<u8>> {
-    let labels = plan.labels.as_deref().unwrap_or_default();
+    let none = Labelling::default();
+    let labels = plan.labels.as_ref().unwrap_or(&none);
     let (volume, _) = source.read_ras()?;
     ensure!(volume.channels() == 1, "{}: {} channels, expected a label of one", source.display(), volume.channels());
     same_grid("the image", shape, affine, &source.display(), &volume)?;
     let data = volume.data.as_slice().with_context(|| format!("{}: not contiguous", source.display()))?;
 
     // Owners' values are mostly small whole numbers: one look-up a voxel.
-    let table: Vec<Option<u8>> = (0..256).map(|value| class_of(labels, value)).collect();
+    let table: Vec<Option<u8>> = (0..256).map(|value| labels.class_of(value)).collect();
     let mut classes = Vec::with_capacity(voxels(shape));
     for &value in data {
         let class = whole_label(value).and_then(|whole| match usize::try_from(whole) {
             Ok(small) if small < table.len() => table[small],
-            _ => class_of(labels, whole),
+            _ => labels.class_of(whole),
         });
         let Some(class) = class else {
-            let known: Vec<String> = labels.iter().map(|l| l.value.to_string()).collect();
-            bail!("{}: label value {value}, expected one of {}", source.display(), known.join(", "))
+            bail!("{}: label value {value}, expected one of {}", source.display(), labels.values())
         };
         classes.push(class);
     }
@@ -65,20 +66,20 @@ pub(crate) fn values(source: &Source) -> Result<Vec<i64>> {
     Ok(values)
 }
 
-/// The smallest box that holds all voxels of classes other than 0; `None` if there are none.
+/// The smallest box that holds all voxels of the foreground's classes; `None` if there are none.
 pub(super) fn labelled_box(classes: &[u8], shape: Shape) -> Option<Region> {
     let mut inside = shape.map(|n| vec![false; n]);
-    for (row, classes) in classes.chunks_exact(shape[2]).enumerate().filter(|(_, row)| row.iter().any(|&class| class != 0)) {
+    for (row, classes) in classes.chunks_exact(shape[2]).enumerate().filter(|(_, row)| row.iter().any(|&c| is_foreground(c))) {
         inside[0][row / shape[1]] = true;
         inside[1][row % shape[1]] = true;
-        inside[2].iter_mut().zip(classes).for_each(|(inside, &class)| *inside |= class != 0);
+        inside[2].iter_mut().zip(classes).for_each(|(inside, &class)| *inside |= is_foreground(class));
     }
     Region::around(&inside)
 }
 
-/// How many voxels of classes other than 0 lie outside of a box.
+/// How many voxels of the foreground's classes lie outside of a box.
 pub(super) fn outside(classes: &[u8], shape: Shape, of: Region) -> usize {
-    let labelled = |classes: &[u8]| classes.iter().filter(|&&class| class != 0).count();
+    let labelled = |classes: &[u8]| classes.iter().filter(|&&class| is_foreground(class)).count();
     let [planes, rows, columns] = of.ranges();
     let inside = planes.flat_map(|d| rows.clone().map(move |h| (d * shape[1] + h) * shape[2]));
     labelled(classes) - inside.map(|row| labelled(&classes[row + columns.start..row + columns.end])).sum::<usize>()

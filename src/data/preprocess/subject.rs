@@ -4,7 +4,8 @@ use super::intensity::{self, Outliers};
 use super::label::{self, Outside};
 use super::{Grid, Placement, Settings, photo};
 use crate::data::identity::{self, hex};
-use crate::data::layouts::{LabelValue, Source, Subject, whole_label};
+use crate::data::labelling::{IGNORE, Labelling};
+use crate::data::layouts::{Source, Subject, whole_label};
 use crate::data::volume::{Affine, Volume, permute_affine, same_grid, spacing};
 use crate::dim::{Region, Shape};
 use crate::transform::spatial::Orientation;
@@ -23,8 +24,8 @@ pub struct Plan {
     pub available: Vec<String>,
     /// Positions in `available` of the channels to store, in order.
     pub channels: Vec<usize>,
-    /// Values of the labels, background first; `None`: labels are left out.
-    pub labels: Option<Vec<LabelValue>>,
+    /// What the labels mean; `None`: they are left out.
+    pub labels: Option<Labelling>,
 }
 
 /// What a subject's metadata say about where its voxels came from.
@@ -101,7 +102,12 @@ impl Plan {
     pub fn key(&self, subject: &Subject) -> Result<String> {
         let (images, label) = self.sources(subject)?;
         let mut hash = Sha256::new();
-        hash.update(serde_json::to_vec(&(&self.settings, &self.available, &self.channels, &self.labels))?);
+        // Regions are none of the stored file's business.
+        let labels = self.labels.as_ref().map(|labelling| &labelling.labels);
+        hash.update(serde_json::to_vec(&(&self.settings, &self.available, &self.channels, labels))?);
+        if let Some(ignore) = self.labels.as_ref().and_then(|labelling| labelling.ignore) {
+            hash.update(format!("\nignore {ignore}"));
+        }
         for source in images.into_iter().chain(label) {
             hash.update(format!("\n{}", source.fingerprint()?));
         }
@@ -148,7 +154,16 @@ pub fn prepare(subject: &Subject, plan: &Plan, tell: &dyn Fn(&str)) -> Result<Pr
     let stored = placement.image(&volume, &plan.settings).with_context(first)?;
     drop(volume);
     let outside = classes.as_ref().and_then(|classes| placement.outside(classes));
-    let label = classes.map(|classes| placement.label(&classes)).transpose()?;
+    let label = classes.map(|classes| placement.label(&classes)).transpose()?.filter(|stored| {
+        let any = stored.iter().any(|&class| class != IGNORE);
+        if !any {
+            tell(&format!(
+                "{}: no voxel of its label is labelled on the stored grid: kept as a scan without a label",
+                subject.id
+            ));
+        }
+        any
+    });
 
     let back = orientation.inverse();
     let original = back.output(scan);

@@ -2,6 +2,7 @@
 
 use super::Metadata;
 use super::resample::{self, Axis, Tap, mix};
+use crate::data::labelling::Decoding;
 use crate::data::volume::{Strides, gather, permute_affine, spacing};
 use crate::dim::{Region, Shape, voxels};
 use crate::transform::spatial::Orientation;
@@ -45,10 +46,11 @@ impl Origin {
     }
 }
 
-/// Brings class probabilities back, plane by plane as they come: linear interpolation of each class in the box, the most
-/// probable class a voxel, class 0 outside the foreground, axes turned to the file's.
+/// Brings probabilities back, plane by plane as they come: linear interpolation of each output in the box, the class of each
+/// voxel, class 0 outside the foreground, axes turned to the file's.
 pub struct Back {
     origin: Origin,
+    decoding: Decoding,
     inverse: [Axis; 3],
     /// Along the first axis, one for each plane of the box.
     taps: Vec<Tap>,
@@ -66,14 +68,26 @@ pub struct Back {
 }
 
 impl Back {
-    /// `probabilities`: keep them too, which takes 4 bytes a class for each voxel of the scan.
-    pub fn new(origin: Origin, probabilities: bool) -> Back {
+    /// `probabilities`: keep them too, which takes 4 bytes an output for each voxel of the scan.
+    pub fn new(origin: Origin, decoding: Decoding, probabilities: bool) -> Back {
         let inverse = origin.axes.map(|a| a.inverse());
         let classes = vec![0; voxels(origin.scan)];
         let taps = inverse[0].taps();
         let probabilities = probabilities.then(Vec::new);
         let empty = Vec::new;
-        Back { origin, inverse, taps, before: empty(), last: empty(), mixed: empty(), came: 0, done: 0, classes, probabilities }
+        Back {
+            origin,
+            decoding,
+            inverse,
+            taps,
+            before: empty(),
+            last: empty(),
+            mixed: empty(),
+            came: 0,
+            done: 0,
+            classes,
+            probabilities,
+        }
     }
 
     /// Takes the stored grid's next plane along the first axis, `[K, H, W]`.
@@ -108,7 +122,7 @@ impl Back {
         mix(of(tap.low), of(tap.high), tap.weight, &mut self.mixed);
         let (scan, [axis, rows, columns]) = (self.origin.scan, self.origin.axes);
         let mut plane = vec![0; rows.n * columns.n];
-        argmax(&self.mixed, &mut plane);
+        self.decoding.classes(&self.mixed, &mut plane);
         let d = axis.start + self.done;
         let [within, inside_rows, inside] = self.origin.foreground.ranges();
         let kept = inside.start - columns.start..inside.end - columns.start;
@@ -126,7 +140,7 @@ impl Back {
         if all.is_empty() {
             all.resize(self.mixed.len() / plane.len() * volume, 0.0);
             // What lies outside is background.
-            all[..volume].fill(1.0);
+            all[..volume].fill(self.decoding.first_of_background());
         }
         for (k, class) in self.mixed.chunks_exact(plane.len()).enumerate() {
             for &(h, to) in &lines {
@@ -155,20 +169,6 @@ impl Back {
             out
         });
         Ok((classes, probabilities))
-    }
-}
-
-/// The most probable class of each voxel of `[K, voxels]`, the first of equals; `out` is one a voxel.
-pub fn argmax(probabilities: &[f32], out: &mut [u8]) {
-    let mut classes = probabilities.chunks_exact(out.len());
-    let mut best = classes.next().expect("at least one class").to_vec();
-    out.fill(0);
-    for (class, values) in classes.enumerate() {
-        for ((best, out), &value) in best.iter_mut().zip(out.iter_mut()).zip(values) {
-            if value > *best {
-                (*best, *out) = (value, class as u8 + 1);
-            }
-        }
     }
 }
 
@@ -224,7 +224,7 @@ mod tests {
                 foreground.size[a] = if all { axis.n } else { random.random_range(1..=axis.n) };
                 foreground.start[a] = axis.start + random.random_range(0..=axis.n - foreground.size[a]);
             }
-            let mut back = Back::new(Origin { scan, orientation, axes, foreground }, true);
+            let mut back = Back::new(Origin { scan, orientation, axes, foreground }, Decoding::Classes, true);
             stored.outer_iter().for_each(|plane| back.plane(plane.as_slice().unwrap()).unwrap());
             assert!(back.plane(stored.as_slice().unwrap()[..classes * h * w].as_ref()).is_err(), "one plane too many");
             let (label, probabilities) = back.finish().unwrap();
@@ -255,7 +255,7 @@ mod tests {
         }
         let axes = [Axis::resize(0, 2, 2); 3];
         let origin = Origin { scan: [2; 3], orientation: Orientation::IDENTITY, axes, foreground: Region::whole([2; 3]) };
-        assert!(Back::new(origin, false).finish().unwrap_err().to_string().contains("0 planes"));
+        assert!(Back::new(origin, Decoding::Classes, false).finish().unwrap_err().to_string().contains("0 planes"));
     }
 
     fn dice(a: &Array3<u8>, b: &Array3<u8>, class: u8) -> f64 {
@@ -318,13 +318,14 @@ mod tests {
                     volumes: Volumes::Channels,
                 };
                 let labels = [0, 1, 4].map(|value| LabelValue { value, name: value.to_string() });
-                let plan = Plan { settings, available: vec!["t1".into()], channels: vec![0], labels: Some(labels.to_vec()) };
+                let plan =
+                    Plan { settings, available: vec!["t1".into()], channels: vec![0], labels: Some(labels.to_vec().into()) };
                 let prepared = prepare(&subject, &plan, &|line| panic!("{line}")).unwrap();
                 let stored = prepared.label.unwrap();
                 let metadata = Metadata::parse(&prepared.text).unwrap();
                 let (d, h, w) = stored.dim();
                 assert!(Origin::new(&metadata, [d, h, w + 1]).unwrap_err().to_string().contains("stored grid of"));
-                let mut back = Back::new(Origin::new(&metadata, [d, h, w]).unwrap(), false);
+                let mut back = Back::new(Origin::new(&metadata, [d, h, w]).unwrap(), Decoding::Classes, false);
                 for plane in stored.outer_iter() {
                     let hot: Vec<f32> = (0..3).flat_map(|c| plane.iter().map(move |&v| f32::from(u8::from(v == c)))).collect();
                     back.plane(&hot).unwrap();

@@ -1,6 +1,6 @@
 //! Filling a store from a dataset: in parallel, restartable, one subject at a time in memory for each thread.
 
-use crate::data::layouts::{Dataset, Subject};
+use crate::data::layouts::{Dataset, Source, Subject};
 use crate::data::preprocess::{Plan, Prepared, label, prepare};
 use crate::data::store::file::{self, Mapped};
 use crate::data::store::index::INDEX;
@@ -51,7 +51,7 @@ pub struct Filled {
 pub fn fill(dataset: &Dataset, plan: &Plan, folder: &Path, options: &Options) -> Result<Filled> {
     plan.settings.check()?;
     if plan.labels.is_none() {
-        refuse_unknown_labels(dataset)?;
+        refuse_unknown_labels(dataset, options.threads)?;
     }
     fs::create_dir_all(folder).with_context(|| format!("making the store's folder {}", folder.display()))?;
     let _taken = lock_folder(folder)?;
@@ -142,14 +142,24 @@ fn leave_out_duplicates(index: &mut Index) {
 }
 
 /// Layouts without a description cannot say which values their labels hold.
-fn refuse_unknown_labels(dataset: &Dataset) -> Result<()> {
-    let Some(source) = dataset.subjects.iter().find_map(|s| s.label.as_ref()) else { return Ok(()) };
-    let values = label::values(source)?.iter().map(i64::to_string).collect::<Vec<_>>().join(",");
+fn refuse_unknown_labels(dataset: &Dataset, threads: usize) -> Result<()> {
+    let labels: Vec<&Source> = dataset.subjects.iter().filter_map(|s| s.label.as_ref()).collect();
+    let Some(first) = labels.first() else { return Ok(()) };
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build()?;
+    let read = || labels.par_iter().with_max_len(1).map(|source| label::values(source)).collect::<Result<Vec<_>>>();
+    let found: BTreeSet<i64> = pool.install(read)?.into_iter().flatten().collect();
+    // The background, which is the first, is 0 wherever there is a 0.
+    let (zero, others): (Vec<i64>, Vec<i64>) = found.into_iter().partition(|value| *value == 0);
+    let values = zero.iter().chain(&others).map(i64::to_string).collect::<Vec<_>>().join(",");
     bail!(
-        "the layout {} does not say which label values its files may hold; {} holds {values}: give --labels {values} (all \
-         values, background first), or --no-labels",
+        "the layout {} does not say which label values its files may hold; {} hold {values}: give --labels {values} (all values, \
+         background first; names as in 1=tumour; what nobody labelled =ignore), --labels FILE.json with a description as nnU-Net's \
+         dataset.json, or --no-labels",
         dataset.layout,
-        source.display()
+        match labels.len() {
+            1 => first.display(),
+            n => format!("the {n} labels, the first {},", first.display()),
+        }
     )
 }
 
@@ -220,6 +230,8 @@ fn differences(before: &Index, now: &Index) -> String {
         flat("", &serde_json::json!(index.settings), &mut out);
         out.push(("channels".into(), index.channels.join(",")));
         out.push(("labels".into(), index.labels.as_ref().map_or("none".into(), |l| format!("{:?}", values(l)))));
+        out.push(("ignore".into(), index.ignore.map_or("none".into(), |value| value.to_string())));
+        out.push(("regions".into(), serde_json::json!(index.regions).to_string()));
         out
     };
     let (before, now) = (list(before), list(now));

@@ -1,6 +1,7 @@
 //! What a store holds, scan by scan.
 
 use crate::data::identity::hex;
+use crate::data::labelling::{LabelRegion, Labelling};
 use crate::data::layouts::columns::{Column, Value};
 use crate::data::layouts::{LabelValue, Layout};
 use crate::data::preprocess::{Outside, Settings};
@@ -31,6 +32,12 @@ pub struct Index {
     pub channels: Vec<String>,
     /// Class `k` of the stored labels is the owners' value `labels[k].value`; `None`: no subject has labels.
     pub labels: Option<Vec<LabelValue>>,
+    /// Unions of label values that are learnt in place of the classes, in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub regions: Vec<LabelRegion>,
+    /// The owners' value of voxels that nobody labelled, stored as [`IGNORE`](crate::data::labelling::IGNORE).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ignore: Option<i64>,
     /// Names of the classes of whole scans; `None`: no subject has one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub classes: Option<Vec<String>>,
@@ -96,7 +103,9 @@ pub struct LeftOut {
 
 impl Index {
     /// An index of a store that is still being filled.
-    pub fn new(layout: Layout, settings: Settings, channels: Vec<String>, labels: Option<Vec<LabelValue>>) -> Index {
+    pub fn new(layout: Layout, settings: Settings, channels: Vec<String>, labelling: Option<Labelling>) -> Index {
+        let any = labelling.is_some();
+        let Labelling { labels, regions, ignore } = labelling.unwrap_or_default();
         Index {
             format: FORMAT.into(),
             version: VERSION,
@@ -105,7 +114,9 @@ impl Index {
             layout,
             settings,
             channels,
-            labels,
+            labels: any.then_some(labels),
+            regions,
+            ignore,
             classes: None,
             columns: Vec::new(),
             subjects: Vec::new(),
@@ -135,6 +146,12 @@ impl Index {
         serde_json::from_slice(&text).with_context(|| path.display().to_string())
     }
 
+    /// What the stored labels mean; `None`: no subject has labels.
+    pub fn labelling(&self) -> Option<Labelling> {
+        let labels = self.labels.clone()?;
+        Some(Labelling { labels, regions: self.regions.clone(), ignore: self.ignore })
+    }
+
     /// What each scan's only channel may be, where channels are scans of their own; otherwise nothing.
     pub fn contrasts(&self) -> Vec<String> {
         let names: BTreeSet<&String> = self.subjects.iter().filter_map(|subject| subject.contrast.as_ref()).collect();
@@ -161,6 +178,9 @@ impl Index {
     fn computed_fingerprint(&self) -> Result<String> {
         let mut hash = Sha256::new();
         hash.update(serde_json::to_vec(&(&self.settings, &self.channels, &self.labels))?);
+        if !self.regions.is_empty() || self.ignore.is_some() {
+            hash.update(serde_json::to_vec(&(&self.regions, self.ignore))?);
+        }
         for subject in &self.subjects {
             hash.update(format!("\n{}\n{}", subject.id, subject.fingerprint));
             if let Some(class) = subject.class {

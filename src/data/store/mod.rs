@@ -10,6 +10,7 @@ pub use index::{Entry, Index, LeftOut, is_store};
 
 use crate::data::Scans;
 use crate::data::identity::hex;
+use crate::data::labelling::IGNORE;
 use crate::data::preprocess::{Intensity, Outside};
 use crate::data::slices::Slices;
 use crate::dim::{Rank, Region, Shape, voxels};
@@ -231,6 +232,10 @@ impl Scans for Store {
         self.slices.map_or(stored, |slices| slices.orientation().source.map(|a| stored[a]))
     }
 
+    fn class_outside(&self) -> u8 {
+        if self.index().ignore.is_some() { IGNORE } else { 0 }
+    }
+
     fn zero_is_mean(&self) -> bool {
         self.index().settings.intensity == Intensity::ZScoreForeground
     }
@@ -311,6 +316,10 @@ impl Scans for Subset {
 
     fn spacing(&self, scan: usize) -> [f64; 3] {
         self.store.spacing(self.scans[scan])
+    }
+
+    fn class_outside(&self) -> u8 {
+        self.store.class_outside()
     }
 
     fn zero_is_mean(&self) -> bool {

@@ -100,7 +100,7 @@ fn difference(a: &Tensor, b: &Tensor) -> f64 {
 }
 
 fn window(rank: Rank, patch: Shape, overlap: f64, batch_size: usize) -> Window {
-    Window { rank, patch, overlap, batch_size, mirroring: None, device: Device::Cpu }
+    Window { rank, patch, overlap, batch_size, mirroring: None, decoding: Decoding::Classes, device: Device::Cpu }
 }
 
 #[test]

@@ -1,6 +1,8 @@
 use super::*;
+use crate::data::layouts::LabelValue;
 use crate::data::slices::Slices;
 use crate::dim::Region;
+use crate::nn::loss::DiceLoss;
 use crate::nn::loss::tests::{values, written_out};
 use crate::nn::{UNet, UNetConfig};
 use crate::rng::{Stream, rng};
@@ -26,9 +28,10 @@ fn head(
     SegmentationHead::new(&(vs.root() / "segmentation"), encoder, config, patch, &labels(), weights)
 }
 
-fn labels() -> Vec<LabelValue> {
+fn labels() -> Labelling {
     let names = ["background", "a", "b", "c"];
-    names.iter().enumerate().map(|(i, name)| LabelValue { value: i as i64, name: name.to_string() }).collect()
+    let label = |(value, name): (i64, &str)| LabelValue { value, name: name.into() };
+    (0..).zip(names).map(label).collect::<Vec<_>>().into()
 }
 
 #[test]
@@ -45,9 +48,13 @@ fn losses_as_written_out() {
         for (loss, weights) in
             [(Loss::Dice, EQUAL), (Loss::DiceCe, EQUAL), (Loss::Dice, [0.5, 1., 2., 3.]), (Loss::DiceCe, [0.5, 1., 2., 0.])]
         {
-            let found = head(&vs, &encoder, &config(loss, false), [4; 3], &weights).loss(&logits, &classes).double_value(&[]);
+            let found = head(&vs, &encoder, &config(loss, false), [4; 3], &weights)
+                .targets
+                .loss(loss, &logits, &classes)
+                .double_value(&[]);
             let cross_entropy = loss == Loss::DiceCe;
-            let expected = written_out(DiceLoss { weights: &weights, background: false, cross_entropy }, &logits, &classes);
+            let expected =
+                written_out(DiceLoss { weights: &weights, background: false, cross_entropy, ignore: None }, &logits, &classes);
             assert!((found - expected).abs() < 1e-5, "{rank:?} {loss:?} {weights:?}: {found}, expected {expected}");
         }
     }
@@ -80,7 +87,7 @@ fn deep_supervision_halves_each_coarser_loss() {
             let mut dims = logits.size();
             dims.remove(1);
             let coarse = Tensor::from_slice(&coarse).reshape(&dims);
-            let loss = DiceLoss { weights: &EQUAL, background: false, cross_entropy: true };
+            let loss = DiceLoss { weights: &EQUAL, background: false, cross_entropy: true, ignore: None };
             expected += weight * written_out(loss, logits, &coarse) / 1.5;
         }
         assert!((found - expected).abs() < 1e-4, "{rank:?}: {found}, expected {expected}");
@@ -97,12 +104,12 @@ fn cases_are_averaged_before_they_are_compared() {
     // a in neither, b 1, c 2 * 1 / 8 = 0.25.
     let second = case([[0, 0, 0], [7, 7, 7], [1, 2, 6]]);
     let empty = case([[0; 3]; 3]);
-    let found: Vec<(String, f64)> = summarise(&Group::classes(&labels()), &[first, second, empty.clone()]);
+    let found: Vec<(String, f64)> = summarise(&Group::classes(&labels().labels), &[first, second, empty.clone()]);
     let expected = [("dice", (0.3 + 0.625) / 2.), ("dice.a", 0.6), ("dice.b", 0.5), ("dice.c", 0.25)];
     for ((name, value), (wanted, expected)) in found.iter().zip(expected) {
         assert!(name == wanted && (value - expected).abs() < 1e-12, "{found:?}");
     }
-    assert!(summarise(&Group::classes(&labels()), &[empty]).iter().all(|(_, value)| value.is_nan()));
+    assert!(summarise(&Group::classes(&labels().labels), &[empty]).iter().all(|(_, value)| value.is_nan()));
 }
 
 #[test]
@@ -119,7 +126,15 @@ fn slices_are_judged_as_the_volume_that_they_are_put_back_to() {
         let scans = volumes.clone().sliced(Some(slices)).unwrap();
         let found = head.counts(&encoder, &scans, 0, Device::Cpu, &|_| Ok(())).unwrap();
         // Slice by slice, put into a volume.
-        let window = Window { rank: Rank::Two, patch, overlap: 0.5, batch_size: 1, mirroring: None, device: Device::Cpu };
+        let window = Window {
+            rank: Rank::Two,
+            patch,
+            overlap: 0.5,
+            batch_size: 1,
+            mirroring: None,
+            decoding: Decoding::Classes,
+            device: Device::Cpu,
+        };
         let mut predicted = Array3::zeros(label.dim());
         for (truth, mut out) in label.axis_iter(Axis(axis)).zip(predicted.axis_iter_mut(Axis(axis))) {
             let dims = [1, 1, truth.nrows() as i64, truth.ncols() as i64];
@@ -157,7 +172,7 @@ fn samples_are_replayed_with_image_and_label_in_the_same_place() {
         let folder = tempfile::tempdir().unwrap();
         let store = store(folder.path(), &[Some(ball(shape, 7))]);
         let scans = all(&store);
-        let foreground = Arc::new(Foreground::of(&scans, CLASSES).unwrap());
+        let foreground = Arc::new(Foreground::of(&scans, &labels()).unwrap());
         let mut config = config(Loss::Dice, false);
         config.foreground_share = 0.7;
         let augmenter = AugmentConfig { flip: 0.5, ..AugmentConfig::default() }.augmenter(rank, None, &[]).unwrap();

@@ -118,7 +118,7 @@ fn the_first_view_is_the_crop_where_nothing_was_changed() {
     let (scans, task) = (scans([16; 3]), task(16, None, Rank::Three));
     let mut params = task.draw(&scans, 2, &mut rng(3, Stream::Train, 0, 0)).unwrap();
     params.crops[0].augmentation =
-        Augmentation { spatial: Resample::IDENTITY, classes: None, channels: vec![Default::default(); 2] };
+        Augmentation { spatial: Resample::IDENTITY, outside: 0, classes: None, channels: vec![Default::default(); 2] };
     let mut out = vec![f32::NAN; 2 * 2 * 12usize.pow(3)];
     task.render(&scans, 2, &params, &mut out).unwrap();
     let Region { start: [i, j, k], .. } = params.crops[0].region;

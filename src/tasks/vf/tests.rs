@@ -103,7 +103,7 @@ fn loss_and_metrics_as_written_out() {
         let outcome = head.forward(&encoder, &batch, Mode::Eval);
         let logits = head.decoder.forward(encoder.forward(&batch.views.squeeze_dim(1), Mode::Eval), Mode::Eval).remove(0);
         let classes = Tensor::from_slice(&drawn.iter().flat_map(|d| d.targets.clone()).collect::<Vec<_>>());
-        let loss = DiceLoss { weights: &vec![1.; k], background: true, cross_entropy: true };
+        let loss = DiceLoss { weights: &vec![1.; k], background: true, cross_entropy: true, ignore: None };
         let loss = written_out(loss, &logits, &classes);
 
         let rows: Vec<f64> = values(&logits.movedim_int(1, -1));

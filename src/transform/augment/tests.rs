@@ -1,4 +1,5 @@
 use super::*;
+use crate::data::layouts::LabelValue;
 use crate::rng::{Stream, rng};
 
 const ALWAYS: AugmentConfig = AugmentConfig {
@@ -87,11 +88,31 @@ fn labels_move_as_the_image_does_and_gain_no_value() {
                 if config.spatial == 0. {
                     assert_eq!(exact, image.len(), "flips are exact");
                     let mut expected = vec![9; before.len()];
-                    drawn.spatial.apply_label(&before, shape, &mut expected).unwrap();
+                    drawn.spatial.apply_label(&before, shape, 0, &mut expected).unwrap();
                     assert_eq!(after, expected);
                 }
             }
         }
+    }
+}
+
+#[test]
+fn what_enters_from_outside_is_labelled_only_where_all_is() {
+    let shape = [9, 12, 7];
+    let labels = |ignore| Labelling { ignore, ..(0..3).map(LabelValue::unnamed).collect::<Vec<_>>().into() };
+    let mut rng = rng(4, Stream::Train, 0, 0);
+    for (ignore, class) in [(None, 0), (Some(7), IGNORE)] {
+        let labelling = labels(ignore);
+        let augmenter = spatial().augmenter(Rank::Three, None, &labelling.outputs()).unwrap().of_labels(&labelling);
+        let mut entered = 0;
+        for _ in 0..20 {
+            let drawn = augmenter.draw(1, &mut rng);
+            let (mut image, mut label) = (vec![1.; 756], vec![2; 756]);
+            drawn.apply(&mut image, Some(&mut label), shape).unwrap();
+            assert!(label.iter().all(|&found| found == 2 || found == class));
+            entered += label.iter().filter(|&&found| found == class).count();
+        }
+        assert!(entered > 0);
     }
 }
 
@@ -111,7 +132,7 @@ fn classes_with_a_side_change_places_with_left_and_right() {
                 let (mut image, mut after) = (vec![0.; before.len()], before.clone());
                 drawn.apply(&mut image, Some(&mut after), shape).unwrap();
                 let mut expected = vec![9; before.len()];
-                drawn.spatial.apply_label(&before, shape, &mut expected).unwrap();
+                drawn.spatial.apply_label(&before, shape, 0, &mut expected).unwrap();
                 if drawn.spatial.flip[across] {
                     swapped += 1;
                     expected.iter_mut().for_each(|class| *class = [0, 1, 2, 4, 3][usize::from(*class)]);
@@ -210,7 +231,7 @@ fn noise_has_its_standard_deviation_and_differs_between_channels() {
     let shape = [32, 32, 33];
     let n = voxels(shape);
     let change = |seed| ChannelChange { noise: Some(Noise { sd: 0.05, seed }), ..Default::default() };
-    let drawn = Augmentation { spatial: Resample::IDENTITY, classes: None, channels: vec![change(1), change(2)] };
+    let drawn = Augmentation { spatial: Resample::IDENTITY, outside: 0, classes: None, channels: vec![change(1), change(2)] };
     // Range 4 in both channels.
     let before: Vec<f32> = (0..2 * n).map(|i| (i % 5) as f32).collect();
     let mut after = before.clone();

@@ -34,7 +34,7 @@ fn agrees_with_a_sum_over_all_voxels() {
             t.apply(&input, shape, Interpolation::Nearest, &fill, &mut nearest).unwrap();
             let label: Vec<u8> = (0..n).map(|_| rng.random_range(1..=255)).collect();
             let (mut labels, mut floats) = (vec![7; n], vec![f32::NAN; n]);
-            t.apply_label(&label, shape, &mut labels).unwrap();
+            t.apply_label(&label, shape, 0, &mut labels).unwrap();
             let label: Vec<f32> = label.into_iter().map(f32::from).collect();
             t.apply(&label, shape, Interpolation::Nearest, &[0.], &mut floats).unwrap();
             assert!(labels.iter().zip(&floats).all(|(&a, &b)| f32::from(a) == b), "{shape:?} {t:?}");

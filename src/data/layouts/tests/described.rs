@@ -1,6 +1,7 @@
 //! What `dataset.json` describes.
 
 use super::*;
+use crate::data::labelling::{Decoding, IGNORE, LabelRegion, Labelling};
 
 const DECATHLON: &str = r#"{"modality": {"1": "T2", "0": "FLAIR"}, "labels": {"2": "tumour", "0": "background", "1": "pancreas"},
     "training": [{"image": "./imagesTr/b.nii.gz", "label": "./labelsTr/b.nii.gz"},
@@ -78,7 +79,7 @@ fn nnunet_version_1() {
 #[test]
 fn labels_that_are_not_asked_for_are_not_read() {
     let folder = tree(&["imagesTr/a_0000.nii", "labelsTr/a.nii", "labelsTr/z.nii"]);
-    for labels in [r#""background": 0, "whole": [1, 2]"#, r#""background": 0, "a": 1, "ignore": 2"#, r#""a": "b""#] {
+    for labels in [r#""background": 0, "whole": [1, 2]"#, r#""background": 0, "a": 1, "ignore": 1"#, r#""a": "b""#] {
         text(&folder, "dataset.json", &format!(r#"{{"channel_names": {{"0": "T1"}}, "labels": {{{labels}}}}}"#));
         says(&refused(folder.path(), None), &["preprocess does without this description with --labels", "--no-labels"]);
         faults(&without_labels(&folder).problems, &[]);
@@ -88,6 +89,49 @@ fn labels_that_are_not_asked_for_are_not_read() {
     }
     text(&folder, "dataset.json", r#"{"channel_names": {"0": "T1"}, "labels": {}}"#);
     assert!(opened(&folder).labels.is_none());
+}
+
+/// Labels of an nnU-Net dataset, read from this.
+fn labelling(labels: &str, order: &str) -> anyhow::Result<Labelling> {
+    let folder = tree(&["imagesTr/a_0000.nii", "labelsTr/a.nii"]);
+    let order = if order.is_empty() { String::new() } else { format!(r#", "regions_class_order": [{order}]"#) };
+    text(&folder, "dataset.json", &format!(r#"{{"channel_names": {{"0": "T1"}}, "labels": {{{labels}}}{order}}}"#));
+    let found = open(folder.path(), None)?.labels.expect("described");
+    assert_eq!(described_labels(&folder.path().join("dataset.json"))?, found);
+    Ok(found)
+}
+
+#[test]
+fn regions_and_what_is_ignored_are_nnunets() {
+    // BraTS with what nobody labelled, in an order that is neither that of the names nor that of the values.
+    let labels = r#""background": 0, "whole_tumor": [1, 2, 3], "tumor_core": [2, 3, 3], "enhancing": 3, "ignore": 4"#;
+    let found = labelling(labels, "1, 2, 3").unwrap();
+    let named: Vec<(i64, &str)> = found.labels.iter().map(|l| (l.value, l.name.as_str())).collect();
+    assert_eq!(named, [(0, "background"), (1, "label 1"), (2, "label 2"), (3, "enhancing")]);
+    let region = |name: &str, values: &[i64], written| LabelRegion { name: name.into(), values: values.into(), written };
+    let expected = [region("whole_tumor", &[1, 2, 3], 1), region("tumor_core", &[2, 3], 2), region("enhancing", &[3], 3)];
+    assert_eq!((found.regions.as_slice(), found.ignore), (&expected[..], Some(4)));
+    assert_eq!((found.class_of(3), found.class_of(4), found.class_of(5)), (Some(3), Some(IGNORE), None));
+    assert_eq!(found.outputs(), ["whole_tumor", "tumor_core", "enhancing"]);
+    assert_eq!(found.counts(&[90, 5, 2, 1]), [8, 3, 1]);
+    // KiTS: the values of the regions are not in order. Lists of one value alone are plain labels, and need no order.
+    let kits = labelling(r#""background": 0, "kidney": [1, 2, 3], "masses": [2, 3], "tumor": 2"#, "1, 3, 2").unwrap();
+    assert_eq!(kits.decoding(), Decoding::Regions(vec![1, 3, 2]));
+    let plain = labelling(r#""background": 0, "a": [7], "ignore": -1"#, "").unwrap();
+    assert_eq!((plain.outputs(), plain.regions.len(), plain.ignore), (vec!["background", "a"], 0, Some(-1)));
+    assert_eq!(plain.decoding(), Decoding::Classes);
+
+    let two = r#""background": 0, "a": [1, 2], "b": 2"#;
+    for (labels, order, says_) in [
+        (two, "", "no `regions_class_order`"),
+        (two, "1", "1 values, expected one for each of 2: a, b"),
+        (two, "1, 1", "writes the region `b` as 1, expected one of its values [2]"),
+        (two, "9, 2", "writes the region `a` as 9, expected one of its values [1, 2]"),
+        (r#""background": 0, "a": [0, 1]"#, "1", "the region `a` holds 0, the background"),
+        (r#""background": 0, "a": [1, 2], "ignore": 2"#, "1", "`ignore` and `label 2` share the value 2"),
+    ] {
+        says(&format!("{:#}", labelling(labels, order).unwrap_err()), &["dataset.json", says_]);
+    }
 }
 
 #[test]
@@ -107,9 +151,12 @@ fn broken_descriptions() {
         (decathlon(r#"[{"image""#, r#"[{"picture""#), &["`training`", "`image` and `label`"]),
         (decathlon("imagesTr/a.nii.gz", "dataset.json"), &["dataset.json is not a scan (.nii"]),
         (decathlon("imagesTr/b.nii.gz", "imagesTr/a.nii.gz"), &["duplicate subject `a`"]),
-        (nnunet(r#""background": 0, "whole": [1, 2]"#, ".nii"), &["region [1,2]", "whole"]),
+        (nnunet(r#""background": 0, "whole": [1, 2]"#, ".nii"), &["no `regions_class_order`", "each of whole"]),
+        (nnunet(r#""background": 0, "whole": []"#, ".nii"), &["of a region a list", "whole"]),
+        (nnunet(r#""background": 0, "whole": [1, 0.5]"#, ".nii"), &["of a region a list", "whole"]),
         (nnunet(r#""background": 0, "a": 1, "b": 1"#, ".nii"), &["`a` and `b` share the value 1"]),
-        (nnunet(r#""background": 0, "ignore": 1"#, ".nii"), &["`ignore`"]),
+        (nnunet(r#""background": 0, "ignore": 0"#, ".nii"), &["`ignore` and `background` share the value 0"]),
+        (nnunet(r#""background": 0, "a": 1, "ignore": [2]"#, ".nii"), &["`ignore`: expected one whole number, found [2]"]),
         (nnunet(r#""background": 0"#, ".png"), &["file_ending", ".png"]),
     ];
     for (json, expected) in cases {
@@ -139,7 +186,7 @@ fn nnunet() {
     assert_eq!(data.layout, Layout::Nnunet);
     assert_eq!(data.channels, ["T2", "ADC"]);
     assert_eq!(
-        data.labels.as_ref().unwrap().iter().map(|l| l.name.as_str()).collect::<Vec<_>>(),
+        data.labels.as_ref().unwrap().labels.iter().map(|l| l.name.as_str()).collect::<Vec<_>>(),
         ["background", "gland", "tumour"]
     );
     assert_eq!(
