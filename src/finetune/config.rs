@@ -152,8 +152,8 @@ pub struct FinetuneConfig {
     #[command(flatten)]
     #[serde(flatten)]
     pub network: EncoderFlags,
-    /// Weight of each class in the loss, class 0 (of a segmentation the background) first, or `balanced`: inversely to how often the
-    /// training side holds it [default: 1 each]
+    /// Weight of each class in the loss, class 0 (of a segmentation the background) first, of labels with regions of each region, or
+    /// `balanced`: inversely to how often the training side holds it [default: 1 each]
     #[arg(long, value_name = "W,...|balanced", help_heading = "Optimization")]
     pub class_weights: Option<ClassWeights>,
     #[command(flatten)]

@@ -172,7 +172,7 @@ pub(crate) mod tests {
     }
 
     /// Of regions, the same way.
-    fn regions_written_out(loss: DiceLoss, logits: &Tensor, classes: &Tensor, regions: &[Vec<i64>]) -> f64 {
+    pub fn regions_written_out(loss: DiceLoss, logits: &Tensor, classes: &Tensor, regions: &[Vec<i64>]) -> f64 {
         let images = logits.size()[0] as usize;
         let (logits, classes) = (values(logits), values(classes));
         let side = classes.len() / images;

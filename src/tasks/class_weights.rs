@@ -47,7 +47,11 @@ impl ClassWeights {
         Ok(match weights {
             None => vec![1.; classes],
             Some(ClassWeights::Given(weights)) => {
-                ensure!(weights.len() == classes, "--class-weights has {} numbers for {classes} classes", weights.len());
+                ensure!(
+                    weights.len() == classes,
+                    "--class-weights has {} numbers, expected {classes}: one a class, of labels with regions one a region",
+                    weights.len()
+                );
                 weights.clone()
             }
             Some(ClassWeights::Balanced) => {
@@ -76,6 +80,6 @@ mod tests {
         assert_eq!(balanced, [0.5, 1., 1.]);
         assert_eq!(ClassWeights::resolve(None, &[6, 3]).unwrap(), [1., 1.]);
         let error = ClassWeights::resolve(Some(&ClassWeights::Given(vec![1.])), &[6, 3]).unwrap_err().to_string();
-        assert!(error.contains("1 numbers for 2 classes"), "{error}");
+        assert!(error.contains("1 numbers, expected 2"), "{error}");
     }
 }

@@ -142,3 +142,105 @@ def test_what_is_learnt_predicted_and_scored_is_nnunets(tmp_path, labels, known)
             assert tested.get((name, region), row)["dice"] == row["dice"]
     scores = read_json(run / "result.json")["scores"]
     assert all(f"dice.{name}" in scores and f"hd95_mm.{name}" in scores for name in names)
+
+
+def test_random_maps_are_scored_as_nnunet_and_monai_do(tmp_path):
+    rng, labels, spacing = np.random.default_rng(3), REGIONS | {"ignore": 4}, (1.5, 1.0, 2.0)
+    truths, out = tmp_path / "labels", tmp_path / "predictions"
+    for n in range(4):
+        truth, predicted = (rng.choice(4, (14, 12, 11), p=p).astype(np.uint8) for p in ([0.7, 0.1, 0.1, 0.1], [0.6, 0.3, 0.06, 0.04]))
+        if n == 3:
+            # What is predicted of this region, and what it truly is, lies where nobody labelled.
+            truth[truth == 2], predicted[7:][predicted[7:] == 2], truth[:7] = 0, 0, 4
+        truth[rng.random(truth.shape) < 0.3] = 4
+        save(truth, truths / f"case_{n}.nii.gz", spacing)
+        save(predicted, out / f"case_{n}.nii.gz", spacing)
+    describe(tmp_path, labels, ORDER)
+    evaluate = ["evaluate", "--predictions", out, "--labels", truths, "--description", tmp_path / "dataset.json", "--out", tmp_path / "scores"]
+    pretext3d(*evaluate)
+    found = {(row["case"], row["group"]): row for row in rows(tmp_path / "scores/scores.csv")}
+    for n in range(4):
+        files = [str(folder / f"case_{n}.nii.gz") for folder in (truths, out)]
+        truth, predicted = map(array, files)
+        for region in ("whole", "core", "active"):
+            values = labels[region] if isinstance(labels[region], list) else [labels[region]]
+            row, dice = found[f"case_{n}", region], compute_metrics(*files, NibabelIO(), [tuple(values)], 4)["metrics"][tuple(values)]["Dice"]
+            masks = [torch.tensor(np.isin(x, values) & (truth != 4))[None, None].float() for x in (predicted, truth)]
+            if np.isnan(dice):
+                assert (n, region) == (3, "active") and row["dice"] == row["hd95_mm"] == ""
+                continue
+            assert float(row["dice"]) == pytest.approx(dice, abs=1e-9)
+            hd95 = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=spacing)
+            assert float(row["hd95_mm"]) == pytest.approx(float(hd95), abs=1e-4)
+    assert len(found) == 12 and read_json(tmp_path / "scores/scores.json")["settings"]["groups"] == {"whole": [1, 3, 2], "core": [2, 3], "active": [2]}
+    # Each value by itself, where they are asked for; the ignored ones stay so.
+    pretext3d(*evaluate, "--regions", "classes", "--classes", "1,2,3")
+    assert {row["group"] for row in rows(tmp_path / "scores/scores.csv")} == {"1", "2", "3"}
+
+    refused(*evaluate, "--regions", "brats", says=["the labels have regions of their own", "whole, core, active"])
+    refused(*evaluate, "--description", tmp_path / "none.json", says=["--description: ", "none.json: cannot be read"])
+    describe(tmp_path, {"background": 0, "a": [1, 2], "b": 3}, [1, 3])
+    refused(*evaluate, says=["case_0.nii.gz: label value 4, expected one of 0, 1, 2, 3"])
+    describe(tmp_path, labels, ORDER)
+    save(truth, out / "case_2.nii.gz", spacing)
+    refused(*evaluate, says=["case_2.nii.gz: value 4 is that of voxels that nobody labelled (`ignore`), which a prediction does not hold"])
+
+
+def test_windows_are_drawn_where_there_are_labels(tmp_path):
+    """One labelled slice of 16, and one labelled voxel in 10: volumes and slices are learnt from nothing else, scans without any not at all."""
+    labels = {"background": 0, "whole": 1, "core": 3, "active": 2, "ignore": 9}
+    slices, points = tmp_path / "slices", tmp_path / "points"
+    dataset(slices, labels), dataset(points, labels, known=0.1)
+    for n in range(5):
+        path = slices / f"labelsTr/case_{n}.nii.gz"
+        label = array(path).copy()
+        label[:, :, :7], label[:, :, 8:] = 9, 9
+        save(label, path)
+    # Nobody labelled this one; in that one the only voxel is lost on a coarser grid.
+    alone = np.full((16, 16, 16), 9, np.uint8)
+    save(alone, points / "labelsTr/case_1.nii.gz")
+    alone[8, 8, 8] = 1
+    save(alone, points / "labelsTr/case_3.nii.gz")
+    for data, side, lost in [(slices, 16, set()), (points, 8, {"case_1", "case_3"})]:
+        done = pretext3d("preprocess", "--data", data, "--out", tmp_path / f"store-{data.name}", "--size", side)
+        entries = read_json(tmp_path / f"store-{data.name}/index.json")["subjects"]
+        assert {entry["id"] for entry in entries if not entry["label"]} == lost
+        for case in lost:
+            assert f"{case}: no voxel of its label is labelled on the stored grid: kept as a scan without a label" in done.stderr
+    for name, *flags in [("slices", "--slices", "axial"), ("points",), ("points", "--deep-supervision")]:
+        run = tmp_path / f"run-{name}-{len(flags)}"
+        pretext3d("finetune", "--data", tmp_path / f"store-{name}", *NONE, "--filters", 2, "--levels", 2, "--patch", 8, "--batch-size", 1, "--epochs", 6,
+                  "--steps", 1, "--lr", 1e-3, *FAST, *flags, "--out", run)
+        losses = [float(row["train/loss"]) for row in rows(run / "metrics.csv")]
+        # A window without a labelled voxel has none.
+        assert len(losses) == 6 and all(loss > 0.05 for loss in losses), losses
+
+
+def test_labels_of_a_folder_are_described_by_a_file_or_by_hand(tmp_path):
+    data, small = tmp_path / "data", ["--size", 8]
+    source = dataset(tmp_path / "nnunet", REGIONS | {"ignore": 4}, ORDER, subjects=3, known=0.5)
+    for n in range(3):
+        save(array(source / f"imagesTr/case_{n}_0000.nii.gz"), data / f"p{n}_t1.nii.gz")
+        save(array(source / f"labelsTr/case_{n}.nii.gz"), data / f"p{n}_seg.nii.gz")
+    preprocess = ["preprocess", "--data", data, *small, "--out"]
+    refused(*preprocess, tmp_path / "a", says=["hold 0,1,2,3,4: give --labels 0,1,2,3,4", "--labels FILE.json"])
+    pretext3d(*preprocess, tmp_path / "a", "--labels", source / "dataset.json")
+    pretext3d("preprocess", "--data", source, *small, "--out", tmp_path / "b")
+    first, second = (read_json(tmp_path / name / "index.json") for name in "ab")
+    assert [first[key] for key in ("labels", "regions", "ignore")] == [second[key] for key in ("labels", "regions", "ignore")]
+    pretext3d(*preprocess, tmp_path / "c", "--labels", "0,1=oedema,2,3=active,4=ignore")
+    third = read_json(tmp_path / "c/index.json")
+    assert third["ignore"] == 4 and "regions" not in third and [label["name"] for label in third["labels"]] == ["label 0", "oedema", "label 2", "active"]
+    assert np.array_equal(*(tensors(tmp_path / name / "p0.safetensors")[0]["label"] for name in "ac"))
+    # What is ignored, and what the regions are, tells stores apart; files are kept where only the regions differ.
+    refused(*preprocess, tmp_path / "c", "--labels", "0,1=oedema,2,3=active,4", says=["holds a store of other settings", "ignore is 4 there, none"])
+    describe(source, {"background": 0, "a": [1, 2, 3], "b": [2, 3], "active": 3, "ignore": 4}, [1, 2, 3])
+    again = [*preprocess, tmp_path / "a", "--labels", source / "dataset.json"]
+    refused(*again, says=["holds a store of other settings", "regions is ["])
+    refused(*preprocess, tmp_path / "d", "--labels", f"0,1,{source / 'dataset.json'}", says=["either values or one description"])
+    refused(*preprocess, tmp_path / "d", "--labels", "0,1=a,2=b,3=c", says=["label value 4, expected one of 0, 1, 2, 3"])
+    # Of a store with regions: others are not scored in their place, and whole scans have no class.
+    finetune = ["finetune", "--data", tmp_path / "a", "--weights", "none", *SMALL, "--out", tmp_path / "run"]
+    refused(*finetune, "--regions", "brats", says=["the labels have regions of their own, which are scored without --regions: whole, core, active"])
+    refused(*finetune[:4], "none", "--task", "classification", "--out", tmp_path / "run", says=["it has labels of voxels: --task segmentation"])
+    refused(*finetune, "--class-weights", "1,2", says=["--class-weights has 2 numbers, expected 3", "one a region"])

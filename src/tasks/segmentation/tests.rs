@@ -1,9 +1,10 @@
 use super::*;
+use crate::data::labelling::{IGNORE, LabelRegion};
 use crate::data::layouts::LabelValue;
 use crate::data::slices::Slices;
 use crate::dim::Region;
 use crate::nn::loss::DiceLoss;
-use crate::nn::loss::tests::{values, written_out};
+use crate::nn::loss::tests::{regions_written_out, values, written_out};
 use crate::nn::{UNet, UNetConfig};
 use crate::rng::{Stream, rng};
 use crate::sample::foreground::tests::{all, store};
@@ -62,18 +63,34 @@ fn losses_as_written_out() {
 
 #[test]
 fn deep_supervision_halves_each_coarser_loss() {
-    for rank in [Rank::Two, Rank::Three] {
+    let region = |name: &str, values: &[i64]| LabelRegion { name: name.into(), values: values.into(), written: values[0] };
+    let overlapping = vec![region("all", &[1, 2, 3]), region("core", &[3, 2]), region("one", &[1]), region("two", &[2])];
+    let members = [vec![1, 2, 3], vec![3, 2], vec![1], vec![2]];
+    for (rank, regions, ignore) in [
+        (Rank::Two, vec![], None),
+        (Rank::Three, vec![], None),
+        (Rank::Two, overlapping.clone(), None),
+        (Rank::Two, vec![], Some(9)),
+        (Rank::Three, overlapping, Some(9)),
+    ] {
         tch::manual_seed(4);
         let vs = nn::VarStore::new(Device::Cpu);
         let encoder = encoder(&vs, rank);
-        let patch = rank.cube(16);
-        let head = head(&vs, &encoder, &config(Loss::DiceCe, true), patch, &EQUAL);
+        let (patch, config) = (rank.cube(16), config(Loss::DiceCe, true));
+        let labelling = Labelling { regions, ignore, ..labels() };
+        let head = SegmentationHead::new(&(vs.root() / "segmentation"), &encoder, &config, patch, &labelling, &EQUAL);
         let mut dims = vec![2, 1, 2];
         dims.extend(vec![16; rank.n()]);
         let views = Tensor::randn(&dims, (Kind::Float, Device::Cpu));
-        let targets = Tensor::randint(CLASSES as i64, [2, voxels(patch) as i64], (Kind::Int64, Device::Cpu));
+        let mut targets = Tensor::randint(CLASSES as i64, [2, voxels(patch) as i64], (Kind::Int64, Device::Cpu));
+        let ignore = ignore.map(|_| i64::from(IGNORE));
+        if let Some(class) = ignore {
+            let most = Tensor::rand(targets.size(), (Kind::Float, Device::Cpu)).greater(0.3);
+            targets = targets.masked_fill(&most, class);
+        }
         let batch = Batch { views: views.shallow_clone(), clean: None, targets: targets.shallow_clone() };
-        let found = head.forward(&encoder, &batch, Mode::Train).loss.double_value(&[]);
+        let outcome = head.forward(&encoder, &batch, Mode::Train);
+        let found = outcome.loss.double_value(&[]);
 
         let logits = head.decoder.forward(encoder.forward(&views.squeeze_dim(1), Mode::Train), Mode::Train);
         assert_eq!(logits.len(), 2);
@@ -87,12 +104,34 @@ fn deep_supervision_halves_each_coarser_loss() {
             let mut dims = logits.size();
             dims.remove(1);
             let coarse = Tensor::from_slice(&coarse).reshape(&dims);
-            let loss = DiceLoss { weights: &EQUAL, background: false, cross_entropy: true, ignore: None };
-            expected += weight * written_out(loss, logits, &coarse) / 1.5;
+            let loss = DiceLoss { weights: &EQUAL, background: false, cross_entropy: true, ignore };
+            let of_level = match labelling.regions.is_empty() {
+                true => written_out(loss, logits, &coarse),
+                false => regions_written_out(loss, logits, &coarse, &members),
+            };
+            expected += weight * of_level / 1.5;
         }
         assert!((found - expected).abs() < 1e-4, "{rank:?}: {found}, expected {expected}");
         // In evaluation the full resolution alone.
         assert_eq!(head.decoder.forward(encoder.forward(&views.squeeze_dim(1), Mode::Eval), Mode::Eval).len(), 1);
+
+        // The metric: every mask of the full resolution, pooled over the batch, where voxels are labelled.
+        let (shown, side) = (values(&logits[0]), voxels(patch));
+        let [mut both, mut either] = [0.; 2];
+        for (i, &class) in classes.iter().enumerate().filter(|(_, class)| ignore != Some(**class as i64)) {
+            let logit = |k: usize| shown[(i / side * CLASSES + k) * side + i % side];
+            let masks: Vec<[bool; 2]> = match labelling.regions.is_empty() {
+                true => {
+                    let best = (0..CLASSES).max_by(|&a, &b| logit(a).total_cmp(&logit(b))).unwrap();
+                    (1..CLASSES).map(|k| [best == k, class as usize == k]).collect()
+                }
+                false => (0..4).map(|r| [logit(r) > 0., members[r].contains(&(class as i64))]).collect(),
+            };
+            both += masks.iter().filter(|mask| mask[0] && mask[1]).count() as f64;
+            either += masks.iter().flatten().filter(|is| **is).count() as f64;
+        }
+        let (dice, expected) = (outcome.metrics[0].double_value(&[]), (2. * both + 1.) / (either + 1.));
+        assert!((dice - expected).abs() < 1e-5, "{rank:?}: {dice}, expected {expected}");
     }
 }
 
