@@ -150,8 +150,7 @@ fn subject_pattern(text: &str) -> Result<Regex, String> {
 }
 
 impl Args {
-    fn settings(&self, layout: Option<Layout>) -> Result<Settings> {
-        let photographs = layout == Some(Layout::Images);
+    fn settings(&self, photographs: bool) -> Result<Settings> {
         ensure!(
             !photographs || self.protocol == Protocol::Paper,
             "--protocol modern: photographs have no spacing in millimetres; they take --protocol paper and --size"
@@ -254,14 +253,14 @@ impl Args {
         if let Some(labels) = &labels {
             labels.check().with_context(|| self.data.display().to_string())?;
         }
-        Ok(Plan { settings: self.settings(Some(dataset.layout))?, available: dataset.channels.clone(), channels, labels })
+        Ok(Plan { settings: self.settings(dataset.is_photographs())?, available: dataset.channels.clone(), channels, labels })
     }
 }
 
 pub fn run(args: Args) -> Result<()> {
     let start = Instant::now();
     // Before the data is looked at, which may take long.
-    args.settings(args.layout)?;
+    args.settings(args.layout == Some(Layout::Images))?;
     for (i, name) in args.column.iter().enumerate() {
         let plain = !name.trim().is_empty() && !["subject", "label", "split"].contains(&name.as_str());
         ensure!(plain, "--column {name:?}: expected the name of a column of values");
@@ -295,7 +294,7 @@ pub fn run(args: Args) -> Result<()> {
     if dataset.classes.is_some() && !without.is_empty() {
         note!("{} without a class: {}", without.len(), some(&without));
     }
-    if dataset.layout == Layout::Images && dataset.classes.is_none() && args.column.is_empty() {
+    if dataset.is_photographs() && dataset.classes.is_none() && args.column.is_empty() {
         note!(
             "no photograph has a grade, which only --task classification needs: from a CSV id_code,diagnosis or image,level, or from the \
              one that --column names"

@@ -3,7 +3,7 @@
 use crate::data::Scans;
 use crate::data::formats::{self, Header, image};
 use crate::data::layouts::columns::Value;
-use crate::data::layouts::{self, Labels, Layout, Problem, Reading, Source, Subject};
+use crate::data::layouts::{self, Labels, Problem, Reading, Source, Subject};
 use crate::data::preprocess::memory;
 use crate::data::preprocess::undo::{Back, Origin};
 use crate::data::preprocess::{Metadata, Plan, Prepared, Settings, prepare};
@@ -76,7 +76,7 @@ impl Inputs {
         }
         let reading = Reading { labels: Labels::Unwanted, volumes: settings.volumes, ..reading };
         let mut dataset = layouts::open_as(path, reading)?;
-        if dataset.layout == Layout::Images && dataset.channels.len() == 1 && channels.len() == 3 {
+        if dataset.is_photographs() && dataset.channels.len() == 1 && channels.len() == 3 {
             note!("grey photographs for a network of colour ones: each is taken for three equal channels");
             dataset.channels = channels.to_vec();
         }

@@ -1,12 +1,13 @@
 //! Which scans stand on which side of a run.
 
 use crate::data::Scans;
+use crate::data::names::some;
 use crate::data::split::{Candidate, Fold, Split, subject, subject_classes, thin_classes};
 use crate::data::store::targets::Targets;
 use crate::data::store::{Entry, Store};
 use crate::print::note;
 use anyhow::{Context, Result, ensure};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 /// What a run needs of a scan beside its image.
@@ -31,15 +32,35 @@ impl Needs {
         }
     }
 
-    /// The scans of a store that a run can use.
+    /// The scans of a store that a run can use; none of those that are one and the same with different classes or quantities.
     pub fn candidates(self, store: &Store) -> Vec<Candidate> {
+        let contradictory = self.contradictory(store);
         let targets = store.targets().filter(|_| matches!(self, Needs::ScanClass | Needs::ScanQuantity));
         let strata = targets.map(Targets::strata);
         let candidate = |(scan, entry): (usize, &Entry)| {
             let class = strata.as_ref().and_then(|strata| strata[scan]);
-            self.met_by(store, scan).then(|| Candidate { id: entry.id.clone(), side: entry.split.clone(), class })
+            let usable = self.met_by(store, scan) && !contradictory.contains(entry.id.as_str());
+            usable.then(|| Candidate { id: entry.id.clone(), side: entry.split.clone(), class })
         };
         store.index().subjects.iter().enumerate().filter_map(candidate).collect()
+    }
+
+    /// Scans that are one and the same, by [`Entry::marks`], with different classes or quantities: at least one of these is wrong.
+    pub fn contradictory(self, store: &Store) -> BTreeSet<&str> {
+        let value = |entry: &&Entry| {
+            let scan = store.find(&entry.id).expect("an entry of the store");
+            match self {
+                Needs::Nothing | Needs::VoxelLabels => None,
+                Needs::ScanClass => store.class(scan).map(f64::from),
+                Needs::ScanQuantity => store.quantity(scan),
+            }
+        };
+        let differ = |copies: &Vec<&Entry>| {
+            let mut values = copies.iter().filter_map(value);
+            values.next().is_some_and(|first| values.any(|other| other != first))
+        };
+        let groups = store.index().duplicates().into_iter().filter(differ);
+        groups.flatten().map(|entry| entry.id.as_str()).collect()
     }
 
     /// The subjects' classes, which [`Split::balanced_fraction`] balances: the highest of a subject's scans.
@@ -88,6 +109,15 @@ pub fn choose_split(
     let unused = split.check(store.ids())?;
     if !unused.is_empty() {
         note!("{} subjects of the store are on no side of the split and are not used", unused.len());
+    }
+    let contradictory: Vec<&str> = needs.contradictory(store).into_iter().collect();
+    if !contradictory.is_empty() {
+        note!(
+            "warning: {} scans are copies of one another with different values, at least one of which is wrong; none of them is trained \
+             on: {}",
+            contradictory.len(),
+            some(&contradictory)
+        );
     }
     let copies = take_copies(&mut split.clone(), store);
     if !copies.is_empty() {

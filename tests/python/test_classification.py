@@ -197,6 +197,28 @@ def test_copies_of_held_out_photographs_are_not_trained_on(fundus, tmp_path):
     assert len(split["test"]) == 8 and split["train"] and split["val"]
 
 
+def test_twins_of_different_grades_are_not_trained_on(fundus, tmp_path):
+    images = sorted(fundus.glob("aptos/**/*.png"))[:13]
+    for i, image in enumerate(images):
+        shutil.copy(image, tmp_path / f"a{i}.png")
+    shutil.copy(images[0], tmp_path / "twin.png")
+    (tmp_path / "train.csv").write_text("id_code,diagnosis\ntwin,4\n" + "".join(f"a{i},{i % 3}\n" for i in range(13)))
+    store = tmp_path / "store"
+    pretext3d("preprocess", "--data", tmp_path, "--out", store, "--size", 32)
+    args = ["finetune", "--data", store, "--weights", "none", *CLASSIFY[:2], *SHAPE, "--batch-size", 2, "--epochs", 1, "--steps", 1,
+            "--device", "cpu"]
+    done = pretext3d(*args, "--folds", 3, "--fold", 0, "--val-fraction", 0.5, "--out", tmp_path / "run")
+    assert "2 scans are copies of one another with different values" in done.stderr and "trained on: a0, twin" in done.stderr
+    split = read_json(tmp_path / "run" / "split.json")
+    assert not {"a0", "twin"} & {name for side in ["train", "val", "test"] for name in split[side]}
+    assert len(split["train"] + split["val"] + split["test"]) == 12
+    # In a split of the user's own they are left out of the training side.
+    split["train"] += ["a0", "twin"]
+    (tmp_path / "own.json").write_text(json.dumps(split))
+    done = pretext3d(*args, "--split", tmp_path / "own.json", "--out", tmp_path / "own")
+    assert f"{len(split['train']) - 2} training" in done.stderr
+
+
 BAD = {
     "voxels without labels": (["--task", "segmentation"], ["has no labels", "--task classification"]),
     "settings of segmentation": (["--task", "classification", "--patch", 16], ["--patch", "--task segmentation"]),

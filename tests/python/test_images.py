@@ -179,6 +179,71 @@ def test_grades_are_kept_and_what_does_not_fit_is_named(tmp_path):
     refused("preprocess", "--data", data, "--out", tmp_path / "other", "--protocol", "modern", says=["no spacing in millimetres"])
 
 
+def test_idrid_as_it_is_distributed(tmp_path):
+    """The same names on two sides, tables with spaces after names and empty columns; the test side is kept."""
+    data, rng = tmp_path / "B. Disease Grading", numpy.random.default_rng(5)
+    grades = {"a. Training Set": [0, 2, 4, 1, 3, 0], "b. Testing Set": [3, 1]}
+    tables = dict(zip(grades, ["a. IDRiD_Disease Grading_Training Labels.csv", "b. IDRiD_Disease Grading_Testing Labels.csv"]))
+    (data / "2. Groundtruths").mkdir(parents=True)
+    for side, values in grades.items():
+        folder = data / "1. Original Images" / side
+        folder.mkdir(parents=True)
+        lines = ["Image name,Retinopathy grade,Risk of macular edema ,,,,,,,,,"]
+        for k, grade in enumerate(values, 1):
+            Image.fromarray(scene(rng, 50, 60)).save(folder / f"IDRiD_{k:03}.jpg", quality=95)
+            lines.append(f"IDRiD_{k:03},{grade},{k % 3},,,,,,,,,")
+        (data / "2. Groundtruths" / tables[side]).write_text("\n".join(lines) + "\n")
+    out = ["--out", tmp_path / "store", "--size", 32, "--overwrite"]
+    pretext3d("preprocess", "--data", data, *out)
+    index = read_json(tmp_path / "store" / "index.json")
+    found = {s["id"]: (s["class"], s["split"]) for s in index["subjects"]}
+    assert found == {f"train_IDRiD_{k:03}": (grade, None) for k, grade in enumerate(grades["a. Training Set"], 1)} | {
+        f"test_IDRiD_{k:03}": (grade, "test") for k, grade in enumerate(grades["b. Testing Set"], 1)}
+    assert len(index["classes"]) == 5
+    # Another column of the same tables, named without the space.
+    pretext3d("preprocess", "--data", data, *out, "--column", "Risk of macular edema,Retinopathy grade")
+    index = read_json(tmp_path / "store" / "index.json")
+    assert {s["id"]: s["values"]["Risk of macular edema"] for s in index["subjects"]} == {name: int(name[-1]) % 3 for name in found}
+    assert {s["id"]: (s["values"]["Retinopathy grade"], s["split"]) for s in index["subjects"]} == found and "classes" not in index
+    # Messidor's grades are on a scale of their own and asked for by name.
+    messidor = tmp_path / "messidor"
+    messidor.mkdir()
+    for k in range(3):
+        Image.fromarray(scene(rng, 50, 60)).save(messidor / f"2005_{k}.png")
+    (messidor / "Annotation_Base11.csv").write_text(
+        "Image name;Ophthalmologic department;Retinopathy grade;Risk of macular edema \n" + "".join(f"2005_{k}.tif;Service;{k};0\n" for k in range(3)))
+    done = pretext3d("preprocess", "--data", messidor, *out)
+    assert "Messidor's own scale, 0 to 3; --column" in done.stderr
+    pretext3d("preprocess", "--data", messidor, *out, "--column", "Retinopathy grade")
+    assert [s["values"] for s in read_json(tmp_path / "store/index.json")["subjects"]] == [{"Retinopathy grade": k} for k in range(3)]
+
+
+def test_photographs_in_a_manifest(tmp_path):
+    rng = numpy.random.default_rng(6)
+    for name in "abc":
+        Image.fromarray(scene(rng, 50, 60)).save(tmp_path / f"{name}.png")
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("subject,photo,grade,split\n" + "".join(f"p{k}/{name},{name}.png,{k},{'test' if k else ''}\n" for k, name in enumerate("abc")))
+    out = ["--out", tmp_path / "store", "--overwrite"]
+    pretext3d("preprocess", "--data", manifest, *out, "--column", "grade")
+    index = read_json(tmp_path / "store" / "index.json")
+    assert index["channels"] == ["red", "green", "blue"] and index["subjects"][0]["shape"] == [1, 224, 224]
+    assert [(s["id"], s["values"], s["split"]) for s in index["subjects"]] == [
+        ("p0/a", {"grade": 0}, None), ("p1/b", {"grade": 1}, "test"), ("p2/c", {"grade": 2}, "test")]
+    pretext3d("preprocess", "--data", tmp_path, "--out", tmp_path / "plain")
+    plain = {s["id"]: s["fingerprint"] for s in read_json(tmp_path / "plain/index.json")["subjects"]}
+    assert [s["fingerprint"] for s in index["subjects"]] == [plain[name] for name in "abc"]
+    (tmp_path / "x.nii").write_bytes(b"")
+    for text, says in [
+        ("subject,photo,label\na,a.png,b.png\n", ["no labels of pixels"]),
+        ("subject,one,two\na,a.png,b.png\n", ["a photograph is one file, found the columns one, two"]),
+        ("subject,photo\na,a.png\nb,x.nii\n", ["a.png is a photograph", "x.nii is none"]),
+        ("subject,photo\na,a.bmp\n", ["row 2, column `photo`"]),
+    ]:
+        manifest.write_text(text)
+        refused("preprocess", "--data", manifest, "--out", tmp_path / "bad", says=says)
+
+
 def test_stores_of_scans_have_no_classes(store):
     index = read_json(store / "index.json")
     assert "classes" not in index and all("class" not in subject for subject in index["subjects"])

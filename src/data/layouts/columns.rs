@@ -4,11 +4,11 @@
 //! holds the ids shows in its cells.
 
 use super::table::{Table, is_table};
-use super::{Dataset, Problem, Source, Subject};
+use super::{Dataset, Problem, Source, Subject, sides};
 use crate::data::formats::{self, image};
 use crate::data::names::some;
 use crate::data::split::subject as person_of;
-use anyhow::{Result, bail, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
@@ -147,10 +147,13 @@ pub fn attach(dataset: &mut Dataset, root: &Path, found: &[PathBuf], wanted: Wan
     // What is read here is not passed over.
     let used = |path: &Path| tables.iter().any(|table| table.path == path || table.path.with_extension("json") == path);
     dataset.ignored.retain(|ignored| !used(&ignored.path));
-    let scans = Known::of(&dataset.subjects, root);
+    // Names that are there on two sides of a dataset are told apart by the side that the table is of.
+    let sided = sided(&dataset.subjects, root);
     // By scan and column: the value and where it stands.
     let mut given: BTreeMap<(usize, usize), BTreeMap<String, (Value, String)>> = BTreeMap::new();
     for table in &tables {
+        let below = table.path.strip_prefix(root).unwrap_or(Path::new(table.path.file_name().unwrap_or_default()));
+        let scans = Known::of(&dataset.subjects, root, sides::of(below).filter(|_| sided));
         let Some(ids) = ids(table, &scans, wanted)? else { continue };
         let session = table.columns.iter().position(|name| SESSIONS.iter().any(|known| name.eq_ignore_ascii_case(known)));
         let columns: Vec<(usize, usize)> =
@@ -238,6 +241,7 @@ fn tables(dataset: &mut Dataset, found: &[PathBuf], wanted: WantedColumns) -> Re
     }
     for name in wanted.names {
         if tables.iter().any(|table| table.position(name).is_some()) {
+            tables.iter().try_for_each(|table| table.check_once(name).with_context(|| table.path.display().to_string()))?;
             continue;
         }
         let there: Vec<String> =
@@ -300,14 +304,16 @@ struct Known {
 }
 
 impl Known {
-    fn of(subjects: &[Subject], root: &Path) -> Known {
+    /// `side`: only scans of this side, where it is given.
+    fn of(subjects: &[Subject], root: &Path, side: Option<&str>) -> Known {
         let ids: Vec<String> = subjects.iter().map(|subject| subject.id.clone()).collect();
+        let here = |scan: usize| side.is_none() || sides::of_scan(&subjects[scan].channels[0], root) == side;
         let names: Vec<[Vec<String>; 3]> = subjects.iter().map(|subject| names(subject, root)).collect();
         let mut levels = vec![];
         for change in [str::to_owned as fn(&str) -> String, plain] {
             for level in 0..3 {
                 let mut known: HashMap<String, Vec<usize>> = HashMap::new();
-                for (scan, names) in names.iter().enumerate() {
+                for (scan, names) in names.iter().enumerate().filter(|&(scan, _)| here(scan)) {
                     for name in names[level].iter().map(|name| change(name)).collect::<BTreeSet<_>>() {
                         known.entry(name).or_default().push(scan);
                     }
@@ -339,6 +345,17 @@ impl Known {
         }
         scans
     }
+}
+
+/// Whether scans of one file name lie on several sides.
+fn sided(subjects: &[Subject], root: &Path) -> bool {
+    let mut known: HashMap<String, BTreeSet<&str>> = HashMap::new();
+    for subject in subjects {
+        let [_, files, _] = names(subject, root);
+        let side = sides::of_scan(&subject.channels[0], root);
+        known.entry(files.last().cloned().unwrap_or_default()).or_default().extend(side);
+    }
+    known.values().any(|sides| sides.len() > 1)
 }
 
 /// A scan's own names, its names as a file, and those of what it is one of: visit and person.

@@ -3,11 +3,11 @@
 
 use super::columns::{self, Column, Columns, WantedColumns};
 use super::table::{Row, Table};
-use super::{Dataset, Layout, Problem, Source, Subject, dicom};
+use super::{Dataset, Layout, Problem, Source, Subject, dicom, images};
 use crate::data::formats::{self, image};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// What a column holds; channels are named by their column.
 #[derive(Clone, Copy, PartialEq)]
@@ -29,6 +29,7 @@ pub fn open(path: &Path, separate: bool, wanted: WantedColumns) -> Result<Datase
     let table = Table::read(path)?;
     // Where a table is named, the values stand in that.
     let names = if wanted.table.is_some() { &[] } else { wanted.names };
+    table.check_names().with_context(|| path.display().to_string())?;
     let contents = contents(&table, names, wanted.optional).with_context(|| path.display().to_string())?;
     let named =
         |content: Content| table.columns.iter().zip(&contents).filter(move |(_, c)| **c == content).map(|(name, _)| name);
@@ -72,6 +73,8 @@ pub fn open(path: &Path, separate: bool, wanted: WantedColumns) -> Result<Datase
         subjects.push(subject);
     }
     ensure!(!subjects.is_empty(), "{}: a header, but no row below it", path.display());
+    let channels: Vec<String> = named(Content::Channel).cloned().collect();
+    let channels = photographs(&subjects, &channels, separate).with_context(|| path.display().to_string())?.unwrap_or(channels);
     let kept = names.iter().filter(|name| table.position(name).is_some());
     let kept: Vec<Column> = kept.map(|name| Column { name: name.clone(), unit: None }).collect();
     columns::settle(&mut subjects, &kept);
@@ -79,7 +82,7 @@ pub fn open(path: &Path, separate: bool, wanted: WantedColumns) -> Result<Datase
     let ignored = (!others.is_empty()).then(|| Problem::new(path, format!("columns without scans: {}", others.join(", "))));
     Ok(Dataset {
         layout: Layout::Manifest,
-        channels: named(Content::Channel).cloned().collect(),
+        channels,
         labels: None,
         classes: None,
         columns: Columns { kept, notes: vec![] },
@@ -87,6 +90,22 @@ pub fn open(path: &Path, separate: bool, wanted: WantedColumns) -> Result<Datase
         problems: vec![],
         ignored: ignored.into_iter().collect(),
     })
+}
+
+/// The channels of photographs, if the scans are such: their colours. Errors where photographs stand beside other scans, or have labels.
+fn photographs(subjects: &[Subject], columns: &[String], separate: bool) -> Result<Option<Vec<String>>> {
+    let sources = || subjects.iter().flat_map(|subject| &subject.channels);
+    let Some(first) = sources().find(|source| source.is_image()) else { return Ok(None) };
+    if let Some(other) = sources().find(|source| !source.is_image()) {
+        bail!("{} is a photograph, {} is none: give each kind a manifest of its own", first.display(), other.display());
+    }
+    ensure!(!separate, "photographs: their colours make one image, and are no scans of their own");
+    ensure!(columns.len() == 1, "a photograph is one file, found the columns {}", columns.join(", "));
+    if let Some(label) = subjects.iter().find_map(|subject| subject.label.as_ref()) {
+        bail!("{}: photographs have classes, no labels of pixels; leave the column `label` out", label.display());
+    }
+    let files: Vec<PathBuf> = sources().map(|source| PathBuf::from(source.display())).collect();
+    Ok(Some(images::channels(files.iter())))
 }
 
 /// `names`: of the values that are asked for.
@@ -132,7 +151,7 @@ fn source(folder: &Path, cell: &str) -> Result<Source> {
     };
     let (path, known) = match &source {
         Source::File(path) if path.is_dir() => return dicom::only_series(path),
-        Source::File(path) => (path, formats::is_scan(path)),
+        Source::File(path) => (path, image::stem(path).is_some() || formats::is_scan(path)),
         Source::Zip { archive, member } => (archive, formats::stem(Path::new(member)).is_some()),
         Source::Series(_) => unreachable!("returned above"),
     };

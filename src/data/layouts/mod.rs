@@ -13,6 +13,7 @@ mod manifest;
 mod nnunet;
 pub mod people;
 pub mod segmentations;
+mod sides;
 mod source;
 mod table;
 mod ukb;
@@ -160,6 +161,13 @@ pub struct Dataset {
     pub problems: Vec<Problem>,
     /// What was left out by the layout's own rules and loses no scan: side files such as tables, contrasts few subjects have.
     pub ignored: Vec<Problem>,
+}
+
+impl Dataset {
+    /// Whether its scans are photographs, by their names.
+    pub fn is_photographs(&self) -> bool {
+        self.subjects.iter().any(|subject| subject.channels[0].is_image())
+    }
 }
 
 impl fmt::Display for Layout {
@@ -357,6 +365,9 @@ fn finish(mut dataset: Dataset, root: &Path, reading: Reading, tables: &[PathBuf
     // A manifest has them in its own rows, unless another table is named.
     if dataset.layout != Layout::Manifest || reading.columns.table.is_some() {
         columns::attach(&mut dataset, root, tables, reading.columns)?;
+    }
+    if dataset.layout == Layout::Images {
+        sides::keep(&mut dataset, root);
     }
     dataset.problems.sort_by(|a, b| a.path.cmp(&b.path));
     dataset.ignored.sort_by(|a, b| a.path.cmp(&b.path));

@@ -28,7 +28,7 @@ pub fn is_table(path: &Path) -> bool {
 }
 
 impl Table {
-    /// Errors: no text in UTF-8, rows of another number of cells, a column with cells and without a name, and two of one name.
+    /// Errors: no text in UTF-8, rows of another number of cells.
     pub fn read(path: &Path) -> Result<Table> {
         let name = || path.display().to_string();
         let bytes = std::fs::read(path).with_context(name)?;
@@ -56,14 +56,26 @@ impl Table {
         let used = |column: usize| !header[column].is_empty() || rows.iter().any(|row| !row.cells[column].is_empty());
         let kept: Vec<usize> = (0..header.len()).filter(|&column| used(column)).collect();
         let columns: Vec<String> = kept.iter().map(|&column| header[column].to_owned()).collect();
-        for (i, name) in columns.iter().enumerate() {
-            ensure!(!name.is_empty(), "row 1: column {} has no name", kept[i] + 1);
-            ensure!(!columns[..i].contains(name), "row 1: column `{name}` occurs twice");
-        }
         for row in &mut rows {
             row.cells = kept.iter().map(|&column| std::mem::take(&mut row.cells[column])).collect();
         }
         Ok(Table { path: path.into(), columns, rows, decimal_commas: separator != b',' })
+    }
+
+    /// Errors on a column without a name, and on two of one name.
+    pub fn check_names(&self) -> Result<()> {
+        for (i, name) in self.columns.iter().enumerate() {
+            ensure!(!name.is_empty(), "row 1: column {} has no name", i + 1);
+            self.check_once(name)?;
+        }
+        Ok(())
+    }
+
+    /// Errors on two columns of this name.
+    pub fn check_once(&self, name: &str) -> Result<()> {
+        let once = self.columns.iter().filter(|found| *found == name).count() < 2;
+        ensure!(once, "row 1: column `{name}` occurs twice");
+        Ok(())
     }
 
     /// Where a column is, by its name in any case.
@@ -142,7 +154,8 @@ mod tests {
             ("id,,age\na,1,2\n", "column 2 has no name"),
         ];
         for (text, says) in cases {
-            let message = format!("{:#}", read(text).err().unwrap());
+            let checked = read(text).and_then(|table| table.check_names());
+            let message = format!("{:#}", checked.err().unwrap());
             assert!(message.contains(says), "{message}");
         }
     }

@@ -65,7 +65,7 @@ static SITE: LazyLock<Regex> = LazyLock::new(|| pattern(r"^(?:site|cent(?:er|re)
 /// A folder that says how data are kept and never whose they are.
 static KEPT: LazyLock<Regex> = LazyLock::new(|| {
     pattern(concat!(
-        r"^(?:anat|func|dwi|fmap|perf|(?:images?|labels?|masks?)(?:tr|ts)?|nifti|nii|data|scans|patients|subjects|derivatives",
+        r"^(?:[a-z\d]{1,2}[.)] ?)?(?:anat|func|dwi|fmap|perf|original images|groundtruths?|(?:images?|labels?|masks?)(?:tr|ts)?|nifti|nii|data|scans|patients|subjects|derivatives",
         r"|(?:train(?:ing)?|val(?:idation)?|test(?:ing)?|raw(?:data)?|dataset|batch|part|fold|set)(?:[^a-z].*)?)$",
     ))
 });
