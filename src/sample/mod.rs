@@ -7,4 +7,5 @@ pub mod padded;
 pub mod patch;
 pub mod sampler;
 pub mod size;
+pub mod turned;
 pub mod windows;

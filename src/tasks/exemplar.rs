@@ -14,8 +14,9 @@ use crate::nn::heads::{EPS, HeadKind, Pool, linear, unit_vectors};
 use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
 use crate::sample::patch::draw_window;
+use crate::sample::turned::resampled;
 use crate::transform::intensity::{self, IntensityChange, Stats};
-use crate::transform::resample::{self, Interpolation, Resample};
+use crate::transform::resample::{self, Resample};
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
 use rand::Rng as _;
@@ -88,7 +89,7 @@ impl Exemplar {
             scans.id(scan)
         );
         let window = draw_window(scans, scan, self.rank, self.window, rng)?;
-        let spatial = SPATIAL.draw(self.rank, rng);
+        let spatial = SPATIAL.draw(self.rank, self.window, rng);
         let intensity = INTENSITY.draw(rng);
         let other = rng.random_range(0..scans.len() - 1);
         let negative = other + usize::from(other >= scan);
@@ -104,12 +105,10 @@ impl Exemplar {
         let (positive, negative) = rest.split_at_mut(view);
         scans.read(scan, params.window, Orientation::IDENTITY, anchor)?;
         scans.read(params.negative, params.negative_window, Orientation::IDENTITY, negative)?;
-        // What the rotation and the zoom bring in is background: the channel's smallest value, whatever the normalisation.
-        let stats: Vec<Stats> = anchor.chunks_exact(voxels(shape)).map(Stats::of).collect();
-        let fill: Vec<f32> = stats.iter().map(|s| s.min).collect();
-        params.spatial.apply(anchor, shape, Interpolation::Linear, &fill, positive)?;
-        for (channel, stats) in positive.chunks_exact_mut(voxels(shape)).zip(stats) {
-            params.intensity.apply(stats, channel);
+        // What the rotation and the zoom bring in is the scan, beyond its ends background, whatever the normalisation.
+        resampled(scans, scan, params.window, &params.spatial, positive, None)?;
+        for (channel, anchor) in positive.chunks_exact_mut(voxels(shape)).zip(anchor.chunks_exact(voxels(shape))) {
+            params.intensity.apply(Stats::of(anchor), channel);
         }
         Ok(())
     }

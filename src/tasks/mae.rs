@@ -12,8 +12,8 @@ use crate::dim::{Rank, Shape, Sides, voxels};
 use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
 use crate::sample::patch::draw_window;
+use crate::sample::turned::augmented;
 use crate::transform::augment::{AugmentConfig, Augmenter};
-use crate::transform::spatial::Orientation;
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -222,10 +222,9 @@ impl Task for Mae {
         let shape = self.view_shape();
         let (input, clean) = out.split_at_mut(scans.channels() * voxels(shape));
         let window = draw_window(scans, scan, self.rank, shape, rng)?;
-        scans.read(scan, window, Orientation::IDENTITY, clean)?;
-        let augmentation = self.augment.draw(scans.channels(), rng);
+        let augmentation = self.augment.draw(scans.channels(), shape, rng);
         let (spatial, intensity) = augmentation.clone().apart();
-        spatial.apply(clean, None, shape)?;
+        augmented(scans, scan, window, &spatial, clean, None)?;
         input.copy_from_slice(clean);
         intensity.apply(input, None, shape)?;
 

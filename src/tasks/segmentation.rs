@@ -20,8 +20,8 @@ use crate::predict::window::{Forward, Window, default_batch};
 use crate::rng::Rng;
 use crate::sample::foreground::Foreground;
 use crate::sample::size;
+use crate::sample::turned::augmented;
 use crate::transform::augment::Augmenter;
-use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
@@ -166,11 +166,9 @@ impl Task for Segmentation {
     fn sample(&self, scans: &dyn Scans, scan: usize, rng: &mut Rng, out: &mut [f32]) -> Result<Drawn> {
         let wanted = rng.random_bool(self.config.foreground_share);
         let region = self.foreground.region(scan, self.patch, wanted, rng);
-        scans.read(scan, region, Orientation::IDENTITY, out)?;
+        let augmentation = self.augmenter.draw(scans.channels(), self.patch, rng);
         let mut label = vec![0u8; voxels(self.patch)];
-        scans.label(scan, region, Orientation::IDENTITY, &mut label)?;
-        let augmentation = self.augmenter.draw(scans.channels(), rng);
-        augmentation.apply(out, Some(&mut label), self.patch)?;
+        augmented(scans, scan, region, &augmentation, out, Some(&mut label))?;
         Ok(Drawn {
             targets: label.into_iter().map(i64::from).collect(),
             params: json!({ "region": region, "foreground": wanted, "augmentation": augmentation }),

@@ -13,9 +13,9 @@ use crate::nn::heads::{HeadKind, Pool, linear, unit_vectors};
 use crate::nn::{Encoder, Mode};
 use crate::rng::Rng;
 use crate::sample::patch::draw_window;
+use crate::sample::turned::augmented;
 use crate::transform::augment::{AugmentConfig, Augmentation, Augmenter, Interval};
 use crate::transform::resample::ResampleRanges;
-use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
 use rand::Rng as _;
 use serde::{Deserialize, Serialize};
@@ -131,8 +131,8 @@ impl Simclr {
             starts[1][a] += second;
         }
         let crops = starts.map(|start| {
-            let spatial = ResampleRanges { flip: self.config.flip, ..SPATIAL }.draw(self.rank, rng);
-            let augmentation = Augmentation { spatial, ..self.augment.draw(self.channels, rng) };
+            let spatial = ResampleRanges { flip: self.config.flip, ..SPATIAL }.draw(self.rank, self.crop, rng);
+            let augmentation = Augmentation { spatial, ..self.augment.draw(self.channels, self.crop, rng) };
             Crop { region: Region { start, size: self.view_shape() }, augmentation }
         });
         Ok(Params { window, crops })
@@ -142,8 +142,7 @@ impl Simclr {
         let view = self.channels * voxels(self.view_shape());
         ensure!(out.len() == 2 * view, "simclr: a sample has {} values, found room for {}", 2 * view, out.len());
         for (crop, out) in params.crops.iter().zip(out.chunks_exact_mut(view)) {
-            scans.read(scan, crop.region, Orientation::IDENTITY, out)?;
-            crop.augmentation.apply(out, None, self.view_shape())?;
+            augmented(scans, scan, crop.region, &crop.augmentation, out, None)?;
         }
         Ok(())
     }

@@ -113,7 +113,7 @@ impl VolumeFusion {
         let other = rng.random_range(0..scans.len() - 1);
         let mut source = |scan| -> Result<Source> {
             let window = draw_window(scans, scan, self.rank, self.window, rng)?;
-            let augmentation = self.augment.draw(scans.channels(), rng);
+            let augmentation = self.augment.draw(scans.channels(), self.window, rng);
             Ok(Source { scan, id: scans.id(scan).into(), window, augmentation })
         };
         let (front, back) = (source(scan)?, source(other + usize::from(other >= scan))?);

@@ -40,7 +40,7 @@ pub fn sample(
 ) -> Result<Augmentation> {
     ensure!(scans.shape(scan) == shape, "{:?} voxels, expected {shape:?}", scans.shape(scan));
     scans.read(scan, Region::whole(shape), Orientation::IDENTITY, out)?;
-    let augmentation = augmenter.draw(scans.channels(), rng);
+    let augmentation = augmenter.draw(scans.channels(), shape, rng);
     augmentation.apply(out, None, shape)?;
     Ok(augmentation)
 }

@@ -239,8 +239,8 @@ impl Augmenter {
         self
     }
 
-    /// Draws the augmentation of a sample with this many channels.
-    pub fn draw(&self, channels: usize, rng: &mut Rng) -> Augmentation {
+    /// Draws the augmentation of a sample of this shape, with this many channels.
+    pub fn draw(&self, channels: usize, shape: Shape, rng: &mut Rng) -> Augmentation {
         let config = &self.config;
         if config.off {
             let channels = vec![ChannelChange::default(); channels];
@@ -248,7 +248,7 @@ impl Augmenter {
         }
         let ranges =
             resample::ResampleRanges { flip: config.flip, right_angle: 0., degrees: config.degrees, zoom: config.scale.0 };
-        let mut spatial = ranges.draw(self.rank, rng);
+        let mut spatial = ranges.draw(self.rank, shape, rng);
         (0..3).for_each(|a| spatial.flip[a] &= self.mirroring.axes[a]);
         if !rng.random_bool(config.spatial) {
             spatial = Resample { flip: spatial.flip, ..Resample::IDENTITY };
@@ -277,8 +277,10 @@ impl Augmentation {
 
     /// Augments `image`, `[C, D, H, W]`, and its `label`, `[D, H, W]`, both of `shape`, in place. In this order: flips, rotation and
     /// scaling in one map and one interpolation (image linear, label nearest; what enters from outside is the channel's minimum
-    /// and of [`Augmentation::outside`]); classes that have a side; then for each channel contrast and brightness, gamma, noise. Mean, minimum and range of a channel are those before
-    /// anything was changed. Flips alone are exact. Errors on lengths that disagree.
+    /// and of [`Augmentation::outside`]); classes that have a side; then for each channel contrast and brightness, gamma, noise. Mean, minimum and range of a
+    /// channel are those of all that was read, before anything was changed. Flips alone are exact. Errors on lengths that disagree.
+    ///
+    /// Of a part of a scan, [`augmented`](crate::sample::turned::augmented) reads what enters from outside as well.
     pub fn apply(&self, image: &mut [f32], mut label: Option<&mut [u8]>, shape: Shape) -> Result<()> {
         let (n, channels) = (voxels(shape), self.channels.len());
         ensure!(
@@ -290,7 +292,7 @@ impl Augmentation {
         if n == 0 {
             return Ok(());
         }
-        let resampled = self.spatial.degrees != 0. || self.spatial.zoom != [1.; 3];
+        let resampled = self.spatial.resamples();
         let changed = |change: &ChannelChange| *change != ChannelChange::default();
         let stats: Vec<Option<Stats>> = (image.chunks_exact(n).zip(&self.channels))
             .map(|(channel, change)| (resampled || changed(change)).then(|| Stats::of(channel)))
@@ -309,15 +311,21 @@ impl Augmentation {
                 flip(label, shape, self.spatial.flip);
             }
         }
+        self.finish(&stats, image, label);
+        Ok(())
+    }
+
+    /// The part of [`Augmentation::apply`] after voxels were moved. `stats`: of each channel before that; `None`: it is left as it is.
+    pub fn finish(&self, stats: &[Option<Stats>], image: &mut [f32], label: Option<&mut [u8]>) {
         if let Some(label) = label {
             label.iter_mut().for_each(|class| *class = self.class(*class));
         }
+        let n = image.len() / self.channels.len();
         for ((channel, change), stats) in image.chunks_exact_mut(n).zip(&self.channels).zip(stats) {
             if let Some(stats) = stats {
-                change.apply(stats, channel);
+                change.apply(*stats, channel);
             }
         }
-        Ok(())
     }
 
     /// What a class becomes.

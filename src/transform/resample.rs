@@ -44,20 +44,37 @@ pub struct ResampleRanges {
     pub zoom: [f32; 2],
 }
 
+/// Longer side of a plane to the shorter one from which a window is turned less in it, so that it shows much the same part of the scan, and
+/// from which it is not turned in it at all (nnU-Net's `ANISO_THRESHOLD`).
+const LONG: usize = 2;
+const FLAT: usize = 3;
+/// Largest angle of what is turned less: nnU-Net's for volumes.
+const LONG_DEGREES: f32 = 30.;
+
 impl ResampleRanges {
-    /// Draws a transform about a random axis; for images in the plane only.
-    pub fn draw(&self, rank: Rank, rng: &mut Rng) -> Resample {
+    /// Draws a transform of windows of this shape about a random axis; for images in the plane only.
+    pub fn draw(&self, rank: Rank, window: Shape, rng: &mut Rng) -> Resample {
         let mut drawn = Resample::IDENTITY;
         for a in rank.axes() {
             drawn.flip[a] = rng.random_bool(self.flip);
             drawn.zoom[a] = self.zoom[0] + rng.random::<f32>() * (self.zoom[1] - self.zoom[0]);
         }
-        if rank == Rank::Three {
-            drawn.axis = rng.random_range(0..3);
+        let sides = |axis: usize| {
+            let [b, c] = others(axis).map(|a| window[a]);
+            (b.min(c), b.max(c))
+        };
+        let about = if rank == Rank::Three { 0..3 } else { 0..1 };
+        let about: Vec<usize> = about.filter(|&axis| sides(axis).1 <= FLAT * sides(axis).0).collect();
+        if about.is_empty() {
+            return drawn;
         }
+        drawn.axis = about[if rank == Rank::Three { rng.random_range(0..about.len()) } else { 0 }];
+        let (short, long) = sides(drawn.axis);
+        // A quarter turn of unequal sides, or much of one, shows what lies beside the window.
+        let (right, degrees) = if long >= LONG * short { (180., self.degrees.min(LONG_DEGREES)) } else { (90., self.degrees) };
         drawn.degrees = match rng.random_bool(self.right_angle) {
-            true => 90. * rng.random_range(0..4) as f32,
-            false => self.degrees * (2. * rng.random::<f32>() - 1.),
+            true => right * (rng.random_range(0..4) % (360. / right) as i32) as f32,
+            false => degrees * (2. * rng.random::<f32>() - 1.),
         };
         drawn
     }
@@ -66,6 +83,25 @@ impl ResampleRanges {
 /// Source coordinates are 32.32 fixed point: cheap to split into index and fraction, exact at right angles, and the same on
 /// every machine.
 const ONE: i64 = 1 << 32;
+
+/// The two axes of the plane that turns about an axis.
+fn others(axis: usize) -> [usize; 2] {
+    [[1, 2], [0, 2], [0, 1]][axis]
+}
+
+/// A box of voxels that a resampling reads, relative to the first voxel of what it writes.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Source {
+    pub start: [i64; 3],
+    pub size: Shape,
+}
+
+impl Source {
+    /// What is written is as large, and lies in the same place.
+    pub fn same(shape: Shape) -> Self {
+        Source { start: [0; 3], size: shape }
+    }
+}
 
 impl Resample {
     pub const IDENTITY: Resample = Resample { flip: [false; 3], axis: 0, degrees: 0., zoom: [1.; 3] };
@@ -79,7 +115,7 @@ impl Resample {
             270. => (-1., 0.),
             degrees => f64::from(degrees).to_radians().sin_cos(),
         };
-        let (b, c) = [(1, 2), (0, 2), (0, 1)][self.axis];
+        let [b, c] = others(self.axis);
         let mut matrix = [[0.; 3]; 3];
         matrix[self.axis][self.axis] = 1.;
         (matrix[b][b], matrix[b][c], matrix[c][b], matrix[c][c]) = (cos, sin, -sin, cos);
@@ -89,6 +125,19 @@ impl Resample {
             }
         }
         matrix
+    }
+
+    /// Whether values between voxels are read; flips alone are exact.
+    pub fn resamples(&self) -> bool {
+        self.degrees != 0. || self.zoom != [1.; 3]
+    }
+
+    /// All voxels that an output of this shape takes part of.
+    pub fn reach(&self, shape: Shape) -> Source {
+        let (matrix, centre) = (self.matrix(), shape.map(|n| (n as f64 - 1.) / 2.));
+        let radius = |a: usize| (0..3).map(|b| matrix[a][b].abs() * centre[b]).sum::<f64>();
+        let start = std::array::from_fn(|a| (centre[a] - radius(a)).floor() as i64);
+        Source { start, size: std::array::from_fn(|a| ((centre[a] + radius(a)).ceil() as i64 - start[a] + 1) as usize) }
     }
 
     /// Transforms `input`, `[C, D, H, W]` with `C` the length of `fill`, into `out` of the same shape. `fill` is, per channel,
@@ -102,29 +151,50 @@ impl Resample {
         fill: &[f32],
         out: &mut [f32],
     ) -> Result<()> {
-        self.rows(input, shape, interpolation, fill, out, trilinear)
+        self.apply_from(input, Source::same(shape), shape, interpolation, fill, out)
+    }
+
+    /// As [`Resample::apply`], from another box than the one that is written.
+    pub fn apply_from(
+        &self,
+        input: &[f32],
+        source: Source,
+        shape: Shape,
+        interpolation: Interpolation,
+        fill: &[f32],
+        out: &mut [f32],
+    ) -> Result<()> {
+        self.rows(input, source, shape, interpolation, fill, out, trilinear)
     }
 
     /// As [`Resample::apply`], of a label `[D, H, W]`: the nearest voxel, `outside` for what lies outside.
     pub fn apply_label(&self, input: &[u8], shape: Shape, outside: u8, out: &mut [u8]) -> Result<()> {
-        self.rows(input, shape, Interpolation::Nearest, &[outside], out, |voxels, _| voxels[0])
+        self.apply_label_from(input, Source::same(shape), shape, outside, out)
+    }
+
+    /// As [`Resample::apply_label`], from another box than the one that is written.
+    pub fn apply_label_from(&self, input: &[u8], source: Source, shape: Shape, outside: u8, out: &mut [u8]) -> Result<()> {
+        self.rows(input, source, shape, Interpolation::Nearest, &[outside], out, |voxels, _| voxels[0])
     }
 
     /// `mix` joins the eight neighbours, by the weights of the higher ones.
+    #[allow(clippy::too_many_arguments)]
     fn rows<T: Copy>(
         &self,
         input: &[T],
+        source: Source,
         shape: Shape,
         interpolation: Interpolation,
         fill: &[T],
         out: &mut [T],
         mix: impl Fn([T; 8], [f32; 3]) -> T,
     ) -> Result<()> {
-        let n = voxels(shape);
+        let (from, n) = (voxels(source.size), voxels(shape));
         ensure!(
-            input.len() == fill.len() * n && out.len() == input.len(),
-            "resampling {} channels of {shape:?}: input of {}, output of {} values",
+            from > 0 && input.len() == fill.len() * from && out.len() == fill.len() * n,
+            "resampling {} channels of {:?} to {shape:?}: input of {}, output of {} values",
             fill.len(),
+            source.size,
             input.len(),
             out.len()
         );
@@ -139,15 +209,15 @@ impl Resample {
         let centre = shape.map(|n| (n as f64 - 1.) / 2.);
         let fixed = |x: f64| (x * ONE as f64).round() as i64;
         let step: [i64; 3] = std::array::from_fn(|a| fixed(matrix[a][2]));
-        let mut row = SourceRow::new(shape, interpolation);
+        let mut row = SourceRow::new(source.size, shape[2], interpolation);
         for x0 in 0..shape[0] {
             for x1 in 0..shape[1] {
                 let offset = [x0 as f64 - centre[0], x1 as f64 - centre[1], -centre[2]];
-                let base =
-                    std::array::from_fn(|a| fixed(centre[a] + matrix[a].iter().zip(offset).map(|(m, x)| m * x).sum::<f64>()));
+                let place = |a: usize| centre[a] + matrix[a].iter().zip(offset).map(|(m, x)| m * x).sum::<f64>();
+                let base = std::array::from_fn(|a| fixed(place(a)) - source.start[a] * ONE);
                 row.locate(base, step);
                 let start = (x0 * shape[1] + x1) * shape[2];
-                for ((input, out), &fill) in input.chunks_exact(n).zip(out.chunks_exact_mut(n)).zip(fill) {
+                for ((input, out), &fill) in input.chunks_exact(from).zip(out.chunks_exact_mut(n)).zip(fill) {
                     row.sample(input, fill, &mut out[start..start + shape[2]], &mix);
                 }
             }
@@ -159,6 +229,8 @@ impl Resample {
 /// Where the voxels of one output row (along the last axis) come from; shared by the channels.
 struct SourceRow {
     shape: Shape,
+    /// Voxels of the output row.
+    width: usize,
     interpolation: Interpolation,
     /// Offsets in memory of the next voxel along each axis, 0 along an axis of one voxel.
     stride: Shape,
@@ -174,18 +246,19 @@ struct SourceRow {
 }
 
 impl SourceRow {
-    fn new(shape: Shape, interpolation: Interpolation) -> Self {
+    fn new(shape: Shape, width: usize, interpolation: Interpolation) -> Self {
         let stride = [shape[1] * shape[2], shape[2], 1];
         SourceRow {
             shape,
+            width,
             interpolation,
             stride: std::array::from_fn(|a| if shape[a] > 1 { stride[a] } else { 0 }),
             base: [0; 3],
             step: [0; 3],
             near: 0..0,
             inside: 0..0,
-            index: vec![0; shape[2]],
-            weight: std::array::from_fn(|_| vec![0.; shape[2]]),
+            index: vec![0; width],
+            weight: std::array::from_fn(|_| vec![0.; width]),
         }
     }
 
@@ -196,7 +269,7 @@ impl SourceRow {
         }
         (self.base, self.step) = (base, step);
         let last = self.shape.map(|n| (n as i64 - 1) * ONE);
-        (self.near, self.inside) = (0..self.shape[2], 0..self.shape[2]);
+        (self.near, self.inside) = (0..self.width, 0..self.width);
         for a in 0..3 {
             let (near, inside) = match self.interpolation {
                 Interpolation::Linear => ((1 - ONE, last[a] + ONE - 1), (0, last[a])),

@@ -2,9 +2,8 @@
 
 import numpy as np
 import pytest
-from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
-from test_samples import batch_of, cut, inside, inspect, side_of, store  # noqa: F401 (a fixture)
+from test_samples import batch_of, cut, inside, inspect, moved_and_read, side_of, store  # noqa: F401 (a fixture)
 
 
 def whole(image):
@@ -45,19 +44,16 @@ def test_cpc(store, tmp_path, grid, window):  # noqa: F811
             assert not any(map(any, drawn))
 
 
-def transformed(anchor, params):
-    """Flip, rotation, zoom, then contrast and brightness, of one channel."""
+def transformed(image, anchor, params):
+    """Flip, rotation, zoom about the window's centre, then contrast and brightness, of all channels."""
     spatial, intensity = params["spatial"], params["intensity"]
     flip, axis = np.diag([-1.0 if f else 1.0 for f in spatial["flip"]]), spatial["axis"]
     # Positive from the lower to the higher of the other axes; about axis 1 that is against the right-hand rule.
     turn = np.eye(3)[axis] * np.radians(spatial["degrees"]) * (-1 if axis == 1 else 1)
     forward = np.diag(spatial["zoom"]) @ Rotation.from_rotvec(turn).as_matrix() @ flip
-    centre = (np.array(anchor.shape) - 1) / 2
-    voxels = np.indices(anchor.shape).reshape(3, -1) - centre[:, None]
-    at = np.linalg.inv(forward) @ voxels + centre[:, None]
-    moved = map_coordinates(anchor.astype(np.float64), at, order=1, mode="grid-constant", cval=anchor.min()).reshape(anchor.shape)
-    mean, extent = anchor.mean(dtype=np.float64), float(anchor.max()) - float(anchor.min())
-    return mean + intensity["contrast"] * (moved - mean) + intensity["shift"] * extent
+    for moved, before in zip(moved_and_read(image, params["window"], np.linalg.inv(forward))[0], anchor, strict=True):
+        mean, extent = before.mean(dtype=np.float64), float(before.max()) - float(before.min())
+        yield mean + intensity["contrast"] * (moved - mean) + intensity["shift"] * extent
 
 
 def test_exemplar(store, tmp_path):  # noqa: F811
@@ -72,10 +68,10 @@ def test_exemplar(store, tmp_path):  # noqa: F811
         for view, region, scan in [(anchor, params["window"], image), (negative, params["negative_window"], other)]:
             assert region["size"] == side_of(rank, 25)
             np.testing.assert_array_equal(view, cut(scan, region))
-        for before, after in zip(anchor, positive, strict=True):
+        for before, after, expected in zip(anchor, positive, transformed(image, anchor, params), strict=True):
             # Single precision, in coordinates as in values.
             tolerance = 1e-5 * (before.max() - before.min())
-            np.testing.assert_allclose(after, transformed(before, params), rtol=0, atol=tolerance)
+            np.testing.assert_allclose(after, expected, rtol=0, atol=tolerance)
         drawn.append(params["spatial"] | params["intensity"])
     # Every scan meets every other one, and never itself.
     assert pairs == {(a, b) for a in images for b in images if a != b}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from helpers import pretext3d, read_json, refused, tensors
-from test_samples import batch_of, cut
+from test_samples import batch_of, cut, matrix, moved_and_read
 
 SHAPES = [(24, 20, 12)] * 6  # two of them are held out
 TINY = ["--levels", 2, "--filters", 2, "--epochs", 1, "--steps", 1, "--batch-size", 2, "--device", "cpu", "--val-draws", 1, "--val-fraction", 0.34]
@@ -182,3 +182,14 @@ def test_what_fits_no_axis_is_refused_with_the_numbers(flat, tmp_path):
     refused(*args, "--task", "rot", "--window", "16,a", says=["128,128,32"], code=2)
     refused("finetune", "--data", flat, *TUNE, *out, "--patch", "16,12", says=["--patch has 2 numbers, expected 1 or 3", axes])
     assert not (tmp_path / "no").exists()
+
+
+def test_no_corner_is_filled_where_the_scan_goes_on(flat, tmp_path):
+    """Turned windows are those of the whole scan, turned about the window's centre, as SciPy has it."""
+    images = images_of(flat)
+    flags = ["--n", 40, "--window", "12,10,6", "--mae-block", 2, "--mae-spatial", 1, "--mae-flip", 0.5, "--mae-intensity", 0]
+    _, _, description = batch_of(flat, "mae", tmp_path, *flags)
+    for view, sample in zip(tensors(tmp_path / "mae.safetensors")[0]["clean"].numpy(), description["samples"], strict=True):
+        image, params = images[sample["scan"]], sample["params"]
+        moved, _ = moved_and_read(image, params["window"], matrix(params["augmentation"]["spatial"]))
+        np.testing.assert_allclose(view[0, 0], moved[0], rtol=0, atol=2e-5)

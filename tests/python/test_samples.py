@@ -297,14 +297,9 @@ def test_simclr(store, tmp_path):
         for view, crop in zip(pair, sample["params"]["crops"], strict=True):
             assert crop["region"]["size"] == side_of(rank, 30) and inside(crop["region"], sample["params"]["window"])
             spatial = crop["augmentation"]["spatial"]
-            channels = cut(images[sample["scan"]], crop["region"]).astype(float)
-            centre = [(n - 1) / 2 for n in channels.shape[1:]]
-            moved = [
-                affine_transform(channel, matrix(spatial), np.subtract(centre, matrix(spatial) @ centre), order=1, mode="grid-constant", cval=channel.min())
-                for channel in channels
-            ]
+            moved, read = moved_and_read(images[sample["scan"]], crop["region"], matrix(spatial))
             turned += spatial["degrees"] % 90 != 0
-            for channel, before, found, change in zip(moved, channels, view, crop["augmentation"]["channels"], strict=True):
+            for channel, before, found, change in zip(moved, read, view, crop["augmentation"]["channels"], strict=True):
                 expected = intensities(channel, change, before)
                 low, high = before.min(), before.max()
                 if change["noise"]:
@@ -315,6 +310,21 @@ def test_simclr(store, tmp_path):
                     # All but voxels on a border, where rounding decides on which side they lie.
                     assert np.quantile(np.abs(found - expected), 0.99) < 1e-3 * (high - low)
     assert len(scans) == 3 and turned > 4 and 10 < noisy < 40
+
+
+def moved_and_read(image, region, turn):
+    """A region of [C, D, H, W] as it looks in the whole scan turned about the region's centre, and all of the scan that it is made of, the
+    smallest value of which lies beyond the scan's ends."""
+    half = (np.array(region["size"]) - 1) / 2
+    centre = np.array(region["start"]) + half
+    corners = np.array(list(itertools.product([-1, 1], repeat=3))) * half @ turn.T + centre
+    low, high = np.floor(corners.min(0)), np.ceil(corners.max(0)) + 1
+    read = image[(slice(None), *(slice(int(max(a, 0)), int(b)) for a, b in zip(low, high)))].astype(float)
+    moved = [
+        affine_transform(channel.astype(float), turn, centre - turn @ half, region["size"], order=1, mode="grid-constant", cval=part.min())
+        for channel, part in zip(image, read)
+    ]
+    return moved, read
 
 
 def matrix(spatial):

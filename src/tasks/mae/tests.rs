@@ -2,6 +2,7 @@ use super::*;
 use crate::sample::sampler::Sampler;
 use crate::tasks::tests::{batch, check, encoder, scans};
 use crate::tasks::{TaskConfigs, TaskKind};
+use crate::transform::spatial::Orientation;
 use std::sync::Arc;
 use tch::{Device, nn::VarStore};
 
@@ -86,6 +87,7 @@ fn the_input_is_changed_and_the_target_is_not() {
         let augmentation: crate::transform::augment::Augmentation =
             serde_json::from_str(&drawn.params["augmentation"].to_string()).unwrap();
         augmentation.apply(&mut expected, None, task.view_shape()).unwrap();
+        assert!(!augmentation.spatial.resamples());
         let masked = task.blocks.voxels(&drawn.targets);
         expected.iter_mut().enumerate().filter(|(v, _)| masked[v % masked.len()]).for_each(|(_, x)| *x = 0.);
         assert_eq!(values(&batch.views), expected);

@@ -10,6 +10,7 @@ use crate::rng::{Stream, rng};
 use crate::sample::foreground::tests::{all, store};
 use crate::tasks::tests::encoder;
 use crate::transform::augment::{AugmentConfig, Augmentation};
+use crate::transform::spatial::Orientation;
 use ndarray::{Array3, ArrayView2, Axis};
 
 const CLASSES: usize = 4;
@@ -230,7 +231,7 @@ fn samples_are_replayed_with_image_and_label_in_the_same_place() {
                 wanted += 1;
                 assert!(label.contains(&1), "{region:?}");
             }
-            augmentation.apply(&mut again, Some(&mut label), patch).unwrap();
+            crate::sample::turned::augmented(&scans, 0, region, &augmentation, &mut again, Some(&mut label)).unwrap();
             assert!(again == image && label.iter().map(|&c| i64::from(c)).eq(drawn.targets.iter().copied()));
             // The image is the label: with intensities as they are, a voxel is bright where its class is 1.
             if augmentation.channels.iter().all(|change| *change == Default::default()) {

@@ -23,7 +23,7 @@ fn spatial() -> AugmentConfig {
     AugmentConfig { brightness_p: 0., contrast_p: 0., gamma_p: 0., noise_p: 0., ..ALWAYS }
 }
 fn draw(config: &AugmentConfig, rank: Rank, channels: usize, rng: &mut Rng) -> Augmentation {
-    config.augmenter(rank, None, &[]).unwrap().draw(channels, rng)
+    config.augmenter(rank, None, &[]).unwrap().draw(channels, rank.cube(16), rng)
 }
 
 const SHAPES: [Shape; 3] = [[9, 12, 7], [1, 16, 11], [12, 12, 12]];
@@ -106,7 +106,7 @@ fn what_enters_from_outside_is_labelled_only_where_all_is() {
         let augmenter = spatial().augmenter(Rank::Three, None, &labelling.outputs()).unwrap().of_labels(&labelling);
         let mut entered = 0;
         for _ in 0..20 {
-            let drawn = augmenter.draw(1, &mut rng);
+            let drawn = augmenter.draw(1, shape, &mut rng);
             let (mut image, mut label) = (vec![1.; 756], vec![2; 756]);
             drawn.apply(&mut image, Some(&mut label), shape).unwrap();
             assert!(label.iter().all(|&found| found == 2 || found == class));
@@ -127,7 +127,7 @@ fn classes_with_a_side_change_places_with_left_and_right() {
             assert!(augmenter.note().unwrap().contains("Left-Kidney and Right-Kidney"));
             let mut swapped = 0;
             for _ in 0..30 {
-                let drawn = augmenter.draw(1, &mut rng);
+                let drawn = augmenter.draw(1, shape, &mut rng);
                 let before = label(shape, &mut rng);
                 let (mut image, mut after) = (vec![0.; before.len()], before.clone());
                 drawn.apply(&mut image, Some(&mut after), shape).unwrap();
@@ -146,7 +146,7 @@ fn classes_with_a_side_change_places_with_left_and_right() {
         // Without its counterpart a side keeps left and right where they are, and that is said only where something is mirrored.
         let half = spatial().augmenter(Rank::of(shape), None, &names[..4]).unwrap();
         assert!(half.note().unwrap().contains("Right-Kidney"));
-        let drawn: Vec<Augmentation> = (0..30).map(|_| half.draw(1, &mut rng)).collect();
+        let drawn: Vec<Augmentation> = (0..30).map(|_| half.draw(1, shape, &mut rng)).collect();
         assert!(drawn.iter().all(|a| !a.spatial.flip[across] && a.classes.is_none()));
         assert!(drawn.iter().any(|a| a.spatial.flip[1]));
         assert_eq!(AugmentConfig::default().augmenter(Rank::of(shape), None, &names).unwrap().note(), None);

@@ -26,7 +26,7 @@ fn agrees_with_a_sum_over_all_voxels() {
     let mut rng = rng(1, Stream::Train, 0, 0);
     for shape in [[7, 5, 6], [4, 9, 8], [1, 9, 12], [2, 3, 1]] {
         for _ in 0..30 {
-            let t = WILD.draw(Rank::of(shape), &mut rng);
+            let t = WILD.draw(Rank::of(shape), shape, &mut rng);
             let n = voxels(shape);
             let (input, fill) = (noise(2 * n, &mut rng), [0.5, -3.]);
             let (mut linear, mut nearest) = (vec![f32::NAN; 2 * n], vec![f32::NAN; 2 * n]);
@@ -93,7 +93,7 @@ fn exact_at_right_angles_and_flips() {
 fn draws_stay_in_range_and_in_plane() {
     let mut rng = rng(3, Stream::Train, 0, 0);
     let ranges = ResampleRanges { flip: 0.5, right_angle: 0.5, degrees: 180., zoom: [0.8, 1.2] };
-    let drawn: Vec<Resample> = (0..400).map(|_| ranges.draw(Rank::Three, &mut rng)).collect();
+    let drawn: Vec<Resample> = (0..400).map(|_| ranges.draw(Rank::Three, [12; 3], &mut rng)).collect();
     assert!(drawn.iter().all(|t| t.zoom.iter().all(|z| (0.8..=1.2).contains(z)) && t.degrees.abs() <= 270.));
     let right = drawn.iter().filter(|t| t.degrees % 90. == 0.).count();
     assert!((160..240).contains(&right), "{right} of 400 are right angles");
@@ -101,9 +101,32 @@ fn draws_stay_in_range_and_in_plane() {
         assert!((100..170).contains(&drawn.iter().filter(|t| t.axis == a).count()));
         assert!((160..240).contains(&drawn.iter().filter(|t| t.flip[a]).count()));
     }
-    for t in (0..50).map(|_| ranges.draw(Rank::Two, &mut rng)) {
+    for t in (0..50).map(|_| ranges.draw(Rank::Two, [1, 12, 12], &mut rng)) {
         assert_eq!((t.axis, t.flip[0], t.zoom[0]), (0, false, 1.));
     }
+}
+
+#[test]
+fn windows_of_unequal_sides_turn_less_and_flat_ones_in_their_plane_alone() {
+    let mut rng = rng(6, Stream::Train, 0, 0);
+    let mut drawn = |rank, window| -> Vec<Resample> { (0..300).map(|_| WILD.draw(rank, window, &mut rng)).collect() };
+    let most = |drawn: &[Resample], axis: usize, right: bool| {
+        let of = drawn.iter().filter(|t| t.axis == axis && (t.degrees % 90. == 0.) == right);
+        of.map(|t| t.degrees.abs()).fold(0., f32::max)
+    };
+    // Up to twice as long: as cubes.
+    let similar = drawn(Rank::Three, [12, 20, 20]);
+    assert!((0..3).all(|axis| most(&similar, axis, false) > 150. && most(&similar, axis, true) == 270.));
+    // Twice and more: in those planes up to 30 degrees, and half turns.
+    let long = drawn(Rank::Three, [10, 20, 20]);
+    for (axis, degrees, right) in [(0, 150.0..180., 270.), (1, 25.0..30., 180.), (2, 25.0..30., 180.)] {
+        assert!(degrees.contains(&most(&long, axis, false)) && most(&long, axis, true) == right);
+        assert!(axis == 0 || long.iter().all(|t| t.axis != axis || t.degrees % 180. == 0. || t.degrees.abs() <= 30.));
+    }
+    // More than three times: not at all.
+    let flat = drawn(Rank::Three, [20, 20, 6]);
+    assert!(flat.iter().all(|t| t.axis == 2) && most(&flat, 2, false) > 150.);
+    assert!(drawn(Rank::Three, [40, 12, 3]).iter().chain(&drawn(Rank::Two, [1, 31, 10])).all(|t| t.degrees == 0.));
 }
 
 #[test]
