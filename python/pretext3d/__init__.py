@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .encoder import Encoder, Level
-    from .store import Label, Sample, Store
+    from .store import Label, Region, Sample, Store
     from .weights import build, load
 
-__all__ = ["Encoder", "Label", "Level", "Sample", "Store", "build", "load"]
+__all__ = ["Encoder", "Label", "Level", "Region", "Sample", "Store", "build", "load"]
 
-MODULES = {"Encoder": "encoder", "Level": "encoder", "Label": "store", "Sample": "store", "Store": "store", "build": "weights", "load": "weights"}
+MODULES = {"Encoder": "encoder", "Level": "encoder", "Label": "store", "Region": "store", "Sample": "store", "Store": "store", "build": "weights", "load": "weights"}
 
 
 def __getattr__(name: str) -> Any:

@@ -26,6 +26,16 @@ class Label(NamedTuple):
     name: str
 
 
+class Region(NamedTuple):
+    """A union of label values that is learnt as one mask; regions may overlap."""
+
+    name: str
+    values: list[int]
+    """In the owners' files."""
+    written: int
+    """The one of them that a predicted voxel of it is written as, in place of an earlier region's."""
+
+
 class _Scan(TypedDict):
     id: str
     subject: str
@@ -40,8 +50,9 @@ class Sample(_Scan, _Known):
 
     `id`: of the scan; `subject`: the person, which is the id up to a `/`. `image`: `[C, D, H, W]` in RAS+, from left to right,
     posterior to anterior, inferior to superior, normalised; photographs `[C, H, W]`. `label`, where the scan has one: class of
-    each voxel, `[D, H, W]`, uint8, a place in `Store.labels`. `class`, where the scan has one: a place in `Store.classes`. `values`,
-    where the scan has any: of the columns that `preprocess --column` kept, by their names, a number or a text each.
+    each voxel, `[D, H, W]`, uint8, a place in `Store.labels`, or 255 where nobody labelled. `class`, where the scan has one: a
+    place in `Store.classes`. `values`, where the scan has any: of the columns that `preprocess --column` kept, by their names, a
+    number or a text each.
     `contrast`: name of the only channel, in a store of `preprocess --channels-as-scans`.
     """
 
@@ -65,6 +76,10 @@ class Store(Dataset[Sample]):
     """Names of the image's channels."""
     labels: list[Label] | None
     """What the values in a label mean, background first; None: no scan has a label."""
+    regions: list[Region]
+    """Unions of label values that are learnt in place of the classes, in order; empty where labels are plain classes."""
+    ignore: int | None
+    """In the owners' files the value of voxels that nobody labelled, which are 255 in a store; None: all are labelled."""
     classes: list[str] | None
     """Names of the classes of whole scans; None: no scan has one."""
     spacing: list[tuple[float, ...]]
@@ -96,6 +111,8 @@ class Store(Dataset[Sample]):
             self.channels = list(self.index["channels"])
             labels, classes = self.index["labels"], self.index.get("classes")
             self.labels = None if labels is None else [Label(label["value"], label["name"]) for label in labels]
+            self.regions = [Region(r["name"], list(r["values"]), r["written"]) for r in self.index.get("regions", [])]
+            self.ignore = self.index.get("ignore")
             self.classes = None if classes is None else list(classes)
             self.spacing = [tuple(entry["spacing"][3 - self.rank :]) for entry in self._entries]
         except (KeyError, TypeError, IndexError) as error:

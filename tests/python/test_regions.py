@@ -12,6 +12,7 @@ from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
 from nnunetv2.training.loss.compound_losses import DC_and_BCE_loss, DC_and_CE_loss
 from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
 from nnunetv2.utilities.label_handling.label_handling import LabelManager
+from pretext3d import Region, Store
 
 # Neither the names nor the values of the regions are in order, nor is what they are written as.
 REGIONS = {"background": 0, "whole": [1, 3, 2], "core": [2, 3], "active": 2}
@@ -86,11 +87,14 @@ def test_what_is_learnt_predicted_and_scored_is_nnunets(tmp_path, labels, known)
     assert index.get("ignore") == labels.get("ignore") and [label["value"] for label in index["labels"]] == [0, 1, 2, 3]
     if order:
         assert "regions whole (1+3+2, written as 1), core (2+3, written as 3), active (2, written as 2)" in done.stderr
-        assert [(r["name"], r["values"], r["written"]) for r in index["regions"]] == [("whole", [1, 3, 2], 1), ("core", [2, 3], 3), ("active", [2], 2)]
     stored = {entry["id"]: tensors(store / entry["file"])[0] for entry in index["subjects"]}
     for name, held in stored.items():
         truth = array(data / f"labelsTr/{name}.nii.gz")
         assert np.array_equal(held["label"].numpy(), np.where(truth == labels.get("ignore"), IGNORE, truth))
+
+    scans = Store(store)
+    assert scans.ignore == labels.get("ignore") and torch.equal(scans[0]["label"], stored["case_0"]["label"])
+    assert scans.regions == ([Region("whole", [1, 3, 2], 1), Region("core", [2, 3], 3), Region("active", [2], 2)] if order else [])
 
     split = {"seed": 0, "train": ["case_0"], "val": ["case_1"], "test": ["case_2", "case_3", "case_4"]}
     (tmp_path / "split.json").write_text(json.dumps(split))
