@@ -379,6 +379,18 @@ fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Res
             some(&outside)
         );
     }
+    let mut resampled: BTreeMap<&[String], Vec<&str>> = BTreeMap::new();
+    let elsewhere = index.subjects.iter().filter(|s| !s.resampled.is_empty());
+    elsewhere.for_each(|s| resampled.entry(&s.resampled).or_default().push(&s.id));
+    for (channels, ids) in resampled {
+        note!(
+            "{} of {} scans lay on other grids than {} and were resampled onto it: {}",
+            channels.join(", "),
+            ids.len(),
+            index.channels[0],
+            some(&ids)
+        );
+    }
     if let Some(first) = index.subjects.iter().find(|s| !s.few_values.is_empty()) {
         let n = index.subjects.iter().filter(|s| !s.few_values.is_empty()).count();
         let values: Vec<String> = first.few_values.iter().map(i64::to_string).collect();

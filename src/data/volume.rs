@@ -98,6 +98,19 @@ pub fn same_grid(first: &str, shape: Shape, affine: &Affine, source: &str, volum
     Ok(())
 }
 
+/// Where voxels of one grid lie on another: three rows of a matrix from indices on `grid` to indices on `other`. Errors on a singular affine.
+pub fn index_in(grid: &Affine, other: &Affine) -> Result<[[f64; 4]; 3]> {
+    let m: [[f64; 3]; 3] = std::array::from_fn(|r| std::array::from_fn(|c| other[r][c]));
+    let scale = determinant(&m);
+    ensure!(scale.is_finite() && scale != 0.0, "affine {other:?} is singular, expected three independent axes");
+    Ok(std::array::from_fn(|r| {
+        std::array::from_fn(|c| {
+            let world = |a: usize| grid[a][c] - if c == 3 { other[a][3] } else { 0.0 };
+            (0..3).map(|a| cofactor(&m, a, r) / scale * world(a)).sum()
+        })
+    }))
+}
+
 /// As [`Volume::axis_codes`].
 pub fn axis_codes(affine: &Affine) -> Result<String> {
     let back = to_ras(affine)?;

@@ -276,6 +276,10 @@ fn first<'a>(subject: &'a Subject, plan: &Plan) -> &'a Source {
 /// A scan as a store would hold it.
 fn prepared(subject: &Subject, plan: &Plan, tell: &dyn Fn(&str)) -> Result<Prepared> {
     let mut prepared = prepare(subject, plan, tell)?;
+    if !prepared.resampled.is_empty() {
+        let (channels, names) = (prepared.resampled.join(", "), plan.names());
+        tell(&format!("{}: {channels}: on another grid than {}, and resampled onto it", subject.id, names[0]));
+    }
     plan.settings.dtype.round(prepared.image.as_slice_mut().context("not contiguous")?);
     Ok(prepared)
 }

@@ -185,6 +185,7 @@ pub(crate) mod tests {
                 fingerprint,
                 images: vec![],
                 outside: None,
+                resampled: vec![],
                 few_values: vec![],
             });
         }

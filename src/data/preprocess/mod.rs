@@ -4,6 +4,7 @@ pub mod intensity;
 pub(crate) mod label;
 pub mod memory;
 pub mod photo;
+mod regrid;
 pub mod resample;
 mod subject;
 pub mod undo;

@@ -2,7 +2,7 @@
 
 use super::intensity::{self, Outliers};
 use super::label::{self, Outside};
-use super::{Grid, Placement, Settings, photo};
+use super::{Grid, Placement, Settings, photo, regrid};
 use crate::data::identity::{self, hex};
 use crate::data::labelling::{IGNORE, Labelling};
 use crate::data::layouts::{Source, Subject, whole_label};
@@ -70,6 +70,8 @@ pub struct Prepared {
     pub images: Vec<String>,
     /// Labelled voxels that a prediction does not reach.
     pub outside: Option<Outside>,
+    /// Channels that lay on another grid than the first one, and were resampled onto it.
+    pub resampled: Vec<String>,
     /// Millimetres along each axis of `image`.
     pub spacing: [f64; 3],
     /// What [`Metadata`] reads, and more for people: JSON by key.
@@ -122,7 +124,7 @@ impl Plan {
 /// Reads, orients, checks, crops, resamples and normalises one subject; `tell` is given a line if that takes much memory. Errors name the file, what was expected and found.
 pub fn prepare(subject: &Subject, plan: &Plan, tell: &dyn Fn(&str)) -> Result<Prepared> {
     let (images, label) = plan.sources(subject)?;
-    let (mut volume, orientation, seen) = image(&images, subject, plan)?;
+    let Image { mut volume, orientation, seen, resampled } = image(&images, subject, plan)?;
     let first = || images[0].display();
     if images[0].is_image() {
         return prepare_photograph(subject, plan, &volume, seen).with_context(first);
@@ -169,7 +171,8 @@ pub fn prepare(subject: &Subject, plan: &Plan, tell: &dyn Fn(&str)) -> Result<Pr
     let original = back.output(scan);
     let affine_there = permute_affine(&affine, scan, back);
     let crop = placement.crop();
-    let origin = Origin { shape: original, affine: affine_there, orientation, crop, outside, images: seen, few_values };
+    let origin =
+        Origin { shape: original, affine: affine_there, orientation, crop, outside, images: seen, few_values, resampled };
     Ok(Prepared::new(stored, label, &placement.affine, origin, &images, subject, plan))
 }
 
@@ -186,6 +189,7 @@ struct Origin {
     /// [`identity::images`] of what was read.
     images: Vec<String>,
     few_values: Vec<i64>,
+    resampled: Vec<String>,
 }
 
 impl Prepared {
@@ -212,10 +216,19 @@ impl Prepared {
             ("settings", json!(plan.settings)),
             ("images", json!(origin.images)),
             ("few_values", json!(origin.few_values)),
+            ("resampled", json!(origin.resampled)),
         ];
         let outside = origin.outside.as_ref().map(|outside| ("outside", json!(outside)));
         let text = text.into_iter().chain(outside).map(|(key, value)| (key.to_string(), value.to_string())).collect();
-        Prepared { image, label, images: origin.images, outside: origin.outside, spacing: spacing(affine), text }
+        Prepared {
+            image,
+            label,
+            images: origin.images,
+            outside: origin.outside,
+            resampled: origin.resampled,
+            spacing: spacing(affine),
+            text,
+        }
     }
 }
 
@@ -237,13 +250,25 @@ fn prepare_photograph(subject: &Subject, plan: &Plan, volume: &Volume, images: V
         outside: None,
         images,
         few_values: vec![],
+        resampled: vec![],
     };
     let source: Vec<&Source> = subject.channels.iter().collect();
     Ok(Prepared::new(fitted.data, None, &fitted.affine, origin, &source, subject, plan))
 }
 
-/// The wanted channels in one RAS+ volume, how the first file was turned to it, and [`identity::images`] of all that was read.
-fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume, Orientation, Vec<String>)> {
+/// What is read of a scan.
+struct Image {
+    /// The wanted channels, RAS+.
+    volume: Volume,
+    /// How the first file was turned.
+    orientation: Orientation,
+    /// [`identity::images`] of all that was read.
+    seen: Vec<String>,
+    /// Channels that lay on another grid than the first one.
+    resampled: Vec<String>,
+}
+
+fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<Image> {
     let (mut first, orientation) = sources[0].read_ras()?;
     if let Some(part) = subject.part {
         let (found, name) = (first.channels(), sources[0].display());
@@ -268,14 +293,18 @@ fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume,
         if !plan.channels.iter().copied().eq(0..found) {
             first.data = first.data.select(Axis(0), &plan.channels);
         }
-        return Ok((first, orientation, seen));
+        return Ok(Image { volume: first, orientation, seen, resampled: vec![] });
     }
-    let mut parts = vec![];
-    for source in &sources[1..] {
+    let (mut parts, mut resampled) = (vec![], vec![]);
+    for (source, name) in sources.iter().zip(plan.names()).skip(1) {
         let (mut volume, _) = source.read_ras()?;
-        same_grid(&sources[0].display(), first.shape(), &first.affine, &source.display(), &volume)?;
         seen.extend(identity::images(&volume));
         plan.settings.volumes.reduce(&mut volume);
+        let (name_of_first, found) = (sources[0].display(), source.display());
+        if same_grid(&name_of_first, first.shape(), &first.affine, &found, &volume).is_err() {
+            volume = regrid::onto(&first, &volume, &found, &name_of_first)?;
+            resampled.push(name);
+        }
         parts.push(volume.data);
     }
     for (source, channels) in sources.iter().zip([&first.data].into_iter().chain(&parts).map(|p| p.dim().0)) {
@@ -285,7 +314,7 @@ fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<(Volume,
         let views: Vec<_> = [&first.data].into_iter().chain(&parts).map(|p| p.view()).collect();
         first.data = concatenate(Axis(0), &views)?;
     }
-    Ok((first, orientation, seen))
+    Ok(Image { volume: first, orientation, seen, resampled })
 }
 
 /// All values of a channel that holds but a few whole numbers, as a label does; otherwise none.

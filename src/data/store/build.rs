@@ -273,12 +273,13 @@ fn store_one(subject: &Subject, plan: &Plan, folder: &Path, note: &dyn Fn(&str))
             // Files of earlier versions have none, and are made anew.
             images: serde_json::from_str(header.text.get("images")?).ok()?,
             outside: header.text.get("outside").map(|text| serde_json::from_str(text)).transpose().ok()?,
+            resampled: header.text.get("resampled").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
             few_values: serde_json::from_str(header.text.get("few_values")?).ok()?,
         })
     }) {
         return Ok(Ok((entry, true)));
     }
-    let Prepared { image, label, images, outside, spacing, mut text } = match prepare(subject, plan, note) {
+    let Prepared { image, label, images, outside, resampled, spacing, mut text } = match prepare(subject, plan, note) {
         Ok(prepared) => prepared,
         Err(error) => return Ok(Err(bad(error))),
     };
@@ -301,6 +302,7 @@ fn store_one(subject: &Subject, plan: &Plan, folder: &Path, note: &dyn Fn(&str))
         fingerprint,
         images,
         outside,
+        resampled,
         few_values,
     };
     Ok(Ok((entry, false)))

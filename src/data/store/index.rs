@@ -81,6 +81,9 @@ pub struct Entry {
     /// Labelled voxels that a prediction does not reach.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outside: Option<Outside>,
+    /// Channels that lay on another grid than the first one, and were resampled onto it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub resampled: Vec<String>,
     /// All values of the scan as it was read, where they are a few whole numbers as those of a label are; otherwise none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub few_values: Vec<i64>,

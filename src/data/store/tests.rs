@@ -52,6 +52,7 @@ fn store(folder: &Path, dtype: Dtype, shapes: &[[usize; 4]]) -> (Arrays, Vec<Arr
             fingerprint,
             images: vec![],
             outside: None,
+            resampled: vec![],
             few_values: vec![],
         });
         if dtype == Dtype::F16 {

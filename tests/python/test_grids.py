@@ -1,0 +1,100 @@
+"""Contrasts of one person on different grids, against SimpleITK's resampling."""
+import numpy as np
+import SimpleITK as sitk
+from helpers import pretext3d, read_json, refused, tensors
+from test_dicom import series
+
+LO, HI = -1000, 3000
+SPACING = (1.5, 2.0, 2.5)
+# Everything that is stored is linear in the scan's values, and nothing is cut off.
+LINEAR = ["--protocol", "modern", "--spacing", "1.5,2,2.5", "--window", f"{LO},{HI}", "--foreground", -1000000, "--dtype", "f32"]
+
+
+def image(rng, size, spacing, origin, degrees=0.0):
+    """Smooth values with noise on an oblique grid, axes from right to left and front to back as scanners have them."""
+    scan = sitk.GetImageFromArray(rng.normal(500, 100, size[::-1]).astype(np.float32))
+    scan.SetSpacing(spacing)
+    scan.SetOrigin(origin)
+    a, b = np.radians(degrees), np.radians(degrees / 2)
+    turn = np.array([[np.cos(a), -np.sin(a), 0], [np.sin(a), np.cos(a), 0], [0, 0, 1]])
+    scan.SetDirection((turn @ np.array([[1, 0, 0], [0, np.cos(b), -np.sin(b)], [0, np.sin(b), np.cos(b)]])).ravel())
+    return scan
+
+
+def resampled(first, other):
+    """RAS+ values of another image on the grid of the first, outside its lowest one."""
+    lowest = float(sitk.GetArrayViewFromImage(other).min())
+    out = sitk.Resample(sitk.Cast(other, sitk.sitkFloat32), first, sitk.Transform(), sitk.sitkLinear, lowest)
+    return ras(out)
+
+
+def ras(scan):
+    return sitk.GetArrayFromImage(sitk.DICOMOrient(scan, "RAS")).transpose(2, 1, 0)
+
+
+def stored(store, scan):
+    entry = next(s for s in read_json(store / "index.json")["subjects"] if s["id"] == scan)
+    return entry, tensors(store / entry["file"])[0]["image"].numpy() * (HI - LO) + LO
+
+
+def test_contrasts_are_resampled_onto_the_first_ones_grid(tmp_path):
+    rng = np.random.default_rng(0)
+    data, store = tmp_path / "data", tmp_path / "store"
+    data.mkdir()
+    pairs = {}
+    for person in range(3):
+        t1 = image(rng, (16, 18, 14), SPACING, (-10, 5, -20))
+        # Of the last person they lie on one grid.
+        flair = image(rng, (14, 20, 12), (2.0, 1.6, 3.0), (-11, 6, -21), degrees=8) if person < 2 else image(rng, (16, 18, 14), SPACING, (-10, 5, -20))
+        pairs[f"p{person}"] = t1, flair
+        sitk.WriteImage(t1, data / f"p{person}_t1.nii.gz")
+        sitk.WriteImage(flair, data / f"p{person}_flair.nii.gz")
+    done = pretext3d("preprocess", "--data", data, "--out", store, *LINEAR)
+    assert done.stderr.count("flair of 2 scans lay on other grids than t1 and were resampled onto it: p0, p1") == 1, done.stderr
+    for person, (t1, flair) in pairs.items():
+        entry, found = stored(store, person)
+        assert entry.get("resampled") == (["flair"] if person != "p2" else None)
+        np.testing.assert_allclose(found[0], ras(t1), atol=2e-3)
+        expected = resampled(t1, flair)
+        # ITK decides in single steps of rounding which voxels at the rim are outside.
+        off = np.abs(found[1] - expected) > 0.02
+        assert off.mean() < 2e-3, (person, off.mean())
+    assert pretext3d("preprocess", "--data", data, "--out", store, *LINEAR).stderr.count("were resampled onto it: p0, p1") == 1
+
+    # `predict` does the same with the files, and names the scans; the prediction lies on the first one's grid.
+    run, out = tmp_path / "run", tmp_path / "out"
+    for person in pairs:
+        sitk.WriteImage(sitk.Cast(pairs[person][0] > 500, sitk.sitkUInt8), data / f"p{person[1]}_seg.nii.gz")
+    pretext3d("preprocess", "--data", data, "--out", tmp_path / "labelled", "--labels", "0,1", *LINEAR)
+    flags = ["--patch", 8, "--filters", 2, "--levels", 2, "--epochs", 1, "--steps", 1, "--device", "cpu"]
+    pretext3d("finetune", "--data", tmp_path / "labelled", "--weights", "none", *flags, "--out", run)
+    predict = ["predict", "--weights", run, "--device", "cpu", "--input"]
+    done = pretext3d(*predict, data, "--output", out)
+    assert done.stderr.count("flair: on another grid than t1, and resampled onto it") == 2
+    found, grid = sitk.ReadImage(out / "p0.nii.gz"), pairs["p0"][0]
+    assert found.GetSize() == grid.GetSize() and np.allclose(found.GetDirection(), grid.GetDirection(), atol=1e-6)
+    pretext3d(*predict, f"{data / 'p0_t1.nii.gz'},{data / 'p0_flair.nii.gz'}", "--output", tmp_path / "one")
+    assert (sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / "one/p0_t1.nii.gz")) == sitk.GetArrayFromImage(found)).all()
+
+    # What lies elsewhere is no other contrast of the same.
+    sitk.WriteImage(image(rng, (14, 20, 12), (2.0, 1.6, 3.0), (100, 6, -21)), data / "p1_flair.nii.gz")
+    says = ["p1: ", "p1_flair.nii.gz: covers 0 % of", "p1_t1.nii.gz", "--channels"]
+    refused("preprocess", "--data", data, "--out", tmp_path / "bad", *LINEAR, "--no-labels", says=says)
+
+
+def test_dicom_series_on_different_grids(tmp_path):
+    """Two series of a study: the second covers less, with other voxels."""
+    paths = {}
+    for name, n, shape, slopes in [("T1", 8, (9, 10), (0.01, 100)), ("FLAIR", 6, (8, 7), (0.01, 300))]:
+        # The same generator gives both the same corner.
+        series(tmp_path / "data" / name, np.random.default_rng(3), "anna", description=name, n=n, shape=shape, slopes=slopes, study="1.2.3.4")
+        reader = sitk.ImageSeriesReader()
+        reader.SetFileNames(reader.GetGDCMSeriesFileNames(str(tmp_path / "data" / name)))
+        paths[name] = reader.Execute()
+    linear = [*LINEAR[:2], "--spacing", "1.5,2,3", *LINEAR[4:]]
+    done = pretext3d("preprocess", "--data", tmp_path / "data", "--out", tmp_path / "store", "--series", "T1", "--series", "FLAIR", *linear)
+    assert "flair of 1 scans lay on other grids than t1" in done.stderr
+    [entry] = read_json(tmp_path / "store" / "index.json")["subjects"]
+    _, found = stored(tmp_path / "store", entry["id"])
+    np.testing.assert_allclose(found[0], ras(paths["T1"]), atol=0.01)
+    np.testing.assert_allclose(found[1], resampled(paths["T1"], paths["FLAIR"]), atol=0.01)
