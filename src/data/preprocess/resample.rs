@@ -1,5 +1,6 @@
 //! Resampling a box of a volume onto another grid, one axis at a time.
 
+use crate::data::labelling::IGNORE;
 use crate::dim::Shape;
 
 /// One axis of a new grid over a box. Voxel centres are at whole numbers and a box of `n` voxels extends from -0.5 to `n - 0.5`;
@@ -68,10 +69,13 @@ impl Axis {
         self.positions().map(tap).collect()
     }
 
-    /// Input voxel nearest to each output voxel, the upper one half-way between two; the small term keeps rounding errors of
-    /// the position from deciding.
-    fn nearest(&self) -> Vec<usize> {
-        self.positions().map(|p| self.start + ((p + 0.5 + 1e-9) as usize).min(self.n - 1)).collect()
+    /// Input voxel nearest to each output voxel, and the one above it that is as near, or the same again; the small term keeps rounding
+    /// errors of the position from deciding.
+    fn nearest(&self) -> Vec<[usize; 2]> {
+        const ERROR: f64 = 1e-9;
+        let last = self.n - 1;
+        let of = |p: f64| [p + 0.5 - ERROR, p + 0.5 + ERROR].map(|p| self.start + (p.max(0.) as usize).min(last));
+        self.positions().map(of).collect()
     }
 }
 
@@ -111,15 +115,32 @@ pub fn linear(input: &[f32], shape: Shape, axes: &[Axis; 3], out: &mut [f32]) {
     }
 }
 
-/// Nearest neighbour, for labels.
+/// Nearest neighbour, for labels. Half-way between voxels, as all new ones are where every second, fourth, ... is kept, it is the class that
+/// most of the nearest have, as the image is their mean: one side of them would shift the label by half a voxel against it.
 pub fn nearest(input: &[u8], shape: Shape, axes: &[Axis; 3], out: &mut [u8]) {
     let [d, h, w] = axes.map(|a| a.nearest());
-    let rows = d.iter().flat_map(|&d| h.iter().map(move |&h| (d * shape[1] + h) * shape[2]));
-    for (out, row) in out.chunks_exact_mut(w.len()).zip(rows) {
-        for (out, &w) in out.iter_mut().zip(&w) {
-            *out = input[row + w];
+    let rows = d.iter().flat_map(|d| h.iter().map(move |h| (d, h)));
+    for (out, (d, h)) in out.chunks_exact_mut(w.len()).zip(rows) {
+        let row = |i: usize| (d[i >> 1] * shape[1] + h[i & 1]) * shape[2];
+        let rows = [0, 1, 2, 3].map(row);
+        for (out, &[low, high]) in out.iter_mut().zip(&w) {
+            let (first, alone) = (input[rows[0] + low], rows[0] == rows[3] && low == high);
+            let all = || std::array::from_fn(|i| input[rows[i >> 1] + if i & 1 == 0 { low } else { high }]);
+            *out = if alone { first } else { most_frequent(all()) };
         }
     }
+}
+
+/// Of several that are as frequent the highest class, so that a thin structure is kept as nnU-Net keeps it; one that nobody labelled is lower
+/// than any.
+fn most_frequent(classes: [u8; 8]) -> u8 {
+    let [first, ..] = classes;
+    if classes == [first; 8] {
+        return first;
+    }
+    let count = |class: u8| classes.iter().filter(|other| **other == class).count();
+    let best = classes.into_iter().max_by_key(|&class| (count(class), class != IGNORE, class));
+    best.unwrap_or(first)
 }
 
 #[cfg(test)]
@@ -187,10 +208,44 @@ mod tests {
             nearest(&label, [1, 1, 10], &[Axis::resize(0, 1, 1), Axis::resize(0, 1, 1), Axis::resize(0, 10, out)], &mut got);
             got
         };
-        // floor((i + 0.5) * n / out), exactly.
+        // floor((i + 0.5) * n / out), exactly; that is the upper of two which are as near, and here the higher class.
         for out in 1..40 {
             let expected: Vec<u8> = (0..out).map(|i| ((2 * i + 1) * 10 / (2 * out)) as u8).collect();
             assert_eq!(nearest_of(out), expected, "{out}");
+        }
+    }
+
+    #[test]
+    fn labels_lie_where_the_image_does() {
+        let mut random = rng(5, Stream::Train, 0, 0);
+        for (shape, out) in [([8, 12, 6], [4, 6, 3]), ([8, 8, 8], [2, 4, 8]), ([9, 10, 4], [3, 5, 1]), ([7, 5, 6], [5, 4, 4])] {
+            let axes: [Axis; 3] = std::array::from_fn(|a| Axis::resize(0, shape[a], out[a]));
+            for _ in 0..20 {
+                let label: Vec<u8> = (0..voxels(shape)).map(|_| [0, 0, 1, 2, IGNORE][random.random_range(0..5)]).collect();
+                let of = |label: &[u8]| {
+                    let mut found = vec![99; voxels(out)];
+                    nearest(label, shape, &axes, &mut found);
+                    found
+                };
+                let found = of(&label);
+                // Of the voxels at the least distance, by the definition; then mirrored, as the image would be.
+                for (i, x) in ndarray::indices((out[0], out[1], out[2])).into_iter().enumerate() {
+                    let x = [x.0, x.1, x.2];
+                    let p: [f64; 3] = std::array::from_fn(|a| (x[a] as f64 + 0.5) * shape[a] as f64 / out[a] as f64 - 0.5);
+                    let distance = |v: usize| {
+                        let at = [v / (shape[1] * shape[2]), v / shape[2] % shape[1], v % shape[2]];
+                        (0..3).map(|a| (at[a] as f64 - p[a]).powi(2)).sum::<f64>()
+                    };
+                    let least = (0..label.len()).map(distance).fold(f64::INFINITY, f64::min);
+                    let near: Vec<u8> = (0..label.len()).filter(|&v| distance(v) < least + 1e-6).map(|v| label[v]).collect();
+                    let votes = |class: u8| near.iter().filter(|&&c| c == class).count();
+                    let order = [IGNORE, 0, 1, 2];
+                    let expected = order.into_iter().max_by_key(|&class| votes(class)).unwrap();
+                    assert_eq!(found[i], expected, "{x:?} of {shape:?} to {out:?}: {near:?}");
+                }
+                let reversed: Vec<u8> = label.iter().rev().copied().collect();
+                assert!(of(&reversed).iter().rev().eq(&found));
+            }
         }
     }
 }
