@@ -88,6 +88,8 @@ def main():
         sys.exit(f"error: {error}")
     if encoder.rank != 3 or not store.labels:
         sys.exit(f"error: {args.weights} and {args.store}: expected an encoder of volumes, and volumes with labels")
+    if store.regions or store.ignore is not None:
+        sys.exit(f"error: {args.store}: has regions or unlabelled voxels; this example learns plain classes, `pretext3d finetune` all of them")
     classes, multiples = [label.name for label in store.labels], encoder.levels[-1].reduction
     subjects = load_subjects(store, multiples)
     smallest = min(min(label.shape) for _, label in subjects)

@@ -197,6 +197,7 @@ impl Model {
             format!("{}: a pretrained encoder cannot predict; give a run of `pretext3d finetune`", run.dir.display())
         })?;
         let downstream: DownstreamConfig = serde_json::from_value(downstream).with_context(|| config.display().to_string())?;
+        downstream.labelling().check_regions().with_context(|| config.display().to_string())?;
         let network: EncoderConfig = serde_json::from_value(part("network")?)?;
         let input: Input = serde_json::from_value(part("input")?)?;
         ensure!(file.exists(), "{}: no checkpoint `{which}` yet", run.dir.display());

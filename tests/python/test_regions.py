@@ -1,11 +1,13 @@
 """nnU-Net's regions and its ignore label, against nnU-Net itself: what is stored, learnt, predicted and scored."""
 import json
+import subprocess
+import sys
 
 import nibabel
 import numpy as np
 import pytest
 import torch
-from helpers import pretext3d, read_json, refused, rows, tensors
+from helpers import ROOT, pretext3d, read_json, refused, rows, tensors
 from monai.metrics import compute_hausdorff_distance
 from nnunetv2.evaluation.evaluate_predictions import compute_metrics
 from nnunetv2.imageio.nibabel_reader_writer import NibabelIO
@@ -218,6 +220,13 @@ def test_windows_are_drawn_where_there_are_labels(tmp_path):
         losses = [float(row["train/loss"]) for row in rows(run / "metrics.csv")]
         # A window without a labelled voxel has none.
         assert len(losses) == 6 and all(loss > 0.05 for loss in losses), losses
+    # A probe reads out what is labelled, and the example for PyTorch says that it does not.
+    probe = ["--probe", tmp_path / "store-points", "--out", tmp_path / "rot", "--weights", tmp_path / "weights"]
+    pretext3d("pretrain", "--task", "rot", "--data", tmp_path / "store-slices", "--filters", 4, "--levels", 2, "--epochs", 1, "--steps", 1,
+              "--window", 8, *FAST, *probe)
+    assert 0 < float(rows(tmp_path / "rot/metrics.csv")[0]["val/probe.dice"]) <= 1
+    script = [sys.executable, ROOT / "scripts/finetune_pytorch.py", tmp_path / "weights.pt", tmp_path / "store-points"]
+    assert "store-points: has regions or unlabelled voxels" in subprocess.run(script, capture_output=True, text=True).stderr
 
 
 def test_labels_of_a_folder_are_described_by_a_file_or_by_hand(tmp_path):

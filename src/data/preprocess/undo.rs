@@ -224,7 +224,11 @@ mod tests {
                 foreground.size[a] = if all { axis.n } else { random.random_range(1..=axis.n) };
                 foreground.start[a] = axis.start + random.random_range(0..=axis.n - foreground.size[a]);
             }
-            let mut back = Back::new(Origin { scan, orientation, axes, foreground }, Decoding::Classes, true);
+            let decoding = match random.random_bool(0.5) {
+                true => Decoding::Classes,
+                false => Decoding::Regions((0..classes).map(|_| random.random_range(1..9)).collect()),
+            };
+            let mut back = Back::new(Origin { scan, orientation, axes, foreground }, decoding.clone(), true);
             stored.outer_iter().for_each(|plane| back.plane(plane.as_slice().unwrap()).unwrap());
             assert!(back.plane(stored.as_slice().unwrap()[..classes * h * w].as_ref()).is_err(), "one plane too many");
             let (label, probabilities) = back.finish().unwrap();
@@ -242,15 +246,24 @@ mod tests {
                 let expected: Vec<f64> = (0..classes)
                     .map(|c| match inside {
                         true => naive(|[p, q, r]| stored[[p, c, q, r]], &axes, [0, 1, 2].map(|a| x[a] - axes[a].start)),
-                        false => f64::from(u8::from(c == 0)),
+                        false => f64::from(u8::from(c == 0 && decoding == Decoding::Classes)),
                     })
                     .collect();
                 for (c, &expected) in expected.iter().enumerate() {
                     let found = probabilities[[c, i, j, k]];
                     assert!((f64::from(found) - expected).abs() < 1e-5, "{found}, expected {expected} at {y:?} of {axes:?}");
                 }
-                let best = expected.iter().fold(0.0, |a: f64, &b| a.max(b));
-                assert!(expected[class as usize] > best - 2e-5, "class {class} of {expected:?}");
+                match &decoding {
+                    Decoding::Classes => {
+                        let best = expected.iter().fold(0.0, |a: f64, &b| a.max(b));
+                        assert!(expected[class as usize] > best - 2e-5, "class {class} of {expected:?}");
+                    }
+                    Decoding::Regions(written) => {
+                        let last = (0..classes).rev().find(|&region| expected[region] > 0.5);
+                        let close = expected.iter().any(|p| (p - 0.5).abs() < 2e-5);
+                        assert!(close || class == last.map_or(0, |region| written[region]), "class {class} of {expected:?}");
+                    }
+                }
             }
         }
         let axes = [Axis::resize(0, 2, 2); 3];

@@ -121,6 +121,16 @@ fn regions_and_what_is_ignored_are_nnunets() {
     assert_eq!((plain.outputs(), plain.regions.len(), plain.ignore), (vec!["background", "a"], 0, Some(-1)));
     assert_eq!(plain.decoding(), Decoding::Classes);
 
+    // Descriptions in the Decathlon's manner may have them too.
+    let folder = tree(&["imagesTr/a.nii.gz", "imagesTr/b.nii.gz", "labelsTr/b.nii.gz", "imagesTs/t.nii.gz"]);
+    let labels = r#"{"2": "tumour", "0": "background", "1": "pancreas"}"#;
+    let overlapping = r#"{"background": 0, "organ": [1, 2], "tumour": 2}, "regions_class_order": [1, 2]"#;
+    text(&folder, "dataset.json", &DECATHLON.replace(labels, overlapping));
+    let data = opened(&folder);
+    assert_eq!((data.layout, data.labels.unwrap().outputs()), (Layout::Decathlon, vec!["organ", "tumour"]));
+    text(&folder, "dataset.json", &DECATHLON.replace("tumour", "ignore"));
+    assert_eq!(opened(&folder).labels.unwrap().ignore, Some(2));
+
     let two = r#""background": 0, "a": [1, 2], "b": 2"#;
     for (labels, order, says_) in [
         (two, "", "no `regions_class_order`"),
