@@ -9,15 +9,17 @@ use crate::dim::Shape;
 use crate::fs::{check_folder, check_writable};
 use crate::metrics::agreement::Confusion;
 use crate::metrics::errors::Errors;
+use crate::predict::ensemble::Ensemble;
 use crate::predict::inputs::Inputs;
 use crate::predict::model::{DownstreamConfig, Model};
-use crate::predict::window::{Window, default_batch};
+use crate::predict::window::{Forward, Window, default_batch};
 use crate::print::say;
 use crate::report::classes::Predictions;
 use crate::report::progress::Counter;
 use crate::report::quantities::Quantities;
 use crate::tasks::segmentation::SegmentationConfig;
 use crate::train::stop::Stop;
+use crate::transform::mirror::MirrorAxis;
 use anyhow::{Context, Result, bail, ensure};
 use ndarray::Array4;
 use std::fs;
@@ -34,9 +36,10 @@ use std::time::Instant;
 /// its quantity. Where the truth is known, from the column that the network was trained on, OUTPUT/scores.json has the scores.
 #[derive(clap::Args)]
 pub struct Args {
-    /// A run of `finetune` (its best checkpoint), RUN/best, RUN/last, or a checkpoint's file
-    #[arg(long, value_name = "RUN")]
-    weights: PathBuf,
+    /// A run of `finetune` (its best checkpoint), RUN/best, RUN/last, a checkpoint's file, or an export of one (.pt, .safetensors); of
+    /// several, e.g. the folds of a cross-validation, the mean of their probabilities, of quantities the mean
+    #[arg(long, value_name = "RUN", required = true, num_args = 1..)]
+    weights: Vec<PathBuf>,
     #[command(flatten)]
     scans: ScanFlags,
     /// Folder of the predictions, made if it is not there
@@ -48,10 +51,11 @@ pub struct Args {
     /// Windows a forward pass [default: 1, in 2D 8]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     batch_size: Option<u16>,
-    /// Average over all combinations of mirrored axes: 8 times the work (images: 4 times). Classes whose names differ in left and right
-    /// alone are exchanged back; with a class that has a side and no counterpart, left and right do not change places
-    #[arg(long)]
-    flips: bool,
+    /// Average over all combinations of mirrored axes, those named (separated by commas) or all: 8 times the work for three axes, 4 for
+    /// two. Classes whose names differ in left and right alone are exchanged back; with a class that has a side and no counterpart, left
+    /// and right do not change places
+    #[arg(long, value_name = "AXIS,...", value_enum, value_delimiter = ',', num_args = 0..=1, default_missing_value = "all")]
+    flips: Option<Vec<MirrorAxis>>,
     /// Also write OUTPUT/ID.probabilities.nii.gz (or the scan's ending): a channel a class, of regions a channel a region
     #[arg(long)]
     probabilities: bool,
@@ -62,14 +66,15 @@ pub fn run(args: Args) -> Result<ExitCode> {
     ensure!((0.0..1.0).contains(&overlap), "--overlap must be 0 or more and less than 1, found {overlap}");
     args.scans.set_threads();
     check_folder(&args.output).context("--output")?;
-    let model = Model::load(&args.weights, args.scans.device, args.scans.precision)?;
+    let ensemble = Ensemble::load(&args.weights, args.scans.device, args.scans.precision)?;
+    let model = ensemble.first();
     // Runs of earlier versions know grades only.
     let column = model.downstream.column().map_or(GRADE.to_owned(), |column| column.name.clone());
     let names: Vec<String> = Some(column.clone()).filter(|column| column != GRADE).into_iter().collect();
     let columns = WantedColumns { names: &names, optional: true, ..WantedColumns::default() };
     let reading = Reading { columns, ..args.scans.reading() };
     let inputs = Inputs::open(&args.scans.input, reading, &model.channels, &model.settings)?;
-    let mirroring = args.flips.then(|| model.mirroring()).transpose()?;
+    let mirroring = args.flips.as_deref().map(|axes| ensemble.mirroring(axes)).transpose()?;
     let stop = Stop::on_signals()?;
     match &model.downstream {
         DownstreamConfig::Segmentation { patch, .. } => {
@@ -86,20 +91,20 @@ pub fn run(args: Args) -> Result<ExitCode> {
             };
             let values = labelling.labels.iter().map(|l| l.value).collect();
             let outputs = labelling.outputs().len();
-            let segmenter = Segmenter { args: &args, model: &model, window, values, outputs, stop: &stop };
+            let segmenter = Segmenter { args: &args, ensemble: &ensemble, window, values, outputs, stop: &stop };
             let each = |scan: usize, id: &str, counter: &Counter| segmenter.predict(&inputs, scan, id, counter);
             each_scan("predict", &args.scans.input, &inputs, model.device, each)?
                 .finish("predictions", &args.output.display().to_string())
         }
         DownstreamConfig::Classification { classes, shape, classification, .. } => {
-            let whole = Whole { args: &args, model: &model, inputs: &inputs, shape: *shape, stop: &stop };
+            let whole = Whole { args: &args, model, inputs: &inputs, shape: *shape, stop: &stop };
             let mut predictions = Predictions::new(classes);
             let known = |scan| {
                 let value = inputs.value(scan, &column)?.to_string();
                 classes.iter().position(|class| *class == value).and_then(|class| u8::try_from(class).ok())
             };
             let tally = whole.each(|scan, id, image| {
-                let (class, probabilities) = model.classify(image, *shape, classification.outputs(), mirroring.as_ref())?;
+                let (class, probabilities) = ensemble.classify(image, *shape, classification.outputs(), mirroring.as_ref())?;
                 predictions.add(id, known(scan), class, &probabilities);
                 Ok(())
             })?;
@@ -110,10 +115,10 @@ pub fn run(args: Args) -> Result<ExitCode> {
             })
         }
         DownstreamConfig::Regression { column: quantity, standard, shape, .. } => {
-            let whole = Whole { args: &args, model: &model, inputs: &inputs, shape: *shape, stop: &stop };
+            let whole = Whole { args: &args, model, inputs: &inputs, shape: *shape, stop: &stop };
             let mut predictions = Quantities::new(quantity, standard.mean);
             let tally = whole.each(|scan, id, image| {
-                let predicted = model.estimate(image, *shape, *standard, mirroring.as_ref())?;
+                let predicted = ensemble.estimate(image, *shape, mirroring.as_ref())?;
                 predictions.add(id, inputs.value(scan, &column).and_then(|value| value.number()), predicted);
                 Ok(())
             })?;
@@ -150,7 +155,7 @@ impl Whole<'_> {
         ensure!(
             args.overlap.is_none() && args.batch_size.is_none() && !args.probabilities,
             "{}: takes scans whole and writes one table; --overlap, --batch-size and --probabilities are for segmentations",
-            args.weights.display()
+            self.model.file.display()
         );
         let files = [self.table(), self.scores()];
         check_writable(&files).context("--output")?;
@@ -195,7 +200,7 @@ impl Whole<'_> {
 
 struct Segmenter<'a> {
     args: &'a Args,
-    model: &'a Model,
+    ensemble: &'a Ensemble,
     window: Window,
     /// Class `k` is written as `values[k]`.
     values: Vec<i64>,
@@ -204,15 +209,19 @@ struct Segmenter<'a> {
     stop: &'a Stop,
 }
 
-impl Segmenter<'_> {
+impl<'a> Segmenter<'a> {
     /// Predicts and writes one scan.
     fn predict(&self, inputs: &Inputs, scan: usize, id: &str, counter: &Counter) -> Result<Done> {
         let started = Instant::now();
-        let (args, model) = (self.args, self.model);
-        let network = |x: &tch::Tensor| {
-            ensure!(!self.stop.asked(), "interrupted");
-            model.forward(x)
+        let (args, model) = (self.args, self.ensemble.first());
+        let forward = |model: &'a Model| {
+            move |x: &tch::Tensor| {
+                ensure!(!self.stop.asked(), "interrupted");
+                model.forward(x)
+            }
         };
+        let networks: Vec<_> = self.ensemble.models().iter().map(forward).collect();
+        let networks: Vec<Forward> = networks.iter().map(|network| network as Forward).collect();
         let predicted = inputs.load(scan, &|line| counter.note(line)).and_then(|scan| {
             if scan.made_header {
                 counter.note(&format!(
@@ -223,7 +232,7 @@ impl Segmenter<'_> {
                 counter.note(&format!("{id}: {memory}"));
             }
             let header = scan.header.clone();
-            Ok((header, scan.predict(&self.window, model.slices, &network, args.probabilities)?))
+            Ok((header, scan.predict(&self.window, model.slices, &networks, args.probabilities)?))
         });
         if self.stop.asked() {
             return Ok(Done::Stopped);

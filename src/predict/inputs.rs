@@ -369,7 +369,7 @@ impl PreparedScan {
         self,
         window: &Window,
         slices: Option<Slices>,
-        network: Forward,
+        networks: &[Forward],
         probabilities: bool,
     ) -> Result<(Array3<u8>, Option<Array4<f32>>)> {
         let PreparedScan { image, origin, .. } = self;
@@ -379,11 +379,11 @@ impl PreparedScan {
         drop(image);
         let mut back = Back::new(origin, window.decoding.clone(), probabilities);
         match slices.map(Slices::orientation).filter(|&sliced| sliced != Orientation::IDENTITY) {
-            None => window.probabilities(&tensor, network, &mut |plane| back.plane(plane))?,
+            None => window.probabilities(&tensor, networks, &mut |plane| back.plane(plane))?,
             Some(sliced) => {
                 let [x, y, z] = sliced.source.map(|a| a as i64 + 1);
                 let mut all = Vec::new();
-                window.probabilities(&tensor.permute([0, x, y, z]), network, &mut |slice| {
+                window.probabilities(&tensor.permute([0, x, y, z]), networks, &mut |slice| {
                     all.extend_from_slice(slice);
                     Ok(())
                 })?;

@@ -11,20 +11,18 @@ use crate::ffi;
 use crate::nn::script::ScriptModule;
 use crate::nn::{Encoder, EncoderConfig};
 use crate::predict::window::over_mirror_images;
-use crate::print::note;
-use crate::run::folder::locate;
-use crate::run::input::Input;
-use crate::run::tensors::{self, ENCODER, split_checkpoint};
+use crate::run::tensors::{self, ENCODER};
+use crate::run::tuned::Tuned;
 use crate::tasks::Downstream;
 use crate::tasks::classification::{self, ClassificationConfig, ClassificationHead, Outputs, Score};
 use crate::tasks::regression::{RegressionConfig, RegressionHead, Standard};
 use crate::tasks::segmentation::{SegmentationConfig, SegmentationHead};
 use crate::transform::augment::AugmentConfig;
-use crate::transform::mirror::Mirroring;
-use anyhow::{Context, Result, ensure};
+use crate::transform::mirror::{MirrorAxis, Mirroring};
+use anyhow::{Context, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use tch::nn::{self, VarStore};
 use tch::{Device, Tensor};
 
@@ -156,6 +154,15 @@ impl DownstreamHead {
         }
     }
 
+    /// Name of the task, under which its variables lie.
+    fn task(&self) -> &'static str {
+        match self {
+            DownstreamHead::Segmentation(_) => "segmentation",
+            DownstreamHead::Classification(_) => "classification",
+            DownstreamHead::Regression(_) => "regression",
+        }
+    }
+
     fn head(&self) -> &dyn Downstream {
         match self {
             DownstreamHead::Segmentation(head) => head,
@@ -167,6 +174,8 @@ impl DownstreamHead {
 
 /// A network in evaluation mode.
 pub struct Model {
+    /// That it was loaded from.
+    pub file: PathBuf,
     pub rank: Rank,
     /// Names of the channels that it takes, in order.
     pub channels: Vec<String>,
@@ -185,29 +194,21 @@ pub struct Model {
 }
 
 impl Model {
-    /// Loads `RUN`, `RUN/best`, `RUN/last` or the checkpoint file itself; a run's folder means its best checkpoint.
+    /// Loads what [`Tuned::open`] opens.
     pub fn load(path: &Path, device: DeviceChoice, precision: Precision) -> Result<Model> {
-        let (run, which) = locate(path)?;
         let device = device.resolve()?;
-        let file = run.checkpoint(&which);
-        let mut description = run.description()?;
-        let config = run.config_file();
-        let mut part = |key: &str| description.remove(key).with_context(|| format!("{}: no `{key}`", config.display()));
-        let downstream = part("downstream").with_context(|| {
-            format!("{}: a pretrained encoder cannot predict; give a run of `pretext3d finetune`", run.dir.display())
-        })?;
-        let downstream: DownstreamConfig = serde_json::from_value(downstream).with_context(|| config.display().to_string())?;
-        downstream.labelling().check_regions().with_context(|| config.display().to_string())?;
-        let network: EncoderConfig = serde_json::from_value(part("network")?)?;
-        let input: Input = serde_json::from_value(part("input")?)?;
-        ensure!(file.exists(), "{}: no checkpoint `{which}` yet", run.dir.display());
-        let (tensors, _) = tensors::load_safetensors(&file)?;
-        let augment = AugmentConfig::of_settings(&run.settings()?).with_context(|| config.display().to_string())?;
+        let tuned = Tuned::open(path)?;
+        let downstream: DownstreamConfig = tuned.part("downstream")?;
+        downstream.labelling().check_regions().with_context(|| tuned.described_in.display().to_string())?;
+        let network: EncoderConfig = tuned.part("network")?;
+        let input = tuned.input()?;
+        let augment = AugmentConfig::of_settings(&tuned.part("settings")?).with_context(|| path.display().to_string())?;
+        let file = tuned.file.clone();
 
         let mut vs = VarStore::new(Device::Cpu);
         let encoder = network.build(&vs.root() / ENCODER.trim_end_matches('.'));
         let above = DownstreamHead::new(&vs.root(), encoder.as_ref(), &downstream);
-        tensors::restore(&vs.variables(), &split_checkpoint(tensors).0).with_context(|| file.display().to_string())?;
+        tensors::restore(&vs.variables(), &tuned.tensors(above.task())).with_context(|| file.display().to_string())?;
         let bf16 = precision.is_bf16(device);
         if device == Device::Cpu {
             crate::machine::keep_freed_memory();
@@ -215,6 +216,7 @@ impl Model {
         vs.set_device(device);
         vs.variables().values().try_for_each(|v| ffi::set_memory_format(v, memory_format(device, bf16)))?;
         Ok(Model {
+            file,
             rank: network.rank(),
             channels: input.channels,
             settings: input.preprocessing,
@@ -245,10 +247,7 @@ impl Model {
         outputs: Outputs,
         mirroring: Option<&Mirroring>,
     ) -> Result<(u8, Vec<f32>)> {
-        let logits = self.whole(image, shape, mirroring)?;
-        let class = classification::classes(outputs, &logits).int64_value(&[0]);
-        let probabilities = classification::probabilities(outputs, &logits).squeeze_dim(0).to_device(Device::Cpu);
-        Ok((u8::try_from(class)?, Vec::try_from(probabilities)?))
+        classification::decide(outputs, &[self.whole(image, shape, mirroring)?])
     }
 
     /// The quantity of one scan; arguments as of [`Model::classify`].
@@ -257,39 +256,35 @@ impl Model {
     }
 
     /// Logits `[1, K]` of a whole scan.
-    fn whole(&self, image: &[f32], shape: Shape, mirroring: Option<&Mirroring>) -> Result<Tensor> {
+    pub(super) fn whole(&self, image: &[f32], shape: Shape, mirroring: Option<&Mirroring>) -> Result<Tensor> {
         let mut dims = vec![1, self.channels.len() as i64];
         dims.extend(self.rank.axes().map(|a| shape[a] as i64));
         let x = Tensor::from_slice(image).reshape(dims).to_device(self.device);
         over_mirror_images(&x, self.rank, mirroring, &|x| self.forward(x), &|logits, _| logits)
     }
 
-    /// Mirror images that a prediction may be averaged over: all, but for those that classes with a side do not allow. Says what becomes
-    /// of such classes, and along which axes the network has seen no mirror image.
-    pub fn mirroring(&self) -> Result<Mirroring> {
+    /// Mirror images that a prediction may be averaged over: those along the `wanted` axes, but for those that classes with a side do not
+    /// allow.
+    pub fn mirroring(&self, wanted: &[MirrorAxis]) -> Result<Mirroring> {
+        let mirroring = self.mirrors(wanted)?;
+        // Output k is "at least class k", which no exchange of outputs mirrors.
+        let ordinal = matches!(&self.downstream, DownstreamConfig::Classification { classification, .. }
+            if classification.outputs() == Outputs::Ordinal);
+        Ok(if ordinal { mirroring.without_swap() } else { mirroring })
+    }
+
+    /// Axes along which the network has seen mirror images.
+    pub fn mirrored_in_training(&self) -> Result<[bool; 3]> {
+        match self.augment.mirrors() {
+            true => Ok(self.mirrors(&self.augment.flip_axes)?.axes),
+            false => Ok([false; 3]),
+        }
+    }
+
+    fn mirrors(&self, wanted: &[MirrorAxis]) -> Result<Mirroring> {
         let names = self.downstream.outputs();
         let names: Vec<&str> = names.iter().map(String::as_str).collect();
-        let mut mirroring = Mirroring::new(&[], self.rank, self.slices, &names)?;
-        if let DownstreamConfig::Classification { classification, .. } = &self.downstream
-            && classification.outputs() == Outputs::Ordinal
-        {
-            // Output k is "at least class k", which no exchange of outputs mirrors.
-            mirroring = mirroring.without_swap();
-        }
-        if let Some(text) = &mirroring.note {
-            note!("--flips: {text}");
-        }
-        let trained = match self.augment.mirrors() {
-            true => Mirroring::new(&self.augment.flip_axes, self.rank, self.slices, &names)?.axes,
-            false => [false; 3],
-        };
-        let unseen = mirroring.names([0, 1, 2].map(|a| mirroring.axes[a] && !trained[a]));
-        if !unseen.is_empty() {
-            note!(
-                "--flips: trained without mirror images along {unseen} (--aug-flip of finetune): averaging over them may cost accuracy"
-            );
-        }
-        Ok(mirroring)
+        Mirroring::new(wanted, self.rank, self.slices, &names)
     }
 
     /// The whole network as TorchScript, from an input to its logits, of a regression to the quantity; of the others also to
@@ -312,12 +307,8 @@ impl Model {
 
     /// Every tensor by the name it has in [`Model::script`], which names no task.
     pub fn state(&self) -> tensors::Tensors {
-        let task = match &self.above {
-            DownstreamHead::Segmentation(_) => "segmentation.",
-            DownstreamHead::Classification(_) => "classification.",
-            DownstreamHead::Regression(_) => "regression.",
-        };
-        let name = |name: String| name.strip_prefix(task).map_or(name.clone(), str::to_owned);
+        let task = format!("{}.", self.above.task());
+        let name = |name: String| name.strip_prefix(&task).map_or(name.clone(), str::to_owned);
         self.vs.variables().into_iter().map(|(n, t)| (name(n), t)).collect()
     }
 }

@@ -5,7 +5,7 @@
 use crate::data::labelling::Decoding;
 use crate::dim::{Rank, Shape};
 use crate::transform::mirror::Mirroring;
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor, no_grad};
 
 /// Standard deviation of the weights along an axis, in patches.
@@ -98,21 +98,29 @@ impl Window {
         (along(0) * along(1) * along(2)).clamp_min(MIN_WEIGHT).to_kind(Kind::Float).to_device(self.device)
     }
 
-    /// Probabilities `[B, K, d, h, w]` of windows `[B, C, d, h, w]`.
-    fn predict(&self, windows: &Tensor, network: Forward) -> Result<Tensor> {
+    /// Probabilities `[B, K, d, h, w]` of windows `[B, C, d, h, w]`, the mean over all networks.
+    fn predict(&self, windows: &Tensor, networks: &[Forward]) -> Result<Tensor> {
         let images = self.rank == Rank::Two;
         let x = if images { windows.squeeze_dim(2) } else { windows.shallow_clone() };
-        let checked = |x: &Tensor| {
-            let logits = network(x)?;
-            let (expected, found) = (x.size(), logits.size());
-            ensure!(
-                found.len() == expected.len() && found[0] == expected[0] && found[2..] == expected[2..] && found[1] <= 256,
-                "the network gives {found:?} for {expected:?}, expected the same but for the second, up to 256 classes"
-            );
-            Ok(logits)
-        };
         let back = |logits: Tensor, axes: &[i64]| probabilities(&self.decoding, &logits).flip(axes);
-        let mean = over_mirror_images(&x, self.rank, self.mirroring.as_ref(), &checked, &back)?;
+        let mut sum: Option<Tensor> = None;
+        for network in networks {
+            let checked = |x: &Tensor| {
+                let logits = network(x)?;
+                let (expected, found) = (x.size(), logits.size());
+                ensure!(
+                    found.len() == expected.len() && found[0] == expected[0] && found[2..] == expected[2..] && found[1] <= 256,
+                    "the network gives {found:?} for {expected:?}, expected the same but for the second, up to 256 classes"
+                );
+                Ok(logits)
+            };
+            let mean = over_mirror_images(&x, self.rank, self.mirroring.as_ref(), &checked, &back)?;
+            sum = Some(match sum {
+                Some(sum) => sum + mean,
+                None => mean,
+            });
+        }
+        let mean = sum.context("no network")? / networks.len() as f64;
         Ok(if images { mean.unsqueeze(2) } else { mean })
     }
 
@@ -122,19 +130,24 @@ impl Window {
     ///
     /// Held beside the scan: `K + 1` values for each voxel of a slab, one patch thick, of images as many planes as a batch holds.
     ///
-    /// Errors: numbers out of range, logits of another shape, whatever the network or the sink says.
-    pub fn probabilities(&self, image: &Tensor, network: Forward, sink: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+    /// Errors: numbers out of range, logits of another shape, whatever a network or the sink says.
+    pub fn probabilities(
+        &self,
+        image: &Tensor,
+        networks: &[Forward],
+        sink: &mut dyn FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
         self.check()?;
         let shape = image.size();
         ensure!(shape.len() == 4 && !shape.contains(&0), "image of {shape:?}, expected [C, D, H, W]");
-        no_grad(|| self.slabs(image, network, sink))
+        no_grad(|| self.slabs(image, networks, sink))
     }
 
     /// The class of each voxel, `[D, H, W]` row-major; as [`Window::probabilities`].
-    pub fn classes(&self, image: &Tensor, network: Forward) -> Result<Vec<u8>> {
+    pub fn classes(&self, image: &Tensor, networks: &[Forward]) -> Result<Vec<u8>> {
         let plane = (image.size()[2] * image.size()[3]) as usize;
         let mut classes = Vec::with_capacity(plane * image.size()[1] as usize);
-        self.probabilities(image, network, &mut |probabilities| {
+        self.probabilities(image, networks, &mut |probabilities| {
             let from = classes.len();
             classes.resize(from + plane, 0);
             self.decoding.classes(probabilities, &mut classes[from..]);
@@ -143,7 +156,7 @@ impl Window {
         Ok(classes)
     }
 
-    fn slabs(&self, image: &Tensor, network: Forward, sink: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+    fn slabs(&self, image: &Tensor, networks: &[Forward], sink: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
         let (padded, before) = pad(image, self.patch);
         let size: [i64; 3] = std::array::from_fn(|a| padded.size()[a + 1]);
         let [d, h, w] = self.patch.map(|n| n as i64);
@@ -171,7 +184,7 @@ impl Window {
             for batch in within.chunks(self.batch_size) {
                 let windows: Vec<Tensor> = batch.iter().map(|at| cut(&planes, at)).collect();
                 let windows = Tensor::stack(&windows, 0).to_device(self.device);
-                let predicted = self.predict(&windows, network)? * &weights;
+                let predicted = self.predict(&windows, networks)? * &weights;
                 let sums =
                     sums.get_or_insert_with(|| Tensor::zeros([1 + predicted.size()[1], thick, size[1], size[2]], options));
                 for (n, at) in batch.iter().enumerate() {

@@ -275,9 +275,8 @@ pub fn locate(path: &Path) -> Result<(Run, String)> {
         if path.extension().is_some_and(|e| e == "safetensors") { path.to_owned() } else { path.with_extension("safetensors") };
     let (dir, which) = (file.parent().map(PathBuf::from), file.file_stem().map(|s| s.to_string_lossy().into_owned()));
     let run = dir.filter(|dir| dir.join(CONFIG).is_file()).map(|dir| Run::at(&dir));
-    run.zip(which).with_context(|| {
-        format!("{}: expected a run's folder or a checkpoint in one; exported weights are no run", path.display())
-    })
+    run.zip(which)
+        .with_context(|| format!("{}: expected a run's folder, a checkpoint in one, or exported weights", path.display()))
 }
 
 /// What a checkpoint holds.

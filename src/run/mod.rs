@@ -11,4 +11,5 @@ pub mod record;
 pub mod seen;
 pub mod split;
 pub mod tensors;
+pub mod tuned;
 pub mod weights;

@@ -187,17 +187,17 @@ pub fn digest(files: &[PathBuf]) -> Result<String> {
 }
 
 /// What a file of weights says of itself.
-struct Described {
+pub(super) struct Described {
     /// `null` if there is none.
-    description: Value,
+    pub description: Value,
     /// Where it lies, if not in the file itself.
-    from: Option<PathBuf>,
+    pub from: Option<PathBuf>,
     seen: Option<Seen>,
-    run: Option<Run>,
+    pub run: Option<Run>,
 }
 
 /// Of an export (TorchScript, or a `.safetensors` with its `.json`), or of a checkpoint in a run.
-fn described(file: &Path, script: bool) -> Result<Described> {
+pub(super) fn described(file: &Path, script: bool) -> Result<Described> {
     let exported = |description: Value, from: Option<PathBuf>| {
         let named = || format!("{}: `seen`", from.as_deref().unwrap_or(file).display());
         let seen = description.get("seen").cloned().map(serde_json::from_value).transpose().with_context(named)?;
@@ -229,7 +229,7 @@ fn described(file: &Path, script: bool) -> Result<Described> {
 }
 
 /// The tensors of an export, of a checkpoint without its optimizer, or of a torchvision state dict, by our names.
-fn read(file: &Path, script: bool, description: &Value) -> Result<Tensors> {
+pub(super) fn read(file: &Path, script: bool, description: &Value) -> Result<Tensors> {
     if script {
         check_version(description.get("version").and_then(Value::as_u64), file)?;
         return Ok(ffi::read_state(file)?.into_iter().collect());

@@ -255,6 +255,19 @@ pub fn probabilities(outputs: Outputs, logits: &Tensor) -> Tensor {
     }
 }
 
+/// Class and the probability of each, of one scan by the logits `[1, K]` of one or several networks. Of several the probabilities are the
+/// means; with ordered outputs the class is then the last one that is reached with more than one half.
+pub fn decide(outputs: Outputs, logits: &[Tensor]) -> Result<(u8, Vec<f32>)> {
+    let each: Vec<Tensor> = logits.iter().map(|logits| probabilities(outputs, logits)).collect();
+    let mean = Tensor::stack(&each, 0).mean_dim(0, false, Kind::Float);
+    let class = match (logits, outputs) {
+        ([one], _) => classes(outputs, one),
+        (_, Outputs::Softmax) => mean.argmax(1, false),
+        (_, Outputs::Ordinal) => mean.flip([1]).cumsum(1, Kind::Float).gt(0.5).sum_dim_intlist(1, false, Kind::Int64) - 1,
+    };
+    Ok((u8::try_from(class.int64_value(&[0]))?, Vec::try_from(mean.squeeze_dim(0).to_device(Device::Cpu))?))
+}
+
 impl Head for ClassificationHead {
     fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome {
         let x = batch.views.squeeze_dim(1);

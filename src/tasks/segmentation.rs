@@ -231,7 +231,7 @@ impl Predicted {
         let [d, h, w] = scans.shape(scan);
         let (image, truth) = (scans.whole(scan)?, scans.whole_label(scan)?);
         let dims = [scans.channels(), d, h, w].map(|n| n as i64);
-        let mut classes = window.classes(&Tensor::from_slice(&image).reshape(dims), network)?;
+        let mut classes = window.classes(&Tensor::from_slice(&image).reshape(dims), &[network])?;
         // A prediction of the file does not reach what was stored for the sake of labels: those count as missed.
         let [planes, rows, columns] = scans.foreground(scan).ranges();
         for (line, classes) in classes.chunks_exact_mut(w).enumerate() {

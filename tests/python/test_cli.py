@@ -276,12 +276,6 @@ def test_a_patch_too_small_for_the_encoder_says_what_to_change(small_store, tmp_
     assert message.count("rpl") == 1, message
 
 
-def test_exported_weights_are_no_run(trained, tmp_path):
-    weights = trained.weights.with_suffix(".pt")
-    args = ["predict", "--weights", weights, "--input", tmp_path, "--output", tmp_path / "out"]
-    refused(*args, says=[weights, "exported weights are no run"])
-
-
 def test_a_path_that_is_not_text_is_refused_before_the_run(small_store, tmp_path):
     odd = os.fsdecode(bytes(tmp_path) + b"/\xff")
     os.symlink(small_store, odd)

@@ -34,7 +34,7 @@ fn collect(window: &Window, image: &Tensor, network: Forward) -> Tensor {
         planes.push(Tensor::from_slice(plane).reshape([CLASSES, image.size()[2], image.size()[3]]));
         Ok(())
     };
-    window.probabilities(image, network, &mut sink).unwrap();
+    window.probabilities(image, &[network], &mut sink).unwrap();
     Tensor::stack(&planes, 1)
 }
 
@@ -183,7 +183,7 @@ fn planes_leave_as_soon_as_no_window_touches_them() {
     let cut = window(Rank::Three, [8, 8, 8], 0.5, 2);
     // Three windows within a slab; slabs start at 0, 4, .., 28, 29.
     let image = noise(&[1, 37, 8, 14], 1);
-    cut.probabilities(&image, &network, &mut |plane| {
+    cut.probabilities(&image, &[&network], &mut |plane| {
         assert_eq!(plane.len(), 2 * 8 * 14);
         let x: i64 = planes.get();
         planes.set(x + 1);
@@ -200,7 +200,7 @@ fn what_cannot_be_is_refused() {
     let image = noise(&[1, 8, 8, 8], 1);
     let good = window(Rank::Three, [4, 4, 4], 0.5, 1);
     let refused = |window: Window, network: Forward, says: &str| {
-        let error = window.classes(&image, network).unwrap_err().to_string();
+        let error = window.classes(&image, &[network]).unwrap_err().to_string();
         assert!(error.contains(says), "{error}");
     };
     let same = |x: &Tensor| Ok(x.shallow_clone());
@@ -212,7 +212,8 @@ fn what_cannot_be_is_refused() {
     refused(good.clone(), &|x: &Tensor| Ok(x.narrow(2, 0, 3)), "[1, 1, 3, 4, 4] for [1, 1, 4, 4, 4]");
     refused(good.clone(), &|_: &Tensor| anyhow::bail!("out of memory"), "out of memory");
     // The classes are those of the largest logits, the first of equals.
-    let classes = good.classes(&image, &|x: &Tensor| Ok(Tensor::cat(&[x.zeros_like(), x.shallow_clone(), x.zeros_like()], 1)));
+    let classes =
+        good.classes(&image, &[&|x: &Tensor| Ok(Tensor::cat(&[x.zeros_like(), x.shallow_clone(), x.zeros_like()], 1))]);
     let expected: Vec<u8> = Vec::<f32>::try_from(image.flatten(0, -1)).unwrap().iter().map(|&v| u8::from(v > 0.0)).collect();
     assert_eq!(classes.unwrap(), expected);
 }

@@ -180,7 +180,7 @@ fn slices_are_judged_as_the_volume_that_they_are_put_back_to() {
             let dims = [1, 1, truth.nrows() as i64, truth.ncols() as i64];
             let values: Vec<f32> = truth.iter().map(|&class| f32::from(class)).collect();
             let classes =
-                window.classes(&Tensor::from_slice(&values).reshape(dims), &|x| Ok(head.logits(&encoder, x))).unwrap();
+                window.classes(&Tensor::from_slice(&values).reshape(dims), &[&|x| Ok(head.logits(&encoder, x))]).unwrap();
             out.assign(&ArrayView2::from_shape(truth.dim(), &classes).unwrap());
         }
         let count = |of: &dyn Fn(u8, u8) -> bool| predicted.iter().zip(&label).filter(|&(&p, &t)| of(p, t)).count() as u64;
