@@ -202,17 +202,20 @@ def test_windows_are_drawn_where_there_are_labels(tmp_path):
         label = array(path).copy()
         label[:, :, :7], label[:, :, 8:] = 9, 9
         save(label, path)
-    # Nobody labelled this one; in that one the only voxel is lost on a coarser grid.
+    # Nobody labelled this one; in that one the only voxel is lost on a coarse grid.
     alone = np.full((16, 16, 16), 9, np.uint8)
     save(alone, points / "labelsTr/case_1.nii.gz")
     alone[8, 8, 8] = 1
     save(alone, points / "labelsTr/case_3.nii.gz")
-    for data, side, lost in [(slices, 16, set()), (points, 8, {"case_1", "case_3"})]:
-        done = pretext3d("preprocess", "--data", data, "--out", tmp_path / f"store-{data.name}", "--size", side)
-        entries = read_json(tmp_path / f"store-{data.name}/index.json")["subjects"]
+    for data, side, lost in [(slices, 16, set()), (points, 4, {"case_1", "case_3"}), (points, 8, {"case_1"})]:
+        store = tmp_path / f"store-{data.name}"
+        done = pretext3d("preprocess", "--data", data, "--out", store, "--size", side, "--overwrite")
+        entries = read_json(store / "index.json")["subjects"]
         assert {entry["id"] for entry in entries if not entry["label"]} == lost
         for case in lost:
             assert f"{case}: no voxel of its label is labelled on the stored grid: kept as a scan without a label" in done.stderr
+    # Of eight voxels in one the only one that is labelled decides.
+    assert set(tensors(store / "case_3.safetensors")[0]["label"].unique().tolist()) == {1, IGNORE}
     for name, *flags in [("slices", "--slices", "axial"), ("points",), ("points", "--deep-supervision")]:
         run = tmp_path / f"run-{name}-{len(flags)}"
         pretext3d("finetune", "--data", tmp_path / f"store-{name}", *NONE, "--filters", 2, "--levels", 2, "--patch", 8, "--batch-size", 1, "--epochs", 6,
