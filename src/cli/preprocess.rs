@@ -4,12 +4,12 @@ use crate::cli::labels::{LabelArg, label, labelling};
 use crate::cli::scans::DicomFlags;
 use crate::data::labelling::Labelling;
 use crate::data::layouts::columns::{self, WantedColumns};
-use crate::data::layouts::{self, Dataset, Labels, Layout, Reading, Volumes};
+use crate::data::layouts::{self, Dataset, Labels, Layout, Missing, Problem, Reading, Volumes};
 use crate::data::names::some;
 use crate::data::preprocess::{Dtype, Grid, Intensity, Plan, Settings, Threshold};
 use crate::data::slices::Slices;
-use crate::data::store::LeftOut;
 use crate::data::store::build::{Filled, Options, disagree, fill};
+use crate::data::store::{Entry, LeftOut};
 use crate::fs::check_folder;
 use crate::print::{self, note, say};
 use crate::report::progress::Counter;
@@ -82,6 +82,9 @@ pub struct Args {
     /// Leave labels out
     #[arg(long)]
     no_labels: bool,
+    /// What becomes of scans without one of the channels
+    #[arg(long, value_enum, default_value = "refuse", conflicts_with = "channels_as_scans")]
+    missing: Missing,
     /// Columns of a table with a value for each whole scan, such as age,sex: classes or quantities, as `finetune --task` then takes them
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     column: Vec<String>,
@@ -201,6 +204,8 @@ impl Args {
             labels,
             person: self.subject_pattern.as_ref(),
             separate: self.each_a_scan(),
+            missing: self.missing,
+            channels: &self.channels,
             volumes: self.volumes,
             dicom: self.dicom.wanted(),
             columns,
@@ -312,6 +317,19 @@ pub fn run(args: Args) -> Result<()> {
     for problem in &dataset.problems {
         note!("bad: {problem}");
     }
+    let lacking: Vec<&Problem> = dataset.problems.iter().filter(|problem| !problem.lacks.is_empty()).collect();
+    if !lacking.is_empty() {
+        let all = dataset.subjects.len() + lacking.len();
+        let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+        lacking.iter().flat_map(|problem| &problem.lacks).for_each(|name| *counts.entry(name).or_default() += 1);
+        let counts: Vec<String> = counts.iter().map(|(name, n)| format!("{name} in {n}")).collect();
+        note!(
+            "of {all} scans {} lack a channel ({}): --missing drop leaves them out, --missing zero fills it with zeros, --channels takes \
+             others, and --channels-as-scans each for a scan",
+            lacking.len(),
+            counts.join(", ")
+        );
+    }
 
     let stop = Stop::on_signals()?;
     let counter = Counter::new("preprocess", dataset.subjects.len(), console::user_attended_stderr());
@@ -329,6 +347,7 @@ pub fn run(args: Args) -> Result<()> {
         threads,
         skip_bad: args.skip_bad,
         skip_duplicates: args.skip_duplicates,
+        no_labels: args.no_labels,
         overwrite: args.overwrite,
         stop: &|| stop.asked(),
         progress: &progress,
@@ -379,6 +398,11 @@ fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Res
             some(&outside)
         );
     }
+    let filled: Vec<&Entry> = index.subjects.iter().filter(|s| !s.missing.is_empty()).collect();
+    for name in index.channels.iter().filter(|name| filled.iter().any(|s| s.missing.contains(name))) {
+        let ids: Vec<&str> = filled.iter().filter(|s| s.missing.contains(name)).map(|s| s.id.as_str()).collect();
+        note!("--missing zero: {} of {stored} scans have no {name}, which is 0 in them: {}", ids.len(), some(&ids));
+    }
     let mut resampled: BTreeMap<&[String], Vec<&str>> = BTreeMap::new();
     let elsewhere = index.subjects.iter().filter(|s| !s.resampled.is_empty());
     elsewhere.for_each(|s| resampled.entry(&s.resampled).or_default().push(&s.id));
@@ -394,11 +418,12 @@ fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Res
     if let Some(first) = index.subjects.iter().find(|s| !s.few_values.is_empty()) {
         let n = index.subjects.iter().filter(|s| !s.few_values.is_empty()).count();
         let values: Vec<String> = first.few_values.iter().map(i64::to_string).collect();
+        let values: Vec<&str> = values.iter().map(String::as_str).collect();
         note!(
-            "warning: {n} of {stored} scans hold a few whole numbers only, as labels do, the first {} ({}); if they are labels, name \
+            "warning: {n} of {stored} scans hold whole numbers as labels do, the first {} ({}); if they are labels, name \
              them ID_seg after the scan's ID_.., list them in a manifest's column `label`, or move them away",
             first.id,
-            values.join(", ")
+            some(&values)
         );
     }
     let side = |pick: fn(usize, usize) -> usize, a: usize| index.subjects.iter().map(|s| s.shape[a]).reduce(pick).unwrap_or(0);

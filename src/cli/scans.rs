@@ -1,6 +1,6 @@
 //! Work on the scans of an `--input`, one after another: what cannot be used is named, and the others go on.
 
-use crate::data::layouts::{Layout, Reading, Wanted};
+use crate::data::layouts::{Layout, Missing, Reading, Wanted};
 use crate::device::{DeviceChoice, Precision};
 use crate::predict::inputs::Inputs;
 use crate::print::{note, say};
@@ -21,6 +21,9 @@ pub struct ScanFlags {
     layout: Option<Layout>,
     #[command(flatten)]
     dicom: DicomFlags,
+    /// What becomes of scans without one of the network's channels
+    #[arg(long, value_enum, default_value = "refuse")]
+    missing: Missing,
     /// Replace results that are there
     #[arg(long)]
     pub overwrite: bool,
@@ -55,7 +58,7 @@ impl DicomFlags {
 impl ScanFlags {
     /// How to read the input.
     pub fn reading(&self) -> Reading<'_> {
-        Reading { layout: self.layout, dicom: self.dicom.wanted(), ..Reading::default() }
+        Reading { layout: self.layout, dicom: self.dicom.wanted(), missing: self.missing, ..Reading::default() }
     }
 
     /// Before anything is computed.

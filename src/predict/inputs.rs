@@ -74,7 +74,7 @@ impl Inputs {
             ensure!(!reading.dicom.is_given(), "--series and --patient-ids are for folders of DICOM, found the store {input}");
             return Inputs::store(path, channels, settings);
         }
-        let reading = Reading { labels: Labels::Unwanted, volumes: settings.volumes, ..reading };
+        let reading = Reading { labels: Labels::Unwanted, volumes: settings.volumes, channels, ..reading };
         let mut dataset = layouts::open_as(path, reading)?;
         if dataset.is_photographs() && dataset.channels.len() == 1 && channels.len() == 3 {
             note!("grey photographs for a network of colour ones: each is taken for three equal channels");
@@ -270,12 +270,17 @@ fn stem(path: &Path) -> Option<String> {
 
 /// The first file that is read, whose orientation the scan has.
 fn first<'a>(subject: &'a Subject, plan: &Plan) -> &'a Source {
-    &subject.channels[if subject.channels.len() == 1 { 0 } else { plan.channels[0] }]
+    // Who has none of them is named when the scan is read.
+    plan.sources(subject).map_or(&subject.channels[0], |(sources, _)| sources[0])
 }
 
 /// A scan as a store would hold it.
 fn prepared(subject: &Subject, plan: &Plan, tell: &dyn Fn(&str)) -> Result<Prepared> {
     let mut prepared = prepare(subject, plan, tell)?;
+    let missing = plan.missing(subject);
+    if !missing.is_empty() {
+        tell(&format!("{}: no {}, which is taken for 0 throughout", subject.id, missing.join(", ")));
+    }
     if !prepared.resampled.is_empty() {
         let (channels, names) = (prepared.resampled.join(", "), plan.names());
         tell(&format!("{}: {channels}: on another grid than {}, and resampled onto it", subject.id, names[0]));

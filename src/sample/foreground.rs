@@ -186,6 +186,7 @@ pub(crate) mod tests {
                 images: vec![],
                 outside: None,
                 resampled: vec![],
+                missing: vec![],
                 few_values: vec![],
             });
         }

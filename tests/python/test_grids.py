@@ -98,3 +98,72 @@ def test_dicom_series_on_different_grids(tmp_path):
     _, found = stored(tmp_path / "store", entry["id"])
     np.testing.assert_allclose(found[0], ras(paths["T1"]), atol=0.01)
     np.testing.assert_allclose(found[1], resampled(paths["T1"], paths["FLAIR"]), atol=0.01)
+
+
+def test_dicom_studies_that_lack_a_series(tmp_path):
+    for patient, names in [("anna", ["T1", "FLAIR"]), ("berta", ["T1"])]:
+        for name in names:
+            series(tmp_path / "data" / patient / name, np.random.default_rng(3), patient, description=name, study=f"1.2.{len(patient)}")
+    common = ["preprocess", "--data", tmp_path / "data", "--series", "T1", "--series", "FLAIR", *LINEAR, "--patient-ids", "--out"]
+    refused(*common, tmp_path / "no", says=["no series `FLAIR` among"])
+    for missing, expected in [("drop", [("anna", None)]), ("zero", [("anna", None), ("berta", ["flair"])])]:
+        pretext3d(*common, tmp_path / missing, "--missing", missing)
+        found = read_json(tmp_path / missing / "index.json")["subjects"]
+        assert [(s["id"].split("/")[0], s.get("missing")) for s in found] == expected
+
+
+def test_contrasts_that_some_lack(tmp_path):
+    """Refused by name with counts; dropped; or zeros after normalisation, in a store and in `predict`."""
+    rng, data = np.random.default_rng(1), tmp_path / "data"
+    data.mkdir()
+    lacking = {"p1": "flair", "p3": "t1"}
+    for person in range(5):
+        for name in ["t1", "t2", "flair"]:
+            if lacking.get(f"p{person}") != name:
+                sitk.WriteImage(image(rng, (12, 12, 12), (1, 1, 1), (0, 0, 0)), data / f"p{person}_{name}.nii.gz")
+        label = np.zeros((12, 12, 12), np.uint8)
+        label[3:8, 3:8, 3:8] = 1
+        seg = sitk.GetImageFromArray(label)
+        sitk.WriteImage(seg, data / f"p{person}_seg.nii.gz")
+    common = ["preprocess", "--data", data, "--labels", "0,1", "--protocol", "modern", "--spacing", 1, "--dtype", "f32", "--out"]
+    refused(*common, tmp_path / "no", says=["subject p1: no flair", "subject p3: no t1", "of 5 scans 2 lack a channel (flair in 1, t1 in 1)",
+                                            "--missing drop", "--missing zero", "--channels-as-scans"])
+    done = pretext3d(*common, tmp_path / "drop", "--missing", "drop")
+    assert "subject p1: no flair" in done.stderr
+    assert [s["id"] for s in read_json(tmp_path / "drop/index.json")["subjects"]] == ["p0", "p2", "p4"]
+    # What is not asked for is not missed.
+    pretext3d(*common, tmp_path / "t2", "--missing", "drop", "--channels", "t1,t2")
+    assert [s["id"] for s in read_json(tmp_path / "t2/index.json")["subjects"]] == ["p0", "p1", "p2", "p4"]
+    zero = [*common, tmp_path / "zero", "--missing", "zero"]
+    done = pretext3d(*zero)
+    assert "1 of 5 scans have no flair, which is 0 in them: p1" in done.stderr and "no t1, which is 0 in them: p3" in done.stderr
+    entries = {s["id"]: s for s in read_json(tmp_path / "zero/index.json")["subjects"]}
+    assert {name: entry.get("missing") for name, entry in entries.items()} == {f"p{k}": {1: ["flair"], 3: ["t1"]}.get(k) for k in range(5)}
+    for name, entry in entries.items():
+        voxels = tensors(tmp_path / "zero" / entry["file"])[0]["image"].numpy()
+        empty = [not channel.any() for channel in voxels]
+        assert empty == [lacking.get(name) == channel for channel in ["t1", "t2", "flair"]], name
+    complete = tensors(tmp_path / "drop" / "p0.safetensors")[0]["image"]
+    assert (complete == tensors(tmp_path / "zero" / "p0.safetensors")[0]["image"]).all()
+    assert "5 kept" in pretext3d(*zero).stdout
+
+    run = tmp_path / "run"
+    flags = ["--patch", 8, "--filters", 2, "--levels", 2, "--epochs", 1, "--steps", 1, "--device", "cpu"]
+    pretext3d("finetune", "--data", tmp_path / "zero", "--weights", "none", *flags, "--out", run)
+    predict = ["predict", "--weights", run, "--device", "cpu", "--input"]
+    pretext3d(*predict, tmp_path / "zero", "--output", tmp_path / "of-store")
+    done = pretext3d(*predict, data, "--output", tmp_path / "of-files", "--missing", "zero")
+    assert "p1: no flair, which is taken for 0 throughout" in done.stderr
+    for name in entries:
+        a, b = (sitk.GetArrayFromImage(sitk.ReadImage(tmp_path / of / f"{name}.nii.gz")) for of in ["of-store", "of-files"])
+        assert a.shape == (12, 12, 12) and (a == b).mean() > 0.99
+    refused(*predict, data, "--output", tmp_path / "bad", says=["subject p1: no flair"])
+    refused(*common, tmp_path / "both", "--missing", "zero", "--channels-as-scans", code=2)
+
+    # A manifest has empty cells.
+    manifest = tmp_path / "list.csv"
+    manifest.write_text("subject,t1,flair\na,data/p0_t1.nii.gz,data/p0_flair.nii.gz\nb,,data/p2_flair.nii.gz\n")
+    flags = ["preprocess", "--data", manifest, "--size", 12]
+    refused(*flags, "--out", tmp_path / "m", says=["row 3, column `t1`", "empty"])
+    pretext3d(*flags, "--out", tmp_path / "m", "--missing", "zero")
+    assert [s.get("missing") for s in read_json(tmp_path / "m/index.json")["subjects"]] == [None, ["t1"]]

@@ -36,8 +36,8 @@ pub fn recognise(files: &Files) -> bool {
     })
 }
 
-/// Subjects without `seg` are unlabelled (the challenge's validation set). `separate`: they need not have every contrast.
-pub fn open(files: Files, separate: bool) -> Result<Dataset> {
+/// Subjects without `seg` are unlabelled (the challenge's validation set). `partial`: they need not have every contrast.
+pub fn open(files: Files, partial: bool) -> Result<Dataset> {
     let mut problems = files.problems.clone();
     let mut subjects: BTreeMap<(&[String], &str), Found> = BTreeMap::new();
     let mut years: [Option<&Scan>; 2] = [None; 2];
@@ -67,7 +67,7 @@ pub fn open(files: Files, separate: bool) -> Result<Dataset> {
 
     let name = |c: usize| NAMES[year].channels[c].to_string();
     let channels = CHANNELS.map(String::from).to_vec();
-    let subject = |((_, subject), found): (&(&[String], &str), &Found)| match separate {
+    let subject = |((_, subject), found): (&(&[String], &str), &Found)| match partial {
         true => found.partial(subject, &channels, &mut problems),
         false => found.subject(subject, name, &mut problems),
     };

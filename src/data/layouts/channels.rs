@@ -1,7 +1,49 @@
-//! Channels as scans of their own: for encoders of one channel, whatever its contrast.
+//! Channels as scans of their own, for encoders of one channel, whatever its contrast; and scans that do not have all channels.
 
-use super::{Dataset, Source, Subject, UNNAMED};
+use super::{Dataset, Problem, Source, Subject, UNNAMED};
+use anyhow::{Result, ensure};
 use rayon::prelude::*;
+
+/// What becomes of scans that lack a channel.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum Missing {
+    /// They are named and cannot be used
+    #[default]
+    Refuse,
+    /// They are left out
+    Drop,
+    /// The channel is 0 after normalisation: of z-scores the mean of the foreground, otherwise the darkest value
+    Zero,
+}
+
+/// Settles which scans are taken: `wanted` channels, or all, are those that matter. Until then [`Subject::contrasts`] names those that a
+/// scan has.
+pub fn settle(dataset: &mut Dataset, missing: Missing, wanted: &[String]) -> Result<()> {
+    let names = dataset.channels.clone();
+    for (i, name) in names.iter().enumerate() {
+        ensure!(
+            !names[..i].contains(name),
+            "--missing: two channels are called `{name}`, so that which is missing is not known"
+        );
+    }
+    let needed = |name: &String| wanted.is_empty() || wanted.contains(name);
+    for mut subject in std::mem::take(&mut dataset.subjects) {
+        let there = std::mem::take(&mut subject.contrasts);
+        // One file with all of them has no names of its own.
+        if !there.is_empty() {
+            subject.missing = names.iter().filter(|name| !there.contains(name)).cloned().collect();
+        }
+        let lacks: Vec<String> = subject.missing.iter().filter(|name| needed(name)).cloned().collect();
+        let none = lacks.len() == names.iter().filter(|name| needed(name)).count();
+        if lacks.is_empty() || missing == Missing::Zero && !none {
+            dataset.subjects.push(subject);
+        } else {
+            let problem = Problem::lacking(subject.channels[0].display(), &subject.id, lacks);
+            dataset.ignored.push(problem);
+        }
+    }
+    Ok(())
+}
 
 /// Makes a scan `id/channel` of every channel of every scan; the person stays what it is. The one channel of all has a name that says
 /// nothing, which of them it is stands in [`Subject::contrasts`].

@@ -5,7 +5,7 @@
 //! - *Ids* are `patient/study`, each the beginning of a hash unless the patients' own ids are asked for.
 
 use super::files::Files;
-use super::{Columns, Dataset, Layout, Problem, Reading, Source, Subject, UNNAMED};
+use super::{Columns, Dataset, Layout, Missing, Problem, Reading, Source, Subject, UNNAMED};
 use crate::data::formats::dicom::{self, Found, Image, Labels, Place, Series, arrange};
 use crate::data::identity::hex;
 use crate::data::names::some;
@@ -233,10 +233,14 @@ pub fn open(files: Files, reading: Reading) -> Result<Dataset> {
         };
         let id = format!("{person}/{}", hashed(&study, DIGITS));
         let series: Vec<Parts> = series.into_values().collect();
+        let mut there = vec![];
         let chosen = match reading.separate {
             true => Ok(each(series, &rules)),
             false if rules.is_empty() => Ok(series),
-            false => one_each(series, &rules, wanted),
+            false => one_each(series, &rules, wanted, reading.missing).map(|(found, series)| {
+                there = found;
+                series
+            }),
         };
         let mut fail = |what: String, reason: String| problems.push(Problem::new(format!("{id}{what}"), reason));
         let chosen = match chosen {
@@ -247,7 +251,9 @@ pub fn open(files: Files, reading: Reading) -> Result<Dataset> {
             }
         };
         let n = chosen.len();
-        let mut subject = Subject { id: id.clone(), ..Subject::default() };
+        // Where series may be missing, those that are there name their channels.
+        let contrasts = there.iter().map(|&n: &usize| channels[n].clone()).filter(|_| reading.missing != Missing::Refuse);
+        let mut subject = Subject { id: id.clone(), contrasts: contrasts.collect(), ..Subject::default() };
         for parts in chosen {
             let (name, description) = (parts.name(wanted), channel_name(&parts.description));
             match parts.arranged(wanted) {
@@ -280,21 +286,26 @@ fn each(series: Vec<Parts>, rules: &[Regex]) -> Vec<Parts> {
     series.into_iter().filter(wanted).collect()
 }
 
-/// One series for each rule, in their order.
-fn one_each(series: Vec<Parts>, rules: &[Regex], wanted: Wanted) -> Result<Vec<Parts>> {
+/// One series for each rule, in their order, and which rules found one.
+fn one_each(series: Vec<Parts>, rules: &[Regex], wanted: Wanted, missing: Missing) -> Result<(Vec<usize>, Vec<Parts>)> {
     let mut left: Vec<Option<Parts>> = series.into_iter().map(Some).collect();
-    let mut chosen = vec![];
-    for (rule, text) in rules.iter().zip(wanted.series) {
+    let (mut found, mut chosen) = (vec![], vec![]);
+    for (n, (rule, text)) in rules.iter().zip(wanted.series).enumerate() {
         let fits = |parts: &&Parts| rule.is_match(&parts.description);
         let fitting: Vec<usize> = (0..left.len()).filter(|&n| left[n].as_ref().is_some_and(|parts| fits(&parts))).collect();
         let there = || descriptions(left.iter().flatten());
         match fitting[..] {
-            [n] => chosen.extend(left[n].take()),
+            [place] => {
+                found.push(n);
+                chosen.extend(left[place].take());
+            }
+            [] if missing != Missing::Refuse => {}
             [] => bail!("no series `{text}` among {}", there()),
             _ => bail!("{} series `{text}` among {}: give a pattern that one alone has", fitting.len(), there()),
         }
     }
-    Ok(chosen)
+    ensure!(!chosen.is_empty(), "no series `{}` among {}", wanted.series.join("`, `"), descriptions(left.iter().flatten()));
+    Ok((found, chosen))
 }
 
 /// The only series of a folder, as a cell of a manifest names it.

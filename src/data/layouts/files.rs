@@ -61,7 +61,7 @@ impl<'a> Found<'a> {
         };
         let missing: Vec<String> = (0..self.channels.len()).filter(|&c| self.channels[c].is_none()).map(name).collect();
         if !missing.is_empty() {
-            problems.push(Problem::new(&first.path, format!("subject {id}: no {}", missing.join(", "))));
+            problems.push(Problem::lacking(&first.path, id, missing));
             return None;
         }
         Some(self.of_those_there(id))

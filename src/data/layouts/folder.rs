@@ -10,7 +10,7 @@
 //!   is found by [`super::people`].
 
 use super::files::{Files, Scan};
-use super::{Columns, Dataset, Layout, Problem, Subject, UNNAMED};
+use super::{Columns, Dataset, Layout, Missing, Problem, Reading, Subject, UNNAMED};
 use anyhow::{Result, bail};
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
@@ -265,8 +265,12 @@ fn owner<'a>(label: &Name<'a>, groups: &Groups<'a>, by_base: &HashMap<&str, Vec<
     there.first().cloned()
 }
 
-/// `separate`: subjects need not have the same contrasts, and rare ones are used too.
-pub fn open(files: Files, separate: bool) -> Result<Dataset> {
+/// Where channels are scans of their own, subjects need not have the same contrasts, and rare ones are used too; they need not either where
+/// missing ones are allowed for.
+pub fn open(files: Files, reading: Reading) -> Result<Dataset> {
+    let separate = reading.separate;
+    let partial = separate || reading.missing != Missing::Refuse;
+    let asked = |contrast: &str| partial && reading.channels.iter().any(|name| name == contrast);
     let mut problems = files.problems.clone();
     let mut ignored = files.no_scans(true);
     let (mut labels, scans): (Vec<Name>, Vec<Name>) = files.scans.iter().map(parse).partition(|n| n.label.is_some());
@@ -275,7 +279,7 @@ pub fn open(files: Files, separate: bool) -> Result<Dataset> {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     groups.subjects.values().flat_map(BTreeMap::keys).for_each(|c| *counts.entry(c).or_default() += 1);
     let mut channels: Vec<&str> =
-        counts.keys().copied().filter(|c| separate || counts[c] * 2 >= groups.subjects.len()).collect();
+        counts.keys().copied().filter(|c| separate || asked(c) || counts[c] * 2 >= groups.subjects.len()).collect();
     channels.sort_by_key(|c| (position(&CONTRASTS, c), *c));
     if channels.is_empty() && !scans.is_empty() {
         let found: Vec<&str> = counts.keys().copied().collect();
@@ -314,8 +318,8 @@ pub fn open(files: Files, separate: bool) -> Result<Dataset> {
             ignored.push(Problem::new(&scan.path, reason));
         }
         let (there, missing): (Vec<&str>, Vec<&str>) = channels.iter().copied().partition(|c| found.contains_key(*c));
-        if missing.is_empty() || separate {
-            let contrasts = there.iter().filter(|_| separate).map(|c| c.to_string()).collect();
+        if missing.is_empty() || partial && !there.is_empty() {
+            let contrasts = there.iter().filter(|_| partial).map(|c| c.to_string()).collect();
             let channels = there.iter().map(|c| found[*c].source()).collect();
             complete.push(Subject {
                 id,
@@ -325,7 +329,7 @@ pub fn open(files: Files, separate: bool) -> Result<Dataset> {
                 ..Subject::default()
             });
         } else if let Some(scan) = found.values().next() {
-            problems.push(Problem::new(&scan.path, format!("subject {id}: no {}", missing.join(", "))));
+            problems.push(Problem::lacking(&scan.path, &id, missing.iter().map(|c| c.to_string()).collect()));
         }
     }
     Ok(Dataset {

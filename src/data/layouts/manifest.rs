@@ -1,9 +1,9 @@
 //! A CSV with one row a subject: columns `subject`, optionally `label` and `split`, values that are asked for, and every other column one
 //! channel.
 
-use super::columns::{self, Column, Columns, WantedColumns};
+use super::columns::{self, Column, Columns};
 use super::table::{Row, Table};
-use super::{Dataset, Layout, Problem, Source, Subject, dicom, images};
+use super::{Dataset, Layout, Problem, Reading, Source, Subject, dicom, images};
 use crate::data::formats::{self, image};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::HashMap;
@@ -23,9 +23,10 @@ enum Content {
 }
 
 /// Relative paths start at the CSV's folder; `archive.zip:member` reads from a zip. Empty cells are allowed in `label`
-/// (unlabelled), in `split` (to be drawn) and in columns of values, with `separate` in the channels that a scan does not have. Several scans
+/// (unlabelled), in `split` (to be drawn) and in columns of values, with `partial` in the channels that a scan does not have. Several scans
 /// of one person are written `person/scan` in `subject`.
-pub fn open(path: &Path, separate: bool, wanted: WantedColumns) -> Result<Dataset> {
+pub fn open(path: &Path, reading: Reading, partial: bool) -> Result<Dataset> {
+    let wanted = reading.columns;
     let table = Table::read(path)?;
     // Where a table is named, the values stand in that.
     let names = if wanted.table.is_some() { &[] } else { wanted.names };
@@ -49,7 +50,7 @@ pub fn open(path: &Path, separate: bool, wanted: WantedColumns) -> Result<Datase
                     subject.values.extend(columns::cell(cell, table.decimal_commas).map(|value| (name.clone(), value)));
                 }
                 Content::Label | Content::Split if cell.is_empty() => {}
-                Content::Channel if cell.is_empty() && separate => {}
+                Content::Channel if cell.is_empty() && partial => {}
                 _ if cell.is_empty() => bail!("{}: the cell is empty", place()),
                 Content::Subject => {
                     if let Some(earlier) = rows.insert(cell, *line) {
@@ -65,7 +66,7 @@ pub fn open(path: &Path, separate: bool, wanted: WantedColumns) -> Result<Datase
                 Content::Label => subject.label = Some(source(folder, cell).with_context(place)?),
                 Content::Channel => {
                     subject.channels.push(source(folder, cell).with_context(place)?);
-                    subject.contrasts.extend(separate.then(|| name.to_owned()));
+                    subject.contrasts.extend(partial.then(|| name.to_owned()));
                 }
             }
         }
@@ -74,7 +75,7 @@ pub fn open(path: &Path, separate: bool, wanted: WantedColumns) -> Result<Datase
     }
     ensure!(!subjects.is_empty(), "{}: a header, but no row below it", path.display());
     let channels: Vec<String> = named(Content::Channel).cloned().collect();
-    let channels = photographs(&subjects, &channels, separate).with_context(|| path.display().to_string())?.unwrap_or(channels);
+    let channels = photographs(&subjects, &channels, partial).with_context(|| path.display().to_string())?.unwrap_or(channels);
     let kept = names.iter().filter(|name| table.position(name).is_some());
     let kept: Vec<Column> = kept.map(|name| Column { name: name.clone(), unit: None }).collect();
     columns::settle(&mut subjects, &kept);
@@ -93,13 +94,13 @@ pub fn open(path: &Path, separate: bool, wanted: WantedColumns) -> Result<Datase
 }
 
 /// The channels of photographs, if the scans are such: their colours. Errors where photographs stand beside other scans, or have labels.
-fn photographs(subjects: &[Subject], columns: &[String], separate: bool) -> Result<Option<Vec<String>>> {
+fn photographs(subjects: &[Subject], columns: &[String], partial: bool) -> Result<Option<Vec<String>>> {
     let sources = || subjects.iter().flat_map(|subject| &subject.channels);
     let Some(first) = sources().find(|source| source.is_image()) else { return Ok(None) };
     if let Some(other) = sources().find(|source| !source.is_image()) {
         bail!("{} is a photograph, {} is none: give each kind a manifest of its own", first.display(), other.display());
     }
-    ensure!(!separate, "photographs: their colours make one image, and are no scans of their own");
+    ensure!(!partial, "photographs: their colours make one image, and are no scans of their own");
     ensure!(columns.len() == 1, "a photograph is one file, found the columns {}", columns.join(", "));
     if let Some(label) = subjects.iter().find_map(|subject| subject.label.as_ref()) {
         bail!("{}: photographs have classes, no labels of pixels; leave the column `label` out", label.display());

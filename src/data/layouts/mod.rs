@@ -23,6 +23,7 @@ use crate::data::formats;
 use crate::data::formats::dicom::Series;
 use crate::data::labelling::{IGNORE, Labelling};
 use anyhow::{Context, Result, bail, ensure};
+pub use channels::Missing;
 use columns::{Columns, Value, WantedColumns};
 use description::Description;
 pub use description::described_labels;
@@ -78,6 +79,8 @@ pub struct Subject {
     pub channels: Vec<Source>,
     /// Names of its channels, where scans have channels of their own; otherwise none: those of the dataset.
     pub contrasts: Vec<String>,
+    /// Channels of the dataset that have no file, where others do.
+    pub missing: Vec<String>,
     /// Which channel of its only file it is, where it is one of several; otherwise it is all of them.
     pub part: Option<usize>,
     pub label: Option<Source>,
@@ -108,6 +111,8 @@ impl LabelValue {
 pub struct Problem {
     pub path: PathBuf,
     pub reason: String,
+    /// Channels that a scan does not have, where that is the problem.
+    pub lacks: Vec<String>,
     /// Of labels alone: none where labels are left out.
     of_labels: bool,
 }
@@ -134,6 +139,9 @@ pub struct Reading<'a> {
     pub person: Option<&'a Regex>,
     /// Every channel is a scan of its own, and scans need not have the same ones.
     pub separate: bool,
+    /// What becomes of scans without all channels, or without those of `channels`, if it names any.
+    pub missing: Missing,
+    pub channels: &'a [String],
     /// What becomes of files of several volumes.
     pub volumes: Volumes,
     /// Of DICOM.
@@ -193,7 +201,13 @@ impl fmt::Display for Problem {
 
 impl Problem {
     fn new(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
-        Problem { path: path.into(), reason: reason.into(), of_labels: false }
+        Problem { path: path.into(), reason: reason.into(), lacks: vec![], of_labels: false }
+    }
+
+    /// A scan without these channels.
+    fn lacking(path: impl Into<PathBuf>, id: &str, lacks: Vec<String>) -> Self {
+        let reason = format!("subject {id}: no {}", lacks.join(", "));
+        Problem { lacks, ..Problem::new(path, reason) }
     }
 
     fn of_labels(path: impl Into<PathBuf>, reason: impl Into<String>) -> Self {
@@ -218,6 +232,8 @@ pub fn open(path: &Path, layout: Option<Layout>) -> Result<Dataset> {
 /// As [`open`], in a given way.
 pub fn open_as(path: &Path, reading: Reading) -> Result<Dataset> {
     let Reading { layout, labels, separate, .. } = reading;
+    // Scans are found with the channels that they have.
+    let partial = separate || reading.missing != Missing::Refuse;
     let kind = path.metadata().with_context(|| format!("{}: cannot be opened", path.display()))?;
     if kind.is_file() {
         let manifest = layout == Some(Layout::Manifest) || (layout.is_none() && table::is_table(path));
@@ -227,7 +243,7 @@ pub fn open_as(path: &Path, reading: Reading) -> Result<Dataset> {
             !reading.dicom.is_given(),
             "--series and --patient-ids are for folders of DICOM, found a manifest, whose cells name series"
         );
-        return manifest::open(path, separate, reading.columns)
+        return manifest::open(path, reading, partial)
             .and_then(|found| finish(found, path, reading, &[]).with_context(|| path.display().to_string()));
     }
     ensure!(layout != Some(Layout::Manifest), "{}: expected a CSV manifest, found a folder", path.display());
@@ -250,11 +266,11 @@ pub fn open_as(path: &Path, reading: Reading) -> Result<Dataset> {
     );
     let tables = columns::among(&files.others);
     let dataset = match layout {
-        Layout::Folder => folder::open(files, separate),
+        Layout::Folder => folder::open(files, reading),
         Layout::Decathlon => decathlon::open(files, labels),
-        Layout::Brats => brats::open(files, separate),
-        Layout::Nnunet => nnunet::open(files, labels, separate),
-        Layout::Ukb => ukb::open(files, separate),
+        Layout::Brats => brats::open(files, partial),
+        Layout::Nnunet => nnunet::open(files, labels, partial),
+        Layout::Ukb => ukb::open(files, partial),
         Layout::Images if separate => bail!("photographs: their colours make one image, and are no scans of their own"),
         Layout::Images => images::open(files, labels, reading.columns),
         Layout::Dicom => dicom::open(files, reading),
@@ -305,6 +321,8 @@ fn finish(mut dataset: Dataset, root: &Path, reading: Reading, tables: &[PathBuf
     people::assign(&mut dataset, root, reading.person)?;
     if reading.separate {
         channels::separate(&mut dataset);
+    } else if reading.missing != Missing::Refuse {
+        channels::settle(&mut dataset, reading.missing, reading.channels)?;
     }
     if reading.labels == Labels::Unwanted {
         let (ignored, problems) = dataset.problems.into_iter().partition(|problem| problem.of_labels);

@@ -19,8 +19,8 @@ pub fn is_version_1(description: &Description, files: &Files) -> bool {
     cases.iter().any(|case| has(&format!("{case}_0000"))) && !cases.iter().any(|case| has(case))
 }
 
-/// Scans of `imagesTs` have the split `test`, and their labels from `labelsTs` where it exists. `separate`: they need not have every channel.
-pub fn open(files: Files, wanted: Labels, separate: bool) -> Result<Dataset> {
+/// Scans of `imagesTs` have the split `test`, and their labels from `labelsTs` where it exists. `partial`: they need not have every channel.
+pub fn open(files: Files, wanted: Labels, partial: bool) -> Result<Dataset> {
     let description = Description::read(&files.root)?;
     let path = description.path.display();
     let channels = description.channels(&["channel_names", "modality"])?;
@@ -80,7 +80,7 @@ pub fn open(files: Files, wanted: Labels, separate: bool) -> Result<Dataset> {
     let mut subjects = vec![];
     for ((test, case), found) in cases {
         let name = |n: usize| format!("{} (_{n:04})", channels[n]);
-        let subject = match separate {
+        let subject = match partial {
             true => found.partial(case, &channels, &mut problems),
             false => found.subject(case, name, &mut problems),
         };

@@ -35,8 +35,8 @@ fn id(archive: &Path) -> String {
 
 /// T1, and T2-FLAIR as the second channel when every subject has it. If only some have it, it is left out for all, which
 /// [`Dataset::ignored`] says; a manifest with the cells `archive.zip:T1/T1.nii.gz` and so on picks the others. The brain mask
-/// is no label. `separate`: each subject has what it has.
-pub fn open(files: Files, separate: bool) -> Result<Dataset> {
+/// is no label. `partial`: each subject has what it has.
+pub fn open(files: Files, partial: bool) -> Result<Dataset> {
     let mut problems = files.problems.clone();
     let mut subjects: BTreeMap<String, [Option<&PathBuf>; 2]> = BTreeMap::new();
     let held: Vec<_> = files.zips.par_iter().map(|zip| members(zip)).collect();
@@ -61,7 +61,7 @@ pub fn open(files: Files, separate: bool) -> Result<Dataset> {
         }
     }
     subjects.retain(|id, archives| match archives {
-        [None, flair] if !separate => {
+        [None, flair] if !partial => {
             problems.extend(flair.map(|zip| Problem::new(zip, format!("subject {id}: no {} in the archive", MEMBERS[0]))));
             false
         }
@@ -71,7 +71,7 @@ pub fn open(files: Files, separate: bool) -> Result<Dataset> {
     let mut ignored = files.no_scans(false);
     ignored.extend(files.scans.iter().map(|s| Problem::new(&s.path, "not in a zip archive")));
     let without: Vec<&String> = subjects.iter().filter(|(_, a)| a[1].is_none()).map(|(id, _)| id).collect();
-    if let Some(first) = without.first().filter(|_| without.len() < subjects.len() && !separate) {
+    if let Some(first) = without.first().filter(|_| without.len() < subjects.len() && !partial) {
         let reason = format!(
             "{} left out for all, as {} of {} subjects lack it, the first {first}; to use it, list those who have it in a manifest",
             CHANNELS[1],
@@ -80,11 +80,11 @@ pub fn open(files: Files, separate: bool) -> Result<Dataset> {
         );
         ignored.push(Problem::new(&files.root, reason));
     }
-    let n = if without.is_empty() || separate { 2 } else { 1 };
+    let n = if without.is_empty() || partial { 2 } else { 1 };
     let subjects = subjects.into_iter().map(|(id, archives)| {
         let there = (0..n).filter_map(|c| Some((archives[c]?, c)));
         let source = |(archive, c): (&PathBuf, usize)| Source::Zip { archive: archive.clone(), member: MEMBERS[c].into() };
-        let contrasts = there.clone().filter(|_| separate).map(|(_, c)| CHANNELS[c].to_owned()).collect();
+        let contrasts = there.clone().filter(|_| partial).map(|(_, c)| CHANNELS[c].to_owned()).collect();
         Subject { id, channels: there.map(source).collect(), contrasts, ..Subject::default() }
     });
     Ok(Dataset {

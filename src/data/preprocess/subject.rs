@@ -84,19 +84,28 @@ impl Plan {
         self.channels.iter().map(|&c| self.available[c].clone()).collect()
     }
 
-    /// The files of a subject that are read: those of the channels, then the label.
-    fn sources<'a>(&self, subject: &'a Subject) -> Result<(Vec<&'a Source>, Option<&'a Source>)> {
+    /// Names of the stored channels that a subject lacks.
+    pub fn missing(&self, subject: &Subject) -> Vec<String> {
+        self.names().into_iter().filter(|name| subject.missing.contains(name)).collect()
+    }
+
+    /// The files of a subject that are read: those of the channels that it has, then the label.
+    pub fn sources<'a>(&self, subject: &'a Subject) -> Result<(Vec<&'a Source>, Option<&'a Source>)> {
         let label = subject.label.as_ref().filter(|_| self.labels.is_some());
-        if subject.channels.len() == 1 {
+        let there: Vec<usize> = (0..self.available.len()).filter(|&c| !subject.missing.contains(&self.available[c])).collect();
+        if subject.channels.len() == 1 && subject.missing.is_empty() {
             return Ok((vec![&subject.channels[0]], label));
         }
         ensure!(
-            subject.channels.len() == self.available.len(),
+            subject.channels.len() == there.len(),
             "{} files, expected one for each of the channels {}",
             subject.channels.len(),
             self.available.join(", ")
         );
-        Ok((self.channels.iter().map(|&c| &subject.channels[c]).collect(), label))
+        let place = |c: &usize| there.iter().position(|there| there == c);
+        let sources: Vec<&Source> = self.channels.iter().filter_map(place).map(|place| &subject.channels[place]).collect();
+        ensure!(!sources.is_empty(), "none of the channels {}", self.names().join(", "));
+        Ok((sources, label))
     }
 
     /// Changes whenever the stored file would: SHA-256 over the settings, the channels, the labels and the state of the
@@ -117,6 +126,9 @@ impl Plan {
         if let Some(part) = subject.part {
             hash.update(format!("\nchannel {part}"));
         }
+        if !subject.missing.is_empty() {
+            hash.update(format!("\nwithout {}", subject.missing.join("\n")));
+        }
         Ok(hex(&hash.finalize()))
     }
 }
@@ -129,7 +141,8 @@ pub fn prepare(subject: &Subject, plan: &Plan, tell: &dyn Fn(&str)) -> Result<Pr
     if images[0].is_image() {
         return prepare_photograph(subject, plan, &volume, seen).with_context(first);
     }
-    for (mut channel, name) in volume.data.outer_iter_mut().zip(plan.names()) {
+    let names = plan.names().into_iter().filter(|name| !subject.missing.contains(name));
+    for (mut channel, name) in volume.data.outer_iter_mut().zip(names) {
         if let Some(found) = channel.as_slice_mut().and_then(intensity::replace_outliers) {
             let Outliers { voxels, worst, range: [low, high] } = found;
             tell(&format!(
@@ -153,8 +166,12 @@ pub fn prepare(subject: &Subject, plan: &Plan, tell: &dyn Fn(&str)) -> Result<Pr
     if let Some(memory) = placement.memory(volume.channels()) {
         tell(&format!("{}: {memory}", subject.id));
     }
-    let stored = placement.image(&volume, &plan.settings).with_context(first)?;
+    let mut stored = placement.image(&volume, &plan.settings).with_context(first)?;
     drop(volume);
+    let missing = plan.missing(subject);
+    if !missing.is_empty() {
+        stored = with_zeros(stored, &plan.names(), &missing);
+    }
     let outside = classes.as_ref().and_then(|classes| placement.outside(classes));
     let label = classes.map(|classes| placement.label(&classes)).transpose()?.filter(|stored| {
         let any = stored.iter().any(|&class| class != IGNORE);
@@ -174,6 +191,15 @@ pub fn prepare(subject: &Subject, plan: &Plan, tell: &dyn Fn(&str)) -> Result<Pr
     let origin =
         Origin { shape: original, affine: affine_there, orientation, crop, outside, images: seen, few_values, resampled };
     Ok(Prepared::new(stored, label, &placement.affine, origin, &images, subject, plan))
+}
+
+/// The image with channels of zeros in the places of missing ones.
+fn with_zeros(image: Array4<f32>, names: &[String], missing: &[String]) -> Array4<f32> {
+    let (_, d, h, w) = image.dim();
+    let mut out = Array4::zeros((names.len(), d, h, w));
+    let there = out.outer_iter_mut().zip(names).filter(|(_, name)| !missing.contains(name));
+    there.zip(image.outer_iter()).for_each(|((mut to, _), from)| to.assign(&from));
+    out
 }
 
 /// Where the stored voxels come from.
@@ -217,6 +243,7 @@ impl Prepared {
             ("images", json!(origin.images)),
             ("few_values", json!(origin.few_values)),
             ("resampled", json!(origin.resampled)),
+            ("missing", json!(plan.missing(subject))),
         ];
         let outside = origin.outside.as_ref().map(|outside| ("outside", json!(outside)));
         let text = text.into_iter().chain(outside).map(|(key, value)| (key.to_string(), value.to_string())).collect();
@@ -277,7 +304,7 @@ fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<Image> {
     }
     let mut seen = identity::images(&first);
     plan.settings.volumes.reduce(&mut first);
-    if subject.channels.len() == 1 {
+    if subject.channels.len() == 1 && subject.missing.is_empty() {
         let expected = plan.available.len();
         if sources[0].is_image() && first.channels() == 1 && expected == 3 {
             // A grey photograph among colour ones.
@@ -296,7 +323,8 @@ fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<Image> {
         return Ok(Image { volume: first, orientation, seen, resampled: vec![] });
     }
     let (mut parts, mut resampled) = (vec![], vec![]);
-    for (source, name) in sources.iter().zip(plan.names()).skip(1) {
+    let names = plan.names().into_iter().filter(|name| !subject.missing.contains(name));
+    for (source, name) in sources.iter().zip(names).skip(1) {
         let (mut volume, _) = source.read_ras()?;
         seen.extend(identity::images(&volume));
         plan.settings.volumes.reduce(&mut volume);
@@ -317,21 +345,35 @@ fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<Image> {
     Ok(Image { volume: first, orientation, seen, resampled })
 }
 
-/// All values of a channel that holds but a few whole numbers, as a label does; otherwise none.
+/// The first values of a channel that holds whole numbers as a label does: a few, or more that are alike in patches, as the regions of an
+/// atlas. Otherwise none.
 fn few_values(volume: &Volume) -> Vec<i64> {
     const FEW: usize = 32;
+    const REGIONS: usize = 1024;
+    /// Neighbours that are looked at before a channel of more values is given up, and the share of them that must be alike.
+    const NEIGHBOURS: usize = 4096;
+    const ALIKE: f64 = 0.6;
     let of = |channel: ArrayView3<f32>| {
+        let background = channel.first().copied();
         let (mut values, mut last) = (BTreeSet::new(), None);
+        let (mut pairs, mut alike) = (0, 0);
         for &value in channel {
-            if last != Some(value) {
+            let same = last == Some(value);
+            if last.is_some_and(|last| Some(last) != background || Some(value) != background) {
+                pairs += 1;
+                alike += usize::from(same);
+            }
+            if !same {
                 last = Some(value);
                 values.insert(whole_label(value)?);
-                if values.len() > FEW {
+                let patches = pairs < NEIGHBOURS || alike as f64 >= ALIKE * pairs as f64;
+                if values.len() > REGIONS || values.len() > FEW && !patches {
                     return None;
                 }
             }
         }
-        Some(values.into_iter().collect())
+        let few = values.len() <= FEW || alike as f64 >= ALIKE * pairs as f64;
+        few.then(|| values.into_iter().take(FEW).collect())
     };
     volume.data.outer_iter().find_map(of).unwrap_or_default()
 }

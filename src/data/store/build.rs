@@ -4,7 +4,7 @@ use crate::data::layouts::{Dataset, Source, Subject};
 use crate::data::preprocess::{Plan, Prepared, label, prepare};
 use crate::data::store::file::{self, Mapped};
 use crate::data::store::index::INDEX;
-use crate::data::store::{Entry, Index, LeftOut, file_name};
+use crate::data::store::{Entry, Index, LeftOut, doubts, file_name};
 use crate::fs::{LOCK, lock_folder};
 use anyhow::{Context, Result, bail, ensure};
 use rayon::prelude::*;
@@ -23,6 +23,8 @@ pub struct Options<'a> {
     pub skip_bad: bool,
     /// Leave out copies of scans, and scans that are there several times with different classes or labels.
     pub skip_duplicates: bool,
+    /// Labels are not wanted: what looks like one is left out, which is no fault.
+    pub no_labels: bool,
     /// Delete what a store in the folder holds, if it is of another kind or of other subjects.
     pub overwrite: bool,
     /// Asked before each subject: whether to stop after those in work.
@@ -89,23 +91,28 @@ pub fn fill(dataset: &Dataset, plan: &Plan, folder: &Path, options: &Options) ->
     }
 
     let stopped = done.iter().any(Option::is_none);
-    let mut kept = 0;
+    let mut there = BTreeSet::new();
     for done in done.into_iter().flatten() {
         match done {
             Ok((entry, was_there)) => {
-                kept += usize::from(was_there);
+                there.extend(was_there.then(|| entry.id.clone()));
                 index.subjects.push(entry);
             }
             Err(left_out) => index.left_out.push(left_out),
         }
     }
+    let labels = doubts::take_out_labels(&mut index, folder);
+    let (expected, faults) = if options.no_labels { (labels, vec![]) } else { (vec![], labels) };
+    index.left_out.extend(faults);
     let problems = dataset.problems.iter().map(|p| LeftOut { id: p.path.display().to_string(), reason: p.reason.clone() });
     index.left_out.extend(problems);
     index.complete = !stopped && !index.subjects.is_empty() && (options.skip_bad || index.left_out.is_empty());
+    index.left_out.extend(expected);
     if index.complete && options.skip_duplicates {
         leave_out_duplicates(&mut index);
     }
     index.write(folder)?;
+    let kept = index.subjects.iter().filter(|entry| there.contains(&entry.id)).count();
     Ok(Filled { index, kept, stopped })
 }
 
@@ -247,6 +254,11 @@ fn differences(before: &Index, now: &Index) -> String {
         .join("; ")
 }
 
+/// Names in a file's metadata; files of earlier versions have none.
+fn names(text: &BTreeMap<String, String>, key: &str) -> Vec<String> {
+    text.get(key).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
+}
+
 /// Stores one subject unless it is there. The outer error is one of writing, the inner one of the scan; `true`: was there.
 fn store_one(subject: &Subject, plan: &Plan, folder: &Path, note: &dyn Fn(&str)) -> Result<Result<(Entry, bool), LeftOut>> {
     let bad = |error: anyhow::Error| LeftOut { id: subject.id.clone(), reason: format!("{error:#}") };
@@ -273,7 +285,8 @@ fn store_one(subject: &Subject, plan: &Plan, folder: &Path, note: &dyn Fn(&str))
             // Files of earlier versions have none, and are made anew.
             images: serde_json::from_str(header.text.get("images")?).ok()?,
             outside: header.text.get("outside").map(|text| serde_json::from_str(text)).transpose().ok()?,
-            resampled: header.text.get("resampled").and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default(),
+            resampled: names(&header.text, "resampled"),
+            missing: names(&header.text, "missing"),
             few_values: serde_json::from_str(header.text.get("few_values")?).ok()?,
         })
     }) {
@@ -284,6 +297,7 @@ fn store_one(subject: &Subject, plan: &Plan, folder: &Path, note: &dyn Fn(&str))
         Err(error) => return Ok(Err(bad(error))),
     };
     let few_values = text.get("few_values").map(|values| serde_json::from_str(values)).transpose()?.unwrap_or_default();
+    let missing = names(&text, "missing");
     text.insert("key".into(), key);
     let (_, d, h, w) = image.dim();
     let (bytes, fingerprint) = file::write(&path, image.view(), label.as_ref().map(|l| l.view()), plan.settings.dtype, text)?;
@@ -303,6 +317,7 @@ fn store_one(subject: &Subject, plan: &Plan, folder: &Path, note: &dyn Fn(&str))
         images,
         outside,
         resampled,
+        missing,
         few_values,
     };
     Ok(Ok((entry, false)))

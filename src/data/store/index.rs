@@ -84,7 +84,11 @@ pub struct Entry {
     /// Channels that lay on another grid than the first one, and were resampled onto it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub resampled: Vec<String>,
-    /// All values of the scan as it was read, where they are a few whole numbers as those of a label are; otherwise none.
+    /// Channels that the scan does not have, and that are 0.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub missing: Vec<String>,
+    /// The first values of the scan as it was read, where all are whole numbers and few, or alike in patches as those of a label are; otherwise
+    /// none.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub few_values: Vec<i64>,
 }

@@ -53,6 +53,7 @@ fn store(folder: &Path, dtype: Dtype, shapes: &[[usize; 4]]) -> (Arrays, Vec<Arr
             images: vec![],
             outside: None,
             resampled: vec![],
+            missing: vec![],
             few_values: vec![],
         });
         if dtype == Dtype::F16 {
