@@ -9,7 +9,7 @@ use crate::data::names::some;
 use crate::data::preprocess::{Dtype, Grid, Intensity, Plan, Settings, Threshold};
 use crate::data::slices::Slices;
 use crate::data::store::build::{Filled, Options, disagree, fill};
-use crate::data::store::{Entry, LeftOut};
+use crate::data::store::{Entry, LeftOut, enlarged};
 use crate::fs::check_folder;
 use crate::print::{self, note, say};
 use crate::report::progress::Counter;
@@ -425,6 +425,9 @@ fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Res
             first.id,
             some(&values)
         );
+    }
+    if let Some(text) = enlarged::describe(&args.out, &index)? {
+        note!("{text}");
     }
     let side = |pick: fn(usize, usize) -> usize, a: usize| index.subjects.iter().map(|s| s.shape[a]).reduce(pick).unwrap_or(0);
     let size = [0, 1, 2].map(|a| match (side(usize::min, a), side(usize::max, a)) {

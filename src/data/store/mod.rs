@@ -2,6 +2,7 @@
 
 pub mod build;
 mod doubts;
+pub mod enlarged;
 pub mod file;
 pub mod index;
 pub mod oriented;

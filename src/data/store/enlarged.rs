@@ -1,0 +1,55 @@
+//! Scans that preprocessing has made larger than they were.
+
+use super::file::Mapped;
+use super::index::Index;
+use crate::data::preprocess::Grid;
+use crate::dim::{Rank, Region, Shape, voxels};
+use anyhow::{Context, Result};
+use std::path::Path;
+
+/// New voxels per old one along an axis from which it is said.
+const LEAST: f64 = 1.5;
+
+/// What a person should know of scans that were enlarged: how many, and the one that was most. `None`: none was.
+pub fn describe(folder: &Path, index: &Index) -> Result<Option<String>> {
+    let (mut enlarged, mut most): (usize, Option<(f64, Shape, usize)>) = (0, None);
+    for (at, entry) in index.subjects.iter().enumerate() {
+        let path = folder.join(&entry.file);
+        let file = Mapped::open(&path)?;
+        let crop = file.header().text.get("crop").with_context(|| format!("{}: no `crop`", path.display()))?;
+        let mut from = serde_json::from_str::<Region>(crop).with_context(|| path.display().to_string())?.size;
+        if Rank::of(entry.shape) == Rank::Two {
+            // A photograph lies in the middle of a square.
+            from = [1, from[1].max(from[2]), from[1].max(from[2])];
+        }
+        if (0..3).any(|a| entry.shape[a] as f64 >= LEAST * from[a] as f64) {
+            enlarged += 1;
+            let times = voxels(entry.shape) as f64 / voxels(from) as f64;
+            if most.is_none_or(|(before, ..)| times > before) {
+                most = Some((times, from, at));
+            }
+        }
+    }
+    let Some((times, from, at)) = most else { return Ok(None) };
+    let entry = &index.subjects[at];
+    let text = |shape: Shape| shape[Rank::of(entry.shape).axes()].iter().map(usize::to_string).collect::<Vec<_>>().join(" x ");
+    let hint = match index.settings.grid {
+        Grid::Cube { .. } => {
+            format!("--size {} keeps as many, --protocol modern the scans' own shapes", from.iter().max().unwrap_or(&1))
+        }
+        Grid::Spacing { .. } => {
+            let own: Vec<String> =
+                (0..3).map(|a| format!("{:.2}", entry.spacing[a] * entry.shape[a] as f64 / from[a] as f64)).collect();
+            format!("its voxels are of {} mm: a coarser --spacing keeps as many", own.join(" x "))
+        }
+    };
+    let unit = if Rank::of(entry.shape) == Rank::Two { "pixels" } else { "voxels" };
+    Ok(Some(format!(
+        "{enlarged} of {} scans are enlarged, most of all {}: {} {unit} became {}, {times:.1} times as many, which show nothing more and take as \
+         much longer; {hint}",
+        index.subjects.len(),
+        entry.id,
+        text(from),
+        text(entry.shape)
+    )))
+}
