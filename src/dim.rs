@@ -100,10 +100,9 @@ impl PerAxis {
         values.iter().all(|n| *n == values[0]).then_some(values[0])
     }
 
-    /// The smallest number that is a multiple of every axis's.
-    pub fn common_multiple(&self) -> usize {
-        let of = |n: usize, m: usize| (n..).step_by(n).find(|multiple| multiple.is_multiple_of(m)).expect("n times m is one");
-        self.values.iter().fold(1, |n, &m| of(n, m as usize))
+    /// In words: one number where all axes have the same.
+    pub fn words(&self) -> String {
+        self.common().map_or(self.to_string(), |n| n.to_string())
     }
 
     pub fn times(&self, other: &PerAxis) -> Self {
@@ -113,6 +112,12 @@ impl PerAxis {
     /// The largest multiples of it within a shape, 0 where there are none.
     pub fn whole(&self, shape: Shape) -> Shape {
         std::array::from_fn(|a| shape[a] / self.along(a) * self.along(a))
+    }
+
+    /// As [`PerAxis::whole`], one of it where a side is shorter.
+    pub fn whole_or_one(&self, shape: Shape) -> Shape {
+        let whole = self.whole(shape);
+        std::array::from_fn(|a| whole[a].max(self.along(a)))
     }
 
     /// How often this goes into another one, which is a multiple of it.

@@ -89,10 +89,18 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
     if run.is_none() && given.is_none() {
         config.network.note_spacing(&encoder, input.mean_spacing);
     }
-    let (task, downstream) = downstream::build(config, &store, &sides.train, &encoder)?;
+    // As it began, whatever is the default now.
+    let mut begun = config.clone();
+    if let Some(run) = &run
+        && config.task == DownstreamKind::Segmentation
+        && config.segmentation.patch.is_empty()
+    {
+        begun.segmentation.patch = run.patch()?;
+    }
+    let (task, downstream) = downstream::build(&begun, &store, &sides.train, &encoder)?;
     let view = task.view_shape();
     if config.task == DownstreamKind::Segmentation {
-        if config.segmentation.patch.is_empty() {
+        if begun.segmentation.patch.is_empty() {
             size::note_planned("patch", &store, encoder.rank(), view);
         }
         size::note_padded("patch", &store, encoder.rank(), view);

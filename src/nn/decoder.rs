@@ -91,6 +91,13 @@ impl Step {
     }
 }
 
+/// The sides that work in place of one that is no multiple of a reduction.
+pub fn multiples(side: usize, reduction: usize) -> String {
+    let (below, above) = (side / reduction * reduction, (side + 1).next_multiple_of(reduction));
+    let works = if below > 0 { format!("{below} or {above}") } else { above.to_string() };
+    format!("{works}, or any multiple of a smaller number with fewer --levels")
+}
+
 /// U-Net decoder, of the kind that belongs to its encoder.
 #[derive(Debug)]
 pub struct Decoder {
@@ -160,12 +167,10 @@ impl Decoder {
         );
         for a in encoder.rank().axes() {
             let (side, reduction) = (input[a], encoder.deepest().reduction.along(a));
-            let (below, above) = (side / reduction * reduction, side.next_multiple_of(reduction));
-            let works = if below > 0 { format!("{below} or {above}") } else { above.to_string() };
             ensure!(
-                side > 0 && side == below,
-                "a side of {side} voxels, expected a multiple of {reduction}, by which the encoder pools: {works}, or any multiple of a \
-                 smaller number with fewer --levels"
+                side > 0 && side.is_multiple_of(reduction),
+                "a side of {side} voxels, expected a multiple of {reduction}, by which the encoder pools: {}",
+                multiples(side, reduction)
             );
         }
         Ok(())

@@ -207,7 +207,7 @@ impl EncoderConfig {
         if left(levels.len()) > 1 {
             return Ok(());
         }
-        let side = 2 * self.reduction().common_multiple();
+        let side = self.reduction().times(&PerAxis::all(self.rank(), 2)).words();
         let fewer = (1..levels.len()).rev().find(|&n| left(n) > 1);
         let fewer = fewer.map_or(String::new(), |n| format!("--levels {n}, or "));
         let batch = if self.stages().is_none() { ", or with --norm batch" } else { "" };

@@ -55,7 +55,7 @@ impl Pool {
             voxels(map) > 0,
             "a patch of {view:?} voxels is too small: the encoder pools every side by {}; give a larger --window, or --levels with \
              fewer levels",
-            deepest.reduction.common_multiple()
+            deepest.reduction.words()
         );
         let halve = rank.axes().all(|a| map[a] >= 2);
         let cells: usize = rank.axes().map(|a| if halve { map[a] / 2 } else { map[a] }).product();

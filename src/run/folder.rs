@@ -1,6 +1,7 @@
 //! A run's folder: its settings, its checkpoints, and where it stands.
 
 use crate::data::split::Split;
+use crate::dim::Shape;
 use crate::fs::{Lock, check_folder, lock_folder, make_numbered, write_atomic, write_atomic_path};
 use crate::nn::EncoderConfig;
 use crate::run::history::History;
@@ -178,6 +179,15 @@ impl Run {
         let network =
             self.description()?.remove("network").with_context(|| format!("{}: no network", self.config_file().display()))?;
         serde_json::from_value(network).with_context(|| self.config_file().display().to_string())
+    }
+
+    /// Sides of the patches of a segmentation.
+    pub fn patch(&self) -> Result<Vec<usize>> {
+        let rank = self.network()?.rank();
+        let patch: Option<Shape> =
+            self.description()?.get("downstream").and_then(|of| serde_json::from_value(of.get("patch")?.clone()).ok());
+        let patch = patch.with_context(|| format!("{}: no patch", self.config_file().display()))?;
+        Ok(patch[rank.axes()].to_vec())
     }
 
     /// The resolved settings the run was started with.

@@ -114,6 +114,11 @@ fn divided(rank: Rank, window: Shape, n: Shape, more: usize, kind: &str) -> Resu
     Ok(parts)
 }
 
+/// The paper's 3 voxels along a side of 128, in proportion, and at least 1.
+fn jitter_of(side: usize) -> usize {
+    ((3 * side + 64) / 128).max(1)
+}
+
 /// Cells side by side. Their patches are random sub-crops that never touch: a patch is `jitter` voxels smaller than its
 /// cell along every axis and lies 0 to `jitter - 1` voxels from its first corner, so at least one voxel separates neighbours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -124,14 +129,14 @@ pub struct JitteredGrid {
 }
 
 impl JitteredGrid {
-    /// `jitter: None` takes the paper's 3 voxels at a window of 128, in proportion, and at least 1. `task`: whose flags say it.
+    /// `jitter: None` follows the window. `task`: whose flags say it.
     pub fn new(task: &str, window: Shape, rank: Rank, n: &Sides, jitter: Option<&Sides>) -> Result<Self> {
         let flag = |name: &str| format!("{task}-{name}");
         let n = n.shape(&flag("grid"), rank)?;
         let cells = PatchGrid::cells(rank, window, n)?;
         let given = jitter.map(|jitter| jitter.shape(&flag("jitter"), rank)).transpose()?;
         let mut jitter = [0; 3];
-        rank.axes().for_each(|a| jitter[a] = given.map_or(((3 * window[a] + 64) / 128).max(1), |given| given[a]));
+        rank.axes().for_each(|a| jitter[a] = given.map_or(jitter_of(window[a]), |given| given[a]));
         if let Some(a) = rank.axes().find(|&a| jitter[a] >= cells.side[a]) {
             let [window, cells_a_side] = [window, n].map(|shape| Sides::of(rank, shape));
             bail!(
@@ -141,6 +146,16 @@ impl JitteredGrid {
             );
         }
         Ok(JitteredGrid { cells, jitter })
+    }
+
+    /// The smallest window with patches of at least this shape; `jitter`: where it does not follow the window.
+    pub fn window_for(rank: Rank, n: Shape, jitter: Option<Shape>, patch: Shape) -> Shape {
+        let mut window = [1; 3];
+        for a in rank.axes() {
+            let of = |side: usize| (side / n[a]).saturating_sub(jitter.map_or(jitter_of(side), |jitter| jitter[a]));
+            window[a] = (n[a] * patch[a]..).find(|&side| of(side) >= patch[a]).unwrap_or(patch[a]);
+        }
+        window
     }
 
     pub fn patch_shape(&self) -> Shape {
@@ -246,6 +261,23 @@ mod tests {
         assert_eq!((papers.cells.side, papers.jitter, papers.patch_shape()), ([42; 3], [3; 3], [39; 3]));
         assert_eq!(grid(64, Rank::Two, 3, None).unwrap().patch_shape(), [1, 19, 19]);
         assert!(grid(9, Rank::Two, 3, Some(3)).unwrap_err().to_string().contains("cells of 3 voxels"));
+    }
+
+    #[test]
+    fn the_window_for_a_patch_is_the_smallest() {
+        for (n, jitter, patch) in [("3", None, 16), ("3", None, 32), ("3,2,1", None, 8), ("3,3,1", Some("5,0,2"), 7)] {
+            let jitter: Option<Sides> = jitter.map(|jitter: &str| jitter.parse().unwrap());
+            let shape = |sides: &Sides| sides.shape("", Rank::Three).unwrap();
+            let n: Sides = n.parse().unwrap();
+            let window = JitteredGrid::window_for(Rank::Three, shape(&n), jitter.as_ref().map(shape), [patch; 3]);
+            let patches = |window| JitteredGrid::new("rpl", window, Rank::Three, &n, jitter.as_ref()).unwrap().patch_shape();
+            assert!(patches(window).iter().all(|&side| side >= patch));
+            for a in 0..3 {
+                let mut less = window;
+                less[a] -= 1;
+                assert!(patches(less)[a] < patch, "{window:?}");
+            }
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //!
 //! Each patch is flipped and cropped to 7/8 of its side, then padded back with the channel's smallest value in the window.
 
+use super::views::Grid;
 use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
 use crate::data::Scans;
 use crate::dim::{Rank, Region, Shape, Sides, voxels};
@@ -207,6 +208,16 @@ impl Task for Cpc {
 
     fn view_shape(&self) -> Shape {
         self.grid.side
+    }
+
+    fn grid(&self) -> Option<Grid> {
+        let PatchGrid { rank, n, .. } = self.grid;
+        let window_for = Box::new(move |patch: Shape| {
+            let mut window = [1; 3];
+            rank.axes().for_each(|a| window[a] = (n[a] + 1) * patch[a].div_ceil(2));
+            window
+        });
+        Some(Grid { window: self.window, window_for })
     }
 
     fn targets(&self) -> usize {

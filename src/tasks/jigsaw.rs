@@ -5,6 +5,7 @@
 //! carries its patches once, in grid order, and several permutations to shuffle the features by: many labelled puzzles for one
 //! encoding, where the reference has one.
 
+use super::views::Grid;
 use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, classify, warn_of_touching_patches};
 use crate::data::Scans;
 use crate::dim::{Rank, Shape, Sides, voxels};
@@ -161,6 +162,13 @@ impl Task for Jigsaw {
 
     fn view_shape(&self) -> Shape {
         self.grid.patch_shape()
+    }
+
+    fn grid(&self) -> Option<Grid> {
+        let (rank, n, jitter) =
+            (self.grid.cells.rank, self.grid.cells.n, self.config.jitter.is_some().then_some(self.grid.jitter));
+        let window_for = Box::new(move |patch| JitteredGrid::window_for(rank, n, jitter, patch));
+        Some(Grid { window: self.window, window_for })
     }
 
     /// Ids of the permutations that the features are shuffled by.

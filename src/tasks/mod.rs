@@ -15,6 +15,7 @@ pub mod rpl;
 pub mod segmentation;
 pub mod simclr;
 pub mod vf;
+pub mod views;
 pub mod whole;
 
 use crate::data::Scans;
@@ -138,12 +139,19 @@ pub fn default_window(
         window = size::evened(rank, window);
     }
     if tasks.iter().any(|task| task.decodes()) {
+        let mut asked = None;
         for encoder in encoders {
             let encoder = encoder?;
             let fitting = encoder.reduction().whole(window);
             if !fitting.contains(&0) && encoder.fits(fitting) {
                 return Ok(fitting);
             }
+            asked.get_or_insert(encoder);
+        }
+        // The levels are no choice: an axis that is shorter than what the encoder pools by is padded to that.
+        let padded = asked.map(|encoder| (encoder.reduction().whole_or_one(window), encoder));
+        if let Some((padded, _)) = padded.filter(|(padded, encoder)| encoder.fits(*padded)) {
+            return Ok(padded);
         }
     }
     Ok(window)
@@ -212,6 +220,10 @@ pub trait Task: Send + Sync {
     }
     /// Shape of each view.
     fn view_shape(&self) -> Shape;
+    /// The grid whose patches the views are; `None`: they are no patches.
+    fn grid(&self) -> Option<views::Grid> {
+        None
+    }
     /// Class ids a sample carries.
     fn targets(&self) -> usize;
     /// Number of classes, where the targets are a class for each voxel of a view.

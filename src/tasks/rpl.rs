@@ -1,6 +1,7 @@
 //! Relative patch location (Taleb et al. 2020, section 3; after Doersch et al. 2015): from which cell of the grid, seen from
 //! the centre one, does the second patch come?
 
+use super::views::Grid;
 use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task, accuracy, classify, warn_of_touching_patches};
 use crate::data::Scans;
 use crate::dim::{Rank, Shape, Sides, voxels};
@@ -92,6 +93,13 @@ impl Task for Rpl {
 
     fn view_shape(&self) -> Shape {
         self.grid.patch_shape()
+    }
+
+    fn grid(&self) -> Option<Grid> {
+        let (rank, n, jitter) =
+            (self.grid.cells.rank, self.grid.cells.n, self.config.jitter.is_some().then_some(self.grid.jitter));
+        let window_for = Box::new(move |patch| JitteredGrid::window_for(rank, n, jitter, patch));
+        Some(Grid { window: self.window, window_for })
     }
 
     fn targets(&self) -> usize {

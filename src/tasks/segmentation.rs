@@ -14,6 +14,7 @@ use crate::metrics::case::Group;
 use crate::metrics::overlap::Counts;
 use crate::metrics::regions;
 use crate::metrics::summary::mean;
+use crate::nn::decoder::multiples;
 use crate::nn::script::ScriptModule;
 use crate::nn::{Decoder, Encoder, Mode};
 use crate::predict::window::{Forward, Window, default_batch};
@@ -72,20 +73,19 @@ impl SegmentationConfig {
     /// multiple of the reduction.
     pub fn patch_shape(&self, scans: &dyn Scans, rank: Rank, reduction: PerAxis) -> Result<Shape> {
         let given = Sides::given(&self.patch).map(|patch| patch.shape("patch", rank)).transpose()?;
-        let shape = given.unwrap_or_else(|| {
-            let (planned, whole) = (size::planned(scans, rank), reduction.whole(size::planned(scans, rank)));
-            // An axis that is shorter than what the encoder pools by is padded to that.
-            std::array::from_fn(|a| if whole[a] == 0 { planned[a].next_multiple_of(reduction.along(a)) } else { whole[a] })
-        });
+        // An axis that is shorter than what the encoder pools by is padded to that.
+        let shape = given.unwrap_or_else(|| reduction.whole_or_one(size::planned(scans, rank)));
         for a in rank.axes() {
+            let by = reduction.along(a);
             ensure!(
-                shape[a] > 0 && shape[a].is_multiple_of(reduction.along(a)),
-                "--patch: a side of {} voxels along axis {a}, expected a multiple of {}, by which the encoder pools",
+                shape[a] > 0 && shape[a].is_multiple_of(by),
+                "--patch: a side of {} voxels along axis {a}, expected a multiple of {by}, by which the encoder pools: {}",
                 shape[a],
-                reduction.along(a)
+                multiples(shape[a], by)
             );
         }
-        size::check("patch", scans, rank, shape)?;
+        size::check("patch", scans, rank, shape)
+            .with_context(|| format!("the encoder pools by {}; fewer --levels pool less", reduction.words()))?;
         Ok(shape)
     }
 

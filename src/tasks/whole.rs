@@ -82,7 +82,7 @@ pub fn check_size(encoder: &dyn Encoder, shape: Shape) -> Result<()> {
     ensure!(
         voxels(encoder.deepest_shape(shape)) > 0,
         "scans of {shape:?} voxels are too small: the encoder pools every side by {}",
-        encoder.deepest().reduction.common_multiple()
+        encoder.deepest().reduction.words()
     );
     Ok(())
 }

@@ -166,7 +166,7 @@ impl Probe {
             ensure!(
                 voxels(encoder.deepest_shape(shape)) > 0,
                 "{id}: {shape:?} voxels are too few, the encoder pools every side by {}",
-                encoder.deepest().reduction.common_multiple()
+                encoder.deepest().reduction.words()
             );
             network.check_input(shape).with_context(|| id.to_owned())?;
         }

@@ -15,10 +15,10 @@ use crate::run::tensors::ENCODER;
 use crate::sample::loader::Loader;
 use crate::sample::mirror_zoom::MirrorZoom;
 use crate::sample::sampler::{LoadedBatch, Sampler};
-use crate::tasks::{Batch, Outcome, Task};
+use crate::tasks::{Batch, Outcome, Task, views};
 use crate::train::optim::Optimizer;
 use crate::train::schedule::{Rates, Schedule};
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, bail, ensure};
 use std::ops::Range;
 use std::sync::Arc;
 use tch::{Device, Kind, Tensor, no_grad};
@@ -176,7 +176,7 @@ impl Trainer {
         let epochs = config.epochs.unwrap_or(longest);
         let references: Vec<&dyn Task> = runs.iter().map(|r| r.task.as_ref()).collect();
         for TaskRun { task, .. } in &runs {
-            encoder.check_input(task.view_shape()).with_context(|| format!("task {}", task.name()))?;
+            views::check(task.as_ref(), &encoder)?;
         }
         ensure!(
             !config.checkpointing || encoder.norm() == NormKind::Instance,

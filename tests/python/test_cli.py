@@ -273,8 +273,8 @@ def test_resume_wants_a_run_of_its_command(trained, tmp_path):
 
 def test_a_patch_too_small_for_the_encoder_says_what_to_change(small_store, tmp_path):
     args = ["pretrain", "--data", small_store, "--task", "rpl", "--norm", "batch", "--out", tmp_path / "run"]
-    message = refused(*args, says=["patch of [4, 4, 4] voxels", "by 16", "--window", "--levels"])
-    assert message.count("rpl") == 1, message
+    message = refused(*args, says=["patches have 4 voxels in a window of 16", "need about 16: give --window 51", "--rpl-grid", "pools by 16;", "--levels"])
+    assert message.count("task rpl") == 1, message
 
 
 def test_a_path_that_is_not_text_is_refused_before_the_run(small_store, tmp_path):

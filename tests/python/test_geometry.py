@@ -1,10 +1,12 @@
 """Scans that are far from cubes: windows, patches and grids per axis, turns that keep a window's shape."""
 import itertools
+import json
 
 import nibabel
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from helpers import pretext3d, read_json, refused, tensors
 from test_samples import batch_of, cut, matrix, moved_and_read
 
@@ -227,3 +229,57 @@ def test_labels_lie_where_the_image_does_at_even_ratios(tmp_path):
             apart = (place * (found > 0)).sum() / (found > 0).sum() - (place * image).sum() / image.sum()
             # The upper of two voxels that are as near is a quarter of a new voxel off.
             assert abs(apart) < 0.12, (spacing, axis, apart)
+
+
+def test_too_small_scans_say_what_the_grid_needs(tmp_path):
+    store = make_store(tmp_path, [(35, 40, 14)] * 4)
+    args = ["pretrain", "--data", store, *TINY[2:], "--out", tmp_path / "no"]
+    # The window that is named works, with scans that are padded.
+    for task, levels, found, window in [("rpl", 4, "10,12,3 voxels in a window of 35,40,14", 51), ("jig", 5, "10,12,3 voxels", 102)]:
+        says = [f"task {task}: its patches have {found}", f"give --window {window} (smaller scans are padded)", f"--{task}-grid", "--levels"]
+        refused(*args, "--task", task, "--levels", levels, says=says)
+    refused(*args, "--task", "cpc", "--cpc-grid", 4, "--norm", "batch", "--levels", 5, says=["task cpc: its patches have 14,16,4 voxels", "give --window 40 "])
+    refused(*args, "--task", "rpl", "--window", 2, says=["rpl", "a window of 2", "no 3 cells a side"])
+
+
+def test_enlarging_is_said_with_its_size(tmp_path):
+    random = np.random.default_rng(0)
+    for i, shape in enumerate([(12, 14, 10), (20, 22, 16)]):
+        folder = tmp_path / f"data/s{i}"
+        folder.mkdir(parents=True)
+        nibabel.Nifti1Image(random.integers(1, 99, shape).astype(np.float32), np.diag([1, 1, 4, 1])).to_filename(folder / f"s{i}_t1.nii.gz")
+    args = ["preprocess", "--data", tmp_path / "data", "--no-labels", "--foreground", 0]
+    said = pretext3d(*args, "--out", tmp_path / "cube", "--size", 32).stderr
+    assert "2 of 2 scans are enlarged, most of all s0: 12 x 14 x 10 voxels became 32 x 32 x 32, 19.5 times as many" in said
+    assert "--size 14 keeps as many" in said
+    said = pretext3d(*args, "--out", tmp_path / "fine", "--protocol", "modern", "--spacing", 1).stderr
+    assert "most of all s0: 12 x 14 x 10 voxels became 12 x 14 x 40, 4.0 times" in said and "of 1.00 x 1.00 x 4.00 mm" in said
+    assert "enlarged" not in pretext3d(*args, "--out", tmp_path / "same", "--protocol", "modern", "--spacing", "1,1,4").stderr
+    # Photographs of digits, say.
+    for i in range(2):
+        image = Image.fromarray(random.integers(60, 255, (28, 24, 3)).astype(np.uint8))
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        image.save(tmp_path / f"photos/p{i}.png")
+    said = pretext3d("preprocess", "--data", tmp_path / "photos", "--out", tmp_path / "images").stderr
+    assert "2 of 2 scans are enlarged" in said and "28 x 28 pixels became 224 x 224, 64.0 times as many" in said and "--size 28 keeps" in said
+
+
+def test_a_resumed_fine_tuning_keeps_the_patch_that_it_began_with(flat, tmp_path):
+    """Also where another one is the default now, as after an update."""
+    run = tmp_path / "run"
+    pretext3d("finetune", "--data", flat, "--patch", "12,8,8", *TUNE, "--out", run)
+    description = read_json(run / "config.json")
+    del description["settings"]["patch"]
+    (run / "config.json").write_text(json.dumps(description))
+    said = pretext3d("finetune", "--resume", run, "--epochs", 2).stderr
+    assert "patches of [12, 8, 8] voxels" in said and "median" not in said
+    assert len((run / "metrics.csv").read_text().splitlines()) == 3
+
+
+def test_exports_for_nnunet_have_the_patch_in_its_order(flat, tmp_path):
+    args = ["--data", flat, "--task", "mae", "--encoder", "resenc-s", "--window", "16,12,8", "--strides", "1x1x1,2x2x1", *TINY]
+    pretext3d("pretrain", *args, "--out", tmp_path / "run", "--weights", tmp_path / "w")
+    pretext3d("export", "--run", tmp_path / "run", "--to", "nnunet", "--out", tmp_path / "nnunet")
+    plan = read_json(tmp_path / "nnunet/adaptation_plan.json")
+    assert plan["pretrain_plan"]["configurations"]["pretext3d"]["patch_size"] == [8, 12, 16]
+    assert plan["recommended_downstream_patchsize"] == [64, 64, 64]

@@ -43,7 +43,7 @@ pub(super) fn write(delivery: &mut Delivery) -> Result<()> {
             "inputs": { "image": {
                 "type": "image", "format": "magnitude", "num_channels": channels.len(), "channel_def": channels.iter().enumerate()
                     .map(|(i, name)| (i.to_string(), json!(name))).collect::<serde_json::Value>(),
-                "spatial_shape": vec![format!("{}*n", config.reduction().common_multiple()); config.rank().n()], "is_patch_data": true,
+                "spatial_shape": config.reduction().values().iter().map(|n| format!("{n}*n")).collect::<Vec<_>>(), "is_patch_data": true,
             } },
         },
         "pretrained": delivery.about(),

@@ -5,7 +5,7 @@
 
 use super::{Delivery, citation, no_twin};
 use crate::data::preprocess::{Grid, Intensity};
-use crate::dim::{PerAxis, Rank};
+use crate::dim::{PerAxis, Rank, Sides};
 use crate::nn::conv_norm::nnunet_names;
 use crate::nn::decoder::is_output;
 use crate::nn::{Architecture, Decoder, EncoderConfig, StagesConfig};
@@ -215,13 +215,15 @@ fn adaptation_plan(delivery: &Delivery, stages: &StagesConfig) -> Json {
         Intensity::MinMax => ("RescaleTo01Normalization", false),
         Intensity::Window { .. } => ("NoNormalization", false),
     };
-    let window = delivery.settings.get("window").and_then(Json::as_u64).unwrap_or(LEAST_PATCH as u64) as usize;
-    let multiple = delivery.given.config.reduction().common_multiple();
-    let recommended = window.max(LEAST_PATCH).next_multiple_of(multiple);
+    // Of a fine-tuning there is none.
+    let window = delivery.settings.get("window").and_then(|window| serde_json::from_value::<Sides>(window.clone()).ok());
+    let window = window.and_then(|window| window.shape("window", Rank::Three).ok()).unwrap_or([LEAST_PATCH; 3]);
+    let reduction = delivery.given.config.reduction();
+    let recommended = REVERSED.map(|axis| window[axis].max(LEAST_PATCH).next_multiple_of(reduction.along(axis)));
     let resampling = json!({ "is_seg": false, "order": 3, "order_z": 0, "force_separate_z": null });
     let configuration = json!({
         "spacing": spacing,
-        "patch_size": vec![window; 3],
+        "patch_size": REVERSED.map(|axis| window[axis]),
         "data_identifier": "pretext3d",
         "preprocessor_name": "DefaultPreprocessor",
         "spacing_style": match spacing {
@@ -257,7 +259,7 @@ fn adaptation_plan(delivery: &Delivery, stages: &StagesConfig) -> Json {
             "configurations": { "pretext3d": configuration },
         },
         "pretrain_num_input_channels": 1,
-        "recommended_downstream_patchsize": vec![recommended; 3],
+        "recommended_downstream_patchsize": recommended,
         "key_to_encoder": "encoder.stages",
         "key_to_stem": first,
         "keys_to_in_proj": [format!("{second}.conv"), format!("{second}.all_modules.0")],
