@@ -298,3 +298,33 @@ impl Region {
         Region { start: std::array::from_fn(|a| self.start[a] + origin[a]), size: self.size }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::{Value, json};
+
+    #[test]
+    fn sides_are_read_as_they_are_written_and_go_with_their_rank_alone() {
+        for (text, value, two, three) in [
+            ("64", json!(64), Some([1, 64, 64]), Some([64; 3])),
+            ("8,12,16", json!([8, 12, 16]), None, Some([8, 12, 16])),
+            ("8, 12", json!([8, 12]), Some([1, 8, 12]), None),
+        ] {
+            let sides: Sides = text.parse().unwrap();
+            assert_eq!(serde_json::to_value(&sides).unwrap(), value);
+            assert_eq!(serde_json::from_value::<Sides>(value).unwrap(), sides);
+            assert_eq!(sides.to_string().parse(), Ok(sides.clone()));
+            for (rank, shape) in [(Rank::Two, two), (Rank::Three, three)] {
+                assert_eq!(sides.shape("window", rank).ok(), shape);
+            }
+        }
+        // A list of one, as runs of earlier versions have for patches.
+        assert_eq!(serde_json::from_value::<Sides>(json!([7])).unwrap(), Sides::all(7));
+        assert_eq!(Sides::of(Rank::Three, [5, 5, 5]).to_string(), "5");
+        assert_eq!(Sides::of(Rank::Two, [1, 5, 6]).to_string(), "5,6");
+        let refused = |value: Value| serde_json::from_value::<Sides>(value).is_err();
+        assert!(refused(json!([])) && refused(json!([1, 2, 3, 4])) && refused(json!("8")) && refused(json!([1, -2])));
+        assert!("8,x".parse::<Sides>().unwrap_err().contains("128,128,32"));
+    }
+}

@@ -66,10 +66,8 @@ impl Padded {
         if !values.is_empty() {
             read(held, &mut values)?;
         }
-        let place = Region {
-            start: std::array::from_fn(|a| held.start[a] + before[a] - region.start[a].min(held.start[a] + before[a])),
-            size: held.size,
-        };
+        let place: Shape = std::array::from_fn(|a| (held.start[a] + before[a]).saturating_sub(region.start[a]));
+        let place = Region { start: place, size: held.size };
         let mut whole = vec![T::default(); n];
         for (channel, (&fill, out)) in fill.iter().zip(out.chunks_exact_mut(n.max(1))).enumerate() {
             whole.fill(fill);
