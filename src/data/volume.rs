@@ -231,18 +231,19 @@ impl Strides {
 pub(super) fn gather<T: Copy, U: Copy>(src: &[T], strides: Strides, shape: Shape, out: &mut [U], f: &impl Fn(T) -> U) {
     /// Extents of a tile along the axis where `src` is contiguous, and along the last.
     const TILE: [usize; 2] = [64, 16];
+    /// Side of the squares that it is turned by: the compiler has instructions for four.
+    const SQUARE: usize = 4;
     if voxels(shape) == 0 {
         return;
     }
     let [_, n1, n2] = shape;
     let unit = (0..3).rev().find(|&a| strides.step[a].abs() == 1).expect("one axis is contiguous");
-    let run = |start: usize, n: usize| {
-        let backwards = strides.step[unit] < 0;
-        (if backwards { &src[start + 1 - n..=start] } else { &src[start..start + n] }, backwards)
-    };
+    let backwards = strides.step[unit] < 0;
+    // In the order of `src`.
+    let run = |start: usize, n: usize| if backwards { &src[start + 1 - n..=start] } else { &src[start..start + n] };
     if unit == 2 {
         for (row, out) in out.chunks_exact_mut(n2).enumerate() {
-            let (from, backwards) = run(strides.at([row / n1, row % n1, 0]), n2);
+            let from = run(strides.at([row / n1, row % n1, 0]), n2);
             if backwards {
                 out.iter_mut().zip(from.iter().rev()).for_each(|(o, &v)| *o = f(v));
             } else {
@@ -252,7 +253,8 @@ pub(super) fn gather<T: Copy, U: Copy>(src: &[T], strides: Strides, shape: Shape
         return;
     }
     let other = 1 - unit;
-    let mut tile = [[f(src[strides.base]); TILE[1]]; TILE[0]];
+    let first = f(src[strides.base]);
+    let (mut tile, mut turned) = ([[first; TILE[0]]; TILE[1]], [[first; TILE[1]]; TILE[0]]);
     let mut x = [0; 3];
     for y in 0..shape[other] {
         x[other] = y;
@@ -260,17 +262,20 @@ pub(super) fn gather<T: Copy, U: Copy>(src: &[T], strides: Strides, shape: Shape
             let nu = TILE[0].min(shape[unit] - u);
             for k in (0..n2).step_by(TILE[1]) {
                 let nk = TILE[1].min(n2 - k);
-                for column in 0..nk {
+                for (column, tile) in tile.iter_mut().enumerate().take(nk) {
                     (x[unit], x[2]) = (u, k + column);
-                    let (from, backwards) = run(strides.at(x), nu);
-                    if backwards {
-                        tile.iter_mut().zip(from.iter().rev()).for_each(|(t, &v)| t[column] = f(v));
-                    } else {
-                        tile.iter_mut().zip(from).for_each(|(t, &v)| t[column] = f(v));
+                    tile.iter_mut().zip(run(strides.at(x), nu)).for_each(|(t, &v)| *t = f(v));
+                }
+                for column in (0..TILE[1]).step_by(SQUARE) {
+                    for row in (0..TILE[0]).step_by(SQUARE) {
+                        let square: [&[U]; SQUARE] = std::array::from_fn(|c| &tile[column + c][row..row + SQUARE]);
+                        for r in 0..SQUARE {
+                            turned[row + r][column..column + SQUARE].copy_from_slice(&square.map(|values| values[r]));
+                        }
                     }
                 }
-                for (row, values) in tile.iter().enumerate().take(nu) {
-                    x[unit] = u + row;
+                for (row, values) in turned.iter().enumerate().take(nu) {
+                    x[unit] = u + if backwards { nu - 1 - row } else { row };
                     let at = (x[0] * n1 + x[1]) * n2 + k;
                     // A whole row has a length that the compiler knows.
                     match out[at..at + nk].first_chunk_mut() {

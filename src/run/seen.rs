@@ -1,7 +1,7 @@
 //! Whom a network has seen, hashed: enough to know a subject or a scan again, not to name one.
 
 use crate::data::Scans;
-use crate::data::identity::hex;
+use crate::data::identity::{hex, is_known};
 use crate::data::names::some;
 use crate::data::split::{Split, subject};
 use crate::data::store::{Store, Subset};
@@ -104,7 +104,7 @@ pub fn warnings(seen: Option<&Seen>, store: &Store, split: &Split, other_people:
     let Some(seen) = seen else { return vec![unknown.to_owned()] };
     let mut warnings = held_out(seen, store, split, other_people);
     let index = &store.index().subjects;
-    let unmarked = index.iter().filter(|scan| scan.images.is_empty()).count();
+    let unmarked = index.iter().filter(|scan| !scan.is_known_elsewhere()).count();
     if unmarked > 0 {
         warnings.push(format!(
             "whether {unmarked} of the scans of {} were pretrained on under other ids or settings is not known, as an earlier version \
@@ -113,11 +113,8 @@ pub fn warnings(seen: Option<&Seen>, store: &Store, split: &Split, other_people:
         ));
     }
     let groups = [&seen.train, &seen.val, &seen.probe];
-    if groups.iter().any(|group| group.scans.is_empty() && !group.subjects.is_empty()) {
-        warnings.push(
-            "an earlier version pretrained it, which kept the subjects' ids alone: scans under other ids are not known"
-                .to_owned(),
-        );
+    if groups.iter().any(|group| !group.scans.iter().any(|mark| is_known(mark)) && !group.subjects.is_empty()) {
+        warnings.push("an earlier version pretrained it: scans under other ids or settings are not known".to_owned());
     }
     if !seen.complete {
         warnings.push("it started from weights that do not say whom they were pretrained on: there may be more".to_owned());

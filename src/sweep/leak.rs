@@ -62,7 +62,7 @@ fn check_folder(key: &str, folder: &Path, config: &SweepConfig, store: &Store, s
         );
     }
     for (folder, scans) in [(folder, seen), (config.data.as_path(), scans)] {
-        let unknown = scans.iter().filter(|scan| scan.images.is_empty()).count();
+        let unknown = scans.iter().filter(|scan| !scan.is_known_elsewhere()).count();
         if unknown > 0 {
             note!(
                 "warning: {}: whether {unknown} of its scans are held out and pretrained on is not known, as an earlier version made \

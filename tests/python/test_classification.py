@@ -223,7 +223,7 @@ BAD = {
     "voxels without labels": (["--task", "segmentation"], ["has no labels", "--task classification"]),
     "settings of segmentation": (["--task", "classification", "--patch", 16], ["--patch", "--task segmentation"]),
     "slices of photographs": (["--task", "classification", "--slices", "axial"], ["--slices", "images"]),
-    "weights of too few classes": (["--task", "classification", "--class-weights", "1,2"], ["--class-weights", "2", "5 classes"]),
+    "weights of too few classes": (["--task", "classification", "--class-weights", "1,2"], ["--class-weights", "2 numbers", "expected 5: one a class"]),
     "a fold beyond the last": (["--task", "classification", "--folds", 3, "--fold", 3], ["--fold", "2"]),
 }
 

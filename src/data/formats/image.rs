@@ -4,10 +4,10 @@
 //! no place in the world: its affine is the identity, in pixels.
 
 use crate::data::names::strip_ending;
-use crate::data::volume::Volume;
+use crate::data::volume::{Affine, Volume};
 use anyhow::{Context, Result, bail, ensure};
 use image::codecs::png::PngDecoder;
-use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader, Pixel};
+use image::{ColorType, DynamicImage, ImageDecoder, ImageFormat, ImageReader};
 use ndarray::Array4;
 use std::collections::HashSet;
 use std::fs::File;
@@ -23,12 +23,63 @@ pub fn stem(path: &Path) -> Option<String> {
     ENDINGS.iter().find_map(|ending| strip_ending(&name, ending).map(str::to_owned))
 }
 
-/// Reads a photograph as `[C, 1, H, W]`, 1 channel if it is grey, otherwise red, green and blue; 0 is the darkest and 1 the brightest
-/// value of its 8 or 16 bits. The format is told by the content. Errors name the file: not a whole image, several images in one file, another
+/// A photograph as it is stored, upright.
+pub struct Photograph {
+    /// The channels of a pixel side by side, row by row.
+    pub samples: Samples,
+    /// 1 if it is grey, otherwise red, green and blue.
+    pub channels: usize,
+    pub height: usize,
+    pub width: usize,
+}
+
+/// 0 is the darkest and [`Sample::FULL`] the brightest value.
+pub enum Samples {
+    Eight(Vec<u8>),
+    Sixteen(Vec<u16>),
+}
+
+pub trait Sample: Copy + Ord + Into<f32> {
+    const FULL: Self;
+
+    /// The darkest value that is brighter than `share` of [`Sample::FULL`]; `None`: not even that is.
+    fn brighter_than(share: f32) -> Option<Self>;
+}
+
+impl Sample for u8 {
+    const FULL: u8 = u8::MAX;
+
+    fn brighter_than(share: f32) -> Option<u8> {
+        (0..=u8::MAX).find(|&v| f32::from(v) / f32::from(u8::MAX) > share)
+    }
+}
+
+impl Sample for u16 {
+    const FULL: u16 = u16::MAX;
+
+    fn brighter_than(share: f32) -> Option<u16> {
+        (0..=u16::MAX).find(|&v| f32::from(v) / f32::from(u16::MAX) > share)
+    }
+}
+
+/// Reads a photograph. The format is told by the content. Errors name the file: not a whole image, several images in one file, another
 /// sample type, transparent pixels.
-pub fn read(path: &Path) -> Result<Volume> {
+pub fn open(path: &Path) -> Result<Photograph> {
     decode(path).with_context(|| path.display().to_string())
 }
+
+/// As [`open`], as `[C, 1, H, W]` from 0 to 1.
+pub fn read(path: &Path) -> Result<Volume> {
+    let photograph = open(path)?;
+    let data = match &photograph.samples {
+        Samples::Eight(samples) => planes(samples, &photograph),
+        Samples::Sixteen(samples) => planes(samples, &photograph),
+    };
+    Ok(Volume { data, affine: IN_PIXELS })
+}
+
+/// Of a photograph.
+pub const IN_PIXELS: Affine = [[1., 0., 0., 0.], [0., 1., 0., 0.], [0., 0., 1., 0.], [0., 0., 0., 1.]];
 
 /// Channels that [`read`] gives, by the header alone.
 pub fn channels(path: &Path) -> Result<usize> {
@@ -41,7 +92,7 @@ fn decoder(path: &Path) -> Result<impl ImageDecoder + use<>> {
     Ok(reader.into_decoder()?)
 }
 
-fn decode(path: &Path) -> Result<Volume> {
+fn decode(path: &Path) -> Result<Photograph> {
     let reader = || anyhow::Ok(BufReader::new(File::open(path)?));
     match ImageReader::new(reader()?).with_guessed_format()?.format() {
         Some(ImageFormat::Jpeg) => whole_jpeg(&std::fs::read(path)?)?,
@@ -66,19 +117,28 @@ fn decode(path: &Path) -> Result<Volume> {
     let orientation = decoder.orientation()?;
     let mut image = DynamicImage::from_decoder(decoder)?;
     image.apply_orientation(orientation);
-    let data = match &image {
-        DynamicImage::ImageLuma8(pixels) => planes(pixels, 255.),
-        DynamicImage::ImageLumaA8(pixels) => planes(pixels, 255.),
-        DynamicImage::ImageRgb8(pixels) => planes(pixels, 255.),
-        DynamicImage::ImageRgba8(pixels) => planes(pixels, 255.),
-        DynamicImage::ImageLuma16(pixels) => planes(pixels, 65535.),
-        DynamicImage::ImageLumaA16(pixels) => planes(pixels, 65535.),
-        DynamicImage::ImageRgb16(pixels) => planes(pixels, 65535.),
-        DynamicImage::ImageRgba16(pixels) => planes(pixels, 65535.),
-        other => bail!("samples are {:?}, expected whole numbers of 8 or 16 bits", other.color()),
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    ensure!(width > 0 && height > 0, "an image of {height} x {width} pixels");
+    if image.color().has_alpha() {
+        opaque(&image)?;
+    }
+    let channels = if image.color().has_color() { 3 } else { 1 };
+    // An alpha channel is left out.
+    let samples = match image.color() {
+        ColorType::L8 | ColorType::La8 => Samples::Eight(image.into_luma8().into_raw()),
+        ColorType::Rgb8 | ColorType::Rgba8 => Samples::Eight(image.into_rgb8().into_raw()),
+        ColorType::L16 | ColorType::La16 => Samples::Sixteen(image.into_luma16().into_raw()),
+        ColorType::Rgb16 | ColorType::Rgba16 => Samples::Sixteen(image.into_rgb16().into_raw()),
+        other => bail!("samples are {other:?}, expected whole numbers of 8 or 16 bits"),
     };
-    let affine = std::array::from_fn(|r| std::array::from_fn(|c| f64::from(u8::from(r == c))));
-    Ok(Volume { data: data?, affine })
+    Ok(Photograph { samples, channels, height, width })
+}
+
+fn opaque(image: &DynamicImage) -> Result<()> {
+    let transparent = image.to_rgba16().pixels().filter(|pixel| pixel.0[3] != u16::MAX).count();
+    let pixels = u64::from(image.width()) * u64::from(image.height());
+    ensure!(transparent == 0, "{transparent} of {pixels} pixels are transparent, expected an opaque image");
+    Ok(())
 }
 
 /// Errors unless a JPEG reaches its end-of-image marker: the decoder makes up the pixels of a file that was cut off, or whose end was
@@ -124,34 +184,21 @@ fn one_page(file: BufReader<File>) -> Result<()> {
     Ok(())
 }
 
-/// Interleaved pixels, whose largest value is `full`, to planes; an alpha channel must be opaque and is left out.
-fn planes<P: Pixel>(pixels: &ImageBuffer<P, Vec<P::Subpixel>>, full: f32) -> Result<Array4<f32>>
-where
-    P::Subpixel: Into<f32>,
-{
-    let samples = usize::from(P::CHANNEL_COUNT);
-    let channels = samples - usize::from(P::HAS_ALPHA);
-    let (width, height) = pixels.dimensions();
-    ensure!(width > 0 && height > 0, "an image of {height} x {width} pixels");
-    let (raw, size) = (pixels.as_raw(), height as usize * width as usize);
-    if P::HAS_ALPHA {
-        let transparent = raw.iter().skip(channels).step_by(samples).filter(|&&alpha| alpha.into() != full).count();
-        ensure!(transparent == 0, "{transparent} of {size} pixels are transparent, expected an opaque image");
-    }
-    let mut data = Array4::zeros((channels, 1, height as usize, width as usize));
-    let plane = data.as_slice_mut().expect("just made").chunks_exact_mut(size);
-    for (c, plane) in plane.enumerate() {
-        let values = raw.iter().skip(c).step_by(samples);
+fn planes<S: Sample>(samples: &[S], &Photograph { channels, height, width, .. }: &Photograph) -> Array4<f32> {
+    let full: f32 = S::FULL.into();
+    let mut data = Array4::zeros((channels, 1, height, width));
+    for (c, plane) in data.as_slice_mut().expect("just made").chunks_exact_mut(height * width).enumerate() {
+        let values = samples.iter().skip(c).step_by(channels);
         plane.iter_mut().zip(values).for_each(|(out, &value)| *out = value.into() / full);
     }
-    Ok(data)
+    data
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::rng::{Stream, rng};
-    use image::{ExtendedColorType, ImageEncoder};
+    use image::{ExtendedColorType, ImageBuffer, ImageEncoder};
     use rand::Rng as _;
 
     #[test]

@@ -179,7 +179,7 @@ impl Description {
         let order: Vec<i64> = self.optional(REGIONS_ORDER)?.with_context(|| {
             format!(
                 "{path}: no `{REGIONS_ORDER}`, which labels of several values need: for each of {names} the value that a predicted voxel is \
-                 written as, a later one over an earlier one"
+                 written as, a later one over an earlier one; or leave labels out with --no-labels"
             )
         })?;
         ensure!(

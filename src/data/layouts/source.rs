@@ -1,11 +1,12 @@
 //! The bytes behind a [`Source`].
 
 use super::Source;
-use crate::data::formats::{self, Header, Opened, image};
+use crate::data::formats::image::{self, Photograph};
+use crate::data::formats::{self, Header, Opened};
 use crate::data::volume::Volume;
 use crate::fs::open_zip;
 use crate::transform::spatial::Orientation;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
@@ -40,6 +41,14 @@ impl Source {
         match self {
             Source::File(path) if self.is_image() => image::read(path),
             _ => self.open(|opened| opened.read()),
+        }
+    }
+
+    /// A photograph's samples. Errors name the file.
+    pub fn photograph(&self) -> Result<Photograph> {
+        match self {
+            Source::File(path) => image::open(path),
+            _ => bail!("{}: expected a photograph in a file of its own", self.display()),
         }
     }
 

@@ -3,6 +3,7 @@
 use super::intensity::{self, Outliers};
 use super::label::{self, Outside};
 use super::{Grid, Placement, Settings, photo, regrid};
+use crate::data::formats::image::IN_PIXELS;
 use crate::data::identity::{self, hex};
 use crate::data::labelling::{IGNORE, Labelling};
 use crate::data::layouts::{Source, Subject, whole_label};
@@ -136,11 +137,11 @@ impl Plan {
 /// Reads, orients, checks, crops, resamples and normalises one subject; `tell` is given a line if that takes much memory. Errors name the file, what was expected and found.
 pub fn prepare(subject: &Subject, plan: &Plan, tell: &dyn Fn(&str)) -> Result<Prepared> {
     let (images, label) = plan.sources(subject)?;
-    let Image { mut volume, orientation, seen, resampled } = image(&images, subject, plan)?;
     let first = || images[0].display();
     if images[0].is_image() {
-        return prepare_photograph(subject, plan, &volume, seen).with_context(first);
+        return prepare_photograph(images[0], subject, plan).with_context(first);
     }
+    let Image { mut volume, orientation, seen, resampled } = image(&images, subject, plan)?;
     let names = plan.names().into_iter().filter(|name| !subject.missing.contains(name));
     for (mut channel, name) in volume.data.outer_iter_mut().zip(names) {
         if let Some(found) = channel.as_slice_mut().and_then(intensity::replace_outliers) {
@@ -260,27 +261,40 @@ impl Prepared {
 }
 
 /// A photograph: cropped, squared and resized by [`photo::fit`], then normalised.
-fn prepare_photograph(subject: &Subject, plan: &Plan, volume: &Volume, images: Vec<String>) -> Result<Prepared> {
+fn prepare_photograph(source: &Source, subject: &Subject, plan: &Plan) -> Result<Prepared> {
     let Grid::Cube { side } = plan.settings.grid else {
         bail!("a photograph has no spacing in millimetres, expected a grid of a given side")
     };
-    let (mut fitted, crop) = photo::fit(volume, side, plan.settings.foreground)?;
+    ensure!(subject.channels.len() == 1, "{} files, expected a photograph in one", subject.channels.len());
+    let photograph = source.photograph()?;
+    let (found, expected) = (photograph.channels, plan.available.len());
+    let all: Vec<usize> = match subject.part {
+        Some(part) => {
+            ensure!(part < found, "{found} channels, expected channel {part} (from 0) among them");
+            vec![part]
+        }
+        // A grey photograph among colour ones.
+        None if found == 1 && expected == 3 => vec![0; 3],
+        None => (0..found).collect(),
+    };
+    ensure!(all.len() == expected, "{} channels, expected {expected} ({})", all.len(), plan.available.join(", "));
+    let wanted: Vec<usize> = plan.channels.iter().map(|&c| all[c]).collect();
+    let (mut fitted, crop) = photo::fit(&photograph, &wanted, side, plan.settings.foreground)?;
     for (mut channel, name) in fitted.data.outer_iter_mut().zip(plan.names()) {
         let values = channel.as_slice_mut().context("just made")?;
         intensity::normalise(values, plan.settings.intensity, plan.settings.foreground).context(name)?;
     }
     let origin = Origin {
-        shape: volume.shape(),
-        affine: volume.affine,
+        shape: [1, photograph.height, photograph.width],
+        affine: IN_PIXELS,
         orientation: Orientation::IDENTITY,
         crop,
         outside: None,
-        images,
+        images: identity::photograph(&photograph, &all),
         few_values: vec![],
         resampled: vec![],
     };
-    let source: Vec<&Source> = subject.channels.iter().collect();
-    Ok(Prepared::new(fitted.data, None, &fitted.affine, origin, &source, subject, plan))
+    Ok(Prepared::new(fitted.data, None, &fitted.affine, origin, &[source], subject, plan))
 }
 
 /// What is read of a scan.
@@ -306,10 +320,6 @@ fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<Image> {
     plan.settings.volumes.reduce(&mut first);
     if subject.channels.len() == 1 && subject.missing.is_empty() {
         let expected = plan.available.len();
-        if sources[0].is_image() && first.channels() == 1 && expected == 3 {
-            // A grey photograph among colour ones.
-            first.data = first.data.select(Axis(0), &[0; 3]);
-        }
         let found = first.channels();
         ensure!(
             found == expected,

@@ -1,5 +1,6 @@
 //! Filling a store from a dataset: in parallel, restartable, one subject at a time in memory for each thread.
 
+use crate::data::identity;
 use crate::data::layouts::{Dataset, Source, Subject};
 use crate::data::preprocess::{Plan, Prepared, label, prepare};
 use crate::data::store::file::{self, Mapped};
@@ -282,8 +283,10 @@ fn store_one(subject: &Subject, plan: &Plan, folder: &Path, note: &dyn Fn(&str))
             values: subject.values.clone(),
             split: subject.split.clone(),
             fingerprint: header.text.get("fingerprint")?.clone(),
-            // Files of earlier versions have none, and are made anew.
-            images: serde_json::from_str(header.text.get("images")?).ok()?,
+            // Files of earlier versions have none, or others, and are made anew.
+            images: serde_json::from_str::<Vec<String>>(header.text.get("images")?)
+                .ok()
+                .filter(|images| images.iter().all(|id| identity::is_known(id)))?,
             outside: header.text.get("outside").map(|text| serde_json::from_str(text)).transpose().ok()?,
             resampled: names(&header.text, "resampled"),
             missing: names(&header.text, "missing"),

@@ -1,6 +1,6 @@
 //! What a store holds, scan by scan.
 
-use crate::data::identity::hex;
+use crate::data::identity::{self, hex};
 use crate::data::labelling::{LabelRegion, Labelling};
 use crate::data::layouts::columns::{Column, Value};
 use crate::data::layouts::{LabelValue, Layout};
@@ -75,7 +75,7 @@ pub struct Entry {
     pub split: Option<String>,
     /// SHA-256 of the stored voxels.
     pub fingerprint: String,
-    /// Of the scan's images as read, see [`images`](crate::data::identity::images); empty in stores of earlier versions.
+    /// Of the scan's images as read, see [`images`](crate::data::identity::images); stores of earlier versions have none, or others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<String>,
     /// Labelled voxels that a prediction does not reach.
@@ -98,6 +98,11 @@ impl Entry {
     /// has. Two scans that share one of these are the same.
     pub fn marks(&self) -> impl Iterator<Item = &str> {
         self.images.iter().chain([&self.fingerprint]).map(String::as_str)
+    }
+
+    /// Whether the scan would be known again in another store. Not if an earlier version made this one.
+    pub fn is_known_elsewhere(&self) -> bool {
+        self.images.iter().any(|id| identity::is_known(id))
     }
 }
 
