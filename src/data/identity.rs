@@ -129,7 +129,9 @@ mod tests {
     fn a_photograph_is_known_again_in_any_depth_and_by_any_channel() {
         let (height, width) = (70, 90);
         let bytes: Vec<u8> = (0..3 * height * width).map(|i| (i * i / 7 % 251) as u8).collect();
-        let of = |samples, channels| photograph(&Photograph { samples, channels, height, width }, &(0..channels).collect::<Vec<_>>());
+        let of = |samples, channels| {
+            photograph(&Photograph { samples, channels, height, width }, &(0..channels).collect::<Vec<_>>())
+        };
         let ids = of(Samples::Eight(bytes.clone()), 3);
         assert!(ids.len() == 3 && ids[0] != ids[1] && ids.iter().all(|id| is_known(id)));
         let wide: Vec<u16> = bytes.iter().map(|&v| u16::from(v) * WIDER).collect();

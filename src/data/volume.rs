@@ -268,7 +268,8 @@ pub(super) fn gather<T: Copy, U: Copy>(src: &[T], strides: Strides, shape: Shape
                 }
                 for column in (0..TILE[1]).step_by(SQUARE) {
                     for row in (0..TILE[0]).step_by(SQUARE) {
-                        let square: [&[U]; SQUARE] = std::array::from_fn(|c| &tile[column + c][row..row + SQUARE]);
+                        let square: [[U; SQUARE]; SQUARE] =
+                            std::array::from_fn(|c| std::array::from_fn(|r| tile[column + c][row + r]));
                         for r in 0..SQUARE {
                             turned[row + r][column..column + SQUARE].copy_from_slice(&square.map(|values| values[r]));
                         }
