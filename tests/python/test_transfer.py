@@ -109,10 +109,21 @@ def test_what_earlier_versions_did_not_keep_is_said(folder, finetune, tmp_path):
     (folder / "old/index.json").write_text(json.dumps(index))
     said = finetune(folder / "pretrained/w.pt", "old").said
     assert any("whether 10 of the scans" in line and "not known" in line for line in said), said
-    run = shutil.copytree(folder / "pretrained/run", tmp_path / "old-run")
-    (run / "seen.json").unlink()
-    said = finetune(run).said
-    assert any("ids alone" in line for line in said) and any("have the ids" in line for line in said), said
+    # Scans were known by other hashes at first.
+    for n, subject in enumerate(index["subjects"]):
+        subject["images"] = [f"{n:064x}"]
+    (folder / "old/index.json").write_text(json.dumps(index))
+    said = finetune(folder / "pretrained/w.pt", "old").said
+    assert any("whether 10 of the scans" in line and "not known" in line for line in said), said
+    for name, seen in (("old-run", None), ("hashes", read_json(folder / "pretrained/run/seen.json"))):
+        run = shutil.copytree(folder / "pretrained/run", tmp_path / name)
+        (run / "seen.json").unlink()
+        if seen:
+            for side in ("train", "val"):
+                seen[side]["scans"] = [mark.replace("x", "0") for mark in seen[side]["scans"]]
+            (run / "seen.json").write_text(json.dumps(seen))
+        said = finetune(run).said
+        assert any("under other ids or settings" in line for line in said) and any("have the ids" in line for line in said), said
 
 
 def test_other_intensities_and_channels_are_named(folder, finetune, tmp_path):
