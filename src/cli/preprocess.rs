@@ -1,5 +1,7 @@
 //! `preprocess`: a dataset to a store.
 
+mod finish;
+
 use crate::cli::labels::{LabelArg, label, labelling};
 use crate::cli::scans::DicomFlags;
 use crate::data::labelling::Labelling;
@@ -7,20 +9,18 @@ use crate::data::layouts::columns::{self, WantedColumns};
 use crate::data::layouts::{self, Dataset, Labels, Layout, Missing, Problem, Reading, Volumes};
 use crate::data::names::some;
 use crate::data::preprocess::{Dtype, Grid, Intensity, Plan, Settings, Threshold};
-use crate::data::slices::Slices;
-use crate::data::store::build::{Filled, Options, disagree, fill};
-use crate::data::store::{Entry, LeftOut, enlarged};
+use crate::data::store::build::{Options, fill};
 use crate::fs::check_folder;
-use crate::print::{self, note, say};
+use crate::print::note;
 use crate::report::progress::Counter;
 use crate::run::input::positions;
 use crate::train::stop::Stop;
-use anyhow::{Context, Result, bail, ensure};
-use indicatif::HumanBytes;
+use anyhow::{Context, Result, ensure};
+use finish::finish;
 use regex::Regex;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 /// Turn a folder of scans into a store that training reads
 ///
@@ -356,97 +356,4 @@ pub fn run(args: Args) -> Result<()> {
     let filled = fill(&dataset, &plan, &args.out, &options);
     drop(counter);
     finish(&args, &dataset, filled?, start.elapsed())
-}
-
-/// Says what was done and what comes next; an error if the store is not complete.
-fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Result<()> {
-    let Filled { index, kept, stopped } = filled;
-    let (stored, out) = (index.subjects.len(), args.out.display());
-    if stopped {
-        bail!("interrupted: {stored} of {} subjects are in {out}; run the same command to go on", dataset.subjects.len());
-    }
-    let bad = index.left_out.len();
-    if bad > 0 {
-        note!("{bad} left out:");
-        for LeftOut { id, reason } in &index.left_out {
-            note!("  {id}: {reason}");
-        }
-    }
-    ensure!(stored > 0, "no subject of {} can be used", args.data.display());
-    ensure!(
-        index.complete,
-        "{bad} scans cannot be used; {stored} are done and kept in {out}: mend the others and run the same command, or add \
-         --skip-bad to go on without them"
-    );
-    for group in index.duplicates() {
-        let ids: Vec<&str> = group.iter().map(|entry| entry.id.as_str()).collect();
-        let differ = if disagree(&group) { "; their classes or labels differ" } else { "" };
-        note!(
-            "warning: {} subjects hold the same scan: {}{differ}; --skip-duplicates leaves copies out",
-            ids.len(),
-            some(&ids)
-        );
-    }
-    let outside: Vec<&str> = index.subjects.iter().filter(|s| s.outside.is_some()).map(|s| s.id.as_str()).collect();
-    if !outside.is_empty() {
-        let voxels: usize = index.subjects.iter().filter_map(|s| s.outside.as_ref()).map(|o| o.voxels).sum();
-        note!(
-            "warning: {voxels} labelled voxels of {} scans lie outside of the foreground's box: {}; the boxes are widened to hold them, \
-             but `predict`, which knows no label, does not reach them, so the test of `finetune` counts them as missed; a lower \
-             --foreground makes the boxes larger",
-            outside.len(),
-            some(&outside)
-        );
-    }
-    let filled: Vec<&Entry> = index.subjects.iter().filter(|s| !s.missing.is_empty()).collect();
-    for name in index.channels.iter().filter(|name| filled.iter().any(|s| s.missing.contains(name))) {
-        let ids: Vec<&str> = filled.iter().filter(|s| s.missing.contains(name)).map(|s| s.id.as_str()).collect();
-        note!("--missing zero: {} of {stored} scans have no {name}, which is 0 in them: {}", ids.len(), some(&ids));
-    }
-    let mut resampled: BTreeMap<&[String], Vec<&str>> = BTreeMap::new();
-    let elsewhere = index.subjects.iter().filter(|s| !s.resampled.is_empty());
-    elsewhere.for_each(|s| resampled.entry(&s.resampled).or_default().push(&s.id));
-    for (channels, ids) in resampled {
-        note!(
-            "{} of {} scans lay on other grids than {} and were resampled onto it: {}",
-            channels.join(", "),
-            ids.len(),
-            index.channels[0],
-            some(&ids)
-        );
-    }
-    if let Some(first) = index.subjects.iter().find(|s| !s.few_values.is_empty()) {
-        let n = index.subjects.iter().filter(|s| !s.few_values.is_empty()).count();
-        let values: Vec<String> = first.few_values.iter().map(i64::to_string).collect();
-        let values: Vec<&str> = values.iter().map(String::as_str).collect();
-        note!(
-            "warning: {n} of {stored} scans hold whole numbers as labels do, the first {} ({}); if they are labels, name \
-             them ID_seg after the scan's ID_.., list them in a manifest's column `label`, or move them away",
-            first.id,
-            some(&values)
-        );
-    }
-    if let Some(text) = enlarged::describe(&args.out, &index)? {
-        note!("{text}");
-    }
-    let side = |pick: fn(usize, usize) -> usize, a: usize| index.subjects.iter().map(|s| s.shape[a]).reduce(pick).unwrap_or(0);
-    let size = [0, 1, 2].map(|a| match (side(usize::min, a), side(usize::max, a)) {
-        (low, high) if low == high => low.to_string(),
-        (low, high) => format!("{low}-{high}"),
-    });
-    say!(
-        "{out}: {stored} subjects ({kept} kept{}), channels {}, {} voxels, {}, {:.1} s",
-        if bad > 0 { format!(", {bad} left out") } else { String::new() },
-        index.channels.join(", "),
-        size.join(" x "),
-        HumanBytes(index.subjects.iter().map(|s| s.bytes).sum()),
-        took.as_secs_f64()
-    );
-    let out = args.out.to_string_lossy();
-    let mut next = vec!["pretrain", "--task", "rot", "--data", &out];
-    // Scans that are one slice each; those across the first axis are images anyway.
-    let plane = [(1, Slices::Coronal), (2, Slices::Axial)].into_iter().find(|&(axis, _)| size[axis] == "1");
-    next.extend(plane.iter().flat_map(|(_, plane)| ["--slices", plane.name()]));
-    say!("next: {}", print::command_line(next));
-    Ok(())
 }
