@@ -119,7 +119,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
             let mut predictions = Quantities::new(quantity, standard.mean);
             let tally = whole.each(|scan, id, image| {
                 let predicted = ensemble.estimate(image, *shape, mirroring.as_ref())?;
-                predictions.add(id, inputs.value(scan, &column).and_then(|value| value.number()), predicted);
+                predictions.add(id, inputs.number(scan, &column), predicted);
                 Ok(())
             })?;
             predictions.write(&whole.table())?;

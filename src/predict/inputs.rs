@@ -221,6 +221,12 @@ impl Inputs {
         }
     }
 
+    /// As [`Inputs::value`], where it is a number; grades are numbered from 0.
+    pub fn number(&self, scan: usize, column: &str) -> Option<f64> {
+        let grade = self.class(scan).filter(|_| column == GRADE).map(f64::from);
+        grade.or_else(|| self.value(scan, column)?.number())
+    }
+
     /// The class that a scan is known to have.
     pub fn class(&self, scan: usize) -> Option<u8> {
         match self {

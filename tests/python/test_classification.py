@@ -197,6 +197,21 @@ def test_copies_of_held_out_photographs_are_not_trained_on(fundus, tmp_path):
     assert len(split["test"]) == 8 and split["train"] and split["val"]
 
 
+def test_grades_as_a_quantity(fundus, tmp_path):
+    """Images, and grades by their numbers."""
+    run, out = tmp_path / "run", tmp_path / "out"
+    quick = ["--task", "regression", *SHAPE, "--epochs", 1, "--steps", 2, "--batch-size", 4, "--device", "cpu"]
+    done = pretext3d("finetune", "--data", fundus / "store", "--weights", "none", *quick, "--regression-loss", "squared", "--out", run)
+    assert "5 distinct whole numbers, which --task classification takes for classes" in done.stderr
+    for data in [fundus / "store", fundus / "aptos"]:
+        pretext3d("predict", "--weights", run, "--input", data, "--output", out, "--overwrite", "--device", "cpu")
+        rows = table(out / "predictions.csv")
+        classes = {s["id"]: s["class"] for s in read_json(fundus / "store" / "index.json")["subjects"]}
+        assert {row["id"]: float(row["grade"]) for row in rows} == classes
+        errors = [abs(float(row["predicted grade"]) - float(row["grade"])) for row in rows]
+        assert read_json(out / "scores.json")["mean_absolute_error"] == pytest.approx(np.mean(errors))
+
+
 def test_twins_of_different_grades_are_not_trained_on(fundus, tmp_path):
     images = sorted(fundus.glob("aptos/**/*.png"))[:13]
     for i, image in enumerate(images):

@@ -104,6 +104,13 @@ def test_dicom_studies_that_lack_a_series(tmp_path):
     for patient, names in [("anna", ["T1", "FLAIR"]), ("berta", ["T1"])]:
         for name in names:
             series(tmp_path / "data" / patient / name, np.random.default_rng(3), patient, description=name, study=f"1.2.{len(patient)}")
+    # A table names patients by their ids, which are in no message and not in the store.
+    (tmp_path / "people.csv").write_text("PatientID,age\nanna,63\nberta,71\nclara,50\n")
+    table = ["--column", "age", "--table", tmp_path / "people.csv"]
+    done = pretext3d("preprocess", "--data", tmp_path / "data", "--series", "T1", *LINEAR, *table, "--out", tmp_path / "ages")
+    text = (tmp_path / "ages" / "index.json").read_text()
+    assert sorted(s["values"]["age"] for s in read_json(tmp_path / "ages/index.json")["subjects"]) == [63, 71]
+    assert "1 of 3 rows have no scan" in done.stderr and not any(name in done.stderr + text for name in ["anna", "berta", "clara"])
     common = ["preprocess", "--data", tmp_path / "data", "--series", "T1", "--series", "FLAIR", *LINEAR, "--patient-ids", "--out"]
     refused(*common, tmp_path / "no", says=["no series `FLAIR` among"])
     for missing, expected in [("drop", [("anna", None)]), ("zero", [("anna", None), ("berta", ["flair"])])]:

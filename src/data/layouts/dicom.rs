@@ -193,6 +193,11 @@ fn descriptions<'a>(series: impl Iterator<Item = &'a Parts>) -> String {
     counts.iter().map(|(text, n)| format!("{n} x \"{text}\"")).collect::<Vec<_>>().join(", ")
 }
 
+/// What a person is called: a hash of the PatientID.
+pub fn person(patient: &str) -> String {
+    hashed(patient, PATIENT_DIGITS)
+}
+
 pub fn open(files: Files, reading: Reading) -> Result<Dataset> {
     let (wanted, root) = (reading.dicom, files.root.clone());
     let mut paths: Vec<&PathBuf> = candidates(&files).collect();
@@ -229,7 +234,7 @@ pub fn open(files: Files, reading: Reading) -> Result<Dataset> {
     for ((patient, study), series) in studies {
         let person = match wanted.patient_ids {
             true => patient.replace(['/', '\\', '\0', '\n', '\r'], "_"),
-            false => hashed(&patient, PATIENT_DIGITS),
+            false => self::person(&patient),
         };
         let id = format!("{person}/{}", hashed(&study, DIGITS));
         let series: Vec<Parts> = series.into_values().collect();
