@@ -53,7 +53,10 @@ impl Rotation {
     pub fn new(config: &RotationConfig, window: Shape, rank: Rank) -> Result<Self> {
         let named = Sides::of(rank, window);
         let enough = rank.axes().all(|a| window[a] >= 2);
-        ensure!(enough, "rot: a window of {named} voxels a side looks the same in every rotation");
+        ensure!(
+            enough,
+            "rot: a window of {named} voxels has a side of one voxel, which no turn keeps; scans of one slice go with --slices"
+        );
         ensure!(
             rank == Rank::Three || config.planes.is_empty(),
             "rot: --rot-planes is for volumes; images turn in their own plane"
