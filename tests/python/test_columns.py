@@ -228,6 +228,25 @@ def written(folder, text):
     return path
 
 
+def test_sessions_of_bids(tmp_path):
+    """An age for each session stands in a table a person, unless `participants.tsv` has the column."""
+    data, rng = tmp_path / "data", np.random.default_rng(3)
+    for person in ["01", "02"]:
+        for session in ["a", "b"]:
+            volume(data / f"sub-{person}/ses-{session}/anat/sub-{person}_ses-{session}_T1w.nii.gz", rng, 5)
+        ages = {"a": int(person) + 50, "b": "n/a" if person == "02" else 53.5}
+        (data / f"sub-{person}/sub-{person}_sessions.tsv").write_text(
+            "session_id\tage\n" + "".join(f"ses-{session}\t{age}\n" for session, age in ages.items()))
+    (data / "participants.tsv").write_text("participant_id\tsex\nsub-01\tF\nsub-02\tM\n")
+    values = preprocess(data, "--column", "age", says=["age: from the sessions of each person, NAME_sessions"])
+    assert {name.split("_T1w")[0]: value for name, value in values.items()} == {
+        "sub-01/ses-a": {"age": 51}, "sub-01/ses-b": {"age": 53.5}, "sub-02/ses-a": {"age": 52}, "sub-02/ses-b": None}
+    assert [value["sex"] for value in preprocess(data, "--column", "sex").values()] == ["F", "F", "M", "M"]
+    # A column of each.
+    both = preprocess(data, "--column", "age,sex")
+    assert list(both.values())[:2] == [{"age": 51, "sex": "F"}, {"age": 53.5, "sex": "F"}]
+
+
 def test_manifests_have_values_beside_scans(tmp_path):
     data = tmp_path / "data"
     rng = np.random.default_rng(2)

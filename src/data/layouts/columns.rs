@@ -18,6 +18,8 @@ use std::path::{Path, PathBuf};
 const MISSING: [&str; 8] = ["", "nan", "na", "n/a", "#n/a", "<na>", "null", "none"];
 /// Columns that tell the sessions of a person apart.
 const SESSIONS: [&str; 4] = ["session_id", "session", "ses", "visit"];
+/// How the name of a BIDS table of a person's sessions ends.
+const SESSIONS_TABLE: &str = "_sessions";
 /// Rows that are looked at for the column of ids.
 const LOOKED_AT: usize = 1000;
 
@@ -154,17 +156,29 @@ pub fn attach(dataset: &mut Dataset, root: &Path, found: &[PathBuf], wanted: Wan
     let sided = sided(&dataset.subjects, root);
     // By scan and column: the value and where it stands.
     let mut given: BTreeMap<(usize, usize), BTreeMap<String, (Value, String)>> = BTreeMap::new();
+    let mut known: BTreeMap<Option<&str>, Known> = BTreeMap::new();
     for table in &tables {
         let below = table.path.strip_prefix(root).unwrap_or(Path::new(table.path.file_name().unwrap_or_default()));
-        let mut scans = Known::of(&dataset.subjects, root, sides::of(below).filter(|_| sided));
-        scans.patients = dataset.layout == Layout::Dicom;
-        let Some(ids) = ids(table, &scans, wanted)? else { continue };
+        let side = sides::of(below).filter(|_| sided);
+        let patients = dataset.layout == Layout::Dicom;
+        let scans = known.entry(side).or_insert_with(|| Known::of(&dataset.subjects, root, side, patients));
         let session = table.columns.iter().position(|name| SESSIONS.iter().any(|known| name.eq_ignore_ascii_case(known)));
+        // BIDS has a table of sessions for each person, which is called after the person.
+        let person =
+            table.path.file_stem().and_then(|stem| stem.to_str()?.strip_suffix(SESSIONS_TABLE)).filter(|_| session.is_some());
+        let ids = match person {
+            Some(_) => None,
+            None => match ids(table, scans, wanted)? {
+                None => continue,
+                ids => ids,
+            },
+        };
         let columns: Vec<(usize, usize)> =
             wanted.names.iter().enumerate().filter_map(|(c, name)| Some((c, table.position(name)?))).collect();
         let (mut strangers, mut commas) = (vec![], false);
         for row in &table.rows {
-            let (id, session) = (&row.cells[ids], session.filter(|&s| s != ids).map(|session| row.cells[session].as_str()));
+            let id = ids.map_or(person.unwrap_or_default(), |ids| &row.cells[ids]);
+            let session = session.filter(|&session| Some(session) != ids).map(|session| row.cells[session].as_str());
             let mine = scans.of_row(id, session);
             if mine.is_empty() {
                 strangers.push(if id.is_empty() { "(empty)" } else { id });
@@ -180,7 +194,13 @@ pub fn attach(dataset: &mut Dataset, root: &Path, found: &[PathBuf], wanted: Wan
         }
         let names = columns.iter().map(|&(_, at)| table.columns[at].as_str()).collect::<Vec<_>>().join(", ");
         let file = table.path.display();
-        dataset.columns.notes.push(format!("{names}: from {file}, whose column `{}` names the scans", table.columns[ids]));
+        let said = match ids {
+            Some(ids) => format!("{names}: from {file}, whose column `{}` names the scans", table.columns[ids]),
+            None => format!("{names}: from the sessions of each person, NAME{SESSIONS_TABLE}"),
+        };
+        if !dataset.columns.notes.contains(&said) {
+            dataset.columns.notes.push(said);
+        }
         if commas {
             dataset.columns.notes.push(format!("{file}: commas in numbers are decimal ones"));
         }
@@ -220,8 +240,7 @@ pub fn attach(dataset: &mut Dataset, root: &Path, found: &[PathBuf], wanted: Wan
 
 /// The tables that have one of the columns; each column stands in one of them.
 fn tables(dataset: &mut Dataset, found: &[PathBuf], wanted: WantedColumns) -> Result<Vec<Table>> {
-    let has_any = |table: &Table| wanted.names.iter().any(|name| table.position(name).is_some());
-    let (mut tables, mut seen) = (vec![], vec![]);
+    let (mut tables, mut seen): (Vec<Table>, Vec<String>) = (vec![], vec![]);
     match wanted.table {
         Some(path) => tables.push(Table::read(path)?),
         None => {
@@ -229,11 +248,16 @@ fn tables(dataset: &mut Dataset, found: &[PathBuf], wanted: WantedColumns) -> Re
             let mut used = None;
             for path in found {
                 // Those further below are of single scans where one above them is of all.
-                if used.is_some_and(|used| depth(path) > used) {
+                let has = |table: &Table, name: &String| table.position(name).is_some();
+                let above = |name: &&String| {
+                    used.is_none_or(|used| depth(path) == used) || !tables.iter().any(|table| has(table, name))
+                };
+                let open: Vec<&String> = wanted.names.iter().filter(above).collect();
+                if open.is_empty() {
                     break;
                 }
                 match Table::read(path) {
-                    Ok(table) if has_any(&table) => {
+                    Ok(table) if open.iter().any(|name| has(&table, name)) => {
                         used = Some(depth(path));
                         tables.push(table);
                     }

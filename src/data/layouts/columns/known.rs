@@ -17,7 +17,7 @@ pub struct Known {
 
 impl Known {
     /// `side`: only scans of this side, where it is given.
-    pub fn of(subjects: &[Subject], root: &Path, side: Option<&str>) -> Known {
+    pub fn of(subjects: &[Subject], root: &Path, side: Option<&str>, patients: bool) -> Known {
         let ids: Vec<String> = subjects.iter().map(|subject| subject.id.clone()).collect();
         let here = |scan: usize| side.is_none() || sides::of_scan(&subjects[scan].channels[0], root) == side;
         let names: Vec<[Vec<String>; 3]> = subjects.iter().map(|subject| names(subject, root)).collect();
@@ -35,7 +35,7 @@ impl Known {
                 levels.push(known);
             }
         }
-        Known { ids, patients: false, levels }
+        Known { ids, patients, levels }
     }
 
     /// The scans of a row.
