@@ -1,8 +1,8 @@
 //! `evaluate`: predicted segmentations against the true ones.
 
-use crate::data::labelling::{IGNORE, IGNORE_NAME, Labelling};
+use crate::data::labelling::{IGNORE, IGNORE_NAME, LabelValue, Labelling, whole_label};
 use crate::data::layouts::segmentations::{Segmentation, Truths, below, pair, truths};
-use crate::data::layouts::{self, Dataset, LabelValue, Labels, Reading, Source, Subject};
+use crate::data::layouts::{self, Dataset, Labels, Reading, Source, Subject};
 use crate::data::volume::{Affine, Volume, same_grid, spacing};
 use crate::dim::Shape;
 use crate::fs::check_writable;
@@ -132,7 +132,7 @@ impl Scoring {
         let mut out = Vec::with_capacity(volume.data.len());
         for &value in &volume.data {
             if value != last {
-                let whole = layouts::whole_label(value);
+                let whole = whole_label(value);
                 let whole =
                     whole.with_context(|| format!("{file}: value {value}, expected a segmentation of whole numbers"))?;
                 let ignored = self.labels.as_ref().is_some_and(|labels| labels.ignore == Some(whole));

@@ -1,7 +1,7 @@
 //! `--labels` of `preprocess`: values with names, or a description.
 
-use crate::data::labelling::Labelling;
-use crate::data::layouts::{self, LabelValue};
+use crate::data::labelling::{LabelValue, Labelling};
+use crate::data::layouts::{self};
 use crate::data::names::strip_ending;
 use anyhow::{Context, Result, bail};
 use std::path::PathBuf;

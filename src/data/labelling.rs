@@ -1,7 +1,6 @@
 //! What the values of a dataset's labels mean: classes, regions that are unions of several, and voxels that nobody labelled. As
 //! nnU-Net defines them in `dataset.json`.
 
-use crate::data::layouts::{LabelValue, check_labels, class_of};
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +14,26 @@ pub fn is_foreground(class: u8) -> bool {
 
 /// Name that stands for it in descriptions.
 pub const IGNORE_NAME: &str = "ignore";
+
+/// Labels are read as float32, which tells whole numbers apart up to here.
+const LARGEST_LABEL: i64 = (1 << 24) - 1;
+
+/// Tools that resample or rescale labels leave values this far from whole numbers.
+const ROUNDING: f32 = 1e-3;
+
+/// A label value as stored by the owners, and what it means. Its class is its position in [`Labelling::labels`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LabelValue {
+    pub value: i64,
+    pub name: String,
+}
+
+impl LabelValue {
+    /// Of a value that has no name.
+    pub fn unnamed(value: i64) -> LabelValue {
+        LabelValue { value, name: format!("label {value}") }
+    }
+}
 
 /// What is learnt and scored as one mask: the union of some values. Regions may overlap.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -198,6 +217,45 @@ impl Decoding {
     }
 }
 
+/// The whole number that a label's value is, but for rounding; `None` also of one that float32 does not tell from its neighbours.
+pub fn whole_label(value: f32) -> Option<i64> {
+    let whole = value.round();
+    // NaN and infinite values fail it.
+    let is_whole = (value - whole).abs() <= ROUNDING && whole.abs() <= LARGEST_LABEL as f32;
+    is_whole.then_some(whole as i64)
+}
+
+/// Checks a list of label values. Errors: more than a byte tells apart beside [`IGNORE`], a value or a name that is there twice (scores are kept by
+/// name), a value that is too large.
+pub fn check_labels(labels: &[LabelValue]) -> Result<()> {
+    let most = usize::from(IGNORE);
+    ensure!(labels.len() <= most, "at most {most} label values, found {}", labels.len());
+    for (n, label) in labels.iter().enumerate() {
+        for other in &labels[..n] {
+            ensure!(other.value != label.value, "label {} is named twice", label.value);
+            ensure!(
+                other.name != label.name,
+                "labels {} and {} are both named `{}`: scores are kept by name; give each its own, e.g. --labels {}",
+                other.value,
+                label.value,
+                label.name,
+                labels.iter().map(|l| format!("{0}=name{0}", l.value)).collect::<Vec<_>>().join(",")
+            );
+        }
+        ensure!(
+            label.value.abs() <= LARGEST_LABEL,
+            "label value {}, expected -{LARGEST_LABEL} to {LARGEST_LABEL}: give the files smaller values",
+            label.value
+        );
+    }
+    Ok(())
+}
+
+/// Class of a label value: its position in [`Labelling::labels`]; `None` for a value that is not listed.
+pub fn class_of(labels: &[LabelValue], value: i64) -> Option<u8> {
+    labels.iter().position(|l| l.value == value).and_then(|class| u8::try_from(class).ok())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -227,6 +285,22 @@ mod tests {
             (&[(0, "none"), (0, "ignore")], "share the value 0"),
         ] {
             assert!(listed(names).unwrap_err().to_string().contains(says), "{names:?}");
+        }
+    }
+
+    #[test]
+    fn classes_are_positions() {
+        let labels = [0, 1, 2, 4].map(|value| LabelValue { value, name: String::new() });
+        assert_eq!([0, 1, 2, 4, 3, -1].map(|v| class_of(&labels, v)), [Some(0), Some(1), Some(2), Some(3), None, None]);
+    }
+
+    #[test]
+    fn values_are_whole_but_for_rounding() {
+        for (value, expected) in [(1.0000001, 1), (0.9995, 1), (-0.0, 0), (-3., -3), (2035.0002, 2035)] {
+            assert_eq!(whole_label(value), Some(expected), "{value}");
+        }
+        for value in [0.5, 1.002, f32::NAN, f32::INFINITY, 16_777_216.] {
+            assert_eq!(whole_label(value), None, "{value}");
         }
     }
 }

@@ -7,7 +7,7 @@ use super::config::FinetuneConfig;
 use super::sides::Sides;
 use crate::data::Scans;
 use crate::data::identity::hex;
-use crate::data::layouts::LabelValue;
+use crate::data::labelling::LabelValue;
 use crate::data::slices::Slices;
 use crate::data::split::Split;
 use crate::data::store::Subset;

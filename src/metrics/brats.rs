@@ -1,6 +1,6 @@
 //! The regions that BraTS scores: whole tumour (WT), tumour core (TC) and enhancing tumour (ET).
 
-use crate::data::layouts::LabelValue;
+use crate::data::labelling::LabelValue;
 use anyhow::{Result, bail, ensure};
 
 /// The regions by the label values of the challenges, where enhancing tumour is 4 up to 2021 and 3 from 2023 on.

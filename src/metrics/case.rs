@@ -3,8 +3,7 @@
 use super::overlap::Counts;
 use super::surface::Surfaces;
 use super::table::{DICE, METRICS, Measured};
-use crate::data::labelling::IGNORE;
-use crate::data::layouts::LabelValue;
+use crate::data::labelling::{IGNORE, LabelValue};
 use crate::dim::{Shape, voxels};
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -20,7 +19,7 @@ pub struct Group {
 impl Group {
     /// The union of the given label values; class `k` is the value `labels[k]`. Values that are not listed count for nothing.
     pub fn union(name: &str, values: &[i64], labels: &[LabelValue]) -> Group {
-        let class = |value: &i64| crate::data::layouts::class_of(labels, *value);
+        let class = |value: &i64| crate::data::labelling::class_of(labels, *value);
         Group { name: name.into(), classes: values.iter().filter_map(class).collect() }
     }
 

@@ -1,7 +1,6 @@
 //! A fine-tuned network, loaded for prediction.
 
-use crate::data::labelling::{Decoding, LabelRegion, Labelling};
-use crate::data::layouts::LabelValue;
+use crate::data::labelling::{Decoding, LabelRegion, LabelValue, Labelling};
 use crate::data::layouts::columns::Column;
 use crate::data::preprocess::Settings;
 use crate::data::slices::Slices;

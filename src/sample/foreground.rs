@@ -147,7 +147,8 @@ fn some(scans: &[ClassVoxels]) -> String {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
-    use crate::data::layouts::{LabelValue, Layout, Volumes};
+    use crate::data::labelling::LabelValue;
+    use crate::data::layouts::{Layout, Volumes};
     use crate::data::preprocess::{Dtype, Grid, Intensity, Settings, Threshold};
     use crate::data::store::{Entry, Index, Store, file, file_name};
     use ndarray::Array3;

@@ -153,8 +153,7 @@ impl Mirroring {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::labelling::LabelRegion;
-    use crate::data::layouts::LabelValue;
+    use crate::data::labelling::{LabelRegion, LabelValue};
 
     const SIDED: [&str; 4] = ["background", "Right-Kidney", "spine", "Left-Kidney"];
 

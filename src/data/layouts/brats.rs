@@ -2,7 +2,8 @@
 //! `X-t1n -t1c -t2w -t2f -seg`, labels 0, 1, 2, 3.
 
 use super::files::{Files, Found, Scan};
-use super::{Columns, Dataset, LabelValue, Layout, Problem, Subject};
+use super::{Columns, Dataset, Layout, Problem, Subject};
+use crate::data::labelling::LabelValue;
 use crate::data::names::strip_ending;
 use anyhow::{Result, bail};
 use std::collections::BTreeMap;

@@ -1,8 +1,8 @@
 //! `dataset.json`, which the Decathlon and nnU-Net describe their datasets with.
 
-use super::{LabelValue, Labels};
+use super::Labels;
 use crate::data::formats::stem;
-use crate::data::labelling::{IGNORE_NAME, LabelRegion, Labelling};
+use crate::data::labelling::{IGNORE_NAME, LabelRegion, LabelValue, Labelling};
 use anyhow::{Context, Result, bail, ensure};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;

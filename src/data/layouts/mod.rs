@@ -22,7 +22,7 @@ mod volumes;
 
 use crate::data::formats;
 use crate::data::formats::dicom::Series;
-use crate::data::labelling::{IGNORE, Labelling};
+use crate::data::labelling::Labelling;
 use anyhow::{Context, Result, bail, ensure};
 pub use channels::Missing;
 use columns::{Columns, Value, WantedColumns};
@@ -93,21 +93,6 @@ pub struct Subject {
     /// `train`, `val` or `test`, where the dataset says.
     pub split: Option<String>,
 }
-
-/// A label value as stored by the owners, and what it means. Its class is its position in [`Labelling::labels`].
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LabelValue {
-    pub value: i64,
-    pub name: String,
-}
-
-impl LabelValue {
-    /// Of a value that has no name.
-    pub fn unnamed(value: i64) -> LabelValue {
-        LabelValue { value, name: format!("label {value}") }
-    }
-}
-
 /// A file that cannot be used.
 #[derive(Clone, Debug)]
 pub struct Problem {
@@ -314,50 +299,6 @@ fn recognise(files: &Files) -> Result<Layout> {
 
 /// The channel of scans whose names say none.
 const UNNAMED: &str = "image";
-
-/// Labels are read as float32, which tells whole numbers apart up to here.
-const LARGEST_LABEL: i64 = (1 << 24) - 1;
-/// Tools that resample or rescale labels leave values this far from whole numbers.
-const ROUNDING: f32 = 1e-3;
-
-/// The whole number that a label's value is, but for rounding; `None` also of one that float32 does not tell from its neighbours.
-pub fn whole_label(value: f32) -> Option<i64> {
-    let whole = value.round();
-    // NaN and infinite values fail it.
-    let is_whole = (value - whole).abs() <= ROUNDING && whole.abs() <= LARGEST_LABEL as f32;
-    is_whole.then_some(whole as i64)
-}
-
-/// Checks a list of label values. Errors: more than a byte tells apart beside [`IGNORE`], a value or a name that is there twice (scores are kept by
-/// name), a value that is too large.
-pub fn check_labels(labels: &[LabelValue]) -> Result<()> {
-    let most = usize::from(IGNORE);
-    ensure!(labels.len() <= most, "at most {most} label values, found {}", labels.len());
-    for (n, label) in labels.iter().enumerate() {
-        for other in &labels[..n] {
-            ensure!(other.value != label.value, "label {} is named twice", label.value);
-            ensure!(
-                other.name != label.name,
-                "labels {} and {} are both named `{}`: scores are kept by name; give each its own, e.g. --labels {}",
-                other.value,
-                label.value,
-                label.name,
-                labels.iter().map(|l| format!("{0}=name{0}", l.value)).collect::<Vec<_>>().join(",")
-            );
-        }
-        ensure!(
-            label.value.abs() <= LARGEST_LABEL,
-            "label value {}, expected -{LARGEST_LABEL} to {LARGEST_LABEL}: give the files smaller values",
-            label.value
-        );
-    }
-    Ok(())
-}
-
-/// Class of a label value: its position in [`Labelling::labels`]; `None` for a value that is not listed.
-pub fn class_of(labels: &[LabelValue], value: i64) -> Option<u8> {
-    labels.iter().position(|l| l.value == value).and_then(|class| u8::try_from(class).ok())
-}
 
 #[cfg(test)]
 mod tests;

@@ -364,18 +364,3 @@ fn fingerprints_follow_content() {
     }
     says(&format!("{:#}", print("gone.nii").unwrap_err()), &["gone.nii"]);
 }
-
-#[test]
-fn classes_are_positions() {
-    let labels = [0, 1, 2, 4].map(|value| LabelValue { value, name: String::new() });
-    assert_eq!([0, 1, 2, 4, 3, -1].map(|v| class_of(&labels, v)), [Some(0), Some(1), Some(2), Some(3), None, None]);
-}
-#[test]
-fn values_are_whole_but_for_rounding() {
-    for (value, expected) in [(1.0000001, 1), (0.9995, 1), (-0.0, 0), (-3., -3), (2035.0002, 2035)] {
-        assert_eq!(whole_label(value), Some(expected), "{value}");
-    }
-    for value in [0.5, 1.002, f32::NAN, f32::INFINITY, 16_777_216.] {
-        assert_eq!(whole_label(value), None, "{value}");
-    }
-}

@@ -1,8 +1,8 @@
 //! A scan's label file: its values to classes, and the box that holds them.
 
 use super::Plan;
-use crate::data::labelling::{Labelling, is_foreground};
-use crate::data::layouts::{Source, whole_label};
+use crate::data::labelling::{Labelling, is_foreground, whole_label};
+use crate::data::layouts::Source;
 use crate::data::volume::{Affine, same_grid};
 use crate::dim::{Region, Shape, voxels};
 use anyhow::{Context, Result, bail, ensure};

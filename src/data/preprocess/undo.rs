@@ -176,7 +176,8 @@ impl Back {
 mod tests {
     use super::*;
     use crate::data::formats::nifti::{self, DataType};
-    use crate::data::layouts::{LabelValue, Source, Subject, Volumes};
+    use crate::data::labelling::LabelValue;
+    use crate::data::layouts::{Source, Subject, Volumes};
     use crate::data::preprocess::{Dtype, Grid, Intensity, Plan, Settings, Threshold, prepare};
     use crate::data::volume::{Volume, to_ras};
     use crate::rng::{Rng, Stream, rng};

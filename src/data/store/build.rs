@@ -233,7 +233,7 @@ fn differences(before: &Index, now: &Index) -> String {
         }
     }
     let list = |index: &Index| {
-        let values = |labels: &Vec<crate::data::layouts::LabelValue>| labels.iter().map(|l| l.value).collect::<Vec<_>>();
+        let values = |labels: &Vec<crate::data::labelling::LabelValue>| labels.iter().map(|l| l.value).collect::<Vec<_>>();
         let mut out = vec![];
         flat("", &serde_json::json!(index.settings), &mut out);
         out.push(("channels".into(), index.channels.join(",")));

@@ -1,9 +1,9 @@
 //! What a store holds, scan by scan.
 
 use crate::data::identity::{self, hex};
-use crate::data::labelling::{LabelRegion, Labelling};
+use crate::data::labelling::{LabelRegion, LabelValue, Labelling};
+use crate::data::layouts::Layout;
 use crate::data::layouts::columns::{Column, Value};
-use crate::data::layouts::{LabelValue, Layout};
 use crate::data::preprocess::{Outside, Settings};
 use crate::dim::Shape;
 use crate::fs::write_atomic;

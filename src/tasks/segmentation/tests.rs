@@ -1,6 +1,5 @@
 use super::*;
-use crate::data::labelling::{IGNORE, LabelRegion};
-use crate::data::layouts::LabelValue;
+use crate::data::labelling::{IGNORE, LabelRegion, LabelValue};
 use crate::data::slices::Slices;
 use crate::dim::Region;
 use crate::nn::loss::DiceLoss;

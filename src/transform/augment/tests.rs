@@ -1,5 +1,5 @@
 use super::*;
-use crate::data::layouts::LabelValue;
+use crate::data::labelling::LabelValue;
 use crate::rng::{Stream, rng};
 
 const ALWAYS: AugmentConfig = AugmentConfig {
