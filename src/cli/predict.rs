@@ -1,7 +1,9 @@
 //! `predict`: scans to labels in their own space.
 
 use super::scans::{Done, ScanFlags, Tally, each_scan};
+use crate::data::formats::dicom::{Referenced, Segment};
 use crate::data::formats::{write_classes, write_floats};
+use crate::data::labelling::Labelling;
 use crate::data::layouts::Reading;
 use crate::data::layouts::columns::WantedColumns;
 use crate::data::store::targets::GRADE;
@@ -21,7 +23,7 @@ use crate::tasks::segmentation::SegmentationConfig;
 use crate::train::stop::Stop;
 use crate::transform::mirror::MirrorAxis;
 use anyhow::{Context, Result, bail, ensure};
-use ndarray::Array4;
+use ndarray::{Array4, Axis};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -59,6 +61,10 @@ pub struct Args {
     /// Also write OUTPUT/ID.probabilities.nii.gz (or the scan's ending): a channel a class, of regions a channel a region
     #[arg(long)]
     probabilities: bool,
+    /// Also write OUTPUT/ID.seg.dcm of DICOM series, a DICOM Segmentation object with one segment a class or region. It is patient data: it
+    /// has the name, id, birth date and study of the series' files
+    #[arg(long)]
+    seg: bool,
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
@@ -90,8 +96,7 @@ pub fn run(args: Args) -> Result<ExitCode> {
                 device: model.device,
             };
             let values = labelling.labels.iter().map(|l| l.value).collect();
-            let outputs = labelling.outputs().len();
-            let segmenter = Segmenter { args: &args, ensemble: &ensemble, window, values, outputs, stop: &stop };
+            let segmenter = Segmenter { args: &args, ensemble: &ensemble, window, values, labelling, stop: &stop };
             let each = |scan: usize, id: &str, counter: &Counter| segmenter.predict(&inputs, scan, id, counter);
             each_scan("predict", &args.scans.input, &inputs, model.device, each)?
                 .finish("predictions", &args.output.display().to_string())
@@ -153,8 +158,8 @@ impl Whole<'_> {
     fn each(&self, mut predict: impl FnMut(usize, &str, &[f32]) -> Result<()>) -> Result<Tally> {
         let (args, inputs) = (self.args, self.inputs);
         ensure!(
-            args.overlap.is_none() && args.batch_size.is_none() && !args.probabilities,
-            "{}: takes scans whole and writes one table; --overlap, --batch-size and --probabilities are for segmentations",
+            args.overlap.is_none() && args.batch_size.is_none() && !args.probabilities && !args.seg,
+            "{}: takes scans whole and writes one table; --overlap, --batch-size, --probabilities and --seg are for segmentations",
             self.model.file.display()
         );
         let files = [self.table(), self.scores()];
@@ -204,8 +209,7 @@ struct Segmenter<'a> {
     window: Window,
     /// Class `k` is written as `values[k]`.
     values: Vec<i64>,
-    /// Of the network.
-    outputs: usize,
+    labelling: Labelling,
     stop: &'a Stop,
 }
 
@@ -222,13 +226,18 @@ impl<'a> Segmenter<'a> {
         };
         let networks: Vec<_> = self.ensemble.models().iter().map(forward).collect();
         let networks: Vec<Forward> = networks.iter().map(|network| network as Forward).collect();
+        let series = args.seg.then(|| Referenced::new(inputs.series(scan)?)).transpose();
+        let series = match series {
+            Ok(series) => series,
+            Err(error) => return Ok(Done::Bad(format!("{error:#}"))),
+        };
         let predicted = inputs.load(scan, &|line| counter.note(line)).and_then(|scan| {
             if scan.made_header {
                 counter.note(&format!(
                     "{id}: its source file is not there any more: a new header, with the affine that the store keeps"
                 ));
             }
-            if let Some(memory) = scan.memory(&self.window, model.slices, self.outputs, args.probabilities) {
+            if let Some(memory) = scan.memory(&self.window, model.slices, self.labelling.outputs().len(), args.probabilities) {
                 counter.note(&format!("{id}: {memory}"));
             }
             let header = scan.header.clone();
@@ -245,10 +254,22 @@ impl<'a> Segmenter<'a> {
             write_floats(&output(args, id, ".probabilities", header.format.written), &header, probabilities.view())?;
         }
         write_classes(&output(args, id, "", header.format.written), &header, classes.view(), &self.values)?;
+        if let Some(series) = series {
+            let masks = self.labelling.masks();
+            let segments: Vec<Segment> = masks.into_iter().map(|(name, classes)| Segment { name, classes }).collect();
+            let mut slice = |k, out: &mut [u8]| {
+                let slice = classes.index_axis(Axis(2), k);
+                out.iter_mut().zip(slice.t()).for_each(|(out, &class)| *out = class);
+            };
+            series.write(&output(args, id, SEGMENTATION, ""), &segments, &mut slice)?;
+        }
         counter.note(&format!("{id}: {:.1} s", started.elapsed().as_secs_f64()));
         Ok(Done::Finished)
     }
 }
+
+/// What the names of DICOM Segmentation objects end in.
+const SEGMENTATION: &str = ".seg.dcm";
 
 /// `ending`: that of the scan's format.
 fn output(args: &Args, id: &str, kind: &str, ending: &str) -> PathBuf {
@@ -259,9 +280,16 @@ fn output(args: &Args, id: &str, kind: &str, ending: &str) -> PathBuf {
 fn claim(args: &Args, inputs: &Inputs) -> Result<()> {
     let mut there = vec![];
     for (scan, id) in inputs.ids().into_iter().enumerate() {
-        let kinds = if args.probabilities { &["", ".probabilities"][..] } else { &[""] };
         let ending = inputs.written(scan);
-        for path in kinds.iter().map(|kind| output(args, id, kind, ending)).filter(|path| path.exists()) {
+        let mut paths = vec![output(args, id, "", ending)];
+        if args.probabilities {
+            paths.push(output(args, id, ".probabilities", ending));
+        }
+        if args.seg {
+            inputs.series(scan).context("--seg")?;
+            paths.push(output(args, id, SEGMENTATION, ""));
+        }
+        for path in paths.into_iter().filter(|path| path.exists()) {
             let same = |source: &&Path| matches!((source.canonicalize(), path.canonicalize()), (Ok(a), Ok(b)) if a == b);
             if let Some(source) = inputs.sources(scan).into_iter().find(same) {
                 bail!("--output {}: would replace the input {}", args.output.display(), source.display());

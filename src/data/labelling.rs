@@ -142,6 +142,13 @@ impl Labelling {
         }
     }
 
+    /// The masks that a map of classes holds: each output's name with its classes, the background left out. Regions may share classes.
+    pub fn masks(&self) -> Vec<(&str, Vec<u8>)> {
+        let classes = |output| (0..=u8::MAX).filter(|&class| class != 0 && self.members(class).contains(&output)).collect();
+        let outputs = self.outputs().into_iter().enumerate();
+        outputs.skip(usize::from(self.regions.is_empty())).map(|(output, name)| (name, classes(output))).collect()
+    }
+
     /// Voxels of each output; `per_class`: of each class.
     pub fn counts(&self, per_class: &[u64]) -> Vec<u64> {
         let mut counts = vec![0; self.outputs().len()];

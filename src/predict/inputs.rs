@@ -1,6 +1,7 @@
 //! Inputs of `predict`: files, datasets or a store, each as a preprocessed scan and the way back to its file.
 
 use crate::data::Scans;
+use crate::data::formats::dicom::{self, Arranged};
 use crate::data::formats::{self, Header, image};
 use crate::data::layouts::columns::Value;
 use crate::data::layouts::{self, Labels, Problem, Reading, Source, Subject};
@@ -242,6 +243,21 @@ impl Inputs {
             Inputs::Store { store, .. } => metadata(store, scan).and_then(|metadata| source(&metadata)?.read_header()),
         };
         header.map_or(formats::nifti::FORMAT.written, |header| header.format.written)
+    }
+
+    /// The DICOM series in whose grid a scan's segmentation lies. Errors: a scan that is none.
+    pub fn series(&self, scan: usize) -> Result<Arranged> {
+        let Inputs::Files { subjects, plan, .. } = self else {
+            bail!("a store, which does not keep what its DICOM files are called: give their folder");
+        };
+        let source = first(&subjects[scan], plan);
+        match source {
+            Source::Series(series) => Ok(series.slices.clone()),
+            Source::File(path) if source.read_header()?.format == &dicom::FORMAT => {
+                dicom::arrange_file(dicom::Place::File(path.clone())).with_context(|| path.display().to_string())
+            }
+            _ => bail!("{}: no DICOM, whose series a segmentation object refers to", source.display()),
+        }
     }
 
     /// Reads a scan and preprocesses it as those of the training; `tell` is given a line if that takes much memory. Errors name the file.

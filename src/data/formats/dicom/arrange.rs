@@ -169,6 +169,18 @@ impl Arranged {
         first.map(|(_, piece)| &self.images[piece.image].place)
     }
 
+    /// The files, and the slices in their order.
+    pub fn parts(&self) -> (&[Image], &[Piece]) {
+        (&self.images, &self.pieces)
+    }
+
+    /// A slice in the order, and its file.
+    pub fn slice(&self, n: usize) -> (&Image, &Slice) {
+        let Piece { image, frame, .. } = self.pieces[n];
+        let image = &self.images[image];
+        (image, &image.slices.as_ref().expect("checked")[frame])
+    }
+
     /// Whether all slices are written in one way, so that stored values can be handed over as they are.
     fn uniform(&self) -> bool {
         let first = &self.images[0].word;

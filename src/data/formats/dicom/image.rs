@@ -62,8 +62,9 @@ pub struct Image {
     pub slices: Option<Vec<Slice>>,
     /// Distance to the next slice, of one that has none: between slices, else its thickness.
     pub thickness: Option<f64>,
-    /// Of this file.
+    /// Of this file: SOPInstanceUID and SOPClassUID.
     pub uid: String,
+    pub class: String,
 }
 
 /// Whose an image is.
@@ -85,7 +86,7 @@ pub enum Found {
 }
 
 /// What an object says.
-trait Says {
+pub trait Says {
     fn text(&self, tag: Tag) -> String;
     fn numbers(&self, tag: Tag) -> Option<Vec<f64>>;
     fn number(&self, tag: Tag) -> Option<f64> {
@@ -164,6 +165,7 @@ pub fn read(place: Place) -> Result<Found> {
                 .into_iter()
                 .find_map(|tag| object.number(tag).map(f64::abs).filter(|&mm| mm > 0.0)),
             uid: object.text(tags::SOP_INSTANCE_UID),
+            class,
             place,
             syntax,
             big_endian,

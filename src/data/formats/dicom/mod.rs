@@ -4,10 +4,12 @@ mod arrange;
 mod file;
 mod image;
 mod pixels;
+mod segmentation;
 
 pub use arrange::{Arranged, arrange};
 pub use file::{Place, is};
 pub use image::{Found, Image, Labels, read};
+pub use segmentation::{Referenced, Segment};
 
 use super::content::Content;
 use super::open::Opened;
@@ -69,13 +71,17 @@ impl Series {
 fn open(mut content: Content) -> Result<(Header, Voxels)> {
     let mut bytes = vec![];
     content.stream.read_to_end(&mut bytes)?;
-    let image = match read(Place::Memory(Arc::new(bytes)))? {
-        Found::Image(_, image) => *image,
-        Found::Other(what) => bail!("it is one of the {what}"),
-    };
-    let slices = arrange(vec![image])?;
+    let slices = arrange_file(Place::Memory(Arc::new(bytes)))?;
     let header = slices.header()?;
     Ok((header, slices.into_voxels()))
+}
+
+/// The slices of one file.
+pub fn arrange_file(place: Place) -> Result<Arranged> {
+    match read(place)? {
+        Found::Image(_, image) => arrange(vec![*image]),
+        Found::Other(what) => bail!("it is one of the {what}"),
+    }
 }
 
 /// As a new NIfTI-1 file: what is computed from slices is a volume.
