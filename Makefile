@@ -102,7 +102,7 @@ bench: ## Measure against PyTorch, MONAI and TorchIO; figures go to benches/resu
 	@. scripts/env.sh
 	overlay .bench-venv benches/requirements.txt
 	run cargo build --release --locked
-	for script in train_steps preprocess sampling photographs; do
+	for script in train_steps preprocess sampling photographs dicom; do
 	  run .bench-venv/bin/python3 benches/$$script.py
 	done
 

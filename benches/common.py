@@ -13,7 +13,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 BINARY = Path(os.environ.get("PRETEXT3D", ROOT / "target/release/pretext3d"))
-PACKAGES = ("torch", "torchvision", "dynamic-network-architectures", "monai", "torchio", "nibabel", "numpy")
+PACKAGES = ("torch", "torchvision", "dynamic-network-architectures", "monai", "torchio", "nibabel", "numpy", "simpleitk", "pydicom")
 
 
 def machine():
