@@ -8,7 +8,6 @@
 //! that has its own ending with that.
 
 use anyhow::{Context, Result, ensure};
-use ndarray::{Array3, Axis, stack};
 use pretext3d::data::formats::nifti::{self, DataType};
 use pretext3d::data::formats::{Stored, open, write_classes, write_floats};
 use pretext3d::data::volume::Volume;
@@ -35,15 +34,21 @@ fn dump(file: &Path, out: &Path) -> Result<Value> {
         _ => DataType::Float32,
     };
     nifti::write(&out.with_extension("copy.nii.gz"), &native, kind)?;
-    let classes =
-        Array3::from_shape_vec(header.shape, (0..native.data.len() / header.channels).map(|v| (v % 3) as u8).collect())?;
+    let [i, j, k] = header.shape;
+    let class = |x: usize, y: usize, z: usize| ((x * j * k + y * k + z) % 3) as u8;
+    let voxels = || (0..j).flat_map(|y| (0..i).map(move |x| (x, y)));
+    let classes = &mut |z: usize, out: &mut [u8]| out.iter_mut().zip(voxels()).for_each(|(out, (x, y))| *out = class(x, y, z));
     let own = header.format.written;
     let written = |name: &str| out.with_extension(format!("{name}{own}"));
     let bytes = if own == ".nii.gz" { out.with_extension("bytes.nii") } else { written("bytes") };
-    write_classes(&bytes, &header, classes.view(), &[0, 1, 4])?;
-    write_classes(&written("shorts"), &header, classes.view(), &[0, -5, 300])?;
-    let halves = classes.mapv(|class| f32::from(class) / 2.0);
-    write_floats(&written("floats"), &header, stack(Axis(0), &[halves.view(), (-&halves).view()])?.view())?;
+    write_classes(&bytes, &header, classes, &[0, 1, 4])?;
+    write_classes(&written("shorts"), &header, classes, &[0, -5, 300])?;
+    let halves = &mut |channel: usize, z: usize, out: &mut [f32]| {
+        let half = [0.5, -0.5][channel];
+        out.iter_mut().zip(voxels()).for_each(|(out, (x, y))| *out = half * f32::from(class(x, y, z)));
+        Ok(())
+    };
+    write_floats(&written("floats"), &header, 2, halves)?;
     let (codes, non_finite) = (native.axis_codes()?, native.non_finite());
     let mut line = json!({
         "format": header.format.name, "written": own, "shape": native.data.shape(), "header_shape": header.shape, "channels": header.channels,

@@ -20,6 +20,18 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Res
     })
 }
 
+/// A file to write and read again, without a name, which goes with the process. `folder` is made if it is not there.
+pub fn scratch(folder: &Path) -> Result<File> {
+    let path = folder.join(format!(".{}.scratch.tmp", std::process::id()));
+    let make = || {
+        fs::create_dir_all(folder)?;
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
+        fs::remove_file(&path)?;
+        Ok::<_, std::io::Error>(file)
+    };
+    make().with_context(|| format!("{}: cannot be written", path.display()))
+}
+
 /// As [`write_atomic`], for writers that want a path.
 pub fn write_atomic_path(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));

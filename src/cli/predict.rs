@@ -23,7 +23,7 @@ use crate::tasks::segmentation::SegmentationConfig;
 use crate::train::stop::Stop;
 use crate::transform::mirror::MirrorAxis;
 use anyhow::{Context, Result, bail, ensure};
-use ndarray::{Array4, Axis};
+use ndarray::Array4;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -218,14 +218,6 @@ impl<'a> Segmenter<'a> {
     fn predict(&self, inputs: &Inputs, scan: usize, id: &str, counter: &Counter) -> Result<Done> {
         let started = Instant::now();
         let (args, model) = (self.args, self.ensemble.first());
-        let forward = |model: &'a Model| {
-            move |x: &tch::Tensor| {
-                ensure!(!self.stop.asked(), "interrupted");
-                model.forward(x)
-            }
-        };
-        let networks: Vec<_> = self.ensemble.models().iter().map(forward).collect();
-        let networks: Vec<Forward> = networks.iter().map(|network| network as Forward).collect();
         let series = args.seg.then(|| Referenced::new(inputs.series(scan)?)).transpose();
         let series = match series {
             Ok(series) => series,
@@ -240,28 +232,42 @@ impl<'a> Segmenter<'a> {
             if let Some(memory) = scan.memory(&self.window, model.slices, self.labelling.outputs().len(), args.probabilities) {
                 counter.note(&format!("{id}: {memory}"));
             }
+            let windows = scan.windows(&self.window, model.slices) * self.window.mirror_images() * self.ensemble.models().len();
+            let parts = counter.parts("windows", windows);
+            let forward = |model: &'a Model| {
+                let parts = &parts;
+                move |x: &tch::Tensor| {
+                    ensure!(!self.stop.asked(), "interrupted");
+                    let logits = model.forward(x);
+                    parts.inc(x.size()[0] as u64);
+                    logits
+                }
+            };
+            let networks: Vec<_> = self.ensemble.models().iter().map(forward).collect();
+            let networks: Vec<Forward> = networks.iter().map(|network| network as Forward).collect();
             let header = scan.header.clone();
-            Ok((header, scan.predict(&self.window, model.slices, &networks, args.probabilities)?))
+            let folder = args.probabilities.then_some(args.output.as_path());
+            Ok((header, scan.predict(&self.window, model.slices, &networks, folder)?))
         });
         if self.stop.asked() {
             return Ok(Done::Stopped);
         }
-        let (header, (classes, probabilities)) = match predicted {
+        let (header, brought) = match predicted {
             Ok(predicted) => predicted,
             Err(error) => return Ok(Done::Bad(format!("{error:#}"))),
         };
-        if let Some(probabilities) = probabilities {
-            write_floats(&output(args, id, ".probabilities", header.format.written), &header, probabilities.view())?;
+        if let Some(probabilities) = &brought.probabilities {
+            let path = output(args, id, ".probabilities", header.format.written);
+            write_floats(&path, &header, self.labelling.outputs().len(), &mut |output, k, out| {
+                probabilities.slice(output, k, out)
+            })?;
         }
-        write_classes(&output(args, id, "", header.format.written), &header, classes.view(), &self.values)?;
+        let path = output(args, id, "", header.format.written);
+        write_classes(&path, &header, &mut |k, out| brought.slice(k, out), &self.values)?;
         if let Some(series) = series {
             let masks = self.labelling.masks();
             let segments: Vec<Segment> = masks.into_iter().map(|(name, classes)| Segment { name, classes }).collect();
-            let mut slice = |k, out: &mut [u8]| {
-                let slice = classes.index_axis(Axis(2), k);
-                out.iter_mut().zip(slice.t()).for_each(|(out, &class)| *out = class);
-            };
-            series.write(&output(args, id, SEGMENTATION, ""), &segments, &mut slice)?;
+            series.write(&output(args, id, SEGMENTATION, ""), &segments, &mut |k, out| brought.slice(k, out))?;
         }
         counter.note(&format!("{id}: {:.1} s", started.elapsed().as_secs_f64()));
         Ok(Done::Finished)

@@ -221,6 +221,17 @@ impl Strides {
         out
     }
 
+    /// The same voxels with their axes in reverse, for a buffer whose first axis is fastest.
+    pub fn reversed(self) -> Self {
+        let [i, j, k] = self.step;
+        Strides { base: self.base, step: [k, j, i] }
+    }
+
+    /// The voxels from place `k` of the third axis on.
+    pub fn beginning_at(self, k: usize) -> Self {
+        Strides { base: self.base.wrapping_add_signed(self.step[2] * k as isize), step: self.step }
+    }
+
     fn at(&self, x: [usize; 3]) -> usize {
         (0..3).fold(self.base, |at, a| at.wrapping_add_signed(x[a] as isize * self.step[a]))
     }

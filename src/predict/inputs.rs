@@ -5,20 +5,19 @@ use crate::data::formats::dicom::{self, Arranged};
 use crate::data::formats::{self, Header, image};
 use crate::data::layouts::columns::Value;
 use crate::data::layouts::{self, Labels, Problem, Reading, Source, Subject};
-use crate::data::preprocess::memory;
-use crate::data::preprocess::undo::{Back, Origin};
+use crate::data::preprocess::undo::{Back, Brought, Origin};
 use crate::data::preprocess::{Metadata, Plan, Prepared, Settings, prepare};
+use crate::data::preprocess::{memory, spool};
 use crate::data::slices::Slices;
 use crate::data::store::targets::{GRADE, value_of};
 use crate::data::store::{Store, is_store};
 use crate::data::volume::Affine;
 use crate::dim::voxels;
-use crate::predict::window::{Forward, Window};
+use crate::predict::window::{Forward, Window, order};
 use crate::print::note;
 use crate::run::input::positions;
-use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, bail, ensure};
-use ndarray::{Array3, Array4, Axis};
+use ndarray::{Array4, Axis};
 use serde_json::json;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
@@ -374,52 +373,60 @@ fn channels_of(wanted: &[String], found: &[String]) -> Result<Vec<usize>> {
 }
 
 impl PreparedScan {
+    /// In which order of the stored axes planes come: across the one along which least is held, or as the network's slices lie.
+    fn order(&self, window: &Window, slices: Option<Slices>) -> [usize; 3] {
+        let (_, d, h, w) = self.image.dim();
+        slices.map_or_else(|| order(window.thinnest([d, h, w])), |slices| slices.orientation().source)
+    }
+
+    /// How many windows the scan is predicted in.
+    pub fn windows(&self, window: &Window, slices: Option<Slices>) -> usize {
+        let (_, d, h, w) = self.image.dim();
+        window.count(slices.map_or([d, h, w], |slices| slices.orientation().output([d, h, w])))
+    }
+
     /// What predicting so many outputs takes of memory, if it is much. `probabilities` and `slices` as in [`PreparedScan::predict`].
     pub fn memory(&self, window: &Window, slices: Option<Slices>, outputs: usize, probabilities: bool) -> Option<String> {
         let ((channels, d, h, w), scan) = (self.image.dim(), self.header.shape);
-        let held = if probabilities { 2 * outputs * voxels(scan) } else { 0 };
-        // Windows are added up a slab at a time, but where slices run across another axis than the first.
-        let planes = if slices.is_some_and(|s| s.orientation() != Orientation::IDENTITY) { d } else { window.patch[0].min(d) };
-        let values = 2 * channels * d * h * w + held + outputs * planes * h * w;
-        let what = if probabilities { "outputs and probabilities" } else { "outputs" };
-        let shape = [d, h, w];
-        let parts =
-            format!("{channels} channels of {shape:?} voxels, and {outputs} {what} of {shape:?} and, in the file, {scan:?}");
-        memory::line(memory::FLOAT * values + 2 * voxels(scan), &parts)
+        let [x, y, z] = self.order(window, slices).map(|a| [d, h, w][a]);
+        let slab = match slices {
+            Some(_) => window.slab([x, y, z], 0),
+            None => window.slab([d, h, w], window.thinnest([d, h, w])),
+        };
+        // The image is copied before, and the copy let go when the first slab begins.
+        let values = channels * d * h * w + (channels * d * h * w).max((outputs + 1) * slab);
+        let spooled = if probabilities { 2 * spool::BLOCK } else { 0 };
+        let parts = format!(
+            "{channels} channels of {:?} voxels, {outputs} outputs of {slab} voxels at a time and, in the file, classes of {scan:?}",
+            [d, h, w]
+        );
+        memory::line(memory::FLOAT * values + voxels(scan) + spooled, &parts)
     }
 
-    /// Classes `[i, j, k]` of the file's voxels and, if asked for, their probabilities `[K, i, j, k]`.
+    /// The prediction in the file's space. `probabilities`: keep these too, on disk in this folder; `slices`: those that a network of
+    /// images takes.
     ///
-    /// `slices`: those that a network of images takes. Across another axis than the first, the probabilities of all slices are
-    /// held until the last one is predicted, 4 bytes a class for each voxel of the stored grid.
+    /// Held beside the image: what [`Window::probabilities`] holds, some planes of all outputs, and a byte for each voxel of the file.
     pub fn predict(
         self,
         window: &Window,
         slices: Option<Slices>,
         networks: &[Forward],
-        probabilities: bool,
-    ) -> Result<(Array3<u8>, Option<Array4<f32>>)> {
+        probabilities: Option<&Path>,
+    ) -> Result<Brought> {
+        let order = self.order(window, slices);
         let PreparedScan { image, origin, .. } = self;
         let (c, d, h, w) = image.dim();
         let size = [c, d, h, w].map(|n| n as i64);
         let tensor = Tensor::from_slice(image.as_standard_layout().as_slice().expect("standard layout")).reshape(size);
         drop(image);
-        let mut back = Back::new(origin, window.decoding.clone(), probabilities);
-        match slices.map(Slices::orientation).filter(|&sliced| sliced != Orientation::IDENTITY) {
-            None => window.probabilities(&tensor, networks, &mut |plane| back.plane(plane))?,
-            Some(sliced) => {
-                let [x, y, z] = sliced.source.map(|a| a as i64 + 1);
-                let mut all = Vec::new();
-                window.probabilities(&tensor.permute([0, x, y, z]), networks, &mut |slice| {
-                    all.extend_from_slice(slice);
-                    Ok(())
-                })?;
-                let [n, rows, columns] = sliced.output([d, h, w]);
-                let all = Array4::from_shape_vec((n, all.len() / (d * h * w), rows, columns), all)?;
-                let [x, y, z] = sliced.inverse().source.map(|a| [0, 2, 3][a]);
-                for plane in all.view().permuted_axes([x, 1, y, z]).outer_iter() {
-                    back.plane(plane.as_standard_layout().as_slice().expect("standard layout"))?;
-                }
+        let mut back = Back::new(origin.permuted(order), window.decoding.clone(), probabilities);
+        let mut sink = |plane: &[f32]| back.plane(plane);
+        match slices {
+            None => window.probabilities(&tensor, order[0], networks, &mut sink)?,
+            Some(_) => {
+                let [x, y, z] = order.map(|a| a as i64 + 1);
+                window.probabilities(&tensor.permute([0, x, y, z]), 0, networks, &mut sink)?;
             }
         }
         back.finish()

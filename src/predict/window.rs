@@ -3,8 +3,9 @@
 //! probabilities, not logits, are averaged.
 
 use crate::data::labelling::Decoding;
-use crate::dim::{Rank, Shape};
+use crate::dim::{Rank, Shape, voxels};
 use crate::transform::mirror::Mirroring;
+use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
 use tch::{Device, Kind, Tensor, no_grad};
 
@@ -124,9 +125,37 @@ impl Window {
         Ok(if images { mean.unsqueeze(2) } else { mean })
     }
 
-    /// Predicts a scan `[C, D, H, W]` (float32, CPU). `sink` gets each plane's class probabilities `[K, H, W]`, row-major, for
-    /// `D` planes in order, as soon as no later window touches it. Along an axis where the scan is smaller than the patch, it
-    /// lies in the middle of voxels of each channel's minimum.
+    /// The axis along which slabs of a scan of this shape are the smallest, of equal ones the first.
+    pub fn thinnest(&self, shape: Shape) -> usize {
+        match self.rank {
+            Rank::Two => 0,
+            Rank::Three => (0..3).min_by_key(|&axis| self.slab(shape, axis)).expect("three axes"),
+        }
+    }
+
+    /// Voxels of a slab of a scan of this shape across an axis.
+    pub fn slab(&self, shape: Shape, across: usize) -> usize {
+        let size: Shape = std::array::from_fn(|a| shape[a].max(self.patch[a]));
+        let thick = match self.rank {
+            Rank::Two => self.batch_size.min(size[0]),
+            Rank::Three => self.patch[across],
+        };
+        voxels(size) / size[across] * thick
+    }
+
+    /// How often a network is asked about each window.
+    pub fn mirror_images(&self) -> usize {
+        self.mirroring.as_ref().map_or(1, |mirroring| mirroring.combinations().len())
+    }
+
+    /// Windows of a scan of this shape.
+    pub fn count(&self, shape: Shape) -> usize {
+        (0..3).map(|a| starts(self.patch[a], self.overlap, shape[a].max(self.patch[a])).len()).product()
+    }
+
+    /// Predicts a scan `[C, D, H, W]` (float32, CPU). `sink` gets the class probabilities `[K, rows, columns]`, row-major, of each plane
+    /// across the axis `across` (of images the first one) in order, as soon as no later window touches it; rows and columns are the other
+    /// axes in theirs. Along an axis where the scan is smaller than the patch, it lies in the middle of voxels of each channel's minimum.
     ///
     /// Held beside the scan: `K + 1` values for each voxel of a slab, one patch thick, of images as many planes as a batch holds.
     ///
@@ -134,20 +163,22 @@ impl Window {
     pub fn probabilities(
         &self,
         image: &Tensor,
+        across: usize,
         networks: &[Forward],
         sink: &mut dyn FnMut(&[f32]) -> Result<()>,
     ) -> Result<()> {
         self.check()?;
         let shape = image.size();
         ensure!(shape.len() == 4 && !shape.contains(&0), "image of {shape:?}, expected [C, D, H, W]");
-        no_grad(|| self.slabs(image, networks, sink))
+        ensure!(across == 0 || self.rank == Rank::Three, "planes of images are given across the first axis, not axis {across}");
+        no_grad(|| self.slabs(image, order(across), networks, sink))
     }
 
     /// The class of each voxel, `[D, H, W]` row-major; as [`Window::probabilities`].
     pub fn classes(&self, image: &Tensor, networks: &[Forward]) -> Result<Vec<u8>> {
         let plane = (image.size()[2] * image.size()[3]) as usize;
         let mut classes = Vec::with_capacity(plane * image.size()[1] as usize);
-        self.probabilities(image, networks, &mut |probabilities| {
+        self.probabilities(image, 0, networks, &mut |probabilities| {
             let from = classes.len();
             classes.resize(from + plane, 0);
             self.decoding.classes(probabilities, &mut classes[from..]);
@@ -156,18 +187,29 @@ impl Window {
         Ok(classes)
     }
 
-    fn slabs(&self, image: &Tensor, networks: &[Forward], sink: &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()> {
+    /// `order`: the axes of the scan in that of the slabs, in which all is until the networks are asked.
+    fn slabs(
+        &self,
+        image: &Tensor,
+        order: [usize; 3],
+        networks: &[Forward],
+        sink: &mut dyn FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let back = Orientation { source: order, ..Orientation::IDENTITY }.inverse().source;
         let (padded, before) = pad(image, self.patch);
+        let (padded, image) = (permuted(&padded, order), permuted(image, order));
+        let before = order.map(|a| before[a]);
         let size: [i64; 3] = std::array::from_fn(|a| padded.size()[a + 1]);
-        let [d, h, w] = self.patch.map(|n| n as i64);
-        let [slabs, rows, columns] = [0, 1, 2].map(|a| starts(self.patch[a], self.overlap, size[a] as usize));
+        let patch = order.map(|a| self.patch[a]);
+        let [d, h, w] = patch.map(|n| n as i64);
+        let [slabs, rows, columns] = [0, 1, 2].map(|a| starts(patch[a], self.overlap, size[a] as usize));
         // A slab is one patch thick; of images, which do not touch each other, as many as fill a batch.
         let images = (self.batch_size / (rows.len() * columns.len())).clamp(1, size[0] as usize);
         let (thick, slabs) = match self.rank {
             Rank::Two => (images as i64, slabs.into_iter().step_by(images).collect()),
             Rank::Three => (d, slabs),
         };
-        let weights = self.weights();
+        let weights = permuted(&self.weights(), order);
         let options = (Kind::Float, self.device);
 
         // Of the slab's planes: the weighted sums `[K, thick, H, W]` and, first, of the weights alone.
@@ -183,8 +225,8 @@ impl Window {
             let cut = |from: &Tensor, &[x, y, z]: &[i64; 3]| from.narrow(1, x, d).narrow(2, y, h).narrow(3, z, w);
             for batch in within.chunks(self.batch_size) {
                 let windows: Vec<Tensor> = batch.iter().map(|at| cut(&planes, at)).collect();
-                let windows = Tensor::stack(&windows, 0).to_device(self.device);
-                let predicted = self.predict(&windows, networks)? * &weights;
+                let windows = permuted(&Tensor::stack(&windows, 0), back).contiguous().to_device(self.device);
+                let predicted = permuted(&self.predict(&windows, networks)?, order) * &weights;
                 let sums =
                     sums.get_or_insert_with(|| Tensor::zeros([1 + predicted.size()[1], thick, size[1], size[2]], options));
                 for (n, at) in batch.iter().enumerate() {
@@ -207,10 +249,28 @@ impl Window {
                 probabilities.copy_data(&mut plane, probabilities.numel());
                 sink(&plane)?;
             }
-            *sums = Tensor::cat(&[sums.narrow(1, finished, thick - finished), sums.narrow(1, 0, finished).zeros_like()], 1);
+            let left = thick - finished;
+            // Plane by plane, as both lie in the same memory.
+            (0..left).for_each(|x| sums.select(1, x).copy_(&sums.select(1, x + finished)));
+            let _ = sums.narrow(1, left, finished).zero_();
         }
         Ok(())
     }
+}
+
+/// All axes, one of them moved to the front.
+pub fn order(first: usize) -> [usize; 3] {
+    let rest = (0..3).filter(|&a| a != first);
+    let mut order = [first; 3];
+    order[1..].iter_mut().zip(rest).for_each(|(to, a)| *to = a);
+    order
+}
+
+/// The last three axes in another order: new axis `a` of them is axis `order[a]`.
+fn permuted(tensor: &Tensor, order: [usize; 3]) -> Tensor {
+    let others = tensor.dim() as i64 - 3;
+    let axes: Vec<i64> = (0..others).chain(order.map(|a| others + a as i64)).collect();
+    tensor.permute(axes)
 }
 
 /// First voxels of windows of `patch` voxels along an axis of `size`, at least as many: a fixed distance apart, each with this share in common

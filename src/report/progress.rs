@@ -2,7 +2,7 @@
 
 use crate::print::{note, say};
 use crate::run::history::Row;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -90,7 +90,8 @@ impl EpochBar {
 pub struct Counter {
     what: String,
     total: usize,
-    bar: Option<ProgressBar>,
+    /// On a terminal; the parts of what is at work stand below.
+    bars: Option<(MultiProgress, ProgressBar)>,
     /// Done, and when the last line was written.
     state: Mutex<(usize, Instant)>,
 }
@@ -98,18 +99,20 @@ pub struct Counter {
 impl Counter {
     /// `what`: the work, e.g. `preprocessing`.
     pub fn new(what: &str, total: usize, tty: bool) -> Self {
-        let bar = tty.then(|| bar(total, "{prefix} {bar:24} {pos}/{len}  {per_sec}, {eta} left  {wide_msg}"));
-        if let Some(bar) = &bar {
+        let bars = tty.then(|| {
+            let all = MultiProgress::new();
+            let bar = all.add(bar(total, COUNTED));
             bar.set_prefix(what.to_string());
-        }
-        Counter { what: what.to_string(), total, bar, state: Mutex::new((0, Instant::now())) }
+            (all, bar)
+        });
+        Counter { what: what.to_string(), total, bars, state: Mutex::new((0, Instant::now())) }
     }
 
     /// One more is done; `name` says which.
     pub fn inc(&self, name: &str) {
         let mut state = self.state.lock().unwrap_or_else(|e| e.into_inner());
         state.0 += 1;
-        if let Some(bar) = &self.bar {
+        if let Some((_, bar)) = &self.bars {
             bar.set_message(name.to_string());
             bar.inc(1);
         } else if state.0 == self.total || state.1.elapsed() > Duration::from_secs(10) {
@@ -118,10 +121,20 @@ impl Counter {
         }
     }
 
-    /// Writes a line, e.g. about a broken scan, without tearing the bar.
+    /// A bar for the parts of one of them, below; nothing where there is no terminal.
+    pub fn parts(&self, what: &str, total: usize) -> Parts {
+        let bar = self.bars.as_ref().map(|(all, _)| {
+            let bar = all.add(bar(total, COUNTED));
+            bar.set_prefix(what.to_string());
+            bar
+        });
+        Parts { bar }
+    }
+
+    /// Writes a line, e.g. about a broken scan, without tearing the bars.
     pub fn note(&self, line: &str) {
-        match &self.bar {
-            Some(bar) => bar.suspend(|| note!("{line}")),
+        match &self.bars {
+            Some((all, _)) => all.suspend(|| note!("{line}")),
             None => note!("{line}"),
         }
     }
@@ -129,11 +142,36 @@ impl Counter {
 
 impl Drop for Counter {
     fn drop(&mut self) {
+        if let Some((_, bar)) = &self.bars {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Counted progress of one of a [`Counter`]'s scans.
+pub struct Parts {
+    bar: Option<ProgressBar>,
+}
+
+impl Parts {
+    /// So many more are done.
+    pub fn inc(&self, n: u64) {
+        if let Some(bar) = &self.bar {
+            bar.inc(n);
+        }
+    }
+}
+
+impl Drop for Parts {
+    fn drop(&mut self) {
         if let Some(bar) = &self.bar {
             bar.finish_and_clear();
         }
     }
 }
+
+/// What is done of so many, how fast, and what was done last.
+const COUNTED: &str = "{prefix} {bar:24} {pos}/{len}  {per_sec}, {eta} left  {wide_msg}";
 
 fn bar(length: usize, template: &str) -> ProgressBar {
     let style = ProgressStyle::with_template(template).expect("a fixed template").progress_chars("━╸─");

@@ -1,6 +1,7 @@
 """`predict`: windows against MONAI's, the way back into the scan's own space, headers against nibabel, and bad input."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -15,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from helpers import command, pretext3d, read_json, refused, tensors
 from monai.inferers import sliding_window_inference
+from nnunetv2.inference.sliding_window_prediction import compute_gaussian
 
 CHANNELS = ["t1", "t1ce", "t2", "flair"]
 CPU = ["--device", "cpu", "--precision", "fp32"]
@@ -103,12 +105,63 @@ def test_windows_and_weights_are_monais(tuned, brains, tmp_path, overlap, batch,
     window = dict(roi_size=[PATCH] * 3, sw_batch_size=batch, overlap=overlap, mode="gaussian", sigma_scale=0.125)
     with torch.no_grad():
         expected = sliding_window_inference(image[None], predictor=mean, **window)[0].numpy()
-    np.testing.assert_allclose(np.moveaxis(probabilities[box], 3, 0), expected, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(np.moveaxis(probabilities[box], 3, 0), expected, rtol=0, atol=3e-5)
     outside = np.ones(label.shape, bool)
     outside[box] = False
     assert outside.any() and not label[outside].any() and (probabilities[outside] == [1, 0, 0, 0]).all()
     np.testing.assert_array_equal(label, np.array([0, 1, 2, 4])[probabilities.argmax(3)])
     assert len(np.unique(label)) > 1, "a label without classes shows nothing"
+
+
+def test_weights_are_nnunets_but_for_half_a_voxel(tuned, brains, tmp_path):
+    """nnU-Net centres the weights of an even window on voxel n / 2, ours and MONAI's lie in its middle."""
+    centre = np.arange(PATCH) - PATCH // 2
+    along = np.exp(-0.5 * (centre / (PATCH / 8)) ** 2)
+    nnunet = compute_gaussian((PATCH,) * 3, sigma_scale=1 / 8, value_scaling_factor=1, dtype=torch.float64, device=torch.device("cpu"))
+    np.testing.assert_allclose(nnunet, along[:, None, None] * along[:, None] * along, rtol=0, atol=1e-9)
+    subject = subjects(brains)[0]
+    predict(tuned, listed(files_of(brains, subject)), tmp_path, "--probabilities")
+    image, box = stored(tuned, subject)
+    window = dict(roi_size=[PATCH] * 3, sw_batch_size=1, overlap=0.5, mode="gaussian", roi_weight_map=nnunet)
+    with torch.no_grad():
+        expected = sliding_window_inference(image[None], predictor=lambda x: tuned.network(x).softmax(1), **window)[0].numpy()
+    found = np.moveaxis(ras(tmp_path / f"{subject}_t1.probabilities.nii.gz")[box], 3, 0)
+    assert np.abs(found - expected).mean() < 0.03 and (found.argmax(0) == expected.argmax(0)).mean() > 0.95
+
+
+def test_memory_grows_with_the_scan_and_not_with_its_classes_too(tmp_path):
+    """A long thin scan and 60 classes: their probabilities for all of its voxels alone take 94 MiB, and each copy as much again."""
+    random = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for n in range(4):
+        image = random.normal(100, 10, (16, 16, 16)).astype(np.float32)
+        for name, voxels in [(f"s{n}", image), (f"s{n}_seg", random.integers(0, 60, image.shape).astype(np.uint8))]:
+            nib.Nifti1Image(voxels, np.eye(4)).to_filename(tmp_path / f"data/{name}.nii.gz")
+    values = ",".join(map(str, range(60)))
+    grid = ["--protocol", "modern", "--spacing", "1,1,1", "--foreground=-1e4", "--labels", values]
+    pretext3d("preprocess", "--data", tmp_path / "data", "--out", tmp_path / "store", *grid)
+    tiny = ["--levels", 2, "--filters", 2, "--patch", PATCH, "--batch-size", 1, "--epochs", 1, "--steps", 1, "--device", "cpu"]
+    pretext3d("finetune", "--data", tmp_path / "store", "--weights", "none", *tiny, "--out", tmp_path / "run")
+
+    def peak(scan, *flags):
+        """MiB, and the folder of the predictions."""
+        out = tmp_path / f"{scan.name}{len(flags)}"
+        arguments = ["predict", "--weights", tmp_path / "run", "--input", scan, "--output", out, *CPU, "--overlap", 0, *flags]
+        process = subprocess.Popen(command(*arguments), stdout=subprocess.DEVNULL)
+        _, status, usage = os.wait4(process.pid, 0)
+        assert status == 0
+        return usage.ru_maxrss / 1024, out
+
+    image = random.normal(100, 10, (32, 400, 32)).astype(np.float32)
+    nib.Nifti1Image(image, np.eye(4)).to_filename(tmp_path / "long.nii.gz")
+    small, _ = peak(tmp_path / "data" / "s0.nii.gz")
+    large, out = peak(tmp_path / "long.nii.gz", "--probabilities")
+    assert large - small < 100, (small, large)
+    probabilities = np.asarray(nib.load(out / "long.probabilities.nii.gz").dataobj)
+    assert probabilities.shape == (*image.shape, 60)
+    np.testing.assert_allclose(probabilities.sum(3), 1, atol=1e-4)
+    np.testing.assert_array_equal(np.asarray(nib.load(out / "long.nii.gz").dataobj), probabilities.argmax(3))
+    assert sorted(path.name for path in out.iterdir()) == ["long.nii.gz", "long.probabilities.nii.gz"]
 
 
 def test_files_folders_manifests_and_stores_agree(tuned, brains, tmp_path):

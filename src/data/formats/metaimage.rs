@@ -248,14 +248,19 @@ fn open(content: Content) -> Result<(Header, Voxels)> {
 }
 
 /// A file with the place of `like`, compressed inside.
-fn write(like: &Header, made: &Made, out: &mut dyn Write) -> Result<()> {
+fn write(like: &Header, made: &mut Made, out: &mut dyn Write) -> Result<()> {
     let fields = Fields::read(&mut &like.raw[..], &mut vec![])?;
     let grid = Grid::of(&fields)?;
     let rank = grid.rank;
     let kind = TYPES.iter().find(|(_, stored)| *stored == made.stored).expect("every type has a name").0;
-    let mut stream = ZlibEncoder::new(vec![], Compression::fast());
-    stream.write_all(&made.voxels)?;
-    let voxels = stream.finish()?;
+    // The header says how many bytes follow: compressed twice, as memory may not hold them.
+    let mut compress = |out: &mut dyn Write| {
+        let mut stream = ZlibEncoder::new(out, Compression::fast());
+        (made.voxels)(like.big_endian, &mut stream)?;
+        stream.try_finish()?;
+        Ok::<_, anyhow::Error>(stream.total_out())
+    };
+    let bytes = compress(&mut std::io::sink())?;
     let words = |numbers: &[f64]| numbers.iter().map(f64::to_string).collect::<Vec<_>>().join(" ");
     let matrix: Vec<f64> = grid.axes[..rank].iter().flat_map(|axis| &axis[..rank]).copied().collect();
     let sizes: Vec<String> = grid.shape[..rank].iter().map(usize::to_string).collect();
@@ -268,11 +273,11 @@ fn write(like: &Header, made: &Made, out: &mut dyn Write) -> Result<()> {
          CompressedDataSize = {}\nTransformMatrix = {}\nOffset = {}\n{orientation}ElementSpacing = {}\nDimSize = {}\n{channels}\
          ElementType = {kind}\nElementDataFile = LOCAL\n",
         if like.big_endian { "True" } else { "False" },
-        voxels.len(),
+        bytes,
         words(&matrix),
         words(&grid.origin[..rank]),
         words(&grid.spacing[..rank]),
         sizes.join(" "),
     )?;
-    Ok(out.write_all(&voxels)?)
+    compress(out).map(drop)
 }

@@ -113,7 +113,7 @@ fn open(content: Content) -> Result<(Header, Voxels)> {
     Ok((header, Voxels::here(stream, 0)))
 }
 
-fn write(like: &Header, made: &Made, out: &mut dyn Write) -> Result<()> {
+fn write(like: &Header, made: &mut Made, out: &mut dyn Write) -> Result<()> {
     let code = TYPES.iter().find(|(_, stored)| *stored == made.stored).map(|(code, _)| *code);
     let code = code.with_context(|| format!("{:?} voxels, which MGH does not hold", made.stored))?;
     let frames = i32::try_from(made.channels.unwrap_or(1))?;
@@ -121,5 +121,5 @@ fn write(like: &Header, made: &Made, out: &mut dyn Write) -> Result<()> {
     header[FRAMES..FRAMES + 4].copy_from_slice(&frames.to_be_bytes());
     header[TYPE..TYPE + 4].copy_from_slice(&code.to_be_bytes());
     out.write_all(&header)?;
-    Ok(out.write_all(&made.voxels)?)
+    (made.voxels)(like.big_endian, out)
 }

@@ -54,7 +54,7 @@ pub struct Format {
     /// Whether the channels of such files lie side by side, voxel by voxel.
     interleaves: bool,
     /// Writes a whole file of `Made` in the space of a scan that has the header.
-    write: fn(&Header, &Made, &mut dyn Write) -> Result<()>,
+    write: fn(&Header, &mut Made, &mut dyn Write) -> Result<()>,
 }
 
 impl fmt::Debug for Format {

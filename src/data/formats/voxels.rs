@@ -118,24 +118,16 @@ fn place<const N: usize>(
     }
 }
 
-/// Voxels `[C, i, j, k]` in a file's order: the first axis fastest, and channels last, or side by side if they are `interleaved`.
-pub fn encode<T: Copy, const N: usize>(data: ArrayView4<T>, interleaved: bool, bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
-    let (channels, i, j, k) = data.dim();
+/// Voxels `[C, i, j, k]` in a file's order: the first axis fastest, and channels last.
+pub fn encode<T: Copy, const N: usize>(data: ArrayView4<T>, bytes: impl Fn(T) -> [u8; N]) -> Vec<u8> {
+    let (_, i, j, k) = data.dim();
     let data = data.as_standard_layout();
     let data = data.as_slice().expect("standard layout");
     let mut out = vec![0; data.len() * N];
     let (voxels, _) = out.as_chunks_mut::<N>();
-    let file_order = Strides { base: 0, step: [1, k as isize, (j * k) as isize] };
-    if interleaved && channels > 1 {
-        let mut plane = vec![[0; N]; i * j * k];
-        for (channel, from) in data.chunks_exact(i * j * k).enumerate() {
-            gather(from, file_order, [k, j, i], &mut plane, &bytes);
-            voxels.iter_mut().skip(channel).step_by(channels).zip(&plane).for_each(|(to, &from)| *to = from);
-        }
-    } else {
-        for (from, to) in data.chunks_exact(i * j * k).zip(voxels.chunks_exact_mut(i * j * k)) {
-            gather(from, file_order, [k, j, i], to, &bytes);
-        }
+    let file_order = Strides::row_major([i, j, k]).reversed();
+    for (from, to) in data.chunks_exact(i * j * k).zip(voxels.chunks_exact_mut(i * j * k)) {
+        gather(from, file_order, [k, j, i], to, &bytes);
     }
     out
 }

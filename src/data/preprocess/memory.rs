@@ -1,5 +1,6 @@
 //! What a scan takes of memory, said before it is taken where it is much.
 
+use crate::machine;
 use indicatif::HumanBytes;
 
 /// More voxels a channel than this are taken for a wrong spacing; the largest cube has as many.
@@ -11,12 +12,26 @@ pub const FLOAT: usize = size_of::<f32>();
 
 /// A line on this many bytes, of which `parts` says what they are for; `None` if they are few.
 pub fn line(bytes: usize, parts: &str) -> Option<String> {
-    let bytes = bytes as u64;
-    (bytes > LARGE).then(|| format!("takes about {} of memory: {parts}", HumanBytes(bytes)))
+    told(bytes as u64, available(), parts)
+}
+
+/// Bytes that this process may still take, as far as the system says.
+fn available() -> Option<u64> {
+    let [free, limit] = [machine::memory().map(|[_, free]| free), machine::memory_limit()];
+    free.into_iter().chain(limit).min()
+}
+
+fn told(bytes: u64, available: Option<u64>, parts: &str) -> Option<String> {
+    let more = available.filter(|&available| bytes > available);
+    let more = more.map_or(String::new(), |available| {
+        format!("; WARNING: more than the {} that are free here: the system may end this process", HumanBytes(available))
+    });
+    (bytes > LARGE).then(|| format!("takes about {} of memory: {parts}{more}", HumanBytes(bytes)))
 }
 
 #[cfg(test)]
 mod tests {
+    use super::told;
     use crate::data::layouts::Volumes;
     use crate::data::preprocess::{Dtype, Grid, Intensity, Placement, Settings, Threshold};
     use crate::data::volume::Volume;
@@ -57,6 +72,8 @@ mod tests {
     #[test]
     fn only_much_memory_is_worth_a_line() {
         assert_eq!(super::line(1 << 30, "little"), None);
-        assert_eq!(super::line(5 << 30, "much").unwrap(), "takes about 5.00 GiB of memory: much");
+        assert_eq!(told(5 << 30, Some(6 << 30), "much").unwrap(), "takes about 5.00 GiB of memory: much");
+        let too_much = told(5 << 30, Some(4 << 30), "too much").unwrap();
+        assert!(too_much.contains("too much; WARNING: more than the 4.00 GiB that are free here"), "{too_much}");
     }
 }

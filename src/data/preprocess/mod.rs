@@ -6,6 +6,7 @@ pub mod memory;
 pub mod photo;
 mod regrid;
 pub mod resample;
+pub mod spool;
 mod subject;
 pub mod undo;
 

@@ -2,19 +2,20 @@
 
 use super::Metadata;
 use super::resample::{self, Axis, Tap, mix};
+use super::spool::Spool;
 use crate::data::labelling::Decoding;
 use crate::data::volume::{Strides, gather, permute_affine, spacing};
 use crate::dim::{Region, Shape, voxels};
 use crate::transform::spatial::Orientation;
 use anyhow::{Result, ensure};
-use ndarray::{Array3, Array4};
+use std::path::{Path, PathBuf};
 
 /// Which part of a file's voxels the stored grid covers.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Origin {
-    /// Extent of the scan in RAS+ order.
+    /// Extent of the scan in RAS+ order, unless it is [permuted](Origin::permuted).
     scan: Shape,
-    /// From the file's axes to RAS+.
+    /// From the file's axes to the scan's.
     orientation: Orientation,
     /// From the scan to the stored grid.
     axes: [Axis; 3],
@@ -44,6 +45,17 @@ impl Origin {
         );
         Ok(Origin { scan, orientation, axes, foreground })
     }
+
+    /// The same with the scan's axes, and those of the stored grid, in another order: new axis `a` is axis `order[a]`.
+    pub fn permuted(self, order: [usize; 3]) -> Origin {
+        let Region { start, size } = self.foreground;
+        Origin {
+            scan: order.map(|a| self.scan[a]),
+            orientation: self.orientation.then(Orientation { source: order, ..Orientation::IDENTITY }),
+            axes: order.map(|a| self.axes[a]),
+            foreground: Region { start: order.map(|a| start[a]), size: order.map(|a| size[a]) },
+        }
+    }
 }
 
 /// Brings probabilities back, plane by plane as they come: linear interpolation of each output in the box, the class of each
@@ -61,19 +73,41 @@ pub struct Back {
     /// Planes that came, and planes of the box that are done.
     came: usize,
     done: usize,
-    /// Of the scan, RAS+.
+    /// Of the scan.
     classes: Vec<u8>,
-    /// `[K, ..]` of the scan, RAS+.
-    probabilities: Option<Vec<f32>>,
+    /// Where to keep the probabilities, if they are wanted.
+    folder: Option<PathBuf>,
+    probabilities: Option<Spool>,
+    /// `[K, ..]` of a plane of the scan.
+    whole: Vec<f32>,
+}
+
+/// A prediction in the space of the scan's file.
+pub struct Brought {
+    classes: Vec<u8>,
+    /// Where the file's voxels `[i, j, k]` lie among them.
+    strides: Strides,
+    /// Of the file.
+    shape: Shape,
+    /// If they were asked for.
+    pub probabilities: Option<Spool>,
+}
+
+impl Brought {
+    /// The classes at place `k` of the file's third axis, `out[i + n * j]`.
+    pub fn slice(&self, k: usize, out: &mut [u8]) {
+        let [i, j, _] = self.shape;
+        gather(&self.classes, self.strides.beginning_at(k).reversed(), [1, j, i], out, &|v| v);
+    }
 }
 
 impl Back {
-    /// `probabilities`: keep them too, which takes 4 bytes an output for each voxel of the scan.
-    pub fn new(origin: Origin, decoding: Decoding, probabilities: bool) -> Back {
+    /// `probabilities`: keep them too, on disk in this folder, 4 bytes an output for each voxel of the scan.
+    pub fn new(origin: Origin, decoding: Decoding, probabilities: Option<&Path>) -> Back {
         let inverse = origin.axes.map(|a| a.inverse());
         let classes = vec![0; voxels(origin.scan)];
         let taps = inverse[0].taps();
-        let probabilities = probabilities.then(Vec::new);
+        let folder = probabilities.map(Path::to_owned);
         let empty = Vec::new;
         Back {
             origin,
@@ -86,7 +120,9 @@ impl Back {
             came: 0,
             done: 0,
             classes,
-            probabilities,
+            folder,
+            probabilities: None,
+            whole: empty(),
         }
     }
 
@@ -109,14 +145,14 @@ impl Back {
         }
         self.came += 1;
         while let Some(&tap) = self.taps.get(self.done).filter(|tap| tap.high < self.came) {
-            self.finish_plane(tap);
+            self.finish_plane(tap)?;
             self.done += 1;
         }
         Ok(())
     }
 
     /// One plane of the box, from the stored planes on both sides of it.
-    fn finish_plane(&mut self, tap: Tap) {
+    fn finish_plane(&mut self, tap: Tap) -> Result<()> {
         let of = |plane: usize| if plane + 1 == self.came { &self.last } else { &self.before };
         self.mixed.resize(self.last.len(), 0.0);
         mix(of(tap.low), of(tap.high), tap.weight, &mut self.mixed);
@@ -126,49 +162,52 @@ impl Back {
         let d = axis.start + self.done;
         let [within, inside_rows, inside] = self.origin.foreground.ranges();
         let kept = inside.start - columns.start..inside.end - columns.start;
-        // The rows of the box that are foreground, and where they lie in the scan.
-        let lines: Vec<(usize, usize)> = inside_rows
-            .filter(|_| within.contains(&d))
-            .map(|h| (h - rows.start, (d * scan[1] + h) * scan[2] + inside.start))
-            .collect();
+        // The rows of the box that are foreground, and where they lie in a plane of the scan.
+        let lines: Vec<(usize, usize)> =
+            inside_rows.filter(|_| within.contains(&d)).map(|h| (h - rows.start, h * scan[2] + inside.start)).collect();
         let row = |h: usize| h * columns.n + kept.start..h * columns.n + kept.end;
+        let size = scan[1] * scan[2];
         for &(h, to) in &lines {
-            self.classes[to..][..kept.len()].copy_from_slice(&plane[row(h)]);
+            self.classes[d * size + to..][..kept.len()].copy_from_slice(&plane[row(h)]);
         }
-        let Some(all) = &mut self.probabilities else { return };
-        let volume = voxels(scan);
-        if all.is_empty() {
-            all.resize(self.mixed.len() / plane.len() * volume, 0.0);
-            // What lies outside is background.
-            all[..volume].fill(self.decoding.first_of_background());
+        if self.folder.is_none() {
+            return Ok(());
         }
-        for (k, class) in self.mixed.chunks_exact(plane.len()).enumerate() {
+        self.background_until(d)?;
+        for (class, whole) in self.mixed.chunks_exact(plane.len()).zip(self.whole.chunks_exact_mut(size)) {
             for &(h, to) in &lines {
-                all[k * volume + to..][..kept.len()].copy_from_slice(&class[row(h)]);
+                whole[to..][..kept.len()].copy_from_slice(&class[row(h)]);
             }
         }
+        self.probabilities.as_mut().expect("made with the first plane").push(&self.whole)
     }
 
-    /// The classes of the file's voxels `[i, j, k]`, and their probabilities `[K, i, j, k]` if they were asked for. Errors
-    /// if a plane is missing.
-    pub fn finish(self) -> Result<(Array3<u8>, Option<Array4<f32>>)> {
+    /// What lies outside of the box up to a plane of the scan, and the plane as if it did, too.
+    fn background_until(&mut self, plane: usize) -> Result<()> {
+        let Some(folder) = &self.folder else { return Ok(()) };
+        let size = self.origin.scan[1] * self.origin.scan[2];
+        let outputs = self.last.len() / (self.inverse[1].out * self.inverse[2].out);
+        let spool = match &mut self.probabilities {
+            Some(spool) => spool,
+            none => none.insert(Spool::new(folder, outputs, self.origin.scan, self.origin.orientation.inverse())?),
+        };
+        self.whole.resize(outputs * size, 0.0);
+        self.whole.fill(0.0);
+        self.whole[..size].fill(self.decoding.first_of_background());
+        while spool.planes() < plane {
+            spool.push(&self.whole)?;
+        }
+        Ok(())
+    }
+
+    /// The file's classes, and their probabilities if they were asked for. Errors if a plane is missing.
+    pub fn finish(mut self) -> Result<Brought> {
         let depth = self.origin.axes[0].out;
         ensure!(self.came == depth, "{} planes of the stored grid, expected {depth}", self.came);
         let (scan, back) = (self.origin.scan, self.origin.orientation.inverse());
+        self.background_until(scan[0])?;
         let strides = Strides::row_major(scan).oriented(scan, back);
-        let [i, j, k] = back.output(scan);
-        let mut classes = Array3::zeros((i, j, k));
-        gather(&self.classes, strides, [i, j, k], classes.as_slice_mut().expect("just made"), &|v| v);
-        let probabilities = self.probabilities.map(|all| {
-            let volume = voxels(scan);
-            let mut out = Array4::zeros((all.len() / volume, i, j, k));
-            let channels = out.as_slice_mut().expect("just made").chunks_exact_mut(volume);
-            for (from, to) in all.chunks_exact(volume).zip(channels) {
-                gather(from, strides, [i, j, k], to, &|v| v);
-            }
-            out
-        });
-        Ok((classes, probabilities))
+        Ok(Brought { classes: self.classes, strides, shape: back.output(scan), probabilities: self.probabilities })
     }
 }
 
@@ -181,6 +220,7 @@ mod tests {
     use crate::data::preprocess::{Dtype, Grid, Intensity, Plan, Settings, Threshold, prepare};
     use crate::data::volume::{Volume, to_ras};
     use crate::rng::{Rng, Stream, rng};
+    use ndarray::{Array3, Array4};
     use rand::Rng as _;
 
     fn turn(random: &mut Rng) -> Orientation {
@@ -202,8 +242,17 @@ mod tests {
         })
     }
 
+    /// Classes `[i, j, k]` of the file.
+    fn label(brought: &Brought) -> Array3<u8> {
+        let [i, j, k] = brought.shape;
+        let mut slices = Array3::zeros((k, j, i));
+        slices.outer_iter_mut().enumerate().for_each(|(k, mut out)| brought.slice(k, out.as_slice_mut().unwrap()));
+        slices.reversed_axes().as_standard_layout().into_owned()
+    }
+
     #[test]
     fn streamed_planes_equal_the_definition() {
+        let folder = tempfile::tempdir().unwrap();
         let mut random = rng(2, Stream::Train, 0, 0);
         for _ in 0..40 {
             let scan = [0; 3].map(|_| random.random_range(1..16usize));
@@ -229,13 +278,27 @@ mod tests {
                 true => Decoding::Classes,
                 false => Decoding::Regions((0..classes).map(|_| random.random_range(1..9)).collect()),
             };
-            let mut back = Back::new(Origin { scan, orientation, axes, foreground }, decoding.clone(), true);
-            stored.outer_iter().for_each(|plane| back.plane(plane.as_slice().unwrap()).unwrap());
-            assert!(back.plane(stored.as_slice().unwrap()[..classes * h * w].as_ref()).is_err(), "one plane too many");
-            let (label, probabilities) = back.finish().unwrap();
-            let probabilities = probabilities.unwrap();
+            // Planes across any axis.
+            let order = turn(&mut random).source;
+            let origin = Origin { scan, orientation, axes, foreground }.permuted(order);
+            let mut back = Back::new(origin, decoding.clone(), Some(folder.path()));
+            let [x, y, z] = order.map(|a| [0, 2, 3][a]);
+            let turned = stored.view().permuted_axes([x, 1, y, z]);
+            let turned = turned.as_standard_layout();
+            turned.outer_iter().for_each(|plane| back.plane(plane.as_slice().unwrap()).unwrap());
+            let more = turned.index_axis(ndarray::Axis(0), 0);
+            assert!(back.plane(more.as_slice().unwrap()).is_err(), "one plane too many");
+            let brought = back.finish().unwrap();
             let file = orientation.inverse().output(scan);
-            assert_eq!(label.shape(), file);
+            assert_eq!(brought.shape, file);
+            let label = label(&brought);
+            let mut probabilities = Array4::zeros((classes, file[2], file[1], file[0]));
+            for c in 0..classes {
+                for k in 0..file[2] {
+                    let mut out = probabilities.slice_mut(ndarray::s![c, k, .., ..]);
+                    brought.probabilities.as_ref().unwrap().slice(c, k, out.as_slice_mut().unwrap()).unwrap();
+                }
+            }
             for ((i, j, k), &class) in label.indexed_iter() {
                 // Where this voxel of the file lies in RAS+: `ras[x] = file[y]` with y as Orientation defines it.
                 let y = [i, j, k];
@@ -251,7 +314,7 @@ mod tests {
                     })
                     .collect();
                 for (c, &expected) in expected.iter().enumerate() {
-                    let found = probabilities[[c, i, j, k]];
+                    let found = probabilities[[c, k, j, i]];
                     assert!((f64::from(found) - expected).abs() < 1e-5, "{found}, expected {expected} at {y:?} of {axes:?}");
                 }
                 match &decoding {
@@ -269,7 +332,7 @@ mod tests {
         }
         let axes = [Axis::resize(0, 2, 2); 3];
         let origin = Origin { scan: [2; 3], orientation: Orientation::IDENTITY, axes, foreground: Region::whole([2; 3]) };
-        assert!(Back::new(origin, Decoding::Classes, false).finish().unwrap_err().to_string().contains("0 planes"));
+        assert!(Back::new(origin, Decoding::Classes, None).finish().err().unwrap().to_string().contains("0 planes"));
     }
 
     fn dice(a: &Array3<u8>, b: &Array3<u8>, class: u8) -> f64 {
@@ -299,7 +362,7 @@ mod tests {
             };
             let (middle, off) = ([14.0, 13.0, 11.0], [16.0, 11.0, 12.5]);
             let head = |i, j, k| radius(i, j, k, middle) < 9.0;
-            let label = Array3::from_shape_fn(shape, |(i, j, k)| match radius(i, j, k, off) {
+            let truth = Array3::from_shape_fn(shape, |(i, j, k)| match radius(i, j, k, off) {
                 _ if !head(i, j, k) => 0u8,
                 r if r < 3.5 => 2,
                 r if r < 6.0 => 1,
@@ -310,7 +373,7 @@ mod tests {
             });
             let [scan_file, label_file] = ["scan.nii", "label.nii"].map(|name| folder.path().join(format!("{case}{name}")));
             nifti::write(&scan_file, &Volume { data: image, affine }, DataType::Float32).unwrap();
-            let values = label.mapv(|class| [0.0, 1.0, 4.0][class as usize]).insert_axis(ndarray::Axis(0));
+            let values = truth.mapv(|class| [0.0, 1.0, 4.0][class as usize]).insert_axis(ndarray::Axis(0));
             nifti::write(&label_file, &Volume { data: values, affine }, DataType::Uint8).unwrap();
             let subject = Subject {
                 id: "p".into(),
@@ -339,17 +402,17 @@ mod tests {
                 let metadata = Metadata::parse(&prepared.text).unwrap();
                 let (d, h, w) = stored.dim();
                 assert!(Origin::new(&metadata, [d, h, w + 1]).unwrap_err().to_string().contains("stored grid of"));
-                let mut back = Back::new(Origin::new(&metadata, [d, h, w]).unwrap(), Decoding::Classes, false);
+                let mut back = Back::new(Origin::new(&metadata, [d, h, w]).unwrap(), Decoding::Classes, None);
                 for plane in stored.outer_iter() {
                     let hot: Vec<f32> = (0..3).flat_map(|c| plane.iter().map(move |&v| f32::from(u8::from(v == c)))).collect();
                     back.plane(&hot).unwrap();
                 }
-                let (found, _) = back.finish().unwrap();
+                let found = label(&back.finish().unwrap());
                 for class in 1..3 {
-                    let dice = dice(&found, &label, class);
+                    let dice = dice(&found, &truth, class);
                     assert!(dice >= least, "{grid:?}, {turn:?}, class {class}: Dice {dice}");
                 }
-                assert!(least < 1.0 || found == label);
+                assert!(least < 1.0 || found == truth);
             }
         }
     }

@@ -29,13 +29,21 @@ fn convolution(rank: Rank, channels: i64) -> impl Fn(&Tensor) -> Result<Tensor> 
 }
 
 fn collect(window: &Window, image: &Tensor, network: Forward) -> Tensor {
+    collect_across(0, window, image, &[network])
+}
+
+/// Planes across an axis, stacked along it.
+fn collect_across(across: usize, window: &Window, image: &Tensor, networks: &[Forward]) -> Tensor {
     let mut planes = vec![];
+    let mut size = image.size();
+    size[0] = CLASSES;
+    size.remove(across + 1);
     let mut sink = |plane: &[f32]| {
-        planes.push(Tensor::from_slice(plane).reshape([CLASSES, image.size()[2], image.size()[3]]));
+        planes.push(Tensor::from_slice(plane).reshape(&size));
         Ok(())
     };
-    window.probabilities(image, &[network], &mut sink).unwrap();
-    Tensor::stack(&planes, 1)
+    window.probabilities(image, across, networks, &mut sink).unwrap();
+    Tensor::stack(&planes, across as i64 + 1)
 }
 
 /// First voxels along an axis as MONAI's `dense_patch_slices` finds them.
@@ -124,6 +132,12 @@ fn slab_by_slab_equals_all_windows_at_once() {
                 let found = collect(&window(rank, patch, overlap, batch_size), &image, &network);
                 let off = difference(&found, &expected);
                 assert!(off < 1e-5, "{rank:?} {patch:?} in {size:?}, overlap {overlap}, batch {batch_size}: {off}");
+                // Slabs across another axis, and a second network that says the same.
+                for across in (1..3).filter(|_| rank == Rank::Three && batch_size == 3) {
+                    let window = window(rank, patch, overlap, batch_size);
+                    let off = difference(&collect_across(across, &window, &image, &[&network, &network]), &expected);
+                    assert!(off < 1e-5, "{patch:?} in {size:?} across axis {across}, overlap {overlap}: {off}");
+                }
             }
         }
     }
@@ -183,7 +197,7 @@ fn planes_leave_as_soon_as_no_window_touches_them() {
     let cut = window(Rank::Three, [8, 8, 8], 0.5, 2);
     // Three windows within a slab; slabs start at 0, 4, .., 28, 29.
     let image = noise(&[1, 37, 8, 14], 1);
-    cut.probabilities(&image, &[&network], &mut |plane| {
+    cut.probabilities(&image, 0, &[&network], &mut |plane| {
         assert_eq!(plane.len(), 2 * 8 * 14);
         let x: i64 = planes.get();
         planes.set(x + 1);
@@ -193,6 +207,19 @@ fn planes_leave_as_soon_as_no_window_touches_them() {
     })
     .unwrap();
     assert_eq!(planes.get(), 37);
+}
+
+#[test]
+fn slabs_lie_across_the_axis_along_which_they_are_the_smallest() {
+    let thin = window(Rank::Three, [16, 16, 16], 0.5, 1);
+    assert_eq!(thin.thinnest([512, 512, 1200]), 2);
+    assert_eq!(thin.slab([512, 512, 1200], 2), 512 * 512 * 16);
+    assert_eq!(thin.thinnest([64, 64, 64]), 0);
+    // Along an axis where the scan is smaller than a window, a slab is as thick as the window.
+    assert_eq!(thin.slab([8, 32, 32], 0), 16 * 32 * 32);
+    assert_eq!((thin.thinnest([8, 32, 40]), thin.count([8, 32, 40])), (2, 3 * 4));
+    let images = window(Rank::Two, [1, 16, 16], 0.5, 4);
+    assert_eq!((images.thinnest([10, 20, 400]), images.slab([10, 20, 400], 0)), (0, 4 * 20 * 400));
 }
 
 #[test]

@@ -85,7 +85,7 @@ pub fn arrange_file(place: Place) -> Result<Arranged> {
 }
 
 /// As a new NIfTI-1 file: what is computed from slices is a volume.
-fn write(like: &Header, made: &Made, out: &mut dyn Write) -> Result<()> {
+fn write(like: &Header, made: &mut Made, out: &mut dyn Write) -> Result<()> {
     let header = Header::new(like.shape, &like.affine).context("a NIfTI file in the series' space")?;
     (nifti::FORMAT.write)(&header, made, out)
 }

@@ -96,11 +96,7 @@ fn scale(fields: &Fields) -> [f64; 2] {
 }
 
 /// As a new NIfTI-1 file: ANALYZE would not say where the voxels lie.
-fn write(like: &Header, made: &Made, out: &mut dyn Write) -> Result<()> {
+fn write(like: &Header, made: &mut Made, out: &mut dyn Write) -> Result<()> {
     let header = Header::new(like.shape, &like.affine)?;
-    let mut voxels = made.voxels.clone();
-    if like.big_endian {
-        voxels.chunks_exact_mut(made.stored.size()).for_each(<[u8]>::reverse);
-    }
-    like::write_like(&header, &Made { voxels, ..*made }, out)
+    like::write_like(&header, made, out)
 }

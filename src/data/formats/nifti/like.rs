@@ -97,7 +97,7 @@ fn header_like(like: &Header, channels: Option<usize>, stored: Stored) -> Result
 }
 
 /// Writes a single file with the header of `like`.
-pub fn write_like(like: &Header, made: &Made, out: &mut dyn Write) -> Result<()> {
+pub fn write_like(like: &Header, made: &mut Made, out: &mut dyn Write) -> Result<()> {
     out.write_all(&header_like(like, made.channels, made.stored)?)?;
-    Ok(out.write_all(&made.voxels)?)
+    (made.voxels)(like.big_endian, out)
 }

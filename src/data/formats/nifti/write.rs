@@ -30,7 +30,7 @@ pub fn write(path: &Path, volume: &Volume, kind: DataType) -> Result<()> {
     let voxels = match kind {
         DataType::Uint8 => integers(volume, 0.0, 255.0, "uint8", |v| [v as u8]),
         DataType::Int16 => integers(volume, -32768.0, 32767.0, "int16", |v| (v as i16).to_le_bytes()),
-        DataType::Float32 => Ok(encode(volume.data.view(), false, f32::to_le_bytes)),
+        DataType::Float32 => Ok(encode(volume.data.view(), f32::to_le_bytes)),
     }
     .with_context(named)?;
     write_file(path, |file| {
@@ -52,7 +52,7 @@ fn integers<const N: usize>(
         let (at, v) = volume.data.indexed_iter().find(|&(_, &v)| !fits(v)).expect("one does not fit");
         bail!("voxel {at:?} is {v}, expected {low} to {high} for {name}");
     }
-    Ok(encode(volume.data.view(), false, |v| bytes(v.round_ties_even())))
+    Ok(encode(volume.data.view(), |v| bytes(v.round_ties_even())))
 }
 
 pub(super) fn header(shape: Shape, channels: usize, affine: &Affine, kind: DataType) -> Result<[u8; OFFSET]> {

@@ -165,7 +165,7 @@ fn open(content: Content) -> Result<(Header, Voxels)> {
 }
 
 /// A file with the space of `like`, compressed inside.
-fn write(like: &Header, made: &Made, out: &mut dyn Write) -> Result<()> {
+fn write(like: &Header, made: &mut Made, out: &mut dyn Write) -> Result<()> {
     let fields = Fields::read(&mut &like.raw[..], &mut vec![])?;
     let grid = Grid::of(&fields)?;
     let kind = TYPES.iter().find(|(_, stored)| *stored == made.stored).expect("every type has a name").0[0];
@@ -195,7 +195,7 @@ fn write(like: &Header, made: &Made, out: &mut dyn Write) -> Result<()> {
         vector(&grid.vectors[3])
     )?;
     let mut stream = GzEncoder::new(out, Compression::fast());
-    stream.write_all(&made.voxels)?;
+    (made.voxels)(like.big_endian, &mut stream)?;
     stream.finish()?;
     Ok(())
 }
