@@ -52,7 +52,7 @@ pub fn augmented(
             out,
             label.as_deref_mut().map(|label| (label, augmentation.outside)),
         )?;
-        augmentation.finish(&stats.into_iter().map(Some).collect::<Vec<_>>(), out, label);
+        augmentation.finish(&stats.into_iter().map(Some).collect::<Vec<_>>(), out, label, region.size);
         return Ok(());
     }
     scans.read(scan, region, Orientation::IDENTITY, out)?;

@@ -69,11 +69,23 @@ pub struct MaeConfig {
     /// target stays as it is
     #[arg(id = "mae-intensity", long = "mae-intensity", value_name = "P", default_value_t = Self::default().intensity)]
     pub intensity: f64,
+    /// Probability of each artefact of magnetic resonance in the input, which is restored without them, as --aug-mr of finetune. For MR only
+    #[arg(id = "mae-mr", long = "mae-mr", value_name = "P", default_value_t = Self::default().mr)]
+    pub mr: f64,
 }
 
 impl Default for MaeConfig {
     fn default() -> Self {
-        MaeConfig { block: None, ratio: None, fill: None, loss: Counted::Masked, spatial: 0.2, flip: 0., intensity: 0.15 }
+        MaeConfig {
+            block: None,
+            ratio: None,
+            fill: None,
+            loss: Counted::Masked,
+            spatial: 0.2,
+            flip: 0.,
+            intensity: 0.15,
+            mr: 0.,
+        }
     }
 }
 
@@ -162,12 +174,14 @@ impl Mae {
             "--mae-ratio {ratio} masks {masked} of the {all} blocks of {named} voxels in a window of {of}: some must be masked and \
              some left; lower --mae-block"
         );
-        for (name, p) in [("spatial", config.spatial), ("flip", config.flip), ("intensity", config.intensity)] {
+        for (name, p) in
+            [("spatial", config.spatial), ("flip", config.flip), ("intensity", config.intensity), ("mr", config.mr)]
+        {
             ensure!((0. ..=1.).contains(&p), "--mae-{name} is a probability, 0 to 1, found {p}");
         }
-        let MaeConfig { spatial, flip, intensity: p, .. } = *config;
+        let MaeConfig { spatial, flip, intensity: p, mr, .. } = *config;
         let intensity = AugmentConfig { brightness_p: p, contrast_p: p, gamma_p: p, noise_p: p, ..AugmentConfig::default() };
-        let augment = AugmentConfig { spatial, flip, ..intensity }.augmenter(rank, None, &[])?;
+        let augment = AugmentConfig { spatial, flip, mr, ..intensity }.augmenter(rank, None, &[])?;
         Ok(Mae { config: config.clone(), augment, blocks, masked, rank })
     }
 

@@ -40,6 +40,9 @@ pub struct SimclrConfig {
     /// Probability of a mirror image of each crop along each axis, by itself; what cannot tell left from right is of no help where labels do
     #[arg(id = "simclr-flip", long = "simclr-flip", value_name = "P", default_value_t = Self::default().flip)]
     pub flip: f64,
+    /// Probability of each artefact of magnetic resonance in each crop, as --aug-mr of finetune. For MR only
+    #[arg(id = "simclr-mr", long = "simclr-mr", value_name = "P", default_value_t = Self::default().mr)]
+    pub mr: f64,
     /// Length of an embedding
     #[arg(id = "simclr-embedding", long = "simclr-embedding", value_name = "N", default_value_t = Self::default().embedding)]
     pub embedding: usize,
@@ -47,7 +50,7 @@ pub struct SimclrConfig {
 
 impl Default for SimclrConfig {
     fn default() -> Self {
-        SimclrConfig { crop: None, temperature: 0.5, flip: 0., embedding: 128 }
+        SimclrConfig { crop: None, temperature: 0.5, flip: 0., mr: 0., embedding: 128 }
     }
 }
 
@@ -56,7 +59,7 @@ impl Default for SimclrConfig {
 const SPATIAL: ResampleRanges = ResampleRanges { flip: 0., right_angle: 0., degrees: 30., zoom: [0.8, 1.2] };
 
 /// Changes of intensity, for each channel by itself: colours tell the crops of a scan from those of another as little as possible.
-fn strong() -> AugmentConfig {
+fn strong(mr: f64) -> AugmentConfig {
     AugmentConfig {
         // Every crop is turned and scaled.
         flip: 0.,
@@ -69,6 +72,7 @@ fn strong() -> AugmentConfig {
         gamma: Interval([0.5, 2.]),
         noise_p: 0.3,
         noise: 0.1,
+        mr,
         ..Default::default()
     }
 }
@@ -103,7 +107,7 @@ pub struct Simclr {
 impl Simclr {
     /// Errors if a crop is larger than the window, or a setting out of range.
     pub fn new(config: &SimclrConfig, window: Shape, channels: usize, rank: Rank) -> Result<Self> {
-        let SimclrConfig { temperature, flip, embedding, .. } = *config;
+        let SimclrConfig { temperature, flip, mr, embedding, .. } = *config;
         let mut crop = [1; 3];
         rank.axes().for_each(|a| crop[a] = window[a] * 3 / 4);
         if let Some(given) = &config.crop {
@@ -116,8 +120,9 @@ impl Simclr {
         );
         ensure!((0.01..=10.).contains(&temperature), "simclr: --simclr-temperature must be 0.01 to 10, found {temperature}");
         ensure!((0. ..=1.).contains(&flip), "simclr: --simclr-flip is a probability, 0 to 1, found {flip}");
+        ensure!((0. ..=1.).contains(&mr), "simclr: --simclr-mr is a probability, 0 to 1, found {mr}");
         ensure!(embedding >= 2, "simclr: an embedding needs at least 2 numbers, found {embedding}");
-        Ok(Simclr { rank, window, channels, crop, config: config.clone(), augment: strong().augmenter(rank, None, &[])? })
+        Ok(Simclr { rank, window, channels, crop, config: config.clone(), augment: strong(mr).augmenter(rank, None, &[])? })
     }
 
     fn draw(&self, scans: &dyn Scans, scan: usize, rng: &mut Rng) -> Result<Params> {

@@ -36,11 +36,14 @@ pub struct VfConfig {
     /// Probability of a mirror image of each of the two windows along each axis, by itself
     #[arg(id = "vf-flip", long = "vf-flip", value_name = "P", default_value_t = Self::default().flip)]
     pub flip: f64,
+    /// Probability of each artefact of magnetic resonance in each of the two windows, as --aug-mr of finetune. For MR only
+    #[arg(id = "vf-mr", long = "vf-mr", value_name = "P", default_value_t = Self::default().mr)]
+    pub mr: f64,
 }
 
 impl Default for VfConfig {
     fn default() -> Self {
-        VfConfig { classes: 5, flip: 0. }
+        VfConfig { classes: 5, flip: 0., mr: 0. }
     }
 }
 
@@ -91,14 +94,15 @@ pub struct VolumeFusion {
 impl VolumeFusion {
     /// Errors if there is nothing to tell apart, or no room for a box.
     pub fn new(config: &VfConfig, window: Shape, rank: Rank) -> Result<Self> {
-        let VfConfig { classes, flip } = *config;
+        let VfConfig { classes, flip, mr } = *config;
         ensure!((2..=100).contains(&classes), "vf: --vf-classes must be 2 to 100, found {classes}");
         ensure!((0. ..=1.).contains(&flip), "vf: --vf-flip is a probability, 0 to 1, found {flip}");
+        ensure!((0. ..=1.).contains(&mr), "vf: --vf-mr is a probability, 0 to 1, found {mr}");
         let named = Sides::of(rank, window);
         let enough = rank.axes().all(|a| window[a] >= 4);
         ensure!(enough, "vf: a window of {named} voxels a side is too small for boxes, expected at least 4");
         // The intensities of fine-tuning. Turned and scaled scans would have borders, which tell the two apart.
-        let augment = AugmentConfig { flip, spatial: 0., ..Default::default() }.augmenter(rank, None, &[])?;
+        let augment = AugmentConfig { flip, mr, spatial: 0., ..Default::default() }.augmenter(rank, None, &[])?;
         let sides = window.map(|side| SHORTEST.min(side / 4)..=(LONGEST * side as f64) as usize);
         let blind = share_of_first(rank, window, &sides, classes);
         Ok(VolumeFusion { rank, window, classes, augment, sides, blind })

@@ -3,12 +3,14 @@
 
 use super::intensity::{self, IntensityChange, Stats};
 use super::mirror::{MirrorAxis, Mirroring};
+use super::mr::{MrChange, MrKind};
 use super::resample::{self, Interpolation, Resample};
 use crate::data::labelling::{IGNORE, Labelling};
 use crate::data::slices::Slices;
 use crate::dim::{Rank, Shape, voxels};
 use crate::rng::{Rng, normal_pair};
 use anyhow::{Context, Result, ensure};
+use clap::ValueEnum;
 use rand::{Rng as _, SeedableRng};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -82,6 +84,13 @@ pub struct AugmentConfig {
     /// Largest standard deviation of the noise, as a share of the channel's range
     #[arg(id = "aug-noise", long = "aug-noise", value_name = "SHARE", default_value_t = Self::default().noise)]
     pub noise: f32,
+    /// Probability of each artefact of magnetic resonance, for each channel: bias field, motion, ghosting, Gibbs ringing, low resolution,
+    /// blur. For MR only: in CT and photographs they do not arise
+    #[arg(id = "aug-mr", long = "aug-mr", value_name = "P", default_value_t = Self::default().mr)]
+    pub mr: f64,
+    /// Artefacts that --aug-mr draws, separated by commas [default: all]
+    #[arg(id = "aug-mr-kinds", long = "aug-mr-kinds", value_name = "KIND,...", value_enum, value_delimiter = ',')]
+    pub mr_kinds: Vec<MrKind>,
 }
 
 impl Default for AugmentConfig {
@@ -102,6 +111,8 @@ impl Default for AugmentConfig {
             gamma: Interval([0.7, 1.5]),
             noise_p: 0.1,
             noise: 0.05,
+            mr: 0.,
+            mr_kinds: vec![],
         }
     }
 }
@@ -135,9 +146,11 @@ pub struct Augmenter {
 }
 
 /// Change of one channel's intensities, in the order of the fields; `None` leaves them as they are.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ChannelChange {
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub mr: Vec<MrChange>,
     pub intensity: Option<IntensityChange>,
     pub gamma: Option<f32>,
     pub noise: Option<Noise>,
@@ -162,6 +175,7 @@ impl AugmentConfig {
             ("contrast-p", self.contrast_p),
             ("gamma-p", self.gamma_p),
             ("noise-p", self.noise_p),
+            ("mr", self.mr),
         ] {
             ensure!((0. ..=1.).contains(&p), "--aug-{name} is a probability, 0 to 1, found {p}");
         }
@@ -185,6 +199,10 @@ impl AugmentConfig {
             self.flip_axes.is_empty() || self.flip > 0.,
             "--aug-flip-axes goes with --aug-flip, the probability of a mirror image, which is 0"
         );
+        ensure!(
+            self.mr_kinds.is_empty() || self.mr > 0.,
+            "--aug-mr-kinds goes with --aug-mr, the probability of each of them, which is 0"
+        );
         Ok(())
     }
 
@@ -205,7 +223,7 @@ impl AugmentConfig {
         !self.off && self.flip > 0.
     }
 
-    fn draw_channel(&self, rng: &mut Rng) -> ChannelChange {
+    fn draw_channel(&self, rank: Rank, shape: Shape, rng: &mut Rng) -> ChannelChange {
         let ranges = intensity::IntensityRanges { contrast: self.contrast.0, shift: self.brightness };
         let mut intensity = ranges.draw(rng);
         if !rng.random_bool(self.brightness_p) {
@@ -217,7 +235,17 @@ impl AugmentConfig {
         let [low, high] = self.gamma.0;
         let gamma = rng.random_bool(self.gamma_p).then(|| gamma_between(low, high, rng));
         let noise = rng.random_bool(self.noise_p).then(|| Noise { sd: self.noise * rng.random::<f32>(), seed: rng.random() });
+        // Nothing is drawn where there are none, so that other draws stay what they were.
+        let mut mr = vec![];
+        if self.mr > 0. {
+            for kind in MrKind::value_variants() {
+                if (self.mr_kinds.is_empty() || self.mr_kinds.contains(kind)) && rng.random_bool(self.mr) {
+                    mr.push(kind.draw(rank, shape, rng));
+                }
+            }
+        }
         ChannelChange {
+            mr,
             intensity: Some(intensity).filter(|i| i.contrast != 1. || i.shift != 0.),
             gamma: gamma.filter(|&gamma| gamma != 1.),
             noise: noise.filter(|noise| noise.sd != 0.),
@@ -254,7 +282,7 @@ impl Augmenter {
             spatial = Resample { flip: spatial.flip, ..Resample::IDENTITY };
         }
         let classes = self.mirroring.classes(spatial.flip).map(<[u8]>::to_vec);
-        let channels = (0..channels).map(|_| config.draw_channel(rng)).collect();
+        let channels = (0..channels).map(|_| config.draw_channel(self.rank, shape, rng)).collect();
         Augmentation { spatial, outside: self.outside, classes, channels }
     }
 }
@@ -277,8 +305,9 @@ impl Augmentation {
 
     /// Augments `image`, `[C, D, H, W]`, and its `label`, `[D, H, W]`, both of `shape`, in place. In this order: flips, rotation and
     /// scaling in one map and one interpolation (image linear, label nearest; what enters from outside is the channel's minimum
-    /// and of [`Augmentation::outside`]); classes that have a side; then for each channel contrast and brightness, gamma, noise. Mean, minimum and range of a
-    /// channel are those of all that was read, before anything was changed. Flips alone are exact. Errors on lengths that disagree.
+    /// and of [`Augmentation::outside`]); classes that have a side; then for each channel artefacts of magnetic resonance, contrast and brightness, gamma, noise. Mean,
+    /// minimum and range of a channel are those of all that was read, before anything was changed, but for artefacts, which set them anew.
+    /// Flips alone are exact. Errors on lengths that disagree.
     ///
     /// Of a part of a scan, [`augmented`](crate::sample::turned::augmented) reads what enters from outside as well.
     pub fn apply(&self, image: &mut [f32], mut label: Option<&mut [u8]>, shape: Shape) -> Result<()> {
@@ -311,19 +340,18 @@ impl Augmentation {
                 flip(label, shape, self.spatial.flip);
             }
         }
-        self.finish(&stats, image, label);
+        self.finish(&stats, image, label, shape);
         Ok(())
     }
 
     /// The part of [`Augmentation::apply`] after voxels were moved. `stats`: of each channel before that; `None`: it is left as it is.
-    pub fn finish(&self, stats: &[Option<Stats>], image: &mut [f32], label: Option<&mut [u8]>) {
+    pub fn finish(&self, stats: &[Option<Stats>], image: &mut [f32], label: Option<&mut [u8]>, shape: Shape) {
         if let Some(label) = label {
             label.iter_mut().for_each(|class| *class = self.class(*class));
         }
-        let n = image.len() / self.channels.len();
-        for ((channel, change), stats) in image.chunks_exact_mut(n).zip(&self.channels).zip(stats) {
+        for ((channel, change), stats) in image.chunks_exact_mut(voxels(shape)).zip(&self.channels).zip(stats) {
             if let Some(stats) = stats {
-                change.apply(*stats, channel);
+                change.apply(*stats, channel, shape);
             }
         }
     }
@@ -336,7 +364,11 @@ impl Augmentation {
 
 impl ChannelChange {
     /// Changes a channel in place; `stats` are those of the channel before it was moved.
-    fn apply(&self, stats: Stats, channel: &mut [f32]) {
+    fn apply(&self, mut stats: Stats, channel: &mut [f32], shape: Shape) {
+        self.mr.iter().for_each(|change| change.apply(channel, shape));
+        if !self.mr.is_empty() {
+            stats = Stats::of(channel);
+        }
         let mut bounds = [stats.min, stats.max];
         if let Some(intensity) = self.intensity {
             intensity.apply(stats, channel);

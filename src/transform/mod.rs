@@ -3,5 +3,6 @@
 pub mod augment;
 pub mod intensity;
 pub mod mirror;
+pub mod mr;
 pub mod resample;
 pub mod spatial;

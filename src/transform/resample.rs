@@ -47,7 +47,7 @@ pub struct ResampleRanges {
 /// Longer side of a plane to the shorter one from which a window is turned less in it, so that it shows much the same part of the scan, and
 /// from which it is not turned in it at all (nnU-Net's `ANISO_THRESHOLD`).
 const LONG: usize = 2;
-const FLAT: usize = 3;
+pub(super) const FLAT: usize = 3;
 /// Largest angle of what is turned less: nnU-Net's for volumes.
 const LONG_DEGREES: f32 = 30.;
 
@@ -85,7 +85,7 @@ impl ResampleRanges {
 const ONE: i64 = 1 << 32;
 
 /// The two axes of the plane that turns about an axis.
-fn others(axis: usize) -> [usize; 2] {
+pub(super) fn others(axis: usize) -> [usize; 2] {
     [[1, 2], [0, 2], [0, 1]][axis]
 }
 
@@ -205,7 +205,38 @@ impl Resample {
             shape[0] > 1 || (self.axis == 0 && self.zoom[0] == 1.),
             "an image of {shape:?} turns about axis 0 and keeps its depth, found {self:?}"
         );
-        let matrix = self.matrix();
+        Affine { matrix: self.matrix(), shift: [0.; 3] }.rows(input, source, shape, interpolation, fill, out, mix);
+        Ok(())
+    }
+}
+
+/// `source - centre = matrix (output - centre) + shift`, in voxels; the centre is `(shape - 1) / 2`.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Affine {
+    pub matrix: [[f64; 3]; 3],
+    pub shift: [f64; 3],
+}
+
+impl Affine {
+    /// One channel, `[D, H, W]`, into another one of the same shape; linear, `fill` is the value of what lies outside.
+    pub fn apply(&self, input: &[f32], shape: Shape, fill: f32, out: &mut [f32]) {
+        self.rows(input, Source::same(shape), shape, Interpolation::Linear, &[fill], out, trilinear);
+    }
+
+    /// As [`Resample::rows`], whose checks have been passed.
+    #[allow(clippy::too_many_arguments)]
+    fn rows<T: Copy>(
+        &self,
+        input: &[T],
+        source: Source,
+        shape: Shape,
+        interpolation: Interpolation,
+        fill: &[T],
+        out: &mut [T],
+        mix: impl Fn([T; 8], [f32; 3]) -> T,
+    ) {
+        let (from, n) = (voxels(source.size), voxels(shape));
+        let Affine { matrix, shift } = self;
         let centre = shape.map(|n| (n as f64 - 1.) / 2.);
         let fixed = |x: f64| (x * ONE as f64).round() as i64;
         let step: [i64; 3] = std::array::from_fn(|a| fixed(matrix[a][2]));
@@ -213,7 +244,7 @@ impl Resample {
         for x0 in 0..shape[0] {
             for x1 in 0..shape[1] {
                 let offset = [x0 as f64 - centre[0], x1 as f64 - centre[1], -centre[2]];
-                let place = |a: usize| centre[a] + matrix[a].iter().zip(offset).map(|(m, x)| m * x).sum::<f64>();
+                let place = |a: usize| centre[a] + shift[a] + matrix[a].iter().zip(offset).map(|(m, x)| m * x).sum::<f64>();
                 let base = std::array::from_fn(|a| fixed(place(a)) - source.start[a] * ONE);
                 row.locate(base, step);
                 let start = (x0 * shape[1] + x1) * shape[2];
@@ -222,7 +253,6 @@ impl Resample {
                 }
             }
         }
-        Ok(())
     }
 }
 

@@ -125,7 +125,7 @@ fn loss_and_metrics_as_written_out() {
 #[test]
 fn what_cannot_be_is_refused() {
     let refused = |task: Result<VolumeFusion>| format!("{:#}", task.err().expect("refused"));
-    let new = |classes, flip, window| VolumeFusion::new(&VfConfig { classes, flip }, [window; 3], Rank::Three);
+    let new = |classes, flip, window| VolumeFusion::new(&VfConfig { classes, flip, mr: 0. }, [window; 3], Rank::Three);
     assert!(refused(new(1, 0., 32)).contains("found 1"));
     assert!(refused(new(5, 1.5, 32)).contains("1.5"));
     assert!(refused(new(5, 0., 3)).contains("at least 4"));

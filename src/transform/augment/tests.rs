@@ -17,10 +17,12 @@ const ALWAYS: AugmentConfig = AugmentConfig {
     gamma: Interval([0.5, 2.]),
     noise_p: 1.,
     noise: 0.1,
+    mr: 1.,
+    mr_kinds: vec![],
 };
 /// Moves, and leaves intensities alone.
 fn spatial() -> AugmentConfig {
-    AugmentConfig { brightness_p: 0., contrast_p: 0., gamma_p: 0., noise_p: 0., ..ALWAYS }
+    AugmentConfig { brightness_p: 0., contrast_p: 0., gamma_p: 0., noise_p: 0., mr: 0., ..ALWAYS }
 }
 fn draw(config: &AugmentConfig, rank: Rank, channels: usize, rng: &mut Rng) -> Augmentation {
     config.augmenter(rank, None, &[]).unwrap().draw(channels, rank.cube(16), rng)
@@ -198,7 +200,7 @@ fn a_blob_moves_where_the_map_says() {
 #[test]
 fn intensities_as_written_out() {
     let mut rng = rng(4, Stream::Train, 0, 0);
-    let config = AugmentConfig { spatial: 0., flip: 0., noise_p: 0., ..ALWAYS };
+    let config = AugmentConfig { spatial: 0., flip: 0., noise_p: 0., mr: 0., ..ALWAYS };
     for shape in SHAPES {
         let before = image(3, shape, &mut rng);
         let drawn = draw(&config, Rank::of(shape), 3, &mut rng);
@@ -253,8 +255,17 @@ fn noise_has_its_standard_deviation_and_differs_between_channels() {
 fn identity_ranges_and_off_change_no_bit() {
     let mut rng = rng(5, Stream::Train, 0, 0);
     let one = Interval([1., 1.]);
-    let identity =
-        AugmentConfig { flip: 0., degrees: 0., scale: one, brightness: 0., contrast: one, gamma: one, noise: 0., ..ALWAYS };
+    let identity = AugmentConfig {
+        flip: 0.,
+        degrees: 0.,
+        scale: one,
+        brightness: 0.,
+        contrast: one,
+        gamma: one,
+        noise: 0.,
+        mr: 0.,
+        ..ALWAYS
+    };
     for config in [identity, AugmentConfig { off: true, ..ALWAYS }] {
         for shape in SHAPES {
             let before = (image(2, shape, &mut rng), label(shape, &mut rng));
@@ -283,13 +294,33 @@ fn draws_stay_in_their_ranges_at_their_probabilities() {
     near(share(&|a| a.channels[0].noise.is_some()), 0.1);
     for a in &drawn {
         assert!(a.spatial.degrees.abs() <= 15. && a.spatial.zoom.iter().all(|z| (0.85..=1.15).contains(z)));
-        let change = a.channels[0];
+        let change = &a.channels[0];
         assert!(change.intensity.is_none_or(|i| i.shift.abs() <= 0.1 && (0.75..=1.25).contains(&i.contrast)));
         assert!(change.gamma.is_none_or(|g| (0.7..=1.5).contains(&g)));
         assert!(change.noise.is_none_or(|n| (0. ..=0.05).contains(&n.sd)));
     }
     let flat = draw(&ALWAYS, Rank::Two, 1, &mut rng).spatial;
     assert_eq!((flat.axis, flat.flip[0], flat.zoom[0]), (0, false, 1.));
+}
+
+#[test]
+fn artefacts_are_drawn_only_on_request() {
+    // The generator's next number was this one before there were artefacts.
+    let mut drawing = rng(8, Stream::Train, 0, 0);
+    let drawn = draw(&AugmentConfig::default(), Rank::Three, 2, &mut drawing);
+    assert_eq!((drawing.random::<u64>(), drawn.channels[0].mr.len()), (814733523095052117, 0));
+    assert!(!serde_json::to_string(&drawn).unwrap().contains("mr"), "a record as before");
+
+    let config = AugmentConfig { mr: 0.2, mr_kinds: vec![MrKind::Blur, MrKind::Motion], ..AugmentConfig::default() };
+    config.check().unwrap();
+    let drawn: Vec<Augmentation> = (0..2000).map(|_| draw(&config, Rank::Three, 2, &mut drawing)).collect();
+    for channel in 0..2 {
+        let all = || drawn.iter().flat_map(|a| &a.channels[channel].mr);
+        let share = |kind: &dyn Fn(&&MrChange) -> bool| all().filter(kind).count() as f64 / 2000.;
+        let [blur, motion] = [share(&|c| matches!(c, MrChange::Blur { .. })), share(&|c| matches!(c, MrChange::Motion { .. }))];
+        assert!((blur - 0.2).abs() < 0.04 && (motion - 0.2).abs() < 0.04, "{blur} {motion}");
+        assert_eq!(all().count() as f64, ((blur + motion) * 2000.).round(), "nothing else");
+    }
 }
 
 #[test]
@@ -302,7 +333,12 @@ fn settings_are_flags_and_bad_ones_are_refused() {
     let parse = |args: &[std::ffi::OsString]| <Cli as clap::Parser>::try_parse_from(std::iter::once(&"x".into()).chain(args));
     assert_eq!(parse(&[]).unwrap().aug, AugmentConfig::default());
     // What a run records, read back as flags.
-    let config = AugmentConfig { off: true, flip_axes: vec![MirrorAxis::LeftRight, MirrorAxis::BottomTop], ..ALWAYS };
+    let config = AugmentConfig {
+        off: true,
+        flip_axes: vec![MirrorAxis::LeftRight, MirrorAxis::BottomTop],
+        mr_kinds: vec![MrKind::BiasField],
+        ..ALWAYS
+    };
     let recorded = serde_json::json!({ "aug": config });
     let mut flat = serde_json::Map::new();
     crate::settings::flatten("", recorded.as_object().unwrap().clone(), &mut flat);
@@ -320,6 +356,8 @@ fn settings_are_flags_and_bad_ones_are_refused() {
         AugmentConfig { flip: 0., flip_axes: vec![MirrorAxis::LeftRight], ..ALWAYS },
         "--aug-flip-axes goes with --aug-flip",
     );
+    refused(AugmentConfig { mr: 1.5, ..ALWAYS }, "--aug-mr is a probability, 0 to 1, found 1.5");
+    refused(AugmentConfig { mr: 0., mr_kinds: vec![MrKind::Blur], ..ALWAYS }, "--aug-mr-kinds goes with --aug-mr");
     refused(AugmentConfig { scale: Interval([1.2, 0.8]), ..ALWAYS }, "found 1.2,0.8");
     refused(AugmentConfig { gamma: Interval([0., 1.]), ..ALWAYS }, "--aug-gamma");
     refused(AugmentConfig { noise: f32::NAN, ..ALWAYS }, "--aug-noise");
