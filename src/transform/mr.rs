@@ -24,6 +24,7 @@ pub enum MrKind {
     Gibbs,
     /// Thick slices along an axis
     LowResolution,
+    /// Gaussian, of another width along each axis
     Blur,
 }
 

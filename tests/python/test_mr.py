@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torchio as tio
-from helpers import ROOT
+from helpers import ROOT, pretext3d, refused, tensors
 from monai.transforms import GibbsNoise
 from scipy.ndimage import gaussian_filter
 
@@ -89,12 +89,38 @@ def test_motion_like_torchio(shape, tmp_path):
 @pytest.mark.parametrize("shape", SHAPES)
 def test_low_resolution_like_torchio(shape, tmp_path):
     image = np.random.default_rng(3).random(shape).astype(np.float32) + 1
-    for axis in [a for a in range(3) if shape[a] > 1]:
-        for thickness in (1.6, 2.3, 4.7):
-            [ours] = changed(image, tmp_path, {"low-resolution": {"axis": axis, "thickness": thickness}})
-            theirs = torchio(tio.RandomAnisotropy(axis, (thickness, thickness)), image)
-            # Beyond the outermost slices TorchIO writes 0, where here the last slice goes on.
-            known = theirs > 0
-            assert known.mean() > 0.6
-            np.testing.assert_allclose(ours[known], theirs[known], atol=1e-5, err_msg=f"{axis} {thickness}")
-            assert ours.min() >= 1
+    cases = [(axis, thickness) for axis in range(3) if shape[axis] > 1 for thickness in (1.6, 2.3, 4.7)]
+    found = changed(image, tmp_path, *({"low-resolution": {"axis": axis, "thickness": t}} for axis, t in cases))
+    for (axis, thickness), ours in zip(cases, found, strict=True):
+        theirs = torchio(tio.RandomAnisotropy(axis, (thickness, thickness)), image)
+        # Beyond the outermost slices TorchIO writes 0, where here the last slice goes on.
+        known = theirs > 0
+        assert known.mean() > 0.6
+        np.testing.assert_allclose(ours[known], theirs[known], atol=1e-5, err_msg=f"{axis} {thickness}")
+        assert ours.min() >= 1
+
+
+@pytest.mark.parametrize("task", ["simclr", "vf", "mae"])
+def test_flags_of_pretraining(task, store, tmp_path):
+    """Each artefact in every view, as volumes and as slices; none by default."""
+
+    def samples(name, *flags):
+        out = tmp_path / name
+        pretext3d("inspect", "--data", store, "--task", task, "--window", 16, "--n", 2, "--out", out, *flags)
+        found, metadata = tensors(out / f"{task}.safetensors")
+        return found["views"].numpy(), json.loads(metadata["inspect"])["samples"]
+
+    def channels(sample):
+        params = sample["params"]
+        parts = {"simclr": lambda: params["crops"], "vf": lambda: [params["front"], params["back"]], "mae": lambda: [params]}
+        return [channel for part in parts[task]() for channel in part["augmentation"]["channels"]]
+
+    for name, flags in [("volumes", []), ("slices", ["--slices", "axial"])]:
+        views, drawn = samples(name, *flags, f"--{task}-mr", 1)
+        assert np.isfinite(views).all()
+        for channel in (channel for sample in drawn for channel in channels(sample)):
+            kinds = [next(iter(change)) for change in channel["mr"]]
+            assert kinds == ["bias-field", "motion", "ghosting", "gibbs", "low-resolution", "blur"]
+    assert not any("mr" in channel for sample in samples("plain")[1] for channel in channels(sample))
+    refused("inspect", "--data", store, "--task", task, "--out", tmp_path / "bad", f"--{task}-mr", 1.5,
+            says=[f"--{task}-mr is a probability, 0 to 1, found 1.5"])
