@@ -397,7 +397,7 @@ REFUSED = {
     "a patch of padding": ("none", [*SHAPE, "--patch", 52], ["--patch 52", "no scan has more than 24", "brain_", "at most 48"]),
     "a single voxel to normalise": ("none", [*SHAPE, "--patch", 4, "--batch-size", 1], ["--batch-size 1", "[4, 4, 4]"]),
     "two numbers for three axes": ("none", [*SHAPE, "--patch", "16,16"], ["--patch has 2 numbers", "3"]),
-    "weights for three of four classes": ("none", [*SHAPE, "--class-weights", "1,1,1"], ["--class-weights", "3", "4 classes"]),
+    "weights for three of four classes": ("none", [*SHAPE, "--class-weights", "1,1,1"], ["--class-weights", "3 numbers", "expected 4: one a class"]),
     "weight on the background alone": ("none", [*SHAPE, "--class-weights", "1,0,0,0"], ["--class-weights"]),
     "no such file": ("nowhere.pt", [], ["nowhere.pt"]),
 }

@@ -243,7 +243,7 @@ def test_growing_lists(data, finished, tmp_path):
     assert scores(out) == scores(finished[0])
     message = refused(*sweep(config, out, "--data", data / "../store"), says=["`data`", "--out"])
     assert "other settings" in message
-    others = {"finetune": {"loss": "dice-ce"}, "pretrain": {"more": "[pretrain.rpl]\nlr = 1"}, "seeds": {"seeds": [0]}}
+    others = {"finetune": {"loss": "dice-ce"}, "seeds": {"seeds": [0]}}
     for key, changes in others.items():
         refused(*sweep(written(config, data, **changes), out), says=[f"`{key}` was", "is now", out, "--out"])
     assert results(out) == after and len(read_json(out / "sweep.json")["cells"]) == 8
@@ -598,10 +598,10 @@ REFUSED = {
     "more folds than subjects": ({"test": "folds = 12"}, ["12 folds", "found 11"]),
     "a fold that is none": ({"test": "folds = 3\nrun_folds = [3]"}, ["`run_folds`", "0 to 2"]),
     "another downstream task": ({"more": 'task = "detection"'}, ["[finetune] task", "detection"]),
-    "a patch that no scan holds": ({"more": "patch = 32"}, ["scratch", "--patch", "32", "at most 16"]),
+    "a patch that no scan holds": ({"more": "patch = 64"}, ["scratch", "--patch 64", "at most 32"]),
     "a patch that the encoder does not pool evenly": ({"more": "patch = 15"}, ["scratch", "15", "multiple of 2"]),
     "weights that are not there": ({"more": '[pretrain.rpl]\ninit = "gone.pt"', "tasks": ["rpl"]}, ["rpl", "gone.pt", "No such file"]),
-    "a window of pretraining that no scan holds": ({"more": "[pretrain.rpl]\nwindow = 20", "tasks": ["rpl"]}, ["--window 20", "rpl"]),
+    "a window of pretraining that no scan holds": ({"more": "[pretrain.rpl]\nwindow = 64", "tasks": ["rpl"]}, ["--window 64", "rpl", "at most 32"]),
     "a table of no task": ({"more": "[pretrain.rott]\nlr = 1"}, ["pretrain.rott"]),
 }
 
