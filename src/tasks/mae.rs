@@ -69,7 +69,7 @@ pub struct MaeConfig {
     /// target stays as it is
     #[arg(id = "mae-intensity", long = "mae-intensity", value_name = "P", default_value_t = Self::default().intensity)]
     pub intensity: f64,
-    /// Probability of each artefact of magnetic resonance in the input, which is restored without them, as --aug-mr of finetune. For MR only
+    /// Probability of each artefact of magnetic resonance in the input, which is restored without them, as fine-tuning has them (--aug-mr). For MR only
     #[arg(id = "mae-mr", long = "mae-mr", value_name = "P", default_value_t = Self::default().mr)]
     pub mr: f64,
 }

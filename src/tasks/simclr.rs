@@ -40,7 +40,7 @@ pub struct SimclrConfig {
     /// Probability of a mirror image of each crop along each axis, by itself; what cannot tell left from right is of no help where labels do
     #[arg(id = "simclr-flip", long = "simclr-flip", value_name = "P", default_value_t = Self::default().flip)]
     pub flip: f64,
-    /// Probability of each artefact of magnetic resonance in each crop, as --aug-mr of finetune. For MR only
+    /// Probability of each artefact of magnetic resonance in each crop, as fine-tuning has them (--aug-mr). For MR only
     #[arg(id = "simclr-mr", long = "simclr-mr", value_name = "P", default_value_t = Self::default().mr)]
     pub mr: f64,
     /// Length of an embedding

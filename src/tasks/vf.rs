@@ -36,7 +36,7 @@ pub struct VfConfig {
     /// Probability of a mirror image of each of the two windows along each axis, by itself
     #[arg(id = "vf-flip", long = "vf-flip", value_name = "P", default_value_t = Self::default().flip)]
     pub flip: f64,
-    /// Probability of each artefact of magnetic resonance in each of the two windows, as --aug-mr of finetune. For MR only
+    /// Probability of each artefact of magnetic resonance in each of the two windows, as fine-tuning has them (--aug-mr). For MR only
     #[arg(id = "vf-mr", long = "vf-mr", value_name = "P", default_value_t = Self::default().mr)]
     pub mr: f64,
 }
