@@ -16,7 +16,7 @@ use crate::tasks::segmentation::{self, SegmentationConfig};
 use crate::train::config::{TrainConfig, from_zero, share};
 use crate::train::trainer::Given;
 use crate::transform::augment::AugmentConfig;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Result, anyhow, bail, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
 
@@ -51,8 +51,10 @@ impl DownstreamKind {
             DownstreamKind::Classification => Targets::classes(store.index(), column, classes),
             DownstreamKind::Regression => Targets::numbers(store.index(), column),
         };
-        let labels = if store.index().labels.is_some() { "; it has labels of voxels: --task segmentation" } else { "" };
-        let targets = targets.with_context(|| format!("{}{labels}", store.folder().display()))?;
+        // Who names a column means it.
+        let labels = column.is_none() && store.index().labels.is_some();
+        let labels = if labels { "; it has labels of voxels: --task segmentation" } else { "" };
+        let targets = targets.map_err(|error| anyhow!("{}: {error:#}{labels}", store.folder().display()))?;
         Ok(store.learning(targets))
     }
 
