@@ -13,6 +13,11 @@ pub fn voxels(shape: Shape) -> usize {
     shape.iter().product()
 }
 
+/// Sizes of voxels as text, `1.00 x 1.00 x 2.50`.
+pub fn millimetres(sizes: &[f64]) -> String {
+    sizes.iter().map(|mm| format!("{mm:.2}")).collect::<Vec<_>>().join(" x ")
+}
+
 /// Spatial rank of the data: 2 for images, 3 for volumes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(into = "u8", try_from = "u8")]
@@ -40,6 +45,11 @@ impl Rank {
         let mut shape = [1; 3];
         self.axes().for_each(|a| shape[a] = side);
         shape
+    }
+
+    /// Extents along the axes in use as text, `64 x 64 x 32`.
+    pub fn words(self, shape: Shape) -> String {
+        shape[self.axes()].iter().map(usize::to_string).collect::<Vec<_>>().join(" x ")
     }
 
     /// Rank of data of this shape: a depth of 1 means images.

@@ -163,7 +163,7 @@ impl EncoderFlags {
         }
         let [kernels, strides] = planned(spacing, network.levels().len()).map(|sides| text(&sides).join(","));
         if !kernels.is_empty() {
-            let size = spacing.map(|mm| format!("{mm:.2}")).join(" x ");
+            let size = crate::dim::millimetres(&spacing);
             note!(
                 "voxels of {size} mm on average: for these nnU-Net takes --kernels {kernels} --strides {strides}, this run takes the same along every axis"
             );

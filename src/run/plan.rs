@@ -147,7 +147,7 @@ impl Plan {
         }
         let differs = |trained: &[f64; 3]| trained.iter().zip(now.mean_spacing).any(|(a, b)| (a / b - 1.).abs() > SAME_SPACING);
         if let Some(trained) = self.spacing.as_ref().filter(|trained| now.slices.is_none() && differs(trained)) {
-            let [trained, found] = [*trained, now.mean_spacing].map(|mm| mm.map(|mm| format!("{mm:.2}")).join(" x "));
+            let [trained, found] = [trained, &now.mean_spacing].map(|mm| crate::dim::millimetres(mm));
             warnings.push(format!("trained on voxels of {trained} mm, those of these scans are of {found} mm on average"));
         }
         let same = |(class, masked): &(String, Option<bool>)| match now.preprocessing.intensity {

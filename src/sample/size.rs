@@ -1,7 +1,7 @@
 //! How large windows and patches are unless the user names a size, and which scans are smaller.
 
 use crate::data::Scans;
-use crate::dim::{Rank, Shape, Sides, voxels};
+use crate::dim::{Rank, Shape, Sides, millimetres, voxels};
 use crate::print::note;
 use crate::sample::padded::extended;
 use anyhow::{Result, bail};
@@ -90,12 +90,11 @@ pub fn note_planned(flag: &str, scans: &dyn Scans, rank: Rank, window: Shape) {
         return;
     }
     let (median, spacing) = medians(scans);
-    let spacing: Vec<String> = rank.axes().map(|a| format!("{:.2}", spacing[a])).collect();
     note!(
         "--{flag} {}: from the median scan of {} voxels of {} mm",
         Sides::of(rank, window),
-        words(rank, median),
-        spacing.join(" x ")
+        rank.words(median),
+        millimetres(&spacing[rank.axes()])
     );
 }
 
@@ -109,7 +108,7 @@ pub fn note_padded(flag: &str, scans: &dyn Scans, rank: Rank, window: Shape) {
             Sides::of(rank, window),
             1 + small.count(),
             scans.id(first),
-            words(rank, scans.shape(first))
+            rank.words(scans.shape(first))
         );
     }
 }
@@ -130,10 +129,6 @@ pub fn check(flag: &str, scans: &dyn Scans, rank: Rank, window: Shape) -> Result
         }
     }
     Ok(())
-}
-
-fn words(rank: Rank, shape: Shape) -> String {
-    shape[rank.axes()].iter().map(usize::to_string).collect::<Vec<_>>().join(" x ")
 }
 
 #[cfg(test)]

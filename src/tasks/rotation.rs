@@ -95,7 +95,7 @@ pub fn note_spacing(config: &RotationConfig, rank: Rank, spacing: [f64; 3]) {
     // The plane across the axis that is least like the two others.
     let alike = |axis: usize| (spacing[(axis + 1) % 3] / spacing[(axis + 2) % 3]).ln().abs();
     let plane = Slices::across((0..3).min_by(|&a, &b| alike(a).total_cmp(&alike(b))).unwrap_or(2)).name();
-    let size = spacing.map(|mm| format!("{mm:.2}")).join(" x ");
+    let size = crate::dim::millimetres(&spacing);
     note!(
         "rot: voxels of {size} mm on average, whose stretching gives turns out of the {plane} plane away: --rot-planes {plane} leaves them out"
     );

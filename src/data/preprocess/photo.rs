@@ -27,18 +27,26 @@ pub fn fit(photograph: &Photograph, wanted: &[usize], side: usize, foreground: T
         Threshold::Auto => BLACK,
         Threshold::Above { value } => value,
     };
-    let crop = match &photograph.samples {
-        Samples::Eight(samples) => bright(samples, photograph, wanted, threshold),
-        Samples::Sixteen(samples) => bright(samples, photograph, wanted, threshold),
+    match &photograph.samples {
+        Samples::Eight(samples) => fit_samples(samples, photograph, wanted, side, threshold),
+        Samples::Sixteen(samples) => fit_samples(samples, photograph, wanted, side, threshold),
+    }
+}
+
+fn fit_samples<S: Sample>(
+    samples: &[S],
+    photograph: &Photograph,
+    wanted: &[usize],
+    side: usize,
+    threshold: f32,
+) -> Result<(Volume, Region)> {
+    let Some(crop) = bright(samples, photograph, wanted, threshold) else {
+        bail!("no foreground: nothing is brighter than {threshold} (of 1)")
     };
-    let Some(crop) = crop else { bail!("no foreground: nothing is brighter than {threshold} (of 1)") };
     let square = crop.size[1].max(crop.size[2]);
     // First pixel of the square; it may lie outside of the photograph.
     let first = [1, 2].map(|a| crop.start[a] as isize - (square - crop.size[a]) as isize / 2);
-    let data = match &photograph.samples {
-        Samples::Eight(samples) => resized(samples, photograph, wanted, first, square, side),
-        Samples::Sixteen(samples) => resized(samples, photograph, wanted, first, square, side),
-    };
+    let data = resized(samples, photograph, wanted, first, square, side);
     let (mut affine, step) = (IN_PIXELS, square as f64 / side as f64);
     for row in affine.iter_mut().take(3) {
         for (a, first) in [1, 2].into_iter().zip(first) {

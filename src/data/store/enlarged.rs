@@ -3,7 +3,7 @@
 use super::file::Mapped;
 use super::index::Index;
 use crate::data::preprocess::Grid;
-use crate::dim::{Rank, Region, Shape, voxels};
+use crate::dim::{Rank, Region, Shape, millimetres, voxels};
 use anyhow::{Context, Result};
 use std::path::Path;
 
@@ -32,24 +32,23 @@ pub fn describe(folder: &Path, index: &Index) -> Result<Option<String>> {
     }
     let Some((times, from, at)) = most else { return Ok(None) };
     let entry = &index.subjects[at];
-    let text = |shape: Shape| shape[Rank::of(entry.shape).axes()].iter().map(usize::to_string).collect::<Vec<_>>().join(" x ");
+    let rank = Rank::of(entry.shape);
     let hint = match index.settings.grid {
         Grid::Cube { .. } => {
             format!("--size {} keeps as many, --protocol modern the scans' own shapes", from.iter().max().unwrap_or(&1))
         }
         Grid::Spacing { .. } => {
-            let own: Vec<String> =
-                (0..3).map(|a| format!("{:.2}", entry.spacing[a] * entry.shape[a] as f64 / from[a] as f64)).collect();
-            format!("its voxels are of {} mm: a coarser --spacing keeps as many", own.join(" x "))
+            let own = [0, 1, 2].map(|a| entry.spacing[a] * entry.shape[a] as f64 / from[a] as f64);
+            format!("its voxels are of {} mm: a coarser --spacing keeps as many", millimetres(&own))
         }
     };
-    let unit = if Rank::of(entry.shape) == Rank::Two { "pixels" } else { "voxels" };
+    let unit = if rank == Rank::Two { "pixels" } else { "voxels" };
     Ok(Some(format!(
         "{enlarged} of {} scans are enlarged, most of all {}: {} {unit} became {}, {times:.1} times as many, which show nothing more and take as \
          much longer; {hint}",
         index.subjects.len(),
         entry.id,
-        text(from),
-        text(entry.shape)
+        rank.words(from),
+        rank.words(entry.shape)
     )))
 }

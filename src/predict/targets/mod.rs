@@ -133,7 +133,7 @@ impl Delivery<'_> {
              Methods\n\n{cited}",
             name.as_str().unwrap_or_default(),
             self.input.trained_on(),
-            self.input.mean_spacing.map(|mm| format!("{mm:.2}")).join(" x "),
+            crate::dim::millimetres(&self.input.mean_spacing),
         );
         self.text("README.md", &text)
     }
