@@ -12,6 +12,7 @@ pub mod dim;
 pub mod ffi;
 pub mod finetune;
 pub mod fs;
+pub mod group;
 pub mod machine;
 pub mod metrics;
 pub mod nn;
