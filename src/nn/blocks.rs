@@ -1,8 +1,10 @@
 //! Layers for rank 2 and 3 alike.
 
 use super::script::ScriptModule;
+use super::step;
 use crate::dim::{PerAxis, Rank};
 use crate::ffi;
+use crate::group;
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
 use tch::nn::{self, Init, init};
@@ -164,6 +166,7 @@ impl Norm {
 
     pub fn forward(&self, x: &Tensor, train: bool) -> Tensor {
         match &self.running {
+            Some(running) if train && group::world() > 1 => self.synchronised(x, running),
             Some([mean, variance]) => self.batch_norm(x, Some(mean), Some(variance), train),
             None => self.instance_norm(x),
         }
@@ -171,6 +174,33 @@ impl Norm {
 
     fn batch_norm(&self, x: &Tensor, mean: Option<&Tensor>, variance: Option<&Tensor>, train: bool) -> Tensor {
         x.batch_norm(Some(&self.weight), Some(&self.bias), mean, variance, train, NORM_MOMENTUM, NORM_EPS, true)
+    }
+
+    /// Batch normalisation in training by mean and variance over the samples of all ranks.
+    fn synchronised(&self, x: &Tensor, running: &[Tensor; 2]) -> Tensor {
+        let axes: Vec<i64> = (0..x.dim() as i64).filter(|&axis| axis != 1).collect();
+        let over = |x: &Tensor| group::sum(&x.sum_dim_intlist(axes.as_slice(), false, Kind::Float));
+        let channel: Vec<i64> = (0..x.dim()).map(|axis| if axis == 1 { -1 } else { 1 }).collect();
+        let (rows, _) = step::rows(x.size()[0]);
+        let n = (x.numel() as i64 / x.size()[0] / x.size()[1] * rows) as f64;
+        let mean = over(x) / n;
+        // The sum of squares does not change with the mean, around which it is least.
+        let centred = x - mean.detach().view(channel.as_slice());
+        let variance = over(&centred.square()) / n;
+        no_grad(|| {
+            for (running, now) in running.iter().zip([&mean, &(&variance * (n / (n - 1.)))]) {
+                let mut running = running.shallow_clone();
+                running *= 1. - NORM_MOMENTUM;
+                running += now * NORM_MOMENTUM;
+            }
+        });
+        // The fused kernel takes mean and variance as constants: what they add to the gradient goes by weight and bias, of the same values.
+        let fixed = [&mean, &variance].map(Tensor::detach);
+        let scale = &self.weight / (&variance + NORM_EPS).sqrt();
+        let weight = &scale * (&fixed[1] + NORM_EPS).sqrt();
+        let bias = &self.bias - (&mean - &fixed[0]) * &scale;
+        let [mean, variance] = fixed;
+        x.batch_norm(Some(weight), Some(bias), Some(mean), Some(variance), false, NORM_MOMENTUM, NORM_EPS, true)
     }
 
     /// Each sample by itself: the same by three ways, each the fastest where it is taken.
@@ -281,7 +311,7 @@ impl Stage {
                 NormKind::Instance => conv_instance_norm(conv, norm, &x, |mut x| x.relu_()),
             };
         }
-        if self.dropout > 0. { x.dropout(self.dropout, train) } else { x }
+        if self.dropout > 0. { step::dropout(&x, self.dropout, train) } else { x }
     }
 
     pub fn script(&self) -> ScriptModule {

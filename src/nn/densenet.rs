@@ -3,7 +3,7 @@
 
 use super::blocks::{Conv, Norm, NormKind, avg_pool};
 use super::script::ScriptModule;
-use super::{Encoder, Level};
+use super::{Encoder, Level, step};
 use crate::dim::{PerAxis, Rank, Shape};
 use serde::{Deserialize, Serialize};
 use std::fmt::Write;
@@ -68,7 +68,7 @@ impl Layer {
         for (norm, conv) in self.norms.iter().zip(&self.convs) {
             x = conv.forward(&norm.forward(&x, train).relu_());
         }
-        if dropout > 0. { x.dropout(dropout, train) } else { x }
+        if dropout > 0. { step::dropout(&x, dropout, train) } else { x }
     }
 
     fn script(&self, dropout: f64) -> ScriptModule {

@@ -2,7 +2,7 @@
 
 use super::blocks::{Norm, NormKind, global_average, max_pool};
 use super::script::ScriptModule;
-use super::{Encoder, Mode};
+use super::{Encoder, Mode, step};
 use crate::dim::{Rank, Shape, voxels};
 use anyhow::{Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -103,7 +103,7 @@ impl Mlp {
     pub fn forward(&self, x: &Tensor, mode: Mode) -> Tensor {
         let (mut x, train) = (x.shallow_clone(), mode.trains_head());
         for (layer, norm) in &self.hidden {
-            x = norm.forward(&layer.forward(&x).relu(), train).dropout(self.dropout, train);
+            x = step::dropout(&norm.forward(&layer.forward(&x).relu(), train), self.dropout, train);
         }
         self.last.forward(&x)
     }

@@ -1,5 +1,6 @@
 //! Soft Dice and cross-entropy of a class, or of overlapping regions, for every voxel; shared by segmentation and VolumeFusion.
 
+use super::step;
 use tch::{Kind, Reduction, Tensor, no_grad};
 
 /// Keeps the Dice of a class that a batch lacks finite: a few voxels' worth of probability.
@@ -41,9 +42,10 @@ impl DiceLoss<'_> {
             None => weights.take(classes),
             Some(known) => weights.take(&(classes * known)) * known,
         };
-        let total = voxels.sum(Kind::Float).clamp_min(f64::from(f32::MIN_POSITIVE));
         let ignored = self.ignore.unwrap_or(NO_CLASS);
-        dice + log.nll_loss_nd(classes, Some(&weights), Reduction::Sum, ignored) / total
+        let losses = log.nll_loss_nd(classes, Some(&weights), Reduction::Sum, ignored);
+        let [losses, total] = step::sums([losses, voxels.sum(Kind::Float)]);
+        dice + losses / total.clamp_min(f64::from(f32::MIN_POSITIVE))
     }
 
     /// Of logits `[B, R, ...]` of regions, each by itself (sigmoid), against classes `[B, ...]`: `regions[r]` are the classes of region `r`.
@@ -61,8 +63,11 @@ impl DiceLoss<'_> {
         }
         let losses = logits.binary_cross_entropy_with_logits::<Tensor>(&truth, None, None, Reduction::None);
         let each = match &known {
-            None => over_voxels(&losses) / classes.numel() as f64,
-            Some(known) => over_voxels(&(losses * known.unsqueeze(1))) / known.sum(Kind::Float).clamp_min(1.),
+            None => step::mean(over_voxels(&losses) / classes.numel() as f64, classes.size()[0]),
+            Some(known) => {
+                let [losses, total] = step::sums([over_voxels(&(losses * known.unsqueeze(1))), known.sum(Kind::Float)]);
+                losses / total.clamp_min(1.)
+            }
         };
         dice + (each * &weights).sum(Kind::Float) / weights.sum(Kind::Float)
     }
@@ -102,12 +107,12 @@ fn over_voxels(x: &Tensor) -> Tensor {
     x.sum_dim_intlist(axes.as_slice(), false, Kind::Float)
 }
 
-/// One minus soft Dice, summed over the whole batch so that a class which one patch lacks does not decide, averaged over the
+/// One minus soft Dice, summed over the whole step so that a class which one patch lacks does not decide, averaged over the
 /// outputs with their weights `[K]`. `probabilities` and `truth`: `[B, K, ...]`; `known`: `[B, ...]`, 1 where a voxel counts, otherwise 0.
 fn soft_dice_loss(probabilities: &Tensor, truth: &Tensor, known: Option<&Tensor>, weights: &Tensor) -> Tensor {
     let counted = |x: &Tensor| known.map_or_else(|| x.shallow_clone(), |known| x * known.unsqueeze(1));
     let [p, t] = [probabilities, truth].map(counted);
-    let (both, sum) = (over_voxels(&(&p * &t)), over_voxels(&p) + over_voxels(&t));
+    let [both, sum] = step::sums([over_voxels(&(&p * &t)), over_voxels(&p) + over_voxels(&t)]);
     let dice = (both * 2. + SMOOTH) / (sum + SMOOTH);
     ((-dice + 1.) * weights).sum(Kind::Float) / weights.sum(Kind::Float)
 }

@@ -14,6 +14,7 @@ pub mod plainconv;
 pub mod resenc;
 pub mod script;
 pub mod stages;
+pub mod step;
 pub mod unet;
 
 use crate::dim::{PerAxis, Rank, Shape};

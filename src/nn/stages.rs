@@ -1,7 +1,7 @@
 //! Shape of nnU-Net's encoders: stages of convolutions, of which the first one strides where others pool.
 
 use super::blocks::ConvShape;
-use super::{EncoderFlags, Level, limits};
+use super::{EncoderFlags, Level, limits, step};
 use crate::dim::{PerAxis, Rank};
 use anyhow::{Result, bail, ensure};
 use serde::{Deserialize, Serialize};
@@ -206,7 +206,7 @@ impl StagesConfig {
 
     /// A stage's map with the dropout of training.
     pub fn drop_out(&self, map: Tensor, train: bool) -> Tensor {
-        if self.dropout > 0. { map.dropout(self.dropout, train) } else { map }
+        if self.dropout > 0. { step::dropout(&map, self.dropout, train) } else { map }
     }
 
     /// The shape of which these tensors are the weights, not yet checked. `first`: name of the input's convolution; `conv`: name of a

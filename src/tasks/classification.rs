@@ -10,7 +10,7 @@ use crate::data::Scans;
 use crate::dim::Shape;
 use crate::metrics::agreement::Confusion;
 use crate::nn::script::ScriptModule;
-use crate::nn::{Encoder, Mode};
+use crate::nn::{Encoder, Mode, step};
 use crate::rng::Rng;
 use crate::transform::augment::Augmenter;
 use anyhow::{Context, Result, ensure};
@@ -228,8 +228,9 @@ impl ClassificationHead {
         let weights: Vec<f32> = self.weights.iter().map(|&w| w as f32).collect();
         let weights = Tensor::from_slice(&weights).to_device(logits.device()).take(classes);
         // A batch of classes of weight 0 has a loss of 0, not of 0 / 0.
-        let total = weights.sum(Kind::Float).clamp_min(f64::from(f32::MIN_POSITIVE));
-        (self.losses(logits, classes) * &weights).sum(Kind::Float) / total
+        let losses = (self.losses(logits, classes) * &weights).sum(Kind::Float);
+        let [losses, total] = step::sums([losses, weights.sum(Kind::Float)]);
+        losses / total.clamp_min(f64::from(f32::MIN_POSITIVE))
     }
 }
 
@@ -273,7 +274,10 @@ impl Head for ClassificationHead {
         let x = batch.views.squeeze_dim(1);
         let truth = batch.targets.squeeze_dim(1);
         let logits = self.head.forward(encoder, &x, mode);
-        let right = no_grad(|| classes(self.outputs, &logits).eq_tensor(&truth).to_kind(Kind::Float).mean(Kind::Float));
+        let right = no_grad(|| {
+            let right = classes(self.outputs, &logits).eq_tensor(&truth).to_kind(Kind::Float).mean(Kind::Float);
+            step::mean(right, truth.size()[0])
+        });
         Outcome { loss: self.loss(&logits, &truth), metrics: vec![right] }
     }
 

@@ -14,8 +14,9 @@ use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
 use crate::data::Scans;
 use crate::dim::{Rank, Region, Shape, Sides, voxels};
 use crate::ffi;
+use crate::group;
 use crate::nn::heads::{HeadKind, Pool, linear};
-use crate::nn::{Encoder, Mode, NormKind};
+use crate::nn::{Encoder, Mode, NormKind, step};
 use crate::rng::Rng;
 use crate::sample::patch::{PatchGrid, draw_window};
 use crate::transform::intensity::Stats;
@@ -318,9 +319,13 @@ impl Head for CpcHead {
         ffi::without_autocast(batch.views.device(), || {
             let contexts = self.contexts(&codes);
             let (scores, own) = scores(&codes, &contexts, &self.predict, self.first_step);
-            let loss = scores.cross_entropy_for_logits(&own);
+            let samples = codes.size()[0];
+            let loss = step::mean(scores.cross_entropy_for_logits(&own), samples);
             let metrics = tch::no_grad(|| {
-                let hits = |scores: &Tensor| scores.argmax(-1, false).eq_tensor(&own).to_kind(Kind::Float).mean(Kind::Float);
+                let hits = |scores: &Tensor| {
+                    let hits = scores.argmax(-1, false).eq_tensor(&own).to_kind(Kind::Float).mean(Kind::Float);
+                    step::mean(hits, samples)
+                };
                 let (candidates, patches) = (scores.size()[1], self.grid.count() as i64);
                 let scan = |ids: &Tensor| ids.divide_scalar_mode(patches, "floor");
                 let other = scan(&own).unsqueeze(1).ne_tensor(&scan(&Tensor::arange(candidates, (Kind::Int64, own.device()))));
@@ -332,20 +337,21 @@ impl Head for CpcHead {
     }
 }
 
-/// Scores `[M, N]` of every prediction against every code of the batch, by one matrix product, and each prediction's own code,
-/// `[M]`. Codes and contexts are `[B, n, n(, n), code]`, flattened to `N = B n^rank` candidates; `M` predictions run over the steps
-/// `l`, and for each over all `(b, i, j, k)` with `i + l < n`.
+/// Scores `[M, N]` of every prediction against every code of the step, by one matrix product, and each prediction's own code,
+/// `[M]`. Codes and contexts are `[B, n, n(, n), code]`, of all ranks flattened to `N` candidates, `n^rank` a sample; `M` predictions
+/// run over the steps `l`, and for each over all `(b, i, j, k)` with `i + l < n`.
 fn scores(codes: &Tensor, contexts: &Tensor, predict: &[Tensor], first_step: usize) -> (Tensor, Tensor) {
     let (sizes, code) = (codes.size(), codes.size()[codes.dim() - 1]);
-    let grid = &sizes[..sizes.len() - 1];
-    let ids = Tensor::arange(grid.iter().product::<i64>(), (Kind::Int64, codes.device())).view(grid);
+    let (all, first) = (group::gather(codes), step::rows(sizes[0]).1.start);
+    let grid = &all.size()[..sizes.len() - 1];
+    let ids = Tensor::arange(grid.iter().product::<i64>(), (Kind::Int64, codes.device())).view(grid).narrow(0, first, sizes[0]);
     let (mut predictions, mut own) = (Vec::new(), Vec::new());
     for (map, l) in predict.iter().zip(first_step as i64..) {
         let planes = sizes[1] - l;
         predictions.push(contexts.narrow(1, 0, planes).reshape([-1, code]).matmul(&map.tr()));
         own.push(ids.narrow(1, l, planes).flatten(0, -1));
     }
-    (Tensor::cat(&predictions, 0).matmul(&codes.reshape([-1, code]).tr()), Tensor::cat(&own, 0))
+    (Tensor::cat(&predictions, 0).matmul(&all.reshape([-1, code]).tr()), Tensor::cat(&own, 0))
 }
 
 #[cfg(test)]

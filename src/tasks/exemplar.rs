@@ -9,9 +9,10 @@ use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
 use crate::data::Scans;
 use crate::dim::{Rank, Region, Shape, voxels};
 use crate::ffi;
+use crate::group;
 use crate::nn::blocks::{Norm, NormKind};
 use crate::nn::heads::{EPS, HeadKind, Pool, linear, unit_vectors};
-use crate::nn::{Encoder, Mode};
+use crate::nn::{Encoder, Mode, step};
 use crate::rng::Rng;
 use crate::sample::patch::draw_window;
 use crate::sample::turned::resampled;
@@ -210,10 +211,12 @@ impl Head for ExemplarHead {
     fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome {
         let x = self.embed(encoder, &batch.views, mode);
         let (near, far) = triplet_distances(&x);
-        let loss = (&near - &far + self.margin).relu().mean(Kind::Float);
+        let rows = x.size()[0];
+        let loss = step::mean((&near - &far + self.margin).relu().mean(Kind::Float), rows);
         let metrics = tch::no_grad(|| {
-            let right = near.lt_tensor(&far).to_kind(Kind::Float).mean(Kind::Float);
+            let right = step::mean(near.lt_tensor(&far).to_kind(Kind::Float).mean(Kind::Float), rows);
             // Anchors and negatives; their pairwise distances, upper triangle.
+            let x = group::gather(&x);
             let scans = Tensor::cat(&[x.select(1, 0), x.select(1, 2)], 0);
             vec![right, scans.pdist(2.).mean(Kind::Float)]
         });

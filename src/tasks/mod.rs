@@ -20,7 +20,7 @@ pub mod whole;
 
 use crate::data::Scans;
 use crate::dim::{Rank, Shape, voxels};
-use crate::nn::{Encoder, EncoderConfig, Mode};
+use crate::nn::{Encoder, EncoderConfig, Mode, step};
 use crate::print::note;
 use crate::rng::Rng;
 use crate::sample::patch::JitteredGrid;
@@ -330,9 +330,9 @@ impl Batch {
 
 /// What a forward pass gives.
 pub struct Outcome {
-    /// Scalar to minimise, with gradient.
+    /// Scalar to minimise, with gradient: of the whole step, whose samples several ranks may share.
     pub loss: Tensor,
-    /// Per metric of [`Task::metrics`] a scalar on the device: the mean over this batch, without gradient.
+    /// Per metric of [`Task::metrics`] a scalar on the device: the mean over the step, without gradient.
     pub metrics: Vec<Tensor>,
 }
 
@@ -410,8 +410,12 @@ fn accuracy(classes: usize) -> MetricInfo {
 /// Cross-entropy in float32 and accuracy of logits `[N, classes]` against class ids `[N]`.
 fn classify(logits: &Tensor, targets: &Tensor) -> Outcome {
     let logits = logits.to_kind(Kind::Float);
-    let loss = logits.cross_entropy_for_logits(targets);
-    let accuracy = tch::no_grad(|| logits.argmax(-1, false).eq_tensor(targets).to_kind(Kind::Float).mean(Kind::Float));
+    let rows = targets.size()[0];
+    let loss = step::mean(logits.cross_entropy_for_logits(targets), rows);
+    let accuracy = tch::no_grad(|| {
+        let right = logits.argmax(-1, false).eq_tensor(targets).to_kind(Kind::Float).mean(Kind::Float);
+        step::mean(right, rows)
+    });
     Outcome { loss, metrics: vec![accuracy] }
 }
 

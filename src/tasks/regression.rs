@@ -9,7 +9,7 @@ use crate::data::Scans;
 use crate::dim::Shape;
 use crate::metrics::errors::Errors;
 use crate::nn::script::ScriptModule;
-use crate::nn::{Encoder, Mode};
+use crate::nn::{Encoder, Mode, step};
 use crate::rng::Rng;
 use crate::transform::augment::Augmenter;
 use anyhow::{Context, Result, ensure};
@@ -180,8 +180,9 @@ impl Head for RegressionHead {
     fn forward(&self, encoder: &dyn Encoder, batch: &Batch, mode: Mode) -> Outcome {
         let outputs = self.head.forward(encoder, &batch.views.squeeze_dim(1), mode).to_kind(Kind::Float).squeeze_dim(1);
         let targets = of_targets(&batch.targets);
-        let error = no_grad(|| (&outputs - &targets).abs().mean(Kind::Float) * self.standard.sd);
-        Outcome { loss: self.loss(&outputs, &targets), metrics: vec![error] }
+        let rows = targets.size()[0];
+        let error = no_grad(|| step::mean((&outputs - &targets).abs().mean(Kind::Float), rows) * self.standard.sd);
+        Outcome { loss: step::mean(self.loss(&outputs, &targets), rows), metrics: vec![error] }
     }
 
     fn downstream(&self) -> Option<&dyn Downstream> {

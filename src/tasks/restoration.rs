@@ -3,7 +3,7 @@
 use super::{Batch, Picture};
 use crate::dim::Shape;
 use crate::ffi;
-use crate::nn::{Decoder, Encoder, Mode};
+use crate::nn::{Decoder, Encoder, Mode, step};
 use anyhow::{Context, Result};
 use tch::{Kind, Tensor, nn, no_grad};
 
@@ -38,7 +38,7 @@ pub fn targets(batch: &Batch) -> Tensor {
     batch.clean.as_ref().expect("a task that restores has a clean view").squeeze_dim(1)
 }
 
-/// Squared error, summed over the batch, as a share of that of each window's and channel's mean: 1 for a network that has learnt nothing
+/// Squared error, summed over the step, as a share of that of each window's and channel's mean: 1 for a network that has learnt nothing
 /// but the mean, 0 for a perfect one, whatever the intensities' scale. All `[B, C, ...]`, float32, outside of autocast; `mask`,
 /// `[B, 1, ...]` of 0 and 1, says which voxels count.
 pub fn relative_error(restored: &Tensor, clean: &Tensor, mask: Option<&Tensor>) -> Tensor {
@@ -60,9 +60,11 @@ pub fn share(restored: &Tensor, other: &Tensor, clean: &Tensor, mask: Option<&Te
             Some(mask) => mask.sum(Kind::Float) * clean.size()[1],
             None => Tensor::from(clean.numel() as f32).to_device(clean.device()),
         };
-        squared_error(other, clean, mask).maximum(&(voxels * BLANK))
+        let [error, voxels] = step::sums([squared_error(other, clean, mask), voxels]);
+        error.maximum(&(voxels * BLANK))
     });
-    squared_error(restored, clean, mask) / of_other
+    let [error] = step::sums([squared_error(restored, clean, mask)]);
+    error / of_other
 }
 
 /// Squared error over the batch's voxels that count.

@@ -8,9 +8,10 @@ use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Task};
 use crate::data::Scans;
 use crate::dim::{Rank, Region, Shape, Sides, voxels};
 use crate::ffi;
+use crate::group;
 use crate::nn::blocks::{Norm, NormKind};
 use crate::nn::heads::{HeadKind, Pool, linear, unit_vectors};
-use crate::nn::{Encoder, Mode};
+use crate::nn::{Encoder, Mode, step};
 use crate::rng::Rng;
 use crate::sample::patch::draw_window;
 use crate::sample::turned::augmented;
@@ -268,22 +269,25 @@ impl Head for SimclrHead {
 /// Cross-entropy, scaled by the temperature, of finding each crop's partner among the crops of other scans, and what
 /// [`Simclr::metrics`] names. `x`: unit vectors `[2 B, E]`, partners one after the other; `scans`: `[B]`, of each sample.
 fn nt_xent(x: &Tensor, scans: &Tensor, temperature: f64) -> Outcome {
-    let ids = Tensor::arange(x.size()[0], (Kind::Int64, x.device()));
+    // A row for each crop of this rank, a column for each of all ranks.
+    let (rows, scans) = (x.size()[0], scans.repeat_interleave_self_int(2, 0, None));
+    let (all, all_scans, first) = (group::gather(x), group::gather(&scans), step::rows(rows).1.start);
+    let ids = Tensor::arange(all.size()[0], (Kind::Int64, x.device()));
     // 0 and 1, 2 and 3, ...
-    let partner = ids.bitwise_xor(1);
-    let scans = scans.repeat_interleave_self_int(2, 0, None);
+    let partner = ids.bitwise_xor(1).narrow(0, first, rows);
     let own = partner.unsqueeze(1).eq_tensor(&ids);
-    let other = scans.unsqueeze(1).ne_tensor(&scans);
-    let cosine = x.matmul(&x.tr());
+    let other = scans.unsqueeze(1).ne_tensor(&all_scans);
+    let cosine = x.matmul(&all.tr());
     let scores = (&cosine / temperature).masked_fill(&own.logical_or(&other).logical_not(), f64::NEG_INFINITY);
-    let loss = scores.cross_entropy_for_logits(&partner);
+    let loss = step::mean(scores.cross_entropy_for_logits(&partner), rows);
     let metrics = no_grad(|| {
-        let mean = |x: &Tensor| x.to_kind(Kind::Float).mean(Kind::Float);
+        let mean = |x: &Tensor| step::mean(x.to_kind(Kind::Float).mean(Kind::Float), rows);
         let others = other.to_kind(Kind::Float);
         let chance = (others.sum_dim_intlist(1, false, Kind::Float) + 1.).reciprocal();
-        let apart = (&cosine * &others).sum(Kind::Float) / others.sum(Kind::Float).clamp_min(1.);
-        let together = (&cosine * own.to_kind(Kind::Float)).sum(Kind::Float) / x.size()[0] as f64;
-        vec![mean(&scores.argmax(1, false).eq_tensor(&partner)), mean(&chance), together, apart]
+        let [apart, pairs] = step::sums([(&cosine * &others).sum(Kind::Float), others.sum(Kind::Float)]);
+        let together = step::mean((&cosine * own.to_kind(Kind::Float)).sum(Kind::Float) / rows as f64, rows);
+        let right = mean(&scores.argmax(1, false).eq_tensor(&partner));
+        vec![right, mean(&chance), together, apart / pairs.clamp_min(1.)]
     });
     Outcome { loss, metrics }
 }

@@ -7,7 +7,7 @@ use super::{Amounts, Batch, Drawn, Head, MetricInfo, Outcome, Picture, Task};
 use crate::data::Scans;
 use crate::dim::{Rank, Region, Shape, Sides, voxels};
 use crate::nn::loss::{DiceLoss, SMOOTH};
-use crate::nn::{Decoder, Encoder, Mode};
+use crate::nn::{Decoder, Encoder, Mode, step};
 use crate::rng::Rng;
 use crate::sample::patch::{draw_box, draw_window};
 use crate::transform::augment::{AugmentConfig, Augmentation, Augmenter};
@@ -274,19 +274,21 @@ impl Head for VolumeFusionHead {
             DiceLoss { weights: &self.weights, background: true, cross_entropy: true, ignore: None }.of(&logits, &classes);
         let metrics = no_grad(|| {
             let predicted = logits.argmax(1, false);
-            let accuracy = predicted.eq_tensor(&classes).to_kind(Kind::Float).mean(Kind::Float);
+            let right = predicted.eq_tensor(&classes).to_kind(Kind::Float).mean(Kind::Float);
+            let accuracy = step::mean(right, classes.size()[0]);
             vec![mean_dice(&predicted, &classes, self.weights.len() as i64), accuracy]
         });
         Outcome { loss, metrics }
     }
 }
 
-/// Dice of each of `k` classes over the whole batch, averaged; 1 for a class that neither has.
+/// Dice of each of `k` classes over the whole step, averaged; 1 for a class that neither has.
 fn mean_dice(predicted: &Tensor, truth: &Tensor, k: i64) -> Tensor {
     let ids = Tensor::arange(k, (Kind::Int64, truth.device())).unsqueeze(1);
     let [p, t] = [predicted, truth].map(|x| x.flatten(0, -1).eq_tensor(&ids));
     let count = |x: &Tensor| x.sum_dim_intlist(1, false, Kind::Float);
-    ((count(&p.logical_and(&t)) * 2. + SMOOTH) / (count(&p) + count(&t) + SMOOTH)).mean(Kind::Float)
+    let [both, p, t] = step::sums([count(&p.logical_and(&t)), count(&p), count(&t)]);
+    ((both * 2. + SMOOTH) / (p + t + SMOOTH)).mean(Kind::Float)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@ use super::Loss;
 use crate::data::labelling::{IGNORE, Labelling};
 use crate::metrics::regions;
 use crate::nn::loss::{DiceLoss, SMOOTH, membership};
+use crate::nn::step;
 use tch::{Kind, Tensor};
 
 pub struct VoxelTargets {
@@ -32,7 +33,7 @@ impl VoxelTargets {
         if self.regions.is_empty() { loss.of(logits, classes) } else { loss.of_regions(logits, classes, &self.regions) }
     }
 
-    /// Hard Dice of all foreground classes, or of all regions, the whole batch pooled; 1 where there is no foreground at all.
+    /// Hard Dice of all foreground classes, or of all regions, the whole step pooled; 1 where there is no foreground at all.
     pub fn pooled_dice(&self, logits: &Tensor, classes: &Tensor) -> Tensor {
         let known = self.ignore.map(|ignore| classes.not_equal(ignore));
         let [prediction, truth, both] = match self.regions.is_empty() {
@@ -52,6 +53,7 @@ impl VoxelTargets {
             None => mask.sum(Kind::Float),
             Some(known) => mask.logical_and(&known.unsqueeze(1)).sum(Kind::Float),
         };
-        (count(both) * 2. + SMOOTH) / (count(prediction) + count(truth) + SMOOTH)
+        let [both, prediction, truth] = step::sums([count(both), count(prediction), count(truth)]);
+        (both * 2. + SMOOTH) / (prediction + truth + SMOOTH)
     }
 }
