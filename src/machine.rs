@@ -1,16 +1,47 @@
 //! What this machine is: processor, memory, disk.
 
+use std::env;
 use std::ffi::CString;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
+use std::process::Command;
+
+/// How often a thread of libtorch's OpenMP looks for work before it sleeps, and the variables by which a user says so.
+const SPINS: &str = "1000";
+const SPIN_COUNT: &str = "GOMP_SPINCOUNT";
+const WAIT_POLICY: &str = "OMP_WAIT_POLICY";
+
+/// How many threads libtorch and the BLAS libraries compute with.
+pub const COMPUTE_THREADS: &str = "OMP_NUM_THREADS";
 
 /// The processor's name as it gives it, or its architecture.
 pub fn cpu_model() -> String {
-    cpu_field(&cpu_info(), "model name").unwrap_or_else(|| std::env::consts::ARCH.to_string())
+    cpu_field(&cpu_info(), "model name").unwrap_or_else(|| env::consts::ARCH.to_string())
 }
 
-/// Logical cores that this process may use.
+/// Lets threads that wait for others sleep soon, and computes on as many as the process is given. Starts the program anew where its
+/// environment does not say how long they look for work first: OpenMP reads that once, before `main`. Its default, some milliseconds, costs
+/// nothing on a quiet machine, but beside other work a thread that looks uses up the time in which the one it waits for could run.
+pub fn settle_threads() {
+    if [SPIN_COUNT, WAIT_POLICY].iter().all(|name| env::var_os(name).is_none())
+        && let Ok(program) = env::current_exe()
+    {
+        // Returns only if it could not be done; then all goes on, slower beside other work.
+        let mut again = Command::new(program);
+        let mut arguments = env::args_os();
+        arguments.next().iter().for_each(|name| _ = again.arg0(name));
+        let _ = again.args(arguments).env(SPIN_COUNT, SPINS).exec();
+    }
+    // OpenMP knows of an affinity, but not of the quota of a control group.
+    let threads = cores() as i32;
+    if env::var_os(COMPUTE_THREADS).is_none() && threads < tch::get_num_threads() {
+        tch::set_num_threads(threads);
+    }
+}
+
+/// Logical cores that this process may use, by its affinity and its control group's quota.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, Into::into)
 }

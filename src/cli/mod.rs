@@ -17,6 +17,7 @@ mod scans;
 mod statistics;
 pub mod sweep;
 
+use crate::machine;
 use crate::nn::EncoderConfig;
 use crate::print::{self, note};
 use crate::settings;
@@ -53,6 +54,14 @@ enum Command {
     BenchSampling(bench::SamplingArgs),
 }
 
+impl Command {
+    /// Whether networks run, or it is told how they would.
+    fn computes(&self) -> bool {
+        use Command::{BenchStep, Doctor, Embed, Finetune, Predict, Pretrain, Sweep};
+        matches!(self, Pretrain(_) | Finetune(_) | Sweep(_) | Predict(_) | Embed(_) | BenchStep(_) | Doctor(_))
+    }
+}
+
 /// Exit code of a run that a signal stopped, as shells report it.
 const STOPPED: u8 = 130;
 
@@ -76,6 +85,9 @@ pub fn main() -> ExitCode {
 }
 
 fn run(command: Command) -> Result<ExitCode> {
+    if command.computes() {
+        machine::settle_threads();
+    }
     match command {
         Command::Phantom(args) => phantom::run(args).map(|()| ExitCode::SUCCESS),
         Command::Preprocess(args) => preprocess::run(args).map(|()| ExitCode::SUCCESS),

@@ -1,6 +1,7 @@
 //! One cell as a process of its own, so that a crash or too little memory ends that cell alone.
 
 use crate::ffi;
+use crate::machine::COMPUTE_THREADS;
 use anyhow::{Context, Result};
 use std::fs::{File, OpenOptions};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -20,8 +21,6 @@ const PROGRAM: &str = "/proc/self/exe";
 /// Exit code of a run that a signal stopped after saving.
 const SAVED: i32 = 130;
 const LAST_LINES: usize = 3;
-/// How many threads libtorch and the BLAS libraries compute with.
-pub const COMPUTE_THREADS: &str = "OMP_NUM_THREADS";
 
 /// A process under way.
 pub struct Process {

@@ -1,10 +1,10 @@
 //! Runs what a shard has to do, several processes side by side.
 
 use super::plan::Weights;
-use super::process::{COMPUTE_THREADS, Process, ProcessEnd};
+use super::process::{Process, ProcessEnd};
 use super::{Runner, Work};
 use crate::fs::try_lock;
-use crate::machine::cores;
+use crate::machine::{COMPUTE_THREADS, cores};
 use crate::print::{note, say};
 use crate::run::record::{CellResult, read_json};
 use crate::settings::CONFIG;
