@@ -25,6 +25,7 @@ pub mod rng;
 pub mod run;
 pub mod sample;
 pub mod settings;
+pub mod shard;
 pub mod study;
 pub mod sweep;
 pub mod tasks;

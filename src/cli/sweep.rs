@@ -1,6 +1,7 @@
 use crate::print::{note, say};
+use crate::shard::Shard;
+use crate::sweep::Runner;
 use crate::sweep::config::SweepConfig;
-use crate::sweep::{Runner, Shard};
 use crate::train::session::Ended;
 use anyhow::Result;
 use std::num::NonZeroUsize;

@@ -11,10 +11,7 @@ mod process;
 mod rates;
 mod read;
 mod run;
-mod shard;
 mod splits;
-
-pub use shard::Shard;
 
 use crate::data::split::Split;
 use crate::data::store::Store;
@@ -24,6 +21,7 @@ use crate::print::{self, note};
 use crate::report::study::write_report;
 use crate::run::input::Input;
 use crate::run::record;
+use crate::shard::Shard;
 use crate::study::cell::Cell;
 use crate::study::rates::{Rates, TUNING};
 use crate::study::read::{self as study, Sweep};
@@ -171,8 +169,7 @@ impl Runner {
     fn prepare(&self) -> Result<Lock> {
         ["pretrain", TUNING, "cells", "report"].iter().try_for_each(|part| check_folder(&self.folder.join(part)))?;
         fs::create_dir_all(&self.folder).with_context(|| format!("making {}", self.folder.display()))?;
-        let Shard { index, count } = self.shard;
-        let taken = lock_part(&self.folder, &format!("{LOCK}-{}-of-{count}", index + 1))?;
+        let taken = lock_part(&self.folder, &self.shard.named(LOCK))?;
         write_atomic(&self.folder.join("sweep.json"), |file| Ok(serde_json::to_writer_pretty(file, &self.sweep)?))?;
         let several = self.repetitions.splits_vary();
         let file = |split: &Split| split_file(&self.folder, several.then_some(split.seed), split.fold.map(|f| f.number));
@@ -360,8 +357,8 @@ impl Runner {
 
     /// This shard's work.
     fn own(&self) -> impl Iterator<Item = Work> {
-        let Shard { index, count } = self.shard;
-        self.work().filter(move |&(Work::Pretrain(i) | Work::Tune(i) | Work::Finetune(i) | Work::Own(i))| i % count == index)
+        let shard = self.shard;
+        self.work().filter(move |&(Work::Pretrain(i) | Work::Tune(i) | Work::Finetune(i) | Work::Own(i))| shard.holds(i))
     }
 
     fn left(&self) -> Vec<Work> {
