@@ -1,6 +1,7 @@
 //! Preprocessed scans on disk: one memory-mapped safetensors file a subject, and an index.
 
 pub mod build;
+mod claim;
 mod doubts;
 pub mod enlarged;
 pub mod file;
