@@ -1,13 +1,21 @@
 //! Files that are either whole or not there, folders that belong to one process at a time, and zip archives.
 
 use crate::print::note;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
+use std::collections::hash_map::RandomState;
 use std::fs::{self, File, TryLockError};
+use std::hash::BuildHasher;
 use std::io::{BufWriter, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+use std::time::Duration;
 use zip::ZipArchive;
 use zip::read::{ArchiveOffset, Config};
 use zip::result::ZipResult;
+
+/// Tells this process's temporary files from those of others: of processes on other machines, and in containers, the numbers may be equal.
+static PROCESS: LazyLock<String> =
+    LazyLock::new(|| format!("{}-{:08x}", std::process::id(), RandomState::new().hash_one(0) as u32));
 
 /// Writes a file through a temporary one beside it: synced, then renamed, so that a crash or a full disk leaves the earlier
 /// file as it was. Parent folders are made.
@@ -22,7 +30,7 @@ pub fn write_atomic(path: &Path, write: impl FnOnce(&mut BufWriter<File>) -> Res
 
 /// A file to write and read again, without a name, which goes with the process. `folder` is made if it is not there.
 pub fn scratch(folder: &Path) -> Result<File> {
-    let path = folder.join(format!(".{}.scratch.tmp", std::process::id()));
+    let path = folder.join(format!(".{}.scratch.tmp", *PROCESS));
     let make = || {
         fs::create_dir_all(folder)?;
         let file = File::options().read(true).write(true).create(true).truncate(true).open(&path)?;
@@ -36,7 +44,7 @@ pub fn scratch(folder: &Path) -> Result<File> {
 pub fn write_atomic_path(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let name = path.file_name().with_context(|| format!("{}: not a file name", path.display()))?;
-    let temporary = folder.join(format!(".{}.{}.tmp", name.to_string_lossy(), std::process::id()));
+    let temporary = folder.join(format!(".{}.{}.tmp", name.to_string_lossy(), *PROCESS));
     let done = fs::create_dir_all(folder)
         .map_err(Into::into)
         .and_then(|()| write(&temporary))
@@ -72,7 +80,7 @@ pub fn check_folder(folder: &Path) -> Result<()> {
     let there = folder.ancestors().find(|p| p.symlink_metadata().is_ok()).filter(|p| !p.as_os_str().is_empty());
     let there = there.unwrap_or(Path::new("."));
     ensure!(there.is_dir(), "{}: cannot be written: {} is not a folder", folder.display(), there.display());
-    let probe = there.join(format!(".{}.tmp", std::process::id()));
+    let probe = there.join(format!(".{}.tmp", *PROCESS));
     File::create(&probe)
         .and_then(|_| fs::remove_file(&probe))
         .with_context(|| format!("{}: cannot be written", folder.display()))
@@ -95,30 +103,69 @@ pub fn lock_folder(folder: &Path) -> Result<Lock> {
 
 /// Takes the part of the work in a folder that a lock file of this name stands for. Errors if another process has it.
 pub fn lock_part(folder: &Path, name: &str) -> Result<Lock> {
+    try_lock_part(folder, name)?.with_context(|| {
+        let holder = holder(&folder.join(name));
+        format!(
+            "{}: another process is at work here ({holder}); wait for it, stop it, or name another folder",
+            folder.display()
+        )
+    })
+}
+
+/// As [`lock_part`]; `None` if another process has it.
+pub fn try_lock_part(folder: &Path, name: &str) -> Result<Option<Lock>> {
     let path = folder.join(name);
-    let Some(mut file) = try_lock(&path)? else {
-        let holder = fs::read_to_string(&path).unwrap_or_default();
-        bail!(
-            "{}: another process is at work here ({}); wait for it, stop it, or name another folder",
-            folder.display(),
-            if holder.is_empty() { "it has just begun" } else { &holder }
-        );
-    };
-    // For the message of whoever comes second.
-    let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
-    file.set_len(0)
-        .and_then(|()| write!(file, "process {} on {}", std::process::id(), machine.trim()))
-        .with_context(|| format!("writing {}", path.display()))?;
-    Ok(Lock { _file: file })
+    let Some(file) = try_lock(&path)? else { return Ok(None) };
+    Lock::held(file, &path, "").map(Some)
+}
+
+impl Lock {
+    /// Writes into the file who has it, for the message of whoever comes second.
+    fn held(mut file: File, path: &Path, others: &str) -> Result<Lock> {
+        let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        file.set_len(0)
+            .and_then(|()| write!(file, "{others}process {} on {}", std::process::id(), machine.trim()))
+            .with_context(|| format!("writing {}", path.display()))?;
+        Ok(Lock { _file: file })
+    }
+}
+
+/// Who has a lock, for a message.
+fn holder(path: &Path) -> String {
+    fs::read_to_string(path).ok().filter(|holder| !holder.is_empty()).unwrap_or("it has just begun".into())
+}
+
+/// Takes a folder, which must exist, together with other processes that do so. As long as one has it for itself, this waits and says so;
+/// `None`: until `stop`.
+pub fn share_folder(folder: &Path, stop: &dyn Fn() -> bool) -> Result<Option<Lock>> {
+    /// Between looking again.
+    const PAUSE: Duration = Duration::from_millis(200);
+    let path = folder.join(LOCK);
+    let mut said = false;
+    while !stop() {
+        if let Some(file) = locked(&path, File::try_lock_shared)? {
+            return Lock::held(file, &path, "one or several, the last to begin is ").map(Some);
+        }
+        if !std::mem::replace(&mut said, true) {
+            note!("{}: waiting for another process that is at work here ({})", folder.display(), holder(&path));
+        }
+        std::thread::sleep(PAUSE);
+    }
+    Ok(None)
 }
 
 /// Locks a file, which is made if it is not there; `None` if another process has it locked.
 ///
 /// Some network file systems keep the locks of each machine apart, or keep none; the latter is said, and counts as locked.
 pub fn try_lock(path: &Path) -> Result<Option<File>> {
-    let open = File::options().create(true).write(true).truncate(false).open(path);
+    locked(path, File::try_lock)
+}
+
+fn locked(path: &Path, lock: fn(&File) -> Result<(), TryLockError>) -> Result<Option<File>> {
+    // NFS shares locks only of files that may be read.
+    let open = File::options().create(true).read(true).write(true).truncate(false).open(path);
     let file = open.with_context(|| format!("locking {}", path.display()))?;
-    match file.try_lock() {
+    match lock(&file) {
         Ok(()) => {}
         Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(error)) => {
@@ -183,6 +230,24 @@ mod tests {
         assert!(error.contains(&format!("process {} on", std::process::id())), "{error}");
         drop(held);
         lock_folder(folder.path()).unwrap();
+    }
+
+    #[test]
+    fn a_folder_is_shared_or_taken() {
+        let folder = tempfile::tempdir().unwrap();
+        let share = |stop: &dyn Fn() -> bool| share_folder(folder.path(), stop).unwrap();
+        let [first, second] = [share(&|| false), share(&|| false)];
+        let error = lock_folder(folder.path()).unwrap_err().to_string();
+        assert!(error.contains("one or several"), "{error}");
+        drop(first);
+        assert!(try_lock_part(folder.path(), LOCK).unwrap().is_none());
+        drop(second);
+        let taken = lock_folder(folder.path()).unwrap();
+        // Waits until it may, or until it is told to stop.
+        let looks = std::cell::Cell::new(0);
+        assert!(share(&|| looks.replace(looks.get() + 1) == 2).is_none() && looks.get() == 3);
+        let taken = std::cell::Cell::new(Some(taken));
+        assert!(share(&|| taken.take().is_none()).is_some());
     }
 
     #[test]

@@ -10,13 +10,15 @@ use crate::data::layouts::{self, Dataset, Labels, Layout, Missing, Problem, Read
 use crate::data::names::some;
 use crate::data::preprocess::{Dtype, Grid, Intensity, Plan, Settings, Threshold};
 use crate::data::store::build::{Options, fill};
+use crate::data::store::shards::{fill_shard, join, share};
 use crate::fs::check_folder;
 use crate::print::note;
 use crate::report::progress::Counter;
 use crate::run::input::positions;
+use crate::shard::Shard;
 use crate::train::stop::Stop;
 use anyhow::{Context, Result, ensure};
-use finish::finish;
+use finish::{finish, finish_shard};
 use regex::Regex;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -107,6 +109,10 @@ pub struct Args {
     /// listed, and recorded in its index
     #[arg(long)]
     skip_duplicates: bool,
+    /// Store the I-th of N parts of the people, while other processes, also on other machines, store the others into the same folder; whichever
+    /// ends last makes the store whole, the same as one process would. All need the same data and the same flags
+    #[arg(long, value_name = "I/N", default_value = "1/1")]
+    shard: Shard,
     /// Replace a store of other settings or of other subjects
     #[arg(long)]
     overwrite: bool,
@@ -332,28 +338,50 @@ pub fn run(args: Args) -> Result<()> {
     }
 
     let stop = Stop::on_signals()?;
-    let counter = Counter::new("preprocess", dataset.subjects.len(), console::user_attended_stderr());
     let threads = match args.threads {
         Some(threads) => threads.into(),
         None => std::thread::available_parallelism().map_or(1, |n| n.get()),
     };
-    let progress = |id: &str, bad: Option<&str>| {
-        if let Some(reason) = bad {
-            counter.note(&format!("bad: {id}: {reason}"));
+    // Calls what fills the store, with progress over so many subjects.
+    fn counted<T>(
+        what: &str,
+        subjects: usize,
+        args: &Args,
+        threads: usize,
+        stop: &Stop,
+        work: impl FnOnce(&Options) -> T,
+    ) -> T {
+        let counter = Counter::new(what, subjects, console::user_attended_stderr());
+        let progress = |id: &str, bad: Option<&str>| {
+            if let Some(reason) = bad {
+                counter.note(&format!("bad: {id}: {reason}"));
+            }
+            counter.inc(id);
+        };
+        work(&Options {
+            threads,
+            skip_bad: args.skip_bad,
+            skip_duplicates: args.skip_duplicates,
+            no_labels: args.no_labels,
+            overwrite: args.overwrite,
+            stop: &|| stop.asked(),
+            progress: &progress,
+            note: &|line| counter.note(line),
+        })
+    }
+    let (all, out) = (dataset.subjects.len(), &args.out);
+    let filled = if args.shard.is_whole() {
+        counted("preprocess", all, &args, threads, &stop, |options| fill(&dataset, &plan, out, options))?
+    } else {
+        let own = share(&dataset, args.shard).len();
+        let store = |options: &Options| fill_shard(args.shard, &dataset, &plan, out, options);
+        let part = counted(&format!("shard {}", args.shard), own, &args, threads, &stop, store)?;
+        let left = finish_shard(&args, all, &part, start.elapsed())?;
+        let join = |options: &Options| join(args.shard.count, &dataset, &plan, out, options);
+        match if left { None } else { counted("join", all, &args, threads, &stop, join)? } {
+            Some(filled) => filled,
+            None => return Ok(()),
         }
-        counter.inc(id);
     };
-    let options = Options {
-        threads,
-        skip_bad: args.skip_bad,
-        skip_duplicates: args.skip_duplicates,
-        no_labels: args.no_labels,
-        overwrite: args.overwrite,
-        stop: &|| stop.asked(),
-        progress: &progress,
-        note: &|line| counter.note(line),
-    };
-    let filled = fill(&dataset, &plan, &args.out, &options);
-    drop(counter);
-    finish(&args, &dataset, filled?, start.elapsed())
+    finish(&args, &dataset, &filled, start.elapsed())
 }

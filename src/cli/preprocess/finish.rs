@@ -5,16 +5,44 @@ use crate::data::layouts::Dataset;
 use crate::data::names::some;
 use crate::data::slices::Slices;
 use crate::data::store::build::{Filled, disagree};
+use crate::data::store::shards::Part;
 use crate::data::store::{Entry, LeftOut, enlarged};
 use crate::print::{self, note, say};
+use crate::shard::Shard;
 use anyhow::{Result, bail, ensure};
 use indicatif::HumanBytes;
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+/// Says what a shard has done; an error if it is not done. Gives whether others are not.
+pub fn finish_shard(args: &Args, all: usize, part: &Part, took: Duration) -> Result<bool> {
+    let Part { stored, kept, left_out, stopped, missing } = part;
+    let (shard, out, bad) = (args.shard, args.out.display(), left_out.len());
+    if *stopped {
+        bail!("interrupted: {stored} subjects of shard {shard} are in {out}; run the same command to go on");
+    }
+    ensure!(
+        bad == 0 || args.skip_bad,
+        "{bad} scans of shard {shard} cannot be used; {stored} are done and kept in {out}: mend the others and run the same command; or, when \
+         the other shards are done, run it with --skip-bad and without --shard, which makes the store without them"
+    );
+    let missing: Vec<String> = missing.iter().map(Shard::to_string).collect();
+    let missing: Vec<&str> = missing.iter().map(String::as_str).collect();
+    say!(
+        "{out}: shard {shard}: {stored} of all {all} subjects ({kept} kept{}), {:.1} s; {}",
+        if bad > 0 { format!(", {bad} left out") } else { String::new() },
+        took.as_secs_f64(),
+        match missing.len() {
+            0 => "all shards are done".to_string(),
+            n => format!("{n} of {} shards are not done: {}; the last one makes the store whole", shard.count, some(&missing)),
+        }
+    );
+    Ok(!missing.is_empty())
+}
+
 /// Says what was done and what comes next; an error if the store is not complete.
-pub fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) -> Result<()> {
-    let Filled { index, kept, stopped } = filled;
+pub fn finish(args: &Args, dataset: &Dataset, filled: &Filled, took: Duration) -> Result<()> {
+    let &Filled { ref index, kept, stopped, .. } = filled;
     let (stored, out) = (index.subjects.len(), args.out.display());
     if stopped {
         bail!("interrupted: {stored} of {} subjects are in {out}; run the same command to go on", dataset.subjects.len());
@@ -30,7 +58,8 @@ pub fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) ->
     ensure!(
         index.complete,
         "{bad} scans cannot be used; {stored} are done and kept in {out}: mend the others and run the same command, or add \
-         --skip-bad to go on without them"
+         --skip-bad{} to go on without them",
+        if args.shard.is_whole() { "" } else { " (and no --shard)" }
     );
     for group in index.duplicates() {
         let ids: Vec<&str> = group.iter().map(|entry| entry.id.as_str()).collect();
@@ -52,9 +81,9 @@ pub fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) ->
             some(&outside)
         );
     }
-    let filled: Vec<&Entry> = index.subjects.iter().filter(|s| !s.missing.is_empty()).collect();
-    for name in index.channels.iter().filter(|name| filled.iter().any(|s| s.missing.contains(name))) {
-        let ids: Vec<&str> = filled.iter().filter(|s| s.missing.contains(name)).map(|s| s.id.as_str()).collect();
+    let incomplete: Vec<&Entry> = index.subjects.iter().filter(|s| !s.missing.is_empty()).collect();
+    for name in index.channels.iter().filter(|name| incomplete.iter().any(|s| s.missing.contains(name))) {
+        let ids: Vec<&str> = incomplete.iter().filter(|s| s.missing.contains(name)).map(|s| s.id.as_str()).collect();
         note!("--missing zero: {} of {stored} scans have no {name}, which is 0 in them: {}", ids.len(), some(&ids));
     }
     let mut resampled: BTreeMap<&[String], Vec<&str>> = BTreeMap::new();
@@ -80,7 +109,7 @@ pub fn finish(args: &Args, dataset: &Dataset, filled: Filled, took: Duration) ->
             some(&values)
         );
     }
-    if let Some(text) = enlarged::describe(&args.out, &index)? {
+    if let Some(text) = enlarged::describe(filled) {
         note!("{text}");
     }
     let side = |pick: fn(usize, usize) -> usize, a: usize| index.subjects.iter().map(|s| s.shape[a]).reduce(pick).unwrap_or(0);

@@ -69,12 +69,8 @@ pub struct Prepared {
     pub label: Option<Array3<u8>>,
     /// By which the scan is known again, see [`identity::images`].
     pub images: Vec<String>,
-    /// Labelled voxels that a prediction does not reach.
-    pub outside: Option<Outside>,
     /// Channels that lay on another grid than the first one, and were resampled onto it.
     pub resampled: Vec<String>,
-    /// Millimetres along each axis of `image`.
-    pub spacing: [f64; 3],
     /// What [`Metadata`] reads, and more for people: JSON by key.
     pub text: BTreeMap<String, String>,
 }
@@ -248,15 +244,7 @@ impl Prepared {
         ];
         let outside = origin.outside.as_ref().map(|outside| ("outside", json!(outside)));
         let text = text.into_iter().chain(outside).map(|(key, value)| (key.to_string(), value.to_string())).collect();
-        Prepared {
-            image,
-            label,
-            images: origin.images,
-            outside: origin.outside,
-            resampled: origin.resampled,
-            spacing: spacing(affine),
-            text,
-        }
+        Prepared { image, label, images: origin.images, resampled: origin.resampled, text }
     }
 }
 

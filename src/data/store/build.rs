@@ -2,14 +2,18 @@
 
 use crate::data::identity;
 use crate::data::layouts::{Dataset, Source, Subject};
+use crate::data::names::some;
 use crate::data::preprocess::{Plan, Prepared, label, prepare};
 use crate::data::store::claim::claim;
-use crate::data::store::file::{self, Mapped};
+use crate::data::store::file::{self, FileHeader, Mapped};
 use crate::data::store::{Entry, Index, LeftOut, doubts, file_name};
+use crate::data::volume::Affine;
+use crate::dim::{Region, Shape};
 use crate::fs::lock_folder;
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
-use std::collections::{BTreeMap, BTreeSet};
+use serde::de::DeserializeOwned;
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -39,9 +43,34 @@ pub struct Options<'a> {
 #[derive(Debug)]
 pub struct Filled {
     pub index: Index,
+    /// By id, of the index's subjects and those that were taken out.
+    pub origins: HashMap<String, Origin>,
     pub kept: usize,
     /// [`Options::stop`] said so before all subjects were done.
     pub stopped: bool,
+}
+
+/// Of the file that a scan is from: extent and affine in its own axis order, and the box of it in RAS+ order that is stored.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    pub shape: Shape,
+    pub affine: Affine,
+    pub crop: Region,
+}
+
+/// Subjects in work.
+pub(super) struct Made {
+    pub stored: Vec<Stored>,
+    pub left_out: Vec<LeftOut>,
+    pub stopped: bool,
+}
+
+/// A subject whose file is in the store.
+pub(super) struct Stored {
+    pub entry: Entry,
+    pub origin: Origin,
+    /// It was there.
+    pub kept: bool,
 }
 
 /// Makes or completes the store `folder`. Subjects that are there with the same settings and unchanged source files are kept.
@@ -51,25 +80,62 @@ pub struct Filled {
 /// Errors: a folder that holds a store of other settings or of subjects that `dataset` lacks, or anything else; another
 /// process filling it; labels of unknown values; a file that cannot be written (the subjects written so far are kept).
 pub fn fill(dataset: &Dataset, plan: &Plan, folder: &Path, options: &Options) -> Result<Filled> {
+    let index = begin(dataset, plan, folder, options)?;
+    let _taken = lock_folder(folder)?;
+    fill_taken(index, dataset, plan, folder, options)
+}
+
+/// Checks what can be checked, and makes the folder. Gives the index of a store without subjects.
+pub(super) fn begin(dataset: &Dataset, plan: &Plan, folder: &Path, options: &Options) -> Result<Index> {
     plan.settings.check()?;
     if plan.labels.is_none() {
         refuse_unknown_labels(dataset, options.threads)?;
     }
     fs::create_dir_all(folder).with_context(|| format!("making the store's folder {}", folder.display()))?;
-    let _taken = lock_folder(folder)?;
-
     let has_labels = dataset.subjects.iter().any(|s| s.label.is_some());
     let labels = plan.labels.clone().filter(|_| has_labels);
     let mut index = Index::new(dataset.layout, plan.settings.clone(), plan.names(), labels);
     index.classes = dataset.classes.clone().filter(|_| dataset.subjects.iter().any(|s| s.class.is_some()));
     index.columns = dataset.columns.kept.clone();
-    claim(folder, &index, dataset, options.overwrite)?;
+    Ok(index)
+}
 
+/// As [`fill`], of a folder that is this process's own, from the index that [`begin`] gives.
+pub(super) fn fill_taken(mut index: Index, dataset: &Dataset, plan: &Plan, folder: &Path, options: &Options) -> Result<Filled> {
+    claim(folder, &index, dataset, None, options.overwrite)?;
+    let Made { stored, left_out, stopped } = store_all(&dataset.subjects.iter().collect::<Vec<_>>(), plan, folder, options)?;
+    index.left_out = left_out;
+    let (mut there, mut origins) = (HashSet::new(), HashMap::new());
+    for Stored { entry, origin, kept } in stored {
+        there.extend(kept.then(|| entry.id.clone()));
+        origins.insert(entry.id.clone(), origin);
+        index.subjects.push(entry);
+    }
+    let labels = doubts::take_out_labels(&mut index, &origins);
+    let (expected, faults) = if options.no_labels { (labels, vec![]) } else { (vec![], labels) };
+    index.left_out.extend(faults);
+    let problems = dataset.problems.iter().map(|p| LeftOut { id: p.path.display().to_string(), reason: p.reason.clone() });
+    index.left_out.extend(problems);
+    index.complete = !stopped && !index.subjects.is_empty() && (options.skip_bad || index.left_out.is_empty());
+    index.left_out.extend(expected);
+    if index.complete {
+        index.shards = None;
+        if options.skip_duplicates {
+            leave_out_duplicates(&mut index);
+        }
+    }
+    index.write(folder)?;
+    let kept = index.subjects.iter().filter(|entry| there.contains(&entry.id)).count();
+    Ok(Filled { index, origins, kept, stopped })
+}
+
+/// Stores subjects, several at a time, unless they are there.
+pub(super) fn store_all(subjects: &[&Subject], plan: &Plan, folder: &Path, options: &Options) -> Result<Made> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
     // A file that cannot be written ends the run; a scan that cannot be read does not.
     let fatal: Mutex<Option<anyhow::Error>> = Mutex::new(None);
     let failed = AtomicBool::new(false);
-    let one = |subject: &Subject| -> Option<Result<(Entry, bool), LeftOut>> {
+    let one = |subject: &&Subject| -> Option<Result<Stored, LeftOut>> {
         if (options.stop)() || failed.load(Ordering::Relaxed) {
             return None;
         }
@@ -85,35 +151,19 @@ pub fn fill(dataset: &Dataset, plan: &Plan, folder: &Path, options: &Options) ->
         Some(done)
     };
     // Subjects are handed out one by one, so that a few large ones do not leave threads idle.
-    let done: Vec<_> = pool.install(|| dataset.subjects.par_iter().with_max_len(1).map(one).collect());
+    let done: Vec<_> = pool.install(|| subjects.par_iter().with_max_len(1).map(one).collect());
     if let Some(error) = fatal.into_inner().unwrap_or_else(PoisonError::into_inner) {
         return Err(error.context("stopped; what is done is kept: run the same command to go on"));
     }
-
     let stopped = done.iter().any(Option::is_none);
-    let mut there = BTreeSet::new();
+    let (mut stored, mut left_out) = (vec![], vec![]);
     for done in done.into_iter().flatten() {
         match done {
-            Ok((entry, was_there)) => {
-                there.extend(was_there.then(|| entry.id.clone()));
-                index.subjects.push(entry);
-            }
-            Err(left_out) => index.left_out.push(left_out),
+            Ok(one) => stored.push(one),
+            Err(bad) => left_out.push(bad),
         }
     }
-    let labels = doubts::take_out_labels(&mut index, folder);
-    let (expected, faults) = if options.no_labels { (labels, vec![]) } else { (vec![], labels) };
-    index.left_out.extend(faults);
-    let problems = dataset.problems.iter().map(|p| LeftOut { id: p.path.display().to_string(), reason: p.reason.clone() });
-    index.left_out.extend(problems);
-    index.complete = !stopped && !index.subjects.is_empty() && (options.skip_bad || index.left_out.is_empty());
-    index.left_out.extend(expected);
-    if index.complete && options.skip_duplicates {
-        leave_out_duplicates(&mut index);
-    }
-    index.write(folder)?;
-    let kept = index.subjects.iter().filter(|entry| there.contains(&entry.id)).count();
-    Ok(Filled { index, kept, stopped })
+    Ok(Made { stored, left_out, stopped })
 }
 
 /// Whether scans that are one and the same have different classes, values or labels, so that at least one is wrong.
@@ -125,14 +175,15 @@ pub fn disagree(copies: &[&Entry]) -> bool {
         let mut values = copies.iter().filter_map(|entry| entry.values.get(name));
         values.next().is_some_and(|first| values.any(|value| value != first))
     };
-    classes.len() > 1 || labels.len() > 1 || copies.iter().flat_map(|entry| entry.values.keys()).any(different)
+    let names: BTreeSet<&String> = copies.iter().flat_map(|entry| entry.values.keys()).collect();
+    classes.len() > 1 || labels.len() > 1 || names.into_iter().any(different)
 }
 
 /// Takes copies out of the index; their files stay, so that they are not made anew when the store is completed.
 fn leave_out_duplicates(index: &mut Index) {
     let mut left_out = BTreeMap::new();
     for group in index.duplicates() {
-        let ids = group.iter().map(|entry| entry.id.as_str()).collect::<Vec<_>>().join(", ");
+        let ids = some(&group.iter().map(|entry| entry.id.as_str()).collect::<Vec<_>>());
         // One with a class, a value or a label is worth more.
         let kept =
             group.iter().find(|entry| entry.class.is_some() || entry.label || !entry.values.is_empty()).unwrap_or(&group[0]);
@@ -170,73 +221,67 @@ fn refuse_unknown_labels(dataset: &Dataset, threads: usize) -> Result<()> {
     )
 }
 
-/// Names in a file's metadata; files of earlier versions have none.
-fn names(text: &BTreeMap<String, String>, key: &str) -> Vec<String> {
-    text.get(key).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
-}
-
-/// Stores one subject unless it is there. The outer error is one of writing, the inner one of the scan; `true`: was there.
-fn store_one(subject: &Subject, plan: &Plan, folder: &Path, note: &dyn Fn(&str)) -> Result<Result<(Entry, bool), LeftOut>> {
+/// Stores one subject unless it is there. The outer error is one of writing, the inner one of the scan.
+fn store_one(subject: &Subject, plan: &Plan, folder: &Path, note: &dyn Fn(&str)) -> Result<Result<Stored, LeftOut>> {
     let bad = |error: anyhow::Error| LeftOut { id: subject.id.clone(), reason: format!("{error:#}") };
-    let name = file_name(&subject.id);
-    let path = folder.join(&name);
+    let path = folder.join(file_name(&subject.id));
     let key = match plan.key(subject) {
         Ok(key) => key,
         Err(error) => return Ok(Err(bad(error))),
     };
-    if let Some(entry) = Mapped::open(&path).ok().filter(|file| file.header().text.get("key") == Some(&key)).and_then(|file| {
-        let header = file.header();
-        Some(Entry {
-            id: subject.id.clone(),
-            file: name.clone(),
-            bytes: file.bytes(),
-            shape: header.shape,
-            spacing: serde_json::from_str(header.text.get("spacing")?).ok()?,
-            contrast: subject.contrasts.first().cloned(),
-            label: header.has_label,
-            class: subject.class,
-            values: subject.values.clone(),
-            split: subject.split.clone(),
-            fingerprint: header.text.get("fingerprint")?.clone(),
-            // Files of earlier versions have none, or others, and are made anew.
-            images: serde_json::from_str::<Vec<String>>(header.text.get("images")?)
-                .ok()
-                .filter(|images| images.iter().all(|id| identity::is_known(id)))?,
-            outside: header.text.get("outside").map(|text| serde_json::from_str(text)).transpose().ok()?,
-            resampled: names(&header.text, "resampled"),
-            missing: names(&header.text, "missing"),
-            few_values: serde_json::from_str(header.text.get("few_values")?).ok()?,
-        })
+    let there = Mapped::open(&path).ok().filter(|file| file.header().text.get("key") == Some(&key));
+    if let Some(stored) = there.and_then(|file| {
+        let FileHeader { shape, has_label, text, .. } = file.header();
+        let (entry, origin) = described(subject, file.bytes(), *shape, *has_label, text)?;
+        Some(Stored { entry, origin, kept: true })
     }) {
-        return Ok(Ok((entry, true)));
+        return Ok(Ok(stored));
     }
-    let Prepared { image, label, images, outside, resampled, spacing, mut text } = match prepare(subject, plan, note) {
+    let Prepared { image, label, mut text, .. } = match prepare(subject, plan, note) {
         Ok(prepared) => prepared,
         Err(error) => return Ok(Err(bad(error))),
     };
-    let few_values = text.get("few_values").map(|values| serde_json::from_str(values)).transpose()?.unwrap_or_default();
-    let missing = names(&text, "missing");
     text.insert("key".into(), key);
     let (_, d, h, w) = image.dim();
-    let (bytes, fingerprint) = file::write(&path, image.view(), label.as_ref().map(|l| l.view()), plan.settings.dtype, text)?;
-    let (id, split) = (subject.id.clone(), subject.split.clone());
+    let dtype = plan.settings.dtype;
+    let (bytes, fingerprint) = file::write(&path, image.view(), label.as_ref().map(|l| l.view()), dtype, text.clone())?;
+    text.insert("fingerprint".into(), fingerprint);
+    let described = described(subject, bytes, [d, h, w], label.is_some(), &text);
+    let (entry, origin) = described.with_context(|| format!("{}: metadata that were just written", path.display()))?;
+    Ok(Ok(Stored { entry, origin, kept: false }))
+}
+
+/// What the index says of a subject with this file; `None`: an earlier version made the file.
+fn described(
+    subject: &Subject,
+    bytes: u64,
+    shape: Shape,
+    label: bool,
+    text: &BTreeMap<String, String>,
+) -> Option<(Entry, Origin)> {
+    fn read<T: DeserializeOwned>(text: &BTreeMap<String, String>, key: &str) -> Option<T> {
+        serde_json::from_str(text.get(key)?).ok()
+    }
     let entry = Entry {
-        id,
-        file: name,
+        id: subject.id.clone(),
+        file: file_name(&subject.id),
         bytes,
-        shape: [d, h, w],
-        spacing,
+        shape,
+        spacing: read(text, "spacing")?,
         contrast: subject.contrasts.first().cloned(),
-        label: label.is_some(),
+        label,
         class: subject.class,
         values: subject.values.clone(),
-        split,
-        fingerprint,
-        images,
-        outside,
-        resampled,
-        missing,
-        few_values,
+        split: subject.split.clone(),
+        fingerprint: text.get("fingerprint")?.clone(),
+        // Files of earlier versions have none, or others, and are made anew.
+        images: read::<Vec<String>>(text, "images").filter(|images| images.iter().all(|id| identity::is_known(id)))?,
+        outside: text.get("outside").map(|text| serde_json::from_str(text)).transpose().ok()?,
+        resampled: read(text, "resampled").unwrap_or_default(),
+        missing: read(text, "missing").unwrap_or_default(),
+        few_values: read(text, "few_values")?,
     };
-    Ok(Ok((entry, false)))
+    let origin =
+        Origin { shape: read(text, "original_shape")?, affine: read(text, "original_affine")?, crop: read(text, "crop")? };
+    Some((entry, origin))
 }

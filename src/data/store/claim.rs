@@ -1,28 +1,36 @@
 //! A folder that is about to be filled: what it holds, and whether that may be completed or replaced.
 
-use super::file_name;
 use super::index::{INDEX, Index};
+use super::shards::DONE;
+use super::{FILE, file_name};
 use crate::data::labelling::LabelValue;
-use crate::data::layouts::Dataset;
+use crate::data::layouts::{Dataset, Subject};
 use crate::fs::LOCK;
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
-/// Makes sure that the folder is empty, or holds a store that may be completed, and marks it as being filled.
-pub fn claim(folder: &Path, index: &Index, dataset: &Dataset, overwrite: bool) -> Result<()> {
+/// Makes sure that the folder is empty, or holds a store that may be completed, and marks it as being filled. `own`: the subjects that this
+/// process stores, where others store the rest at the same time; they must agree on what `index` says.
+pub fn claim(folder: &Path, index: &Index, dataset: &Dataset, own: Option<&[&Subject]>, overwrite: bool) -> Result<()> {
     let expected: BTreeSet<String> = dataset.subjects.iter().map(|s| file_name(&s.id)).collect();
+    let own: Option<BTreeSet<String>> = own.map(|own| own.iter().map(|s| file_name(&s.id)).collect());
     ensure!(expected.len() == dataset.subjects.len(), "two subjects' ids give the same file name");
     let (mut left_behind, mut foreign, mut strangers) = (vec![], vec![], vec![]);
     for entry in fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let name = entry?.file_name().to_string_lossy().into_owned();
         if name.starts_with('.') && name.ends_with(".tmp") {
-            left_behind.push(name);
-        } else if name.ends_with(".safetensors") && !expected.contains(&name) {
+            let of_own = |own: &BTreeSet<String>| name[1..].split_inclusive(FILE).next().is_some_and(|file| own.contains(file));
+            left_behind.extend(own.as_ref().is_none_or(of_own).then_some(name));
+        } else if name.starts_with(DONE) {
+            // Whoever fills a store alone speaks for all of it.
+            left_behind.extend(index.shards.is_none().then_some(name));
+        } else if name.ends_with(FILE) && !expected.contains(&name) {
             strangers.push(name);
-        } else if name != INDEX && name != LOCK && !expected.contains(&name) {
+        } else if name != INDEX && !name.starts_with(LOCK) && !expected.contains(&name) {
             foreign.push(name);
         }
     }
@@ -31,11 +39,12 @@ pub fn claim(folder: &Path, index: &Index, dataset: &Dataset, overwrite: bool) -
         bail!("{}: expected an empty folder or a store, found e.g. `{example}`; give another --out", folder.display());
     }
     // Files half written by a process that was killed.
-    for name in left_behind {
-        fs::remove_file(folder.join(&name)).with_context(|| format!("{}: removing {name}", folder.display()))?;
-    }
+    left_behind.iter().try_for_each(|name| remove(folder, name))?;
     if has_index {
         let before = Index::read(folder);
+        if before.as_ref().is_ok_and(|before| before.is_same_claim(index)) {
+            return Ok(());
+        }
         let differences = before.as_ref().map_or_else(|e| format!("{e:#}"), |before| differences(before, index));
         if !differences.is_empty() && !overwrite {
             bail!(
@@ -52,16 +61,26 @@ pub fn claim(folder: &Path, index: &Index, dataset: &Dataset, overwrite: bool) -
                 strangers.len()
             );
         }
-        for name in &strangers {
-            fs::remove_file(folder.join(name)).with_context(|| format!("{}: removing {name}", folder.display()))?;
-        }
+        strangers.iter().try_for_each(|name| remove(folder, name))?;
     }
     // Until the end no index may claim what the files are about to become.
     index.clone().write(folder)
 }
 
+/// Removes a file, unless another shard has done so.
+fn remove(folder: &Path, name: &str) -> Result<()> {
+    match fs::remove_file(folder.join(name)) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("{}: removing {name}", folder.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// What differs between two stores' settings: `key: there, now asked`.
 fn differences(before: &Index, now: &Index) -> String {
+    // One that is complete may get other subjects.
+    let both_shards = !before.complete && before.shards.is_some() && now.shards.is_some();
     fn flat(prefix: &str, value: &Value, out: &mut Vec<(String, String)>) {
         match value {
             Value::Object(fields) => {
@@ -80,6 +99,11 @@ fn differences(before: &Index, now: &Index) -> String {
         out.push(("labels".into(), index.labels.as_ref().map_or("none".into(), |l| format!("{:?}", values(l)))));
         out.push(("ignore".into(), index.ignore.map_or("none".into(), |value| value.to_string())));
         out.push(("regions".into(), serde_json::json!(index.regions).to_string()));
+        if let (Some(shards), true) = (&index.shards, both_shards) {
+            out.extend(shards.list());
+            out.push(("classes".into(), serde_json::json!(index.classes).to_string()));
+            out.push(("columns".into(), serde_json::json!(index.columns).to_string()));
+        }
         out
     };
     let (before, now) = (list(before), list(now));

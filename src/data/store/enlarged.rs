@@ -1,23 +1,18 @@
 //! Scans that preprocessing has made larger than they were.
 
-use super::file::Mapped;
-use super::index::Index;
+use super::build::Filled;
 use crate::data::preprocess::Grid;
-use crate::dim::{Rank, Region, Shape, millimetres, voxels};
-use anyhow::{Context, Result};
-use std::path::Path;
+use crate::dim::{Rank, Shape, millimetres, voxels};
 
 /// New voxels per old one along an axis from which it is said.
 const LEAST: f64 = 1.5;
 
 /// What a person should know of scans that were enlarged: how many, and the one that was most. `None`: none was.
-pub fn describe(folder: &Path, index: &Index) -> Result<Option<String>> {
+pub fn describe(filled: &Filled) -> Option<String> {
+    let index = &filled.index;
     let (mut enlarged, mut most): (usize, Option<(f64, Shape, usize)>) = (0, None);
     for (at, entry) in index.subjects.iter().enumerate() {
-        let path = folder.join(&entry.file);
-        let file = Mapped::open(&path)?;
-        let crop = file.header().text.get("crop").with_context(|| format!("{}: no `crop`", path.display()))?;
-        let mut from = serde_json::from_str::<Region>(crop).with_context(|| path.display().to_string())?.size;
+        let mut from = filled.origins[&entry.id].crop.size;
         if Rank::of(entry.shape) == Rank::Two {
             // A photograph lies in the middle of a square.
             from = [1, from[1].max(from[2]), from[1].max(from[2])];
@@ -30,7 +25,7 @@ pub fn describe(folder: &Path, index: &Index) -> Result<Option<String>> {
             }
         }
     }
-    let Some((times, from, at)) = most else { return Ok(None) };
+    let (times, from, at) = most?;
     let entry = &index.subjects[at];
     let rank = Rank::of(entry.shape);
     let hint = match index.settings.grid {
@@ -43,12 +38,12 @@ pub fn describe(folder: &Path, index: &Index) -> Result<Option<String>> {
         }
     };
     let unit = if rank == Rank::Two { "pixels" } else { "voxels" };
-    Ok(Some(format!(
+    Some(format!(
         "{enlarged} of {} scans are enlarged, most of all {}: {} {unit} became {}, {times:.1} times as many, which show nothing more and take as \
          much longer; {hint}",
         index.subjects.len(),
         entry.id,
         rank.words(from),
         rank.words(entry.shape)
-    )))
+    ))
 }

@@ -1,5 +1,6 @@
 //! What a store holds, scan by scan.
 
+use super::shards::Shards;
 use crate::data::identity::{self, hex};
 use crate::data::labelling::{LabelRegion, LabelValue, Labelling};
 use crate::data::layouts::Layout;
@@ -24,6 +25,9 @@ pub struct Index {
     pub version: u32,
     /// False while `preprocess` has not finished.
     pub complete: bool,
+    /// Of a store that shards are filling; none once it is complete.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub shards: Option<Shards>,
     /// SHA-256 over settings, channels, labels and every subject's id, class, values and voxels; the same on every machine.
     pub fingerprint: String,
     pub layout: Layout,
@@ -122,6 +126,7 @@ impl Index {
             format: FORMAT.into(),
             version: VERSION,
             complete: false,
+            shards: None,
             fingerprint: String::new(),
             layout,
             settings,
@@ -181,10 +186,27 @@ impl Index {
         groups.into_iter().map(|group| group.into_iter().map(|i| &self.subjects[i]).collect()).collect()
     }
 
+    /// What shards that fill the store at the same time have to agree on: all but what they store.
+    pub fn claim(&self) -> Result<String> {
+        let (complete, fingerprint, subjects, left_out) = Default::default();
+        let claim = Index { complete, fingerprint, subjects, left_out, ..self.clone() };
+        Ok(hex(&Sha256::digest(serde_json::to_vec(&claim)?)))
+    }
+
+    /// Whether a shard has begun to fill the store as another one, or the same, is about to.
+    pub fn is_same_claim(&self, other: &Index) -> bool {
+        self.shards.is_some() && matches!((self.claim(), other.claim()), (Ok(own), Ok(other)) if own == other)
+    }
+
     /// Writes the index; a complete one gets its fingerprint.
     pub fn write(&mut self, folder: &Path) -> Result<()> {
         self.fingerprint = self.computed_fingerprint()?;
         write_atomic(&folder.join(INDEX), |file| Ok(serde_json::to_writer_pretty(file, self)?))
+    }
+
+    /// Whether the index's fingerprint is what its subjects and settings give.
+    pub fn is_whole(&self) -> Result<bool> {
+        Ok(self.computed_fingerprint()? == self.fingerprint)
     }
 
     fn computed_fingerprint(&self) -> Result<String> {

@@ -7,6 +7,7 @@ pub mod enlarged;
 pub mod file;
 pub mod index;
 pub mod oriented;
+pub mod shards;
 pub mod targets;
 
 pub use index::{Entry, Index, LeftOut, is_store};
@@ -60,11 +61,7 @@ impl Store {
 
     fn with_limit(folder: &Path, max_mapped: usize) -> Result<Store> {
         let index = Index::read(folder)?;
-        ensure!(
-            index.complete,
-            "{}: the store is not complete: run `pretext3d preprocess` again to finish it",
-            folder.display()
-        );
+        ensure!(index.complete, "{}: the store is not complete: {}", folder.display(), shards::what_is_left(folder, &index)?);
         ensure!(!index.subjects.is_empty(), "{}: the store holds no subjects", folder.display());
         index.subjects.par_iter().try_for_each(|subject| {
             let path = folder.join(&subject.file);
@@ -350,14 +347,17 @@ impl Scans for Subset {
     }
 }
 
+/// What the names of subjects' files end in.
+const FILE: &str = ".safetensors";
+
 /// File name of a subject in the store: the id where it is a plain name, otherwise cleaned and told apart by its hash.
 pub fn file_name(id: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
     let clean: String = id.chars().map(|c| if plain(c) { c } else { '_' }).take(100).collect();
     if clean == id && !id.starts_with('.') && !id.is_empty() {
-        format!("{id}.safetensors")
+        format!("{id}{FILE}")
     } else {
-        format!("{}-{}.safetensors", clean.trim_start_matches('.'), &hex(&Sha256::digest(id))[..12])
+        format!("{}-{}{FILE}", clean.trim_start_matches('.'), &hex(&Sha256::digest(id))[..12])
     }
 }
 
