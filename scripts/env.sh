@@ -88,6 +88,46 @@ drop_stale_build() {
     done
 }
 
+# What several processes need (docs/scale.md) and torch's package lacks: Gloo's headers, unless libgloo-dev is installed, and for a CUDA build of
+# torch those that NCCL's ask for. Without them the build has no such backend, and says so when it is asked for one.
+fetch_headers() {
+    headers=$TARGET/c10d
+    part=$headers/part
+    gloo=horovod==0.28.1
+    if [ ! -e /usr/include/gloo/algorithm.h ] && [ ! -e "$headers/include/gloo/algorithm.h" ]; then
+        # A source package that holds all of Gloo's source.
+        if fetch download --no-binary horovod --dest "$part" "$gloo"; then
+            tar -xzf "$part"/horovod-*.tar.gz -C "$part" --strip-components=3 "horovod-${gloo#*==}/third_party/gloo"
+            mkdir -p "$headers/include"
+            mv "$part/gloo" "$headers/include/gloo"
+        else
+            echo "warning: no headers of Gloo: this build runs in one process (apt install libgloo-dev is the other way)" >&2
+        fi
+    fi
+    if [ -e "$torch/../nvidia/cu13/include/cuda_runtime.h" ] && [ ! -e "$headers/nvidia/cu13/include/nv/target" ]; then
+        if fetch install --target "$part" nvidia-cuda-crt==13.0.88 nvidia-cuda-cccl==13.0.85; then
+            rm -rf "$headers/nvidia"
+            mv "$part/nvidia" "$headers/nvidia"
+        else
+            echo "warning: no headers for NCCL: in this build gradients of GPUs travel over the CPU" >&2
+        fi
+    fi
+    rm -rf "$part"
+    PRETEXT3D_C10D=$(cd "$TARGET" && pwd)/c10d
+    export PRETEXT3D_C10D
+}
+
+# fetch ARGUMENTS: pip with these and no dependencies, into the empty folder $part.
+fetch() {
+    rm -rf "$part"
+    pip=$PYTHON
+    if ! "$pip" -m pip --version >/dev/null 2>&1; then
+        can_make_venvs "$PYTHON" && run "$PYTHON" -m venv "$part/venv" || return 1
+        pip=$part/venv/bin/python3
+    fi
+    run "$pip" -m pip --quiet --disable-pip-version-check --retries 1 "$@" --no-deps
+}
+
 # overlay FOLDER REQUIREMENTS: a virtual environment that sees the packages of $PYTHON, so that torch is not downloaded twice,
 # and adds these. Made again when the requirements or the Python change.
 overlay() {
@@ -120,3 +160,4 @@ for name in python python3; do
 done
 PATH=$(cd "$TARGET/python" && pwd):$PATH
 export PATH LIBTORCH_USE_PYTORCH=1
+fetch_headers

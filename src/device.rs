@@ -1,6 +1,7 @@
 //! Which device and number format a run uses; never a silent fall-back.
 
 use crate::ffi::{self, MemoryFormat};
+use crate::group;
 use crate::machine;
 use crate::print::note;
 use anyhow::{Result, bail};
@@ -49,7 +50,7 @@ impl Serialize for DeviceChoice {
 }
 
 impl DeviceChoice {
-    /// The device; `auto` is the first GPU where there is one. Asking for a GPU that is not there is an error that says why.
+    /// The device; `auto` is the first GPU where there is one, of a rank its own one. Asking for a GPU that is not there is an error that says why.
     pub fn resolve(self) -> Result<Device> {
         let device = self.find()?;
         // Shapes repeat from step to step, so that cuDNN's search for the fastest kernel pays.
@@ -66,7 +67,7 @@ impl DeviceChoice {
                     return Ok(Device::Cpu);
                 }
                 match ffi::load_cuda() {
-                    Ok(()) if Cuda::is_available() => return Ok(Device::Cuda(0)),
+                    Ok(()) if Cuda::is_available() => return own_gpu(),
                     Ok(()) => {
                         note!("warning: this machine has a GPU that libtorch cannot use (see doctor); training on the CPU")
                     }
@@ -87,10 +88,22 @@ impl DeviceChoice {
                 if n as i64 >= count {
                     bail!("--device {self}: libtorch sees {count} CUDA devices");
                 }
-                Ok(Device::Cuda(n))
+                match group::current() {
+                    Some(_) if n > 0 => {
+                        bail!("--device {self}: each process of this run has a GPU of its own: give --device cuda")
+                    }
+                    Some(_) => own_gpu(),
+                    None => Ok(Device::Cuda(n)),
+                }
             }
         }
     }
+}
+
+/// The first GPU; of a rank the one that is its own.
+fn own_gpu() -> Result<Device> {
+    let visible = Cuda::device_count().max(0) as usize;
+    Ok(Device::Cuda(group::current().map_or(Ok(0), |group| group.cuda_index(visible))?))
 }
 
 /// Number format of convolutions and matrix products; weights, optimizer state and losses are always float32.

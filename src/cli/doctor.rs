@@ -1,5 +1,5 @@
 use crate::print::say;
-use crate::{ffi, machine};
+use crate::{ffi, group, machine};
 use anyhow::{Result, bail};
 use serde_json::{Value, json};
 use std::path::Path;
@@ -41,6 +41,9 @@ struct Report {
     /// Devices libtorch can use.
     cuda_devices: i64,
     cudnn: Option<i64>,
+    /// Whether several processes can train together, on CPUs and GPUs.
+    gloo: Result<(), String>,
+    nccl: Result<(), String>,
     /// What the driver says.
     gpus: Result<Vec<ffi::Gpu>, String>,
 }
@@ -56,6 +59,12 @@ impl Report {
             torch: [ffi::compiled_version(), running.trim().to_string()],
             threads: tch::get_num_threads(),
             cudnn: (cuda_devices > 0 && tch::Cuda::cudnn_is_available()).then(tch::utils::version_cudnn),
+            gloo: if ffi::group::has_gloo() { Ok(()) } else { Err(group::NO_GLOO.into()) },
+            nccl: match &cuda_loaded {
+                _ if !ffi::group::has_nccl() => Err(group::NO_NCCL.into()),
+                Err(reason) => Err(format!("libtorch's CUDA libraries do not load: {reason}")),
+                Ok(()) => ffi::group::nccl_loadable().map_err(|e| e.to_string()),
+            },
             gpus: ffi::gpus(),
             config,
             cuda_loaded,
@@ -121,6 +130,9 @@ impl Report {
             let cudnn = self.cudnn.map_or("not available".into(), |v| v.to_string());
             lines.push(("CUDA", format!("libraries loaded, {} device(s), cuDNN {cudnn}", self.cuda_devices)));
         }
+        let backend = |found: &Result<(), String>| found.as_ref().map_or_else(|why| format!("no: {why}"), |()| "yes".into());
+        lines.push(("Gloo", backend(&self.gloo)));
+        lines.push(("NCCL", backend(&self.nccl)));
         lines.iter().map(|(name, value)| format!("{name:<14}{value}\n")).collect()
     }
 
@@ -150,6 +162,8 @@ impl Report {
                 "gpus": self.gpus.as_ref().ok(),
                 "reason": (self.cuda_devices == 0).then(|| self.no_gpu()),
             },
+            // Of several processes; null: there, otherwise why not.
+            "backends": { "gloo": self.gloo.as_ref().err(), "nccl": self.nccl.as_ref().err() },
         })
     }
 

@@ -2,6 +2,7 @@
 
 mod checkpoint;
 mod cuda;
+pub mod group;
 mod process;
 mod script;
 

@@ -1,5 +1,7 @@
 // The few libtorch features that tch does not expose: fused optimizers, CPU autocast, memory formats, custom backward passes and
-// TorchScript modules with real parameters. Each entry catches every exception; `p3d_error` then holds the message and the result is non-zero.
+// TorchScript modules with real parameters.
+
+#include "shim.h"
 
 #include <torch/csrc/autograd/autograd.h>
 #include <torch/csrc/autograd/custom_function.h>
@@ -23,29 +25,6 @@
 #include <unordered_map>
 
 namespace {
-
-thread_local std::string error;
-
-template <typename F> int guarded(F &&f) {
-  try {
-    f();
-    return 0;
-  } catch (const c10::Error &e) {
-    error = e.what_without_backtrace();
-  } catch (const std::exception &e) {
-    error = e.what();
-  } catch (...) {
-    error = "unknown C++ exception";
-  }
-  return 1;
-}
-
-std::vector<at::Tensor> list(at::Tensor *const *tensors, size_t n) {
-  std::vector<at::Tensor> out;
-  out.reserve(n);
-  for (size_t i = 0; i < n; i++) out.push_back(*tensors[i]);
-  return out;
-}
 
 at::DeviceType device_type(int cuda) { return cuda ? at::kCUDA : at::kCPU; }
 
@@ -113,7 +92,7 @@ struct P3dModule {
 
 extern "C" {
 
-const char *p3d_error() { return error.c_str(); }
+const char *p3d_error() { return p3d_last_error.c_str(); }
 
 // The version of the headers that this file was compiled with.
 const char *p3d_compiled_version() { return TORCH_VERSION; }
