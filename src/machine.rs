@@ -75,17 +75,6 @@ pub fn peak_memory() -> Option<u64> {
     kilobytes(&fs::read_to_string("/proc/self/status").ok()?, "VmHWM")
 }
 
-/// Makes the allocator keep what is freed: training frees and takes the same large tensors at every step, and by default
-/// glibc hands each back to the kernel, which costs a third of the step in page faults.
-pub fn keep_freed_memory() {
-    // SAFETY: sets two parameters of glibc's allocator.
-    #[cfg(target_env = "gnu")]
-    unsafe {
-        libc::mallopt(libc::M_MMAP_MAX, 0);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, i32::MAX);
-    }
-}
-
 /// Bytes free for this user on the disk that holds `path`, which must exist.
 pub fn free_disk(path: &Path) -> Option<u64> {
     let path = CString::new(path.as_os_str().as_bytes()).ok()?;

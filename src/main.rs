@@ -1,5 +1,14 @@
 use std::process::ExitCode;
 
+/// Allocates for libtorch too, and keeps what is freed. Training frees and takes the same large tensors at every
+/// step, and handing each back to the kernel costs a third of the step in page faults; glibc's allocator, told to keep them, scatters them so
+/// that the process grows by half.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+#[used]
+#[unsafe(export_name = "malloc_conf")]
+static ALLOCATOR_SETTINGS: &[u8] = b"dirty_decay_ms:-1,muzzy_decay_ms:-1\0";
+
 fn main() -> ExitCode {
     pretext3d::cli::main()
 }

@@ -51,9 +51,6 @@ impl Embedder {
         let encoder = config.build(&vs.root() / ENCODER.trim_end_matches('.'));
         let report = given.load_into(&vs.variables(), &input, Transfer::Encoder)?;
         let bf16 = precision.is_bf16(device);
-        if device == Device::Cpu {
-            crate::machine::keep_freed_memory();
-        }
         vs.set_device(device);
         vs.variables().values().try_for_each(|v| ffi::set_memory_format(v, memory_format(device, bf16)))?;
         let window = window.unwrap_or_else(|| default_window(rank));

@@ -209,9 +209,6 @@ impl Model {
         let above = DownstreamHead::new(&vs.root(), encoder.as_ref(), &downstream);
         tensors::restore(&vs.variables(), &tuned.tensors(above.task())).with_context(|| file.display().to_string())?;
         let bf16 = precision.is_bf16(device);
-        if device == Device::Cpu {
-            crate::machine::keep_freed_memory();
-        }
         vs.set_device(device);
         vs.variables().values().try_for_each(|v| ffi::set_memory_format(v, memory_format(device, bf16)))?;
         Ok(Model {

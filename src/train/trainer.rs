@@ -114,9 +114,6 @@ type StepBatches = Vec<LoadedBatch>;
 impl Trainer {
     pub fn new(setup: Setup) -> Result<Trainer> {
         let Setup { config, device, tasks, encoder, train, valid, mirror_zoom, given } = setup;
-        if device == Device::Cpu {
-            crate::machine::keep_freed_memory();
-        }
         let bf16 = config.precision.is_bf16(device);
         let rank = encoder.rank();
         let mut runs = Vec::new();
