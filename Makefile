@@ -12,7 +12,7 @@ LONG_TASKS := rotation relative-patch-location jigsaw contrastive-predictive-cod
 	models-genesis volume-fusion
 
 # Recipes read these from their environment, so that paths may hold spaces.
-export TASK EXP DATA UNLABELLED SMOKE JOBS OUT ARGS TORCH_INDEX_URL
+export TASK EXP DATA UNLABELLED SMOKE JOBS OUT ARGS GPUS TORCH_INDEX_URL
 
 # Settings of `pretext3d preprocess`, and further arguments of `pretext3d pretrain` or `sweep` and of pytest.
 PREPROCESS_ARGS ?= $(if $(DATA),,--size 64)
@@ -24,9 +24,10 @@ help: ## List the targets
 	sed -n 's/^#: \?//p' $(MAKEFILE_LIST)
 
 #:
-#: make pretrain TASK=rot|rpl|jig|cpc|exe [DATA=dir|manifest.csv] [ARGS="--epochs 50 ..."]
+#: make pretrain TASK=rot|rpl|jig|cpc|exe [DATA=dir|manifest.csv] [GPUS=N] [ARGS="--epochs 50 ..."]
 #:   TASK             one task, or several separated by commas, trained jointly on one encoder
 #:   DATA             your scans; without it 64 generated brains
+#:   GPUS             processes that train together, each on a GPU of this machine; without GPUs, on a share of its cores
 #:   ARGS             further arguments of `pretext3d pretrain` (--help lists them)
 #:   PREPROCESS_ARGS  arguments of `pretext3d preprocess`
 #:
@@ -63,6 +64,9 @@ pretrain: ## Set up, build, prepare data, train, and export weights/<task>.pt
 	if [ -n "$$DATA" ] && [ ! -e "$$DATA" ]; then
 	  echo "error: DATA=$$DATA: no such folder or manifest" >&2; exit 2
 	fi
+	case $${GPUS:=1} in
+	*[!0-9]* | 0*) echo "error: GPUS=$$GPUS: expected the number of processes, at least 1" >&2; exit 2 ;;
+	esac
 	. scripts/env.sh
 	run cargo build --release --locked
 	pretext3d=$$TARGET/release/pretext3d
@@ -80,7 +84,13 @@ pretrain: ## Set up, build, prepare data, train, and export weights/<task>.pt
 	  store=data/stores/$$(basename "$$path" | tr -c 'A-Za-z0-9._\n-' _)-$$(printf %s "$$path" | cksum | cut -d ' ' -f 1)
 	fi
 	run "$$pretext3d" preprocess --data "$$DATA" --out "$$store" $(PREPROCESS_ARGS)
-	run "$$pretext3d" pretrain --data "$$store" --task "$$TASK" $(ARGS)
+	set -- "$$pretext3d" pretrain --data "$$store" --task "$$TASK" $(ARGS)
+	if [ "$$GPUS" -gt 1 ]; then
+	  # torchrun would set it to 1.
+	  export OMP_NUM_THREADS=$${OMP_NUM_THREADS:-$$((($$(nproc) + GPUS - 1) / GPUS))}
+	  set -- "$$PYTHON" -m torch.distributed.run --standalone --no-python --nproc-per-node "$$GPUS" "$$@"
+	fi
+	run "$$@"
 
 reproduce: ## Run an experiment of the paper: scripts/EXP.sh
 	@case $$EXP in

@@ -59,6 +59,8 @@ def build_wheel(directory: str, config_settings: object = None, metadata_directo
     os.environ["PRETEXT3D_RPATH"] = "$ORIGIN/../../torch/lib"
     # Not that of `make`, which builds against another torch.
     os.environ.setdefault("CARGO_TARGET_DIR", str(ROOT / "target/wheel"))
+    # Headers that scripts/env.sh has fetched for `make`.
+    os.environ.setdefault("PRETEXT3D_C10D", str(ROOT / "target/c10d"))
     name: str = maturin.build_wheel(directory, config_settings, metadata_directory)
     into_package(Path(directory, name))
     return name

@@ -130,9 +130,13 @@ impl Report {
             let cudnn = self.cudnn.map_or("not available".into(), |v| v.to_string());
             lines.push(("CUDA", format!("libraries loaded, {} device(s), cuDNN {cudnn}", self.cuda_devices)));
         }
-        let backend = |found: &Result<(), String>| found.as_ref().map_or_else(|why| format!("no: {why}"), |()| "yes".into());
-        lines.push(("Gloo", backend(&self.gloo)));
-        lines.push(("NCCL", backend(&self.nccl)));
+        let backend =
+            |found: &Result<(), String>, yes: &str| found.as_ref().map_or_else(|why| format!("no: {why}"), |()| yes.into());
+        lines.push(("Gloo", backend(&self.gloo, "yes: several processes can train together")));
+        lines.push((
+            "NCCL",
+            backend(&self.nccl, if self.cuda_devices > 0 { "yes" } else { "can be loaded; there is no GPU to use it" }),
+        ));
         lines.iter().map(|(name, value)| format!("{name:<14}{value}\n")).collect()
     }
 

@@ -118,6 +118,20 @@ impl Launch {
         }
     }
 
+    /// Waits for all ranks to do the same.
+    fn connect(&self, limit: Duration) -> Result<Group> {
+        let Launch { rank, local_rank, world, ref host, port, serves } = *self;
+        let group = || {
+            let store = Arc::new(Store::tcp(host, port, serves, world, limit)?);
+            Group::new(store, [rank, local_rank, world], limit, serves)
+        };
+        group().with_context(|| {
+            format!(
+                "rank {rank} of {world} did not meet the others at {host}:{port} (MASTER_ADDR, MASTER_PORT) within {limit:?} ({LIMIT_VARIABLE})"
+            )
+        })
+    }
+
     fn checked(self, rank: &str, world: &str) -> Result<Option<Launch>> {
         ensure!(self.rank < self.world, "{rank}={} and {world}={}: expected a rank below their number", self.rank, self.world);
         Ok(Some(self))
@@ -183,17 +197,8 @@ impl Drop for Member {
 /// `None` if it runs by itself.
 pub fn join() -> Result<Option<Member>> {
     let Some(launch) = launched()? else { return Ok(None) };
-    let Launch { rank, local_rank, world, ref host, port, serves } = launch;
-    ensure!(ffi::group::has_gloo(), "{world} processes: {NO_GLOO}");
-    let limit = limit()?;
-    let connect = || {
-        let store = Arc::new(Store::tcp(host, port, serves, world, limit)?);
-        Group::new(store, [rank, local_rank, world], limit, serves)
-    };
-    let group = connect().with_context(|| {
-        format!("rank {rank} of {world} does not find the others at {host}:{port} (MASTER_ADDR, MASTER_PORT) within {limit:?} ({LIMIT_VARIABLE})")
-    })?;
-    *PROCESS.lock().unwrap_or_else(PoisonError::into_inner) = Some(group);
+    ensure!(ffi::group::has_gloo(), "{} processes: {NO_GLOO}", launch.world);
+    *PROCESS.lock().unwrap_or_else(PoisonError::into_inner) = Some(launch.connect(limit()?)?);
     Ok(Some(Member(())))
 }
 
@@ -207,6 +212,7 @@ pub const NO_NCCL: &str =
 
 #[cfg(test)]
 mod tests {
+    use super::super::{exchange, within};
     use super::*;
 
     fn read(variables: &[(&str, &str)]) -> Result<Option<Launch>> {
@@ -288,6 +294,23 @@ mod tests {
         let error = read(&[&[("SLURM_STEP_NODELIST", "[")], &SLURM[..]].concat()).unwrap_err().to_string();
         assert!(error.contains("SLURM_STEP_NODELIST=["), "{error}");
         assert!(read(&[&SLURM[..], &[("WORLD_SIZE", "4")]].concat()).unwrap_err().to_string().contains("WORLD_SIZE=4"));
+    }
+
+    #[test]
+    fn ranks_meet_over_tcp_or_say_where_they_did_not() {
+        let limit = Duration::from_secs(30);
+        let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let launch =
+            |rank: usize| Launch { rank, local_rank: rank, world: 2, host: "127.0.0.1".into(), port, serves: rank == 0 };
+        let met = std::thread::scope(|scope| {
+            let meet = |rank: usize| {
+                scope.spawn(move || within(Some(launch(rank).connect(limit).unwrap()), || exchange(&[rank as u8; 2]).unwrap()))
+            };
+            [meet(1), meet(0)].map(|thread| thread.join().unwrap())
+        });
+        assert_eq!(met, [[[0, 0], [1, 1]]; 2]);
+        let error = format!("{:#}", launch(1).connect(Duration::from_secs(1)).err().expect("rank 0 is not there"));
+        assert!(error.contains("rank 1 of 2 did not meet the others at 127.0.0.1:") && error.contains("within 1s"), "{error}");
     }
 
     #[test]

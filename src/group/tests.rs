@@ -368,3 +368,28 @@ fn the_others_wait_for_rank_0_to_sign_off() {
     });
     ranks(2, |rank| assert!(rank == 0 || !await_first(Duration::from_millis(50)) && !announced().unwrap()));
 }
+
+/// The constructors that are looked up in libtorch's CUDA half run: they stop where there is no GPU.
+#[test]
+fn nccl_says_that_there_is_no_gpu_or_sums_on_it() {
+    if let Err(reason) = ffi::load_cuda() {
+        assert!(ffi::group::nccl_loadable().is_err(), "{reason}");
+        return;
+    }
+    assert!(ffi::group::has_nccl(), "{NO_NCCL}");
+    ffi::group::nccl_loadable().unwrap();
+    ranks(1, |_| match ffi::gpus().is_ok_and(|gpus| !gpus.is_empty()) {
+        false => assert!(use_device(Device::Cuda(0)).unwrap_err().to_string().contains("no GPUs found")),
+        true => {
+            use_device(Device::Cuda(0)).unwrap();
+            let weight = samples(3).to_device(Device::Cuda(0)).set_requires_grad(true);
+            let mut reducer = Reducer::new(&[weight.shallow_clone()]).unwrap();
+            reducer.arm().unwrap();
+            let loss = sum(&gather(&weight).square().sum(Kind::Double));
+            loss.f_backward().unwrap();
+            reducer.finish().unwrap();
+            assert_close(&numbers(&weight.grad()), &numbers(&(&weight * 2)), 1e-12);
+            broadcast(&[weight]).unwrap();
+        }
+    });
+}

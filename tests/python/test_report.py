@@ -47,9 +47,12 @@ def test_doctor_agrees_with_python():
             assert gpu["compute_capability"] == [properties.major, properties.minor]
     else:
         assert cuda["reason"].startswith("none: ")
+    # `make` fetches the headers of both.
+    assert report["backends"]["gloo"] is None
+    assert (report["backends"]["nccl"] is None) == torch.backends.cuda.is_built()
 
 
 def test_doctor_says_every_topic_in_words():
     lines = doctor().splitlines()
-    for topic in ["pretext3d", "libtorch", "CPU", "CPU bfloat16", "threads", "memory", "disk", "GPU"]:
+    for topic in ["pretext3d", "libtorch", "CPU", "CPU bfloat16", "threads", "memory", "disk", "GPU", "Gloo", "NCCL"]:
         assert any(line.startswith(topic) and len(line[14:].strip()) > 2 for line in lines), topic
