@@ -9,6 +9,7 @@
 #include <torch/csrc/distributed/c10d/TCPStore.hpp>
 #include <ATen/ops/cat.h>
 #include <ATen/ops/empty.h>
+#include <c10/util/Logging.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -191,6 +192,11 @@ int p3d_backends() {
 
 // Where the ranks find each other: over TCP, served by one of them or by somebody else; or, of ranks in one process, in memory.
 Store *p3d_store_tcp(const char *host, uint16_t port, int serve, size_t world, int64_t limit_ms) {
+  // c10d's warnings come with its own stack; what matters is in the errors.
+  if (std::getenv("TORCH_CPP_LOG_LEVEL"))
+    c10::initLogging();
+  else
+    FLAGS_caffe2_log_level = c10::GLOG_FATAL;
   Store *out = nullptr;
   guarded([&] {
     c10d::TCPStoreOptions options;

@@ -14,6 +14,10 @@ EACH_PAGE = pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.rel
 
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FLAG = re.compile(r"--[a-z][a-z0-9-]*")
+# Of torchrun and srun, which start several processes.
+LAUNCHER_FLAGS = {"--standalone", "--no-python", "--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint"} | {
+    "--nodes", "--ntasks-per-node", "--gpus-per-node"
+}
 # Flags of the programs beside the binary, which the guide names too, and of pip.
 SCRIPTS_FLAGS = set(FLAG.findall("".join(p.read_text() for d in ("scripts", "benches") for p in (ROOT / d).glob("*.py")))) | {"--no-deps"}
 
@@ -103,7 +107,7 @@ def test_commands_and_flags_exist(page):
             assert not unknown, f"{page}: {command} does not know {unknown}: {text}"
         if page in GUIDE and language in ("", "sh"):
             for flag in FLAG.findall(text):
-                known = any(f.startswith(flag) for f in every) if flag.endswith("-") else flag in every | SCRIPTS_FLAGS
+                known = any(f.startswith(flag) for f in every) if flag.endswith("-") else flag in every | SCRIPTS_FLAGS | LAUNCHER_FLAGS
                 assert known, f"{page}: no command knows {flag}: {text}"
 
 
