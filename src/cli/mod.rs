@@ -17,6 +17,7 @@ mod scans;
 mod statistics;
 pub mod sweep;
 
+use crate::ffi;
 use crate::machine;
 use crate::nn::EncoderConfig;
 use crate::print::{self, note};
@@ -69,6 +70,7 @@ const STOPPED: u8 = 130;
 /// 130: stopped by a signal, to be continued. A closed pipe at standard output changes nothing; where it cannot be written
 /// otherwise (a full disk), a command that is done exits with 1.
 pub fn main() -> ExitCode {
+    ffi::name_lost_pages();
     let done = arguments().and_then(|arguments| match Cli::try_parse_from(arguments) {
         Ok(cli) => run(cli.command),
         Err(message) => {

@@ -3,11 +3,13 @@
 mod checkpoint;
 mod cuda;
 pub mod group;
+mod lost_pages;
 mod process;
 mod script;
 
 pub use checkpoint::{checkpoint, with_checkpointing};
 pub use cuda::{Gpu, gpus, load_cuda};
+pub use lost_pages::name_lost_pages;
 pub use process::{spawn_bound, terminate};
 pub use script::{description, read_state, save_script};
 
