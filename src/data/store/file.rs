@@ -13,9 +13,17 @@ use safetensors::SafeTensorError;
 use safetensors::tensor::{Metadata, SafeTensors, TensorInfo};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::io::Write;
-use std::path::Path;
+use std::fs::{File, Metadata as Attributes};
+use std::io::{ErrorKind, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
+
+/// Key of the text with the voxels' fingerprint.
+const FINGERPRINT: &str = "fingerprint";
+
+/// What to do about a damaged file.
+const MEND: &str = "delete it and preprocess again, then go on";
 
 /// Data begins on a multiple of this, so that mapped slices are aligned for any vector load.
 const ALIGNMENT: usize = 64;
@@ -29,8 +37,19 @@ pub enum Voxels<'a> {
 
 /// A subject's file, mapped.
 pub struct Mapped {
+    path: PathBuf,
     map: Mmap,
     header: FileHeader,
+    inode: u64,
+    /// When its content was known to be that of the header's fingerprint.
+    known: Mutex<Changed>,
+}
+
+/// When a file's content, name or owner last changed, whatever time a program gave it since: seconds and nanoseconds.
+pub type Changed = (i64, i64);
+
+pub fn changed(file: &Attributes) -> Changed {
+    (file.ctime(), file.ctime_nsec())
 }
 
 /// What a file says about itself.
@@ -56,13 +75,14 @@ pub fn write(
 ) -> Result<(u64, String)> {
     let values = image.as_slice().context("image is not contiguous")?;
     let halves: Vec<f16>;
-    let (bytes, name): (&[u8], _) = match dtype {
-        Dtype::F32 => (bytemuck::cast_slice(values), "F32"),
+    let name = dtype_name(dtype);
+    let bytes: &[u8] = match dtype {
+        Dtype::F32 => bytemuck::cast_slice(values),
         Dtype::F16 => {
             let mut converted = vec![f16::ZERO; values.len()];
             converted.convert_from_f32_slice(values);
             halves = converted;
-            (bytemuck::cast_slice(&halves), "F16")
+            bytemuck::cast_slice(&halves)
         }
     };
     let label_bytes = label.as_ref().map(|l| l.as_slice().context("label is not contiguous")).transpose()?.unwrap_or(&[]);
@@ -70,12 +90,8 @@ pub fn write(
         ensure!(label.shape() == &image.shape()[1..], "label of {:?} for an image of {:?}", label.shape(), image.shape());
     }
 
-    let mut hash = Sha256::new();
-    hash.update(format!("{name} {:?} {}", image.shape(), label.is_some()));
-    hash.update(bytes);
-    hash.update(label_bytes);
-    let fingerprint = hex(&hash.finalize());
-    text.insert("fingerprint".into(), fingerprint.clone());
+    let fingerprint = fingerprint(name, image.shape(), bytes, label.as_ref().map(|_| label_bytes));
+    text.insert(FINGERPRINT.into(), fingerprint.clone());
 
     let mut header = serde_json::json!({
         "__metadata__": text,
@@ -96,6 +112,23 @@ pub fn write(
         Ok(())
     })?;
     Ok(((8 + header.len() + bytes.len() + label_bytes.len()) as u64, fingerprint))
+}
+
+/// As safetensors calls it.
+fn dtype_name(dtype: Dtype) -> &'static str {
+    match dtype {
+        Dtype::F16 => "F16",
+        Dtype::F32 => "F32",
+    }
+}
+
+/// SHA-256 of a file's voxels of the type `name`, and of their shape.
+fn fingerprint(name: &str, shape: &[usize], image: &[u8], label: Option<&[u8]>) -> String {
+    let mut hash = Sha256::new();
+    hash.update(format!("{name} {shape:?} {}", label.is_some()));
+    hash.update(image);
+    hash.update(label.unwrap_or_default());
+    hex(&hash.finalize())
 }
 
 fn parse(metadata: &Metadata, data: usize) -> Result<FileHeader> {
@@ -131,16 +164,59 @@ impl Mapped {
 
     fn map(path: &Path) -> Result<Mapped> {
         let file = File::open(path)?;
-        ensure!(file.metadata()?.len() > 8, "truncated: no header");
-        // SAFETY: the files of a store are replaced by renaming, never written in place, so a mapping keeps its contents.
+        let attributes = file.metadata()?;
+        ensure!(attributes.len() > 8, "truncated: no header");
+        // SAFETY: this program replaces the files of a store by renaming, so that a mapping keeps its contents. Where others write in
+        // place, `check_unchanged` says so before what was read is used, and `ffi::name_lost_pages` where pages are gone.
         let map = unsafe { Mmap::map(&file) }?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| match e {
             SafeTensorError::MetadataIncompleteBuffer => anyhow!("truncated: {} bytes are not all of its voxels", map.len()),
             other => anyhow!("{other}"),
         })?;
-        let mapped = Mapped { header: parse(&metadata, 8 + header)?, map };
+        let (inode, known) = (attributes.ino(), Mutex::new(changed(&attributes)));
+        let mapped = Mapped { path: path.to_owned(), header: parse(&metadata, 8 + header)?, map, inode, known };
         mapped.voxels()?;
         Ok(mapped)
+    }
+
+    /// The fingerprint of the voxels that the file was written with.
+    pub fn fingerprint(&self) -> Option<&str> {
+        self.header.text.get(FINGERPRINT).map(String::as_str)
+    }
+
+    /// Errors if the file was written over since it was mapped, so that what was read from it may be anything. A file that was deleted, or
+    /// replaced by renaming, stays mapped as it was. The content is compared only where the file system says that the file was touched.
+    pub fn check_unchanged(&self) -> Result<()> {
+        let now = match std::fs::metadata(&self.path) {
+            Ok(attributes) => attributes,
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(error).with_context(|| self.path.display().to_string()),
+        };
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if now.ino() != self.inode || changed(&now) == *known {
+            return Ok(());
+        }
+        ensure!(now.len() == self.bytes(), "{}: was cut off while it was read: {MEND}", self.path.display());
+        self.check_content()?;
+        *known = changed(&now);
+        Ok(())
+    }
+
+    /// Errors if the voxels are not those of the header's fingerprint. Reads them all if the file was touched after `trusted`.
+    pub fn check_since(&self, trusted: Changed) -> Result<()> {
+        let touched = *self.known.lock().unwrap_or_else(PoisonError::into_inner) > trusted;
+        if touched { self.check_content() } else { Ok(()) }
+    }
+
+    fn check_content(&self) -> Result<()> {
+        let shape = [&[self.header.channels][..], &self.header.shape].concat();
+        let found = fingerprint(dtype_name(self.header.dtype), &shape, &self.map[self.header.image.clone()], self.label());
+        ensure!(
+            Some(&*found) == self.fingerprint(),
+            "{}: other voxels than it was made with: it was written over in place, or its disk fails: {MEND}",
+            self.path.display()
+        );
+        Ok(())
     }
 
     /// Length of the file in bytes.
@@ -165,5 +241,49 @@ impl Mapped {
     /// The whole label, `[D, H, W]`, where there is one.
     pub fn label(&self) -> Option<&[u8]> {
         self.header.has_label.then(|| &self.map[self.header.label.clone()])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ndarray::Array4;
+    use std::fs::OpenOptions;
+    use std::io::{Seek, SeekFrom};
+
+    #[test]
+    fn what_is_written_over_is_noticed_and_what_is_touched_or_replaced_is_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.safetensors");
+        let make = |value| {
+            write(&path, Array4::from_elem((1, 8, 8, 8), value).view(), None, Dtype::F32, BTreeMap::new()).unwrap();
+            Mapped::open(&path).unwrap()
+        };
+        let old = make(1.);
+        let new = make(2.);
+        // Touched: another time, the same content.
+        File::options().append(true).open(&path).unwrap().set_modified(std::time::UNIX_EPOCH).unwrap();
+        for file in [&old, &new] {
+            file.check_unchanged().unwrap();
+            file.check_since((0, 0)).unwrap();
+        }
+        let Voxels::F32(voxels) = old.voxels().unwrap() else { panic!("of this type") };
+        assert!(voxels.iter().all(|&v| v == 1.));
+        // Written over, after which it may be given its time again.
+        let mut file = OpenOptions::new().write(true).open(&path).unwrap();
+        file.seek(SeekFrom::End(-4)).unwrap();
+        file.write_all(&[1; 4]).unwrap();
+        file.set_modified(std::time::UNIX_EPOCH).unwrap();
+        for error in [new.check_unchanged(), new.check_unchanged(), Mapped::open(&path).unwrap().check_since((0, 0))] {
+            let error = error.unwrap_err().to_string();
+            assert!(error.contains("a.safetensors") && error.contains("written over"), "{error}");
+        }
+        Mapped::open(&path).unwrap().check_since(changed(&file.metadata().unwrap())).unwrap();
+        // Cut off within its first page, which stays readable.
+        let new = make(3.);
+        OpenOptions::new().write(true).open(&path).unwrap().set_len(new.bytes() - 1).unwrap();
+        assert!(new.check_unchanged().unwrap_err().to_string().contains("cut off"));
+        std::fs::remove_file(&path).unwrap();
+        old.check_unchanged().unwrap();
     }
 }

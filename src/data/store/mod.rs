@@ -20,7 +20,8 @@ use crate::data::slices::Slices;
 use crate::dim::{Rank, Region, Shape, voxels};
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, bail, ensure};
-use file::{Mapped, Voxels};
+use file::{Changed, Mapped, Voxels, changed};
+use index::INDEX;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::{HashMap, VecDeque};
@@ -44,6 +45,8 @@ pub struct Store {
 struct Inner {
     folder: PathBuf,
     index: Index,
+    /// When the index was, after all files: one that was touched since is looked at closely.
+    written: Changed,
     ids: Vec<String>,
     by_id: HashMap<String, usize>,
     mapped: Vec<Mutex<Option<Arc<Mapped>>>>,
@@ -61,6 +64,7 @@ impl Store {
 
     fn with_limit(folder: &Path, max_mapped: usize) -> Result<Store> {
         let index = Index::read(folder)?;
+        let written = changed(&std::fs::metadata(folder.join(INDEX)).with_context(|| folder.display().to_string())?);
         ensure!(index.complete, "{}: the store is not complete: {}", folder.display(), shards::what_is_left(folder, &index)?);
         ensure!(!index.subjects.is_empty(), "{}: the store holds no subjects", folder.display());
         index.subjects.par_iter().try_for_each(|subject| {
@@ -78,7 +82,7 @@ impl Store {
         let by_id = ids.iter().cloned().enumerate().map(|(scan, id)| (id, scan)).collect();
         let mapped = ids.iter().map(|_| Mutex::new(None)).collect();
         let folder = folder.to_path_buf();
-        let inner = Inner { folder, index, ids, by_id, mapped, order: Mutex::default(), max_mapped };
+        let inner = Inner { folder, index, written, ids, by_id, mapped, order: Mutex::default(), max_mapped };
         let targets = Targets::usual(&inner.index).map(Arc::new);
         Ok(Store { inner: Arc::new(inner), slices: None, targets })
     }
@@ -170,6 +174,13 @@ impl Store {
             inner.index.channels.len(),
             entry.shape
         );
+        ensure!(
+            mapped.fingerprint() == Some(&entry.fingerprint),
+            "{}: holds other voxels than the index said when the store was opened: it was made anew or exchanged since; take the store as it \
+             was to go on, or begin anew with this one",
+            path.display()
+        );
+        mapped.check_since(inner.written)?;
         *slot = Some(mapped.clone());
         drop(slot);
         let oldest = {
@@ -251,7 +262,7 @@ impl Scans for Store {
                 Voxels::F32(voxels) => oriented::turn(&voxels[range], shape, region, orientation, out),
             }
         }
-        Ok(())
+        file.check_unchanged()
     }
 
     fn label(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [u8]) -> Result<()> {
@@ -259,7 +270,7 @@ impl Scans for Store {
         let Some(label) = file.label() else { bail!("{}: has no label in {}", self.id(scan), self.folder().display()) };
         let (region, orientation) = self.stored(scan, region, orientation, 1, out.len())?;
         oriented::turn(label, self.index().subjects[scan].shape, region, orientation, out);
-        Ok(())
+        file.check_unchanged()
     }
 
     fn class(&self, scan: usize) -> Option<u8> {
