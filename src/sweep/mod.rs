@@ -12,6 +12,7 @@ mod rates;
 mod read;
 mod run;
 mod splits;
+mod stores;
 
 use crate::data::split::Split;
 use crate::data::store::Store;
@@ -38,6 +39,7 @@ use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use stores::Stores;
 
 /// One unit of work, by its place among those of its kind.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
@@ -66,6 +68,7 @@ pub struct Runner {
     rates: RefCell<Rates>,
     /// Given weights.
     opened: Vec<Opened>,
+    stores: Stores,
     /// Content of `sweep.json`.
     sweep: Sweep,
     repetitions: Repetitions,
@@ -102,9 +105,24 @@ impl Runner {
             published: config.published.clone(),
         };
         study::check(&sweep)?;
-        let rates = RefCell::new(rates);
-        let runner =
-            Runner { config, folder, shard, pretrainings, finetunings, tunings, rates, opened, sweep, repetitions, splits };
+        let (rates, stores) = (RefCell::new(rates), Stores::of(&config, &store)?);
+        let runner = Runner {
+            config,
+            folder,
+            shard,
+            pretrainings,
+            finetunings,
+            tunings,
+            rates,
+            opened,
+            stores,
+            sweep,
+            repetitions,
+            splits,
+        };
+        for work in runner.work() {
+            runner.stores.check_run(&runner.dir(work), matches!(work, Work::Pretrain(_)))?;
+        }
         leak::check(&runner.config, &store, &runner.splits)?;
         runner.compare_inputs(&store)?;
         // A misspelt flag shows now, not hours later.

@@ -112,6 +112,7 @@ impl Runner {
         if self.is_done(work) {
             return Ok(Start::Done);
         }
+        self.stores.check()?;
         let mut arguments = match dir.join(CONFIG).is_file() {
             true => {
                 let command = if matches!(work, Work::Pretrain(_)) { "pretrain" } else { "finetune" };
