@@ -1,7 +1,7 @@
 //! TensorBoard event files with scalars: TFRecord framing around a handful of protobuf fields.
 
 use anyhow::{Context, Result};
-use std::fs::{File, OpenOptions};
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,6 +10,16 @@ use std::time::{SystemTime, UNIX_EPOCH};
 pub struct EventWriter {
     path: PathBuf,
     file: BufWriter<File>,
+}
+
+/// What TensorBoard knows event files by; seconds since 1970 follow.
+const PREFIX: &str = "events.out.tfevents.";
+
+/// The latest one among a folder's event files, 0 without any.
+fn latest_stamp(folder: &Path) -> Result<u64> {
+    let entries = std::fs::read_dir(folder).with_context(|| folder.display().to_string())?;
+    let names = entries.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
+    Ok(names.filter_map(|name| name.strip_prefix(PREFIX)?.split('.').next()?.parse().ok()).max().unwrap_or(0))
 }
 
 /// Seconds since 1970.
@@ -23,15 +33,10 @@ impl EventWriter {
     pub fn create(folder: &Path, first_step: u64) -> Result<EventWriter> {
         std::fs::create_dir_all(folder).with_context(|| format!("creating {}", folder.display()))?;
         let now = wall_time();
-        let mut n = 0;
-        let (path, file) = loop {
-            let name = format!("events.out.tfevents.{:010}.pretext3d.{}.{n}", now as u64, std::process::id());
-            let path = folder.join(name);
-            match OpenOptions::new().write(true).create_new(true).open(&path) {
-                Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => n += 1,
-                file => break (path.clone(), file.with_context(|| format!("creating {}", path.display()))?),
-            }
-        };
+        // TensorBoard reads the files in the order of their names: after those that are there, also where the clock was set back.
+        let stamp = (now as u64).max(latest_stamp(folder)? + 1);
+        let path = folder.join(format!("{PREFIX}{stamp:010}.pretext3d.{}.0", std::process::id()));
+        let file = File::create_new(&path).with_context(|| format!("creating {}", path.display()))?;
         let mut writer = EventWriter { path, file: BufWriter::new(file) };
         writer.event(now, 0, |event| bytes(event, 3, b"brain.Event:2"))?;
         if first_step > 0 {
@@ -120,7 +125,10 @@ mod tests {
             [("train/loss", 1, 1.5, 0.25), ("train/loss", 300, 1e9 + 0.5, -3.0), (&tag, u32::MAX as u64 + 7, 2.0, 1e-30)];
         points.iter().for_each(|&(tag, step, time, value)| writer.scalar(tag, step, time, value).unwrap());
         writer.flush().unwrap();
-        // A resumed run in the same second takes a file of its own.
+        // A run that is resumed before the clock of the last one, which was ahead, takes a file after it.
+        let ahead = folder.path().join(format!("{PREFIX}{:010}.pretext3d.99999.0", wall_time() as u64 + 1000));
+        std::fs::rename(&writer.path, &ahead).unwrap();
+        writer.path = ahead;
         EventWriter::create(folder.path(), 12).unwrap().flush().unwrap();
 
         let files = read(folder.path()).unwrap();
