@@ -3,9 +3,10 @@
 use crate::print::note;
 use anyhow::{Context, Result, ensure};
 use std::collections::hash_map::RandomState;
+use std::ffi::OsStr;
 use std::fs::{self, File, TryLockError};
 use std::hash::BuildHasher;
-use std::io::{BufWriter, Read, Seek, Write};
+use std::io::{BufWriter, ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::time::Duration;
@@ -56,6 +57,30 @@ pub fn write_atomic_path(path: &Path, write: impl FnOnce(&Path) -> Result<()>) -
         let _ = fs::remove_file(&temporary);
     }
     done.with_context(|| format!("writing {}", path.display()))
+}
+
+/// Whether a name is that of a temporary file of [`write_atomic`], which a writer that was killed leaves: `.NAME.PROCESS.tmp`, where the
+/// process is its number, with or without more hexadecimal digits.
+pub fn is_temporary(name: &OsStr) -> bool {
+    let name = name.to_string_lossy();
+    let process =
+        name.strip_prefix('.').and_then(|name| name.strip_suffix(".tmp")?.rsplit_once('.')).map(|(_, process)| process);
+    process.is_some_and(|p| p.starts_with(|c: char| c.is_ascii_digit()) && p.chars().all(|c| c.is_ascii_hexdigit() || c == '-'))
+}
+
+/// Deletes what writers that were killed have left in a folder, which the caller has locked.
+pub fn remove_temporaries(folder: &Path) -> Result<()> {
+    let entries = match fs::read_dir(folder) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+        entries => entries.with_context(|| folder.display().to_string())?,
+    };
+    for entry in entries {
+        let entry = entry.with_context(|| folder.display().to_string())?;
+        if is_temporary(&entry.file_name()) {
+            fs::remove_file(entry.path()).with_context(|| format!("removing {}", entry.path().display()))?;
+        }
+    }
+    Ok(())
 }
 
 /// Errors if one of these files could not be written: for before the work whose results they hold. Folders that are not there yet are
@@ -183,7 +208,7 @@ pub fn make_numbered(parent: &Path, name: &str) -> Result<PathBuf> {
         let folder = parent.join(format!("{name}-{number}"));
         match fs::create_dir(&folder) {
             Ok(()) => return Ok(folder),
-            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) if error.kind() == ErrorKind::AlreadyExists => {}
             Err(error) => return Err(error).with_context(|| format!("making {}", folder.display())),
         }
     }
@@ -218,6 +243,22 @@ mod tests {
         assert!(check_writable([at("..")]).is_err() && check_folder(&at("file")).is_err());
         let left: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
         assert_eq!(left.len(), 2, "{left:?}");
+    }
+
+    #[test]
+    fn what_killed_writers_left_goes_and_nothing_else() {
+        let folder = tempfile::tempdir().unwrap();
+        let others = [".lock", ".notes.tmp", ".1.tmp", "a.12.tmp", ".last.safetensors.12.tmp.bak"];
+        let left = [".last.safetensors.12.tmp", ".a.json.1-00ff00aa.tmp"];
+        others.iter().chain(&left).for_each(|name| fs::write(folder.path().join(name), "").unwrap());
+        remove_temporaries(folder.path()).unwrap();
+        let mut found: Vec<_> =
+            fs::read_dir(folder.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        found.sort();
+        let mut expected = others.to_vec();
+        expected.sort();
+        assert_eq!(found, expected);
+        remove_temporaries(&folder.path().join("none")).unwrap();
     }
 
     #[test]

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 pub(super) fn write(delivery: &mut Delivery) -> Result<()> {
     let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
     let tensors = delivery.encoder();
-    save_safetensors(&delivery.file("model.safetensors"), &tensors, metadata)?;
+    save_safetensors(&delivery.file("model.safetensors")?, &tensors, metadata)?;
     let about = delivery.about();
     delivery.json("config.json", &about)?;
     delivery.card(

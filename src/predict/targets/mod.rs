@@ -5,7 +5,7 @@ mod monai;
 mod nnunet;
 
 use super::statistics::calibrate;
-use crate::fs::write_atomic;
+use crate::fs::{is_temporary, remove_temporaries, write_atomic};
 use crate::nn::EncoderConfig;
 use crate::run::folder::Run;
 use crate::run::input::Input;
@@ -16,6 +16,7 @@ use crate::tasks::TaskKind;
 use anyhow::{Context, Result, bail, ensure};
 use clap::ValueEnum;
 use serde_json::{Value, json};
+use std::fs::DirEntry;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use tch::Device;
@@ -38,6 +39,7 @@ struct Delivery<'a> {
     input: Input,
     /// Of the run.
     settings: serde_json::Map<String, Value>,
+    target: Target,
     out: &'a Path,
     written: Vec<PathBuf>,
 }
@@ -53,11 +55,7 @@ pub fn deliver(
     windows: Option<(&Windows, Device)>,
 ) -> Result<Vec<String>> {
     ensure!(plans.is_none() || target == Target::NnUNet, "--plans goes with --to nnunet");
-    ensure!(
-        out.read_dir().map_or(!out.exists(), |mut files| files.next().is_none()),
-        "--out {}: expected a new or empty folder",
-        out.display()
-    );
+    check_new(target, out)?;
     ensure!(
         run.description()?.get("downstream").is_none(),
         "--to hands a pretrained encoder over; {} is a fine-tuned network",
@@ -68,25 +66,58 @@ pub fn deliver(
         calibrate(&mut given, windows, device)?;
     }
     let input = given.input.clone().with_context(|| format!("{}: no `input`", run.config_file().display()))?;
-    let mut delivery = Delivery { given, input, settings: run.settings()?, out, written: vec![] };
+    let mut delivery = Delivery { given, input, settings: run.settings()?, target, out, written: vec![] };
     match target {
         Target::NnUNet => nnunet::write(&mut delivery, plans)?,
         Target::Monai => monai::write(&mut delivery)?,
         Target::HuggingFace => huggingface::write(&mut delivery)?,
     }
+    let mark = out.join(UNFINISHED);
+    std::fs::remove_file(&mark).with_context(|| mark.display().to_string())?;
     Ok(delivery.written.iter().map(|path| path.display().to_string()).collect())
+}
+
+/// In the folder as long as files of the export are missing, with the target's name. Each file appears whole, but a program that reads the
+/// folder needs all of them.
+const UNFINISHED: &str = ".unfinished";
+
+/// Errors if `out` holds anything but an export to the same target that did not end, whose files are then written anew.
+fn check_new(target: Target, out: &Path) -> Result<()> {
+    let mark = out.join(UNFINISHED);
+    if !mark.exists() {
+        // One that was killed as it wrote the mark has left that alone.
+        let is_left = |file: std::io::Result<DirEntry>| file.is_ok_and(|file| is_temporary(&file.file_name()));
+        let empty = out.read_dir().map_or(!out.exists(), |mut files| files.all(is_left));
+        ensure!(empty, "--out {}: expected a new or empty folder", out.display());
+        return remove_temporaries(out);
+    }
+    let before = std::fs::read_to_string(&mark).with_context(|| mark.display().to_string())?;
+    ensure!(
+        before == name_of(target),
+        "--out {}: holds an export --to {before} that did not end; delete it, or name another folder",
+        out.display()
+    );
+    remove_temporaries(out)
+}
+
+/// As --to takes it.
+fn name_of(target: Target) -> String {
+    target.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
 }
 
 impl Delivery<'_> {
     /// A file of the folder, which is to be written.
-    fn file(&mut self, name: &str) -> PathBuf {
+    fn file(&mut self, name: &str) -> Result<PathBuf> {
+        if self.written.is_empty() {
+            write_atomic(&self.out.join(UNFINISHED), |file| Ok(write!(file, "{}", name_of(self.target))?))?;
+        }
         let path = self.out.join(name);
         self.written.push(path.clone());
-        path
+        Ok(path)
     }
 
     fn text(&mut self, name: &str, text: &str) -> Result<()> {
-        write_atomic(&self.file(name), |file| Ok(file.write_all(text.as_bytes())?))
+        write_atomic(&self.file(name)?, |file| Ok(file.write_all(text.as_bytes())?))
     }
 
     fn json(&mut self, name: &str, value: &Value) -> Result<()> {

@@ -24,7 +24,7 @@ pub(super) fn write(delivery: &mut Delivery) -> Result<()> {
     );
     let state =
         Value::dict(renamed(&delivery.encoder(), stages.features.len()).into_iter().map(|(k, t)| (k, Value::Tensor(t))));
-    pth::write(&delivery.file("models/model.pt"), &state)?;
+    pth::write(&delivery.file("models/model.pt")?, &state)?;
     let network = network(stages);
     delivery.json("configs/train.json", &json!({ "network_def": network }))?;
     let channels = &delivery.input.channels;

@@ -104,7 +104,7 @@ fn save(delivery: &mut Delivery, tensors: &Tensors, axes: [usize; 3], plan: &Jso
         ("nnssl_adaptation_plan", Value::from(plan)),
         ("citations", Value::from(&citations)),
     ]);
-    pth::write(&delivery.file(CHECKPOINT), &checkpoint)
+    pth::write(&delivery.file(CHECKPOINT)?, &checkpoint)
 }
 
 fn turned(tensor: &Tensor, axes: [usize; 3]) -> Tensor {
