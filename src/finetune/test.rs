@@ -22,7 +22,7 @@ use crate::print::{note, say};
 use crate::report::cases::{CaseView, write_cases};
 use crate::report::progress::Counter;
 use crate::report::scores::{table, write_scores};
-use crate::run::folder::{Progress, Run};
+use crate::run::folder::{Progress, Run, TEST};
 use crate::run::history::History;
 use crate::run::record::{self, CellResult};
 use crate::tasks::classification::Score;
@@ -49,7 +49,7 @@ struct Tested {
 
 /// Where the test's scores go.
 pub fn folder(run: &Run) -> PathBuf {
-    run.dir.join("test")
+    run.dir.join(TEST)
 }
 
 /// Scores the best checkpoint and writes `test/` and `result.json` into the run's folder, unless a signal comes.

@@ -2,7 +2,7 @@
 
 use crate::data::split::Split;
 use crate::dim::Shape;
-use crate::fs::{Lock, check_folder, lock_folder, make_numbered, write_atomic, write_atomic_path};
+use crate::fs::{Lock, check_folder, lock_folder, make_numbered, remove_temporaries, write_atomic, write_atomic_path};
 use crate::nn::EncoderConfig;
 use crate::run::history::History;
 use crate::run::input::Input;
@@ -19,6 +19,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 const SEEN: &str = "seen.json";
+
+/// Where the scores of a fine-tuned run's test are.
+pub const TEST: &str = "test";
 
 /// Where runs are that have no folder of their own.
 const RUNS: &str = "runs";
@@ -74,6 +77,7 @@ impl Run {
     /// Takes the folder for as long as any copy of the value lives; errors if another process trains there.
     fn take(dir: PathBuf) -> Result<Run> {
         let taken = lock_folder(&dir)?;
+        [&dir, &dir.join(TEST)].into_iter().try_for_each(|folder| remove_temporaries(folder))?;
         Ok(Run { dir, _taken: Some(Arc::new(taken)) })
     }
 
@@ -244,13 +248,18 @@ impl Run {
 
     /// The last checkpoint. `None`: the run was stopped before its first one and starts anew.
     pub fn last(&self) -> Result<Option<Checkpoint>> {
-        let path = self.checkpoint("last");
-        if path.exists() {
-            return Checkpoint::read(&path).map(Some);
+        let (path, best) = (self.checkpoint("last"), self.checkpoint("best"));
+        let where_it_is = |progress: Progress| (progress.epoch, progress.step);
+        let last = path.exists().then(|| Progress::read(&path).map(where_it_is)).transpose()?;
+        if last.is_none() {
+            // Killed before its first checkpoint, a run has at most the row that stands before it.
+            ensure!(History::read(&self.dir)?.len() < 2, "{}: missing, so that the run cannot be continued", path.display());
         }
-        // Killed before its first checkpoint, a run has at most the row that stands before it.
-        ensure!(History::read(&self.dir)?.len() < 2, "{}: missing, so that the run cannot be continued", path.display());
-        Ok(None)
+        // Killed between the two, it would otherwise do the epoch again, on a GPU with other bits, and find another one best.
+        if best.exists() && Some(where_it_is(Progress::read(&best)?)) > last {
+            self.best_is_last()?;
+        }
+        if path.exists() { Checkpoint::read(&path).map(Some) } else { Ok(None) }
     }
 }
 
