@@ -52,7 +52,7 @@ def test_a_store_cut_off_while_it_is_read(own, length):
     fails(process, "error: ", store, ".safetensors: ", "cut off", "preprocess again")
 
 
-def test_voxels_written_over_while_they_are_read(own):
+def test_voxels_written_over_while_they_are_read(brains, own):
     store, run = own
     process = under_way(store, run)
     files = sorted(store.glob("*.safetensors"))
@@ -66,8 +66,9 @@ def test_voxels_written_over_while_they_are_read(own):
     resume = ["pretrain", "--resume", run, "--epochs", done + 1]
     # Not mended, it is not trained on later either.
     refused(*resume, says=[store, ".safetensors: ", "written over"])
-    for path, content in zip(files, before):
-        path.write_bytes(content)
+    done_again = pretext3d("preprocess", "--data", brains, "--out", store, "--size", 32)
+    assert "(0 kept)" in done_again.stdout and f"{files[0]}: was written over" in done_again.stderr
+    assert [path.read_bytes() for path in files] == before
     pretext3d(*resume)
     assert len(rows(run / "metrics.csv")) == done + 1
 

@@ -5,7 +5,7 @@ use crate::data::layouts::{Dataset, Source, Subject};
 use crate::data::names::some;
 use crate::data::preprocess::{Plan, Prepared, label, prepare};
 use crate::data::store::claim::claim;
-use crate::data::store::file::{self, FileHeader, Mapped};
+use crate::data::store::file::{self, Changed, FileHeader, Mapped};
 use crate::data::store::{Entry, Index, LeftOut, doubts, file_name};
 use crate::data::volume::Affine;
 use crate::dim::{Region, Shape};
@@ -102,8 +102,10 @@ pub(super) fn begin(dataset: &Dataset, plan: &Plan, folder: &Path, options: &Opt
 
 /// As [`fill`], of a folder that is this process's own, from the index that [`begin`] gives.
 pub(super) fn fill_taken(mut index: Index, dataset: &Dataset, plan: &Plan, folder: &Path, options: &Options) -> Result<Filled> {
+    let trusted = Index::finished(folder);
     claim(folder, &index, dataset, None, options.overwrite)?;
-    let Made { stored, left_out, stopped } = store_all(&dataset.subjects.iter().collect::<Vec<_>>(), plan, folder, options)?;
+    let subjects: Vec<&Subject> = dataset.subjects.iter().collect();
+    let Made { stored, left_out, stopped } = store_all(&subjects, plan, folder, trusted, options)?;
     index.left_out = left_out;
     let (mut there, mut origins) = (HashSet::new(), HashMap::new());
     for Stored { entry, origin, kept } in stored {
@@ -129,8 +131,15 @@ pub(super) fn fill_taken(mut index: Index, dataset: &Dataset, plan: &Plan, folde
     Ok(Filled { index, origins, kept, stopped })
 }
 
-/// Stores subjects, several at a time, unless they are there.
-pub(super) fn store_all(subjects: &[&Subject], plan: &Plan, folder: &Path, options: &Options) -> Result<Made> {
+/// Stores subjects, several at a time, unless they are there. `trusted`: when the store was finished before, if it was; what was touched since
+/// is looked at closely.
+pub(super) fn store_all(
+    subjects: &[&Subject],
+    plan: &Plan,
+    folder: &Path,
+    trusted: Option<Changed>,
+    options: &Options,
+) -> Result<Made> {
     let pool = rayon::ThreadPoolBuilder::new().num_threads(options.threads).build()?;
     // A file that cannot be written ends the run; a scan that cannot be read does not.
     let fatal: Mutex<Option<anyhow::Error>> = Mutex::new(None);
@@ -139,7 +148,7 @@ pub(super) fn store_all(subjects: &[&Subject], plan: &Plan, folder: &Path, optio
         if (options.stop)() || failed.load(Ordering::Relaxed) {
             return None;
         }
-        let done = match store_one(subject, plan, folder, options.note) {
+        let done = match store_one(subject, plan, folder, trusted, options.note) {
             Ok(done) => done,
             Err(error) => {
                 failed.store(true, Ordering::Relaxed);
@@ -222,7 +231,13 @@ fn refuse_unknown_labels(dataset: &Dataset, threads: usize) -> Result<()> {
 }
 
 /// Stores one subject unless it is there. The outer error is one of writing, the inner one of the scan.
-fn store_one(subject: &Subject, plan: &Plan, folder: &Path, note: &dyn Fn(&str)) -> Result<Result<Stored, LeftOut>> {
+fn store_one(
+    subject: &Subject,
+    plan: &Plan,
+    folder: &Path,
+    trusted: Option<Changed>,
+    note: &dyn Fn(&str),
+) -> Result<Result<Stored, LeftOut>> {
     let bad = |error: anyhow::Error| LeftOut { id: subject.id.clone(), reason: format!("{error:#}") };
     let path = folder.join(file_name(&subject.id));
     let key = match plan.key(subject) {
@@ -230,7 +245,14 @@ fn store_one(subject: &Subject, plan: &Plan, folder: &Path, note: &dyn Fn(&str))
         Err(error) => return Ok(Err(bad(error))),
     };
     let there = Mapped::open(&path).ok().filter(|file| file.header().text.get("key") == Some(&key));
-    if let Some(stored) = there.and_then(|file| {
+    let is_whole = |file: &Mapped| match trusted.map_or(Ok(()), |trusted| file.check_since(trusted)) {
+        Ok(()) => true,
+        Err(_) => {
+            note(&format!("{}: was written over since the store was finished, and is made anew", path.display()));
+            false
+        }
+    };
+    if let Some(stored) = there.filter(is_whole).and_then(|file| {
         let FileHeader { shape, has_label, text, .. } = file.header();
         let (entry, origin) = described(subject, file.bytes(), *shape, *has_label, text)?;
         Some(Stored { entry, origin, kept: true })

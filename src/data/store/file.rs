@@ -213,7 +213,7 @@ impl Mapped {
         let found = fingerprint(dtype_name(self.header.dtype), &shape, &self.map[self.header.image.clone()], self.label());
         ensure!(
             Some(&*found) == self.fingerprint(),
-            "{}: other voxels than it was made with: it was written over in place, or its disk fails: {MEND}",
+            "{}: holds other voxels than it was made with: it was written over in place, or its disk fails: {MEND}",
             self.path.display()
         );
         Ok(())

@@ -1,5 +1,6 @@
 //! What a store holds, scan by scan.
 
+use super::file::{Changed, changed};
 use super::shards::Shards;
 use crate::data::identity::{self, hex};
 use crate::data::labelling::{LabelRegion, LabelValue, Labelling};
@@ -161,6 +162,12 @@ impl Index {
             kind.version
         );
         serde_json::from_slice(&text).with_context(|| path.display().to_string())
+    }
+
+    /// When the store in a folder was finished, after all its files were written; `None`: there is none, or it is not finished.
+    pub fn finished(folder: &Path) -> Option<Changed> {
+        let index = Index::read(folder).ok().filter(|index| index.complete)?;
+        std::fs::metadata(folder.join(INDEX)).ok().filter(|_| !index.subjects.is_empty()).map(|file| changed(&file))
     }
 
     /// What the stored labels mean; `None`: no subject has labels.

@@ -99,12 +99,13 @@ pub fn fill_shard(shard: Shard, dataset: &Dataset, plan: &Plan, folder: &Path, o
     };
     let _own = lock_part(folder, &shard.named(LOCK)).with_context(|| format!("shard {shard}"))?;
     let subjects = share(dataset, shard);
+    let trusted = Index::finished(folder);
     claim(folder, &index, dataset, Some(&subjects), options.overwrite)?;
     let done = folder.join(shard.named(DONE));
     if done.exists() {
         fs::remove_file(&done).with_context(|| format!("removing {}", done.display()))?;
     }
-    let Made { stored, left_out, stopped } = store_all(&subjects, plan, folder, options)?;
+    let Made { stored, left_out, stopped } = store_all(&subjects, plan, folder, trusted, options)?;
     let claimed = Index::read(folder)?;
     ensure!(
         claimed.is_same_claim(&index),
