@@ -492,7 +492,6 @@ def main():
     parser.add_argument("--seed", type=int, default=1, help="of the moments (default: %(default)s)")
     parser.add_argument("--no-record", action="store_true", help="print what happens, write no file")
     args = parser.parse_args()
-    record = json.loads(RECORD.read_text()) if RECORD.exists() else {"cases": {}}
     faults = 0
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), args.seed)
@@ -505,8 +504,10 @@ def main():
             row = {"what": what, "counts": dict(bench.counts), "trials": bench.trials, "faults": len(bench.faults),
                    "date": str(datetime.date.today()), "commit": description["commit"]}
             print(f"{name}: {row}", flush=True)
-            record = {"machine": description, "cases": {**record["cases"], name: row}}
             if not args.no_record:
+                # Read again, as another case may have been run meanwhile.
+                cases = json.loads(RECORD.read_text())["cases"] if RECORD.exists() else {}
+                record = {"machine": description, "cases": {**cases, name: row}}
                 RECORD.write_text(json.dumps(record, indent=1) + "\n")
                 PAGE.write_text(page(record))
     sys.exit(faults > 0)
