@@ -86,9 +86,13 @@ impl<I: AsRef<[Image]>, P: AsRef<[Piece]>> Pixels<I, P> {
 
     fn convert<const N: usize>(&mut self, raw: &[u8], word: Word, big_endian: bool, (slope, intercept): (f64, f64)) {
         let (words, _) = raw.as_chunks::<N>();
-        let values = words.iter().map(|bytes| word.value(bytes, big_endian));
+        let values = words.iter().map(|&bytes| word.value(bytes, big_endian));
         match self.uniform {
-            true => values.for_each(|value| self.slice.extend_from_slice(&value.to_le_bytes()[..N])),
+            true => {
+                self.slice.resize(raw.len(), 0);
+                let (out, _) = self.slice.as_chunks_mut::<N>();
+                out.iter_mut().zip(values).for_each(|(out, value)| out.copy_from_slice(&value.to_le_bytes()[..N]));
+            }
             false => {
                 values.for_each(|value| self.slice.extend(((value as f64 * slope + intercept) as f32).to_le_bytes()));
             }
@@ -106,13 +110,19 @@ impl<I: AsRef<[Image]>, P: AsRef<[Piece]>> Pixels<I, P> {
 
 impl Word {
     /// The value that a pixel's bytes hold, whatever is in the bits around it.
-    fn value(self, bytes: &[u8], big_endian: bool) -> i64 {
-        let add = |sum: u64, byte: &u8| sum << 8 | u64::from(*byte);
-        let all = if big_endian { bytes.iter().fold(0, add) } else { bytes.iter().rev().fold(0, add) };
-        let value = (all >> self.lowest) & ((1 << self.bits) - 1);
-        let signed = matches!(self.stored, Stored::Int8 | Stored::Int16 | Stored::Int32);
-        let negative = signed && value >> (self.bits - 1) == 1;
-        if negative { value as i64 - (1 << self.bits) } else { value as i64 }
+    fn value<const N: usize>(self, mut bytes: [u8; N], big_endian: bool) -> i64 {
+        if big_endian {
+            bytes.reverse();
+        }
+        let mut all = [0; 4];
+        all[..N].copy_from_slice(&bytes);
+        // Its bits to the upper end, then all of them to the lower one.
+        let all = u32::from_le_bytes(all) << (u32::BITS - self.bits - self.lowest);
+        let down = u32::BITS - self.bits;
+        match self.stored {
+            Stored::Int8 | Stored::Int16 | Stored::Int32 => (all as i32 >> down).into(),
+            _ => (all >> down).into(),
+        }
     }
 }
 
