@@ -240,10 +240,6 @@ impl Strides {
 /// `out[x] = f(src[x])` for the voxels of a grid, `out` row-major and `src` by `strides`. One step of `strides` is
 /// 1 or -1; when its axis is not the last, the copy goes through small tiles so that both sides are read and written in runs.
 pub(super) fn gather<T: Copy, U: Copy>(src: &[T], strides: Strides, shape: Shape, out: &mut [U], f: &impl Fn(T) -> U) {
-    /// Extents of a tile along the axis where `src` is contiguous, and along the last.
-    const TILE: [usize; 2] = [64, 16];
-    /// Side of the squares that it is turned by: the compiler has instructions for four.
-    const SQUARE: usize = 4;
     if voxels(shape) == 0 {
         return;
     }
@@ -264,39 +260,63 @@ pub(super) fn gather<T: Copy, U: Copy>(src: &[T], strides: Strides, shape: Shape
         return;
     }
     let other = 1 - unit;
-    let first = f(src[strides.base]);
-    let (mut tile, mut turned) = ([[first; TILE[0]]; TILE[1]], [[first; TILE[1]]; TILE[0]]);
+    let mut tile = Tile::filled(f(src[strides.base]));
     let mut x = [0; 3];
     for y in 0..shape[other] {
         x[other] = y;
-        for u in (0..shape[unit]).step_by(TILE[0]) {
-            let nu = TILE[0].min(shape[unit] - u);
-            for k in (0..n2).step_by(TILE[1]) {
-                let nk = TILE[1].min(n2 - k);
-                for (column, tile) in tile.iter_mut().enumerate().take(nk) {
+        for u in (0..shape[unit]).step_by(SIDE) {
+            let nu = SIDE.min(shape[unit] - u);
+            for k in (0..n2).step_by(SIDE) {
+                let nk = SIDE.min(n2 - k);
+                for (column, values) in tile.lines().enumerate().take(nk) {
                     (x[unit], x[2]) = (u, k + column);
-                    tile.iter_mut().zip(run(strides.at(x), nu)).for_each(|(t, &v)| *t = f(v));
+                    values.iter_mut().zip(run(strides.at(x), nu)).for_each(|(t, &v)| *t = f(v));
                 }
-                for column in (0..TILE[1]).step_by(SQUARE) {
-                    for row in (0..TILE[0]).step_by(SQUARE) {
-                        let square: [[U; SQUARE]; SQUARE] =
-                            std::array::from_fn(|c| std::array::from_fn(|r| tile[column + c][row + r]));
-                        for r in 0..SQUARE {
-                            turned[row + r][column..column + SQUARE].copy_from_slice(&square.map(|values| values[r]));
-                        }
-                    }
-                }
-                for (row, values) in turned.iter().enumerate().take(nu) {
+                tile.transpose();
+                for (row, values) in tile.lines().enumerate().take(nu) {
                     x[unit] = u + if backwards { nu - 1 - row } else { row };
                     let at = (x[0] * n1 + x[1]) * n2 + k;
                     // A whole row has a length that the compiler knows.
-                    match out[at..at + nk].first_chunk_mut() {
-                        Some(whole) => *whole = *values,
-                        None => out[at..at + nk].copy_from_slice(&values[..nk]),
+                    match (out[at..at + nk].first_chunk_mut::<SIDE>(), values.first_chunk()) {
+                        (Some(out), Some(whole)) => *out = *whole,
+                        _ => out[at..at + nk].copy_from_slice(&values[..nk]),
                     }
                 }
             }
         }
+    }
+}
+
+/// Side of a tile, a power of two: a line of bytes is one of the cache.
+const SIDE: usize = 64;
+const TILE: usize = SIDE * SIDE;
+
+/// Lines of values, and room to transpose them.
+struct Tile<T>([T; TILE], [T; TILE]);
+
+impl<T: Copy> Tile<T> {
+    fn filled(value: T) -> Self {
+        Tile([value; TILE], [value; TILE])
+    }
+
+    fn lines(&mut self) -> impl Iterator<Item = &mut [T]> {
+        self.0.chunks_exact_mut(SIDE)
+    }
+
+    /// Each riffle of the halves moves the highest bit of a place to its lowest; after those of the line all lines are columns.
+    fn transpose(&mut self) {
+        const { assert!(SIDE.ilog2().is_multiple_of(2)) };
+        for _ in 0..SIDE.ilog2() / 2 {
+            riffle(&self.0, &mut self.1);
+            riffle(&self.1, &mut self.0);
+        }
+    }
+}
+
+fn riffle<T: Copy>(from: &[T; TILE], to: &mut [T; TILE]) {
+    let (low, high) = from.split_at(TILE / 2);
+    for ((to, low), high) in to.as_chunks_mut::<2>().0.iter_mut().zip(low).zip(high) {
+        *to = [*low, *high];
     }
 }
 
