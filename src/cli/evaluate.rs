@@ -189,7 +189,7 @@ impl Scoring {
         values: &mut Vec<i64>,
     ) -> Result<Vec<u8>> {
         let volume = source.read_ras()?.0;
-        same_grid(first, shape, affine, &source.display(), &volume)?;
+        same_grid(first, shape, affine, &source.display(), volume.shape(), &volume.affine)?;
         self.classes(&volume, source, predicted, values)
     }
 

@@ -1,10 +1,8 @@
 //! Knowing a scan again, whatever was done to it since: by its images as they were read.
 
 use crate::data::formats::image::{Photograph, Samples};
-use crate::data::volume::Volume;
-use crate::dim::{Shape, voxels};
+use crate::dim::Shape;
 use bytemuck::Pod;
-use rayon::prelude::*;
 use std::collections::BTreeSet;
 use twox_hash::XxHash3_128;
 
@@ -16,29 +14,42 @@ pub fn is_known(id: &str) -> bool {
     id.starts_with(KIND)
 }
 
-/// A hash (XXH3, 128 bits) of each channel of a scan as read: extents and values as float32, in RAS+ order, before anything is cut, resampled
-/// or scaled. How a file stores its values, compresses them or orders its axes does not matter. A channel of one value has none: scans that
+/// A hash (XXH3, 128 bits) of a channel of a scan as read: extents and values as float32, in RAS+ order, before anything is cut, resampled or
+/// scaled. How a file stores its values, compresses them or orders its axes does not matter. A channel of one value has none: scans that
 /// have nothing else in common share it.
-pub fn images(volume: &Volume) -> Vec<String> {
-    let shape = volume.shape();
-    let data = volume.data.as_standard_layout();
-    let channels = data.as_slice().expect("standard layout").par_chunks_exact(voxels(shape).max(1));
-    channels.filter(|values| values.iter().any(|v| v != &values[0])).map(|values| image(values, shape)).collect()
+pub struct Image {
+    hash: Hash,
+    /// Of a channel that is constant so far.
+    constant: Option<f32>,
+    empty: bool,
 }
 
-fn image(values: &[f32], shape: [usize; 3]) -> String {
-    let mut hash = Hash::new(shape);
-    let mut block = [0f32; 1024];
-    for values in values.chunks(block.len()) {
-        let block = &mut block[..values.len()];
-        // Minus zero becomes zero.
-        block.iter_mut().zip(values).for_each(|(out, v)| *out = v + 0.);
-        hash.write(bytemuck::cast_slice(block));
+impl Image {
+    pub fn new(shape: Shape) -> Image {
+        Image { hash: Hash::new(shape), constant: None, empty: true }
     }
-    hash.id()
+
+    /// Takes the next values.
+    pub fn add(&mut self, values: &[f32]) {
+        if self.empty {
+            (self.constant, self.empty) = (values.first().copied(), values.is_empty());
+        }
+        self.constant = self.constant.filter(|first| values.iter().all(|v| v == first));
+        let mut block = [0f32; 1024];
+        for values in values.chunks(block.len()) {
+            let block = &mut block[..values.len()];
+            // Minus zero becomes zero.
+            block.iter_mut().zip(values).for_each(|(out, v)| *out = v + 0.);
+            self.hash.write(bytemuck::cast_slice(block));
+        }
+    }
+
+    pub fn id(self) -> Option<String> {
+        (self.constant.is_none() && !self.empty).then(|| self.hash.id())
+    }
 }
 
-/// As [`images`], of these channels of a photograph: their samples. 8 bits and the same in 16 are the same.
+/// As [`Image`], of these channels of a photograph: their samples. 8 bits and the same in 16 are the same.
 pub fn photograph(photograph: &Photograph, wanted: &[usize]) -> Vec<String> {
     let wanted: BTreeSet<usize> = wanted.iter().copied().collect();
     match &photograph.samples {
@@ -95,8 +106,19 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::volume::Volume;
     use crate::transform::spatial::Orientation;
-    use ndarray::{Array4, Axis, concatenate};
+    use ndarray::{Array4, ArrayView3, Axis, concatenate};
+
+    fn images(volume: &Volume) -> Vec<String> {
+        let of = |channel: ArrayView3<f32>| {
+            let mut image = Image::new(volume.shape());
+            // In pieces of any size.
+            channel.iter().copied().collect::<Vec<_>>().chunks(7).for_each(|values| image.add(values));
+            image.id()
+        };
+        volume.data.outer_iter().filter_map(of).collect()
+    }
 
     #[test]
     fn an_image_is_known_again_in_any_order_of_axes_and_among_any_channels() {

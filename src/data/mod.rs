@@ -8,6 +8,7 @@ pub mod layouts;
 pub mod names;
 pub mod phantom;
 pub mod preprocess;
+pub mod scan;
 pub mod slices;
 pub mod split;
 pub mod store;

@@ -75,10 +75,9 @@ pub fn spacing(affine: &Affine) -> [f64; 3] {
     std::array::from_fn(|a| (0..3).map(|r| affine[r][a] * affine[r][a]).sum::<f64>().sqrt())
 }
 
-/// Errors unless `volume`, read from `source`, lies on the grid of `first`, both turned to RAS+: same shape, corners closer than
-/// a twentieth of a voxel.
-pub fn same_grid(first: &str, shape: Shape, affine: &Affine, source: &str, volume: &Volume) -> Result<()> {
-    let found = volume.shape();
+/// Errors unless what was read from `source` lies on the grid of `first`, both turned to RAS+: same shape, corners closer than a twentieth of
+/// a voxel.
+pub fn same_grid(first: &str, shape: Shape, affine: &Affine, source: &str, found: Shape, there: &Affine) -> Result<()> {
     ensure!(found == shape, "{source}: shape {found:?} (RAS+), expected {shape:?} as in {first}");
     let voxel = spacing(affine).into_iter().fold(f64::INFINITY, f64::min);
     let mut apart: f64 = 0.0;
@@ -86,14 +85,13 @@ pub fn same_grid(first: &str, shape: Shape, affine: &Affine, source: &str, volum
         let x = [0, 1, 2].map(|a| if corner >> a & 1 == 1 { shape[a] as f64 - 1.0 } else { 0.0 });
         let difference = |r: usize| {
             let at = |m: &Affine| (0..3).map(|a| m[r][a] * x[a]).sum::<f64>() + m[r][3];
-            at(affine) - at(&volume.affine)
+            at(affine) - at(there)
         };
         apart = apart.max((0..3).map(|r| difference(r).powi(2)).sum::<f64>().sqrt());
     }
     ensure!(
         apart <= 0.05 * voxel,
-        "{source}: its corners are up to {apart:.3} mm from those of {first}, expected the same affine ({affine:?}, found {:?})",
-        volume.affine
+        "{source}: its corners are up to {apart:.3} mm from those of {first}, expected the same affine ({affine:?}, found {there:?})"
     );
     Ok(())
 }

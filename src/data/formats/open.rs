@@ -4,6 +4,7 @@ use super::compression::decompressed;
 use super::content::{Content, START};
 use super::voxels::{Voxels, decode, read_raw};
 use super::{FORMATS, Header, foreign, foreign_content, named, nifti};
+use crate::data::scan::Scan;
 use crate::data::volume::{Volume, rotation, to_ras};
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, bail, ensure};
@@ -87,16 +88,22 @@ impl<'a> Opened<'a> {
 
     /// The scan as it is stored. Values have slope and intercept applied; NaN and infinite ones are kept ([`Volume::non_finite`] counts them).
     pub fn read(self) -> Result<Volume> {
-        self.turned(Orientation::IDENTITY)
+        Ok(self.turned(Orientation::IDENTITY)?.into_volume())
     }
 
     /// As [`Opened::read`] and then [`Volume::to_ras`], in one pass.
     pub fn read_ras(self) -> Result<(Volume, Orientation)> {
+        let (scan, orientation) = self.scan_ras()?;
+        Ok((scan.into_volume(), orientation))
+    }
+
+    /// As [`Opened::read_ras`], in the stored type.
+    pub fn scan_ras(self) -> Result<(Scan, Orientation)> {
         let orientation = to_ras(&self.header.affine).with_context(|| self.name.clone())?;
         Ok((self.turned(orientation)?, orientation))
     }
 
-    fn turned(self, orientation: Orientation) -> Result<Volume> {
+    fn turned(self, orientation: Orientation) -> Result<Scan> {
         let Opened { name, header, bytes, voxels } = self;
         let raw = read_raw(voxels, &header, bytes).with_context(|| name)?;
         Ok(decode(raw, &header, orientation))

@@ -1,11 +1,12 @@
 //! Voxels between a file's bytes and memory.
 
 use super::{Header, Stored};
-use crate::data::volume::{Strides, Volume, gather, permute_affine};
+use crate::data::scan::{self, Channel, Scan};
+use crate::data::volume::{Strides, gather, permute_affine};
 use crate::dim::voxels;
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
-use ndarray::{Array4, ArrayView4};
+use ndarray::ArrayView4;
 use std::io::{self, Read};
 use std::path::PathBuf;
 
@@ -59,61 +60,64 @@ pub fn read_raw(voxels: Voxels, header: &Header, bytes: usize) -> Result<Vec<u8>
     }
 }
 
-/// Stored bytes to values in their place.
-pub fn decode(mut raw: Vec<u8>, header: &Header, orientation: Orientation) -> Volume {
+/// Stored bytes to voxels in their place; numbers of up to 16 bits stay what they are.
+pub fn decode(mut raw: Vec<u8>, header: &Header, orientation: Orientation) -> Scan {
     if header.big_endian {
         raw.chunks_exact_mut(header.stored.size()).for_each(<[u8]>::reverse);
     }
-    let [i, j, k] = orientation.output(header.shape);
-    let mut data = Array4::zeros((header.channels, i, j, k));
-    let out = data.as_slice_mut().expect("just made");
+    macro_rules! narrow {
+        ($t:ty, $voxels:path) => {
+            place(&raw, header, orientation, <$t>::from_le_bytes, |values| Channel::new($voxels(values), header.scale))
+        };
+    }
     // Through float64, as nibabel does, which is exact for all but 64-bit integers.
-    macro_rules! values {
+    macro_rules! wide {
         ($t:ty) => {
             match header.scale {
-                None => place(&raw, header, orientation, out, |b| <$t>::from_le_bytes(b) as f64 as f32),
+                None => place(&raw, header, orientation, |b| <$t>::from_le_bytes(b) as f64 as f32, Channel::float32),
                 Some((slope, inter)) => {
-                    place(&raw, header, orientation, out, move |b| (<$t>::from_le_bytes(b) as f64 * slope + inter) as f32)
+                    let value = move |b| (<$t>::from_le_bytes(b) as f64 * slope + inter) as f32;
+                    place(&raw, header, orientation, value, Channel::float32)
                 }
             }
         };
     }
-    match header.stored {
-        Stored::Uint8 => values!(u8),
-        Stored::Int8 => values!(i8),
-        Stored::Uint16 => values!(u16),
-        Stored::Int16 => values!(i16),
-        Stored::Uint32 => values!(u32),
-        Stored::Int32 => values!(i32),
-        Stored::Uint64 => values!(u64),
-        Stored::Int64 => values!(i64),
-        Stored::Float32 => values!(f32),
-        Stored::Float64 => values!(f64),
-    }
-    Volume { data, affine: permute_affine(&header.affine, header.shape, orientation) }
+    let channels = match header.stored {
+        Stored::Uint8 => narrow!(u8, scan::Voxels::Uint8),
+        Stored::Uint16 => narrow!(u16, scan::Voxels::Uint16),
+        Stored::Int16 => narrow!(i16, scan::Voxels::Int16),
+        Stored::Int8 => wide!(i8),
+        Stored::Uint32 => wide!(u32),
+        Stored::Int32 => wide!(i32),
+        Stored::Uint64 => wide!(u64),
+        Stored::Int64 => wide!(i64),
+        Stored::Float32 => wide!(f32),
+        Stored::Float64 => wide!(f64),
+    };
+    let affine = permute_affine(&header.affine, header.shape, orientation);
+    Scan { channels, shape: orientation.output(header.shape), affine }
 }
 
-fn place<const N: usize>(
+fn place<const N: usize, T: Copy + Default>(
     raw: &[u8],
     header: &Header,
     orientation: Orientation,
-    out: &mut [f32],
-    value: impl Fn([u8; N]) -> f32,
-) {
+    value: impl Fn([u8; N]) -> T,
+    channel: impl Fn(Vec<T>) -> Channel,
+) -> Vec<Channel> {
     let (stored, _) = raw.as_chunks::<N>();
     let strides = Strides::column_major(header.shape).oriented(header.shape, orientation);
     let (n, shape) = (voxels(header.shape), orientation.output(header.shape));
+    let placed = |from: &[[u8; N]]| {
+        let mut out = vec![T::default(); n];
+        gather(from, strides, shape, &mut out, &value);
+        channel(out)
+    };
     match header.interleaved {
-        None => {
-            for (from, to) in stored.chunks_exact(n).zip(out.chunks_exact_mut(n)) {
-                gather(from, strides, shape, to, &value);
-            }
-        }
+        None => stored.chunks_exact(n.max(1)).take(header.channels).map(placed).collect(),
         Some(values) => {
-            for (channel, to) in out.chunks_exact_mut(n).enumerate() {
-                let from: Vec<[u8; N]> = stored.iter().skip(channel).step_by(values).copied().collect();
-                gather(&from, strides, shape, to, &value);
-            }
+            let of = |channel| stored.iter().skip(channel).step_by(values).copied().collect::<Vec<_>>();
+            (0..header.channels).map(|channel| placed(&of(channel))).collect()
         }
     }
 }

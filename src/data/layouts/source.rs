@@ -3,6 +3,7 @@
 use super::Source;
 use crate::data::formats::image::{self, Photograph};
 use crate::data::formats::{self, Header, Opened};
+use crate::data::scan::Scan;
 use crate::data::volume::Volume;
 use crate::fs::open_zip;
 use crate::transform::spatial::Orientation;
@@ -54,9 +55,15 @@ impl Source {
 
     /// As [`Source::read`] and turned to RAS+, with the turn.
     pub fn read_ras(&self) -> Result<(Volume, Orientation)> {
+        let (scan, orientation) = self.scan_ras()?;
+        Ok((scan.into_volume(), orientation))
+    }
+
+    /// As [`Source::read_ras`], in the stored type; of a photograph float32.
+    pub fn scan_ras(&self) -> Result<(Scan, Orientation)> {
         match self {
-            Source::File(path) if self.is_image() => Ok((image::read(path)?, Orientation::IDENTITY)),
-            _ => self.open(|opened| opened.read_ras()),
+            Source::File(path) if self.is_image() => Ok((image::read(path)?.into(), Orientation::IDENTITY)),
+            _ => self.open(|opened| opened.scan_ras()),
         }
     }
 

@@ -1,7 +1,7 @@
 //! Files of several volumes.
 
-use crate::data::volume::Volume;
-use ndarray::Axis;
+use crate::data::scan::{Channel, Scan};
+use crate::dim::voxels;
 use serde::{Deserialize, Serialize};
 
 /// What becomes of a file of several volumes, such as a series over time.
@@ -24,16 +24,20 @@ impl Volumes {
         matches!(self, Volumes::Channels)
     }
 
-    /// Leaves one volume of a file's, where these are no channels. Each of them is picked elsewhere.
-    pub fn reduce(self, volume: &mut Volume) {
+    /// Leaves one volume of a file's, where these are no channels, and tells whether there were others. Each of them is picked elsewhere.
+    pub fn reduce(self, scan: &mut Scan) -> bool {
+        let n = scan.channels.len();
         match self {
-            Volumes::Mean if volume.channels() > 1 => {
-                let sum = volume.data.map_axis(Axis(0), |values| values.iter().map(|&v| f64::from(v)).sum::<f64>());
-                let n = volume.channels() as f64;
-                volume.data = sum.mapv(|v| (v / n) as f32).insert_axis(Axis(0));
+            Volumes::Mean if n > 1 => {
+                let mut sums = vec![0f64; voxels(scan.shape)];
+                for channel in scan.channels.drain(..) {
+                    sums.iter_mut().zip(channel.into_floats()).for_each(|(sum, v)| *sum += f64::from(v));
+                }
+                scan.channels.push(Channel::float32(sums.into_iter().map(|sum| (sum / n as f64) as f32).collect()));
             }
-            Volumes::First if volume.channels() > 1 => volume.data = volume.data.select(Axis(0), &[0]),
+            Volumes::First => scan.channels.truncate(1),
             _ => {}
         }
+        scan.channels.len() < n
     }
 }

@@ -1,7 +1,7 @@
 //! Foreground, bounding box and normalisation of intensities, channel by channel.
 
 use super::{Intensity, Threshold};
-use crate::dim::{Region, Shape};
+use crate::data::scan::{Channel, Floats};
 use anyhow::{Result, bail, ensure};
 
 /// Hounsfield units between air and tissue.
@@ -13,7 +13,9 @@ const FAR: f64 = 1000.0;
 /// ..if no more than one in so many is.
 const RARE: usize = 10_000;
 /// Values handled side by side, so that the compiler uses vector registers.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
+/// Values that are added up in single precision: few, so that rounding does not grow with the volume.
+pub(super) const BLOCK: usize = 64 * LANES;
 
 /// What one pass over a channel tells.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -27,33 +29,68 @@ pub struct Summary {
     pub non_finite: usize,
 }
 
-/// Summary of a channel that is not empty.
-pub fn summary(values: &[f32]) -> Summary {
-    let (mut low, mut high, mut sum) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES], 0.0);
-    let (mut above_air, mut non_finite) = (0, 0);
-    // Sums of single precision stay short, so that rounding does not grow with the volume.
-    for block in values.chunks(64 * LANES) {
-        let (mut sums, mut above, mut bad) = ([0.0f32; LANES], [0u32; LANES], [0u32; LANES]);
-        for lane in block.chunks(LANES) {
-            for (k, &v) in lane.iter().enumerate() {
-                low[k] = if v < low[k] { v } else { low[k] };
-                high[k] = if v > high[k] { v } else { high[k] };
-                sums[k] += v;
-                above[k] += u32::from(v > AIR_BELOW);
-                bad[k] += u32::from(!v.is_finite());
+/// A [`Summary`] in the making.
+pub(super) struct Sums {
+    low: f32,
+    high: f32,
+    sum: f64,
+    above_air: usize,
+    non_finite: usize,
+    n: usize,
+}
+
+impl Default for Sums {
+    fn default() -> Sums {
+        Sums { low: f32::INFINITY, high: f32::NEG_INFINITY, sum: 0.0, above_air: 0, non_finite: 0, n: 0 }
+    }
+}
+
+impl Sums {
+    /// Takes the next values; whole blocks, but for the last ones.
+    pub fn add(&mut self, values: &[f32]) {
+        for block in values.chunks(BLOCK) {
+            let (mut low, mut high, mut sums) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES], [0.0f32; LANES]);
+            for lane in block.chunks(LANES) {
+                for (k, &v) in lane.iter().enumerate() {
+                    low[k] = if v < low[k] { v } else { low[k] };
+                    high[k] = if v > high[k] { v } else { high[k] };
+                    sums[k] += v;
+                }
+            }
+            let lowest = low.into_iter().fold(f32::INFINITY, f32::min);
+            self.low = self.low.min(lowest);
+            self.high = high.into_iter().fold(self.high, f32::max);
+            let sum = sums.iter().map(|&s| f64::from(s)).sum::<f64>();
+            self.sum += sum;
+            // Most blocks need no counting.
+            self.above_air += match lowest > AIR_BELOW {
+                true => block.len(),
+                false => block.iter().filter(|&&v| v > AIR_BELOW).count(),
+            };
+            if !sum.is_finite() {
+                self.non_finite += block.iter().filter(|v| !v.is_finite()).count();
             }
         }
-        sum += sums.iter().map(|&s| f64::from(s)).sum::<f64>();
-        above_air += above.iter().sum::<u32>() as usize;
-        non_finite += bad.iter().sum::<u32>() as usize;
+        self.n += values.len();
     }
-    Summary {
-        min: low.into_iter().fold(f32::INFINITY, f32::min),
-        max: high.into_iter().fold(f32::NEG_INFINITY, f32::max),
-        mean: sum / values.len() as f64,
-        above_air: above_air as f64 / values.len() as f64,
-        non_finite,
+
+    /// Of values that are not none.
+    pub fn summary(&self) -> Summary {
+        Summary {
+            min: self.low,
+            max: self.high,
+            mean: self.sum / self.n as f64,
+            above_air: self.above_air as f64 / self.n as f64,
+            non_finite: self.non_finite,
+        }
     }
+}
+
+/// Summary of a channel that is not empty.
+fn summary(values: &[f32]) -> Summary {
+    let mut sums = Sums::default();
+    sums.add(values);
+    sums.summary()
 }
 
 /// Intensity above which a voxel is foreground.
@@ -63,29 +100,6 @@ pub fn threshold(foreground: Threshold, channel: &Summary) -> f32 {
         Threshold::Auto if channel.min < AIR_BELOW && channel.above_air >= LEAST_TISSUE => AIR_BELOW,
         Threshold::Auto => (f64::from(channel.min) + (channel.mean - f64::from(channel.min)) / 2.0) as f32,
     }
-}
-
-/// Smallest box that holds every voxel which is above its channel's threshold in any channel; `None` if there is no such voxel.
-pub fn bounding_box(channels: &[(&[f32], f32)], shape: Shape) -> Option<Region> {
-    let mut inside = shape.map(|n| vec![false; n]);
-    for &(values, threshold) in channels {
-        let mut columns = vec![f32::NEG_INFINITY; shape[2]];
-        for (row, values) in values.chunks_exact(shape[2]).enumerate() {
-            let mut lanes = [f32::NEG_INFINITY; LANES];
-            for (values, columns) in values.chunks(LANES).zip(columns.chunks_mut(LANES)) {
-                for ((lane, column), &v) in lanes.iter_mut().zip(columns).zip(values) {
-                    *lane = if v > *lane { v } else { *lane };
-                    *column = if v > *column { v } else { *column };
-                }
-            }
-            if lanes.iter().any(|&v| v > threshold) {
-                inside[0][row / shape[1]] = true;
-                inside[1][row % shape[1]] = true;
-            }
-        }
-        inside[2].iter_mut().zip(columns).for_each(|(inside, highest)| *inside |= highest > threshold);
-    }
-    Region::around(&inside)
 }
 
 /// Absurd values that were replaced.
@@ -98,24 +112,28 @@ pub struct Outliers {
     pub range: [f32; 2],
 }
 
-/// Gives voxels that are absurdly far from all others (a mistake of an export, a broken interpolation) the nearest value of these, so that
-/// they do not decide what becomes of the others; `None` if there are none. Their share is tiny: otherwise they may be what the scan shows.
-pub fn replace_outliers(values: &mut [f32]) -> Option<Outliers> {
+/// The channel with the nearest of all others in place of values that are absurdly far from them (a mistake of an export, a broken
+/// interpolation), so that they do not decide what becomes of the others; `None` if there are none. Their share is tiny: otherwise they
+/// may be what the scan shows.
+pub fn without_outliers(channel: &Channel, summary: &Summary) -> Option<(Outliers, Channel)> {
     /// Values looked at for the range of most, and the share at each end that does not count.
     const SAMPLE: usize = 4096;
     const ENDS: usize = 64;
-    let mut sample: Vec<f32> = values.iter().step_by(values.len() / SAMPLE + 1).copied().filter(|v| v.is_finite()).collect();
+    let (n, mut buffer) = (channel.len(), vec![]);
+    let sample = (0..n).step_by(n / SAMPLE + 1).map(|i| channel.floats(i..i + 1, &mut buffer)[0]);
+    let mut sample: Vec<f32> = sample.filter(|v| v.is_finite()).collect();
     sample.sort_unstable_by(f32::total_cmp);
     let cut = sample.len() / ENDS;
     let (low, high) = (f64::from(*sample.get(cut)?), f64::from(*sample.get(sample.len() - 1 - cut)?));
     let margin = FAR * (high - low);
     let far = |v: f32| f64::from(v) > high + margin || f64::from(v) < low - margin;
-    let voxels = values.iter().filter(|&&v| far(v)).count();
-    if voxels == 0 || margin == 0.0 || voxels > (values.len() / RARE).max(1) {
+    if margin == 0.0 || !far(summary.min) && !far(summary.max) {
         return None;
     }
+    let mut values = channel.clone().into_floats();
+    let voxels = values.iter().filter(|&&v| far(v)).count();
     // What is infinite is refused elsewhere.
-    if values.iter().any(|&v| far(v) && v.is_infinite()) {
+    if voxels > (n / RARE).max(1) || values.iter().any(|&v| far(v) && v.is_infinite()) {
         return None;
     }
     let (mut range, mut worst, mut distance) = ([f32::INFINITY, f32::NEG_INFINITY], 0.0, -1.0);
@@ -128,7 +146,7 @@ pub fn replace_outliers(values: &mut [f32]) -> Option<Outliers> {
         }
     }
     values.iter_mut().for_each(|v| *v = v.clamp(range[0], range[1]));
-    Some(Outliers { voxels, worst, range })
+    Some((Outliers { voxels, worst, range }, Channel::float32(values)))
 }
 
 /// Normalises one channel. Errors where that is undefined: a constant channel, or no foreground.
@@ -162,7 +180,7 @@ pub fn normalise(values: &mut [f32], intensity: Intensity, foreground: Threshold
 fn foreground_moments(values: &[f32], threshold: f32) -> Option<(f64, f64)> {
     let sums = |value: &dyn Fn(f32) -> f32| -> (f64, usize) {
         let (mut sum, mut count) = (0.0, 0);
-        for block in values.chunks(64 * LANES) {
+        for block in values.chunks(BLOCK) {
             let (mut sums, mut counts) = ([0.0f32; LANES], [0u32; LANES]);
             for lane in block.chunks(LANES) {
                 for (k, &v) in lane.iter().enumerate() {
@@ -221,25 +239,6 @@ mod tests {
     }
 
     #[test]
-    fn the_box_is_the_smallest_that_holds_every_channels_foreground() {
-        let shape = [5, 6, 40];
-        let mut random = rng(2, Stream::Train, 0, 0);
-        for _ in 0..50 {
-            let mut channels = [vec![0.0f32; 1200], vec![0.0f32; 1200]];
-            let marks: Vec<Shape> = (0..random.random_range(1..4)).map(|_| shape.map(|n| random.random_range(0..n))).collect();
-            for mark in &marks {
-                channels[random.random_range(0..2)][(mark[0] * 6 + mark[1]) * 40 + mark[2]] = 1.0;
-            }
-            let found = bounding_box(&[(&channels[0], 0.5), (&channels[1], 0.5)], shape).unwrap();
-            for a in 0..3 {
-                let (low, high) = (marks.iter().map(|m| m[a]).min().unwrap(), marks.iter().map(|m| m[a]).max().unwrap());
-                assert_eq!((found.start[a], found.size[a]), (low, high + 1 - low));
-            }
-        }
-        assert_eq!(bounding_box(&[(&[0.0; 1200], 0.5)], shape), None);
-    }
-
-    #[test]
     fn each_normalisation_does_what_it_says() {
         let raw = [-1000.0, -600.0, 0.0, 40.0, 100.0, 1000.0];
         let done = |intensity, foreground| {
@@ -276,7 +275,8 @@ mod tests {
         for (absurd, nearest) in [(vec![1e30], high), (vec![-4e9, 2e5], low), (vec![f32::MAX, 3e6, 3e6], high)] {
             let mut values = scan.clone();
             absurd.iter().enumerate().for_each(|(n, &v)| values[7000 * n + 11] = v);
-            let found = replace_outliers(&mut values).unwrap();
+            let (found, channel) = without_outliers(&Channel::float32(values.clone()), &summary(&values)).unwrap();
+            let values = channel.into_floats();
             assert_eq!((found.voxels, found.worst), (absurd.len(), absurd[0]));
             assert_eq!(values[11], nearest);
             assert!(values.iter().zip(&scan).filter(|(a, b)| a != b).count() <= absurd.len());
@@ -293,9 +293,8 @@ mod tests {
             vec![0.0; 30_000],
             vec![],
         ] {
-            let mut values = real.clone();
-            assert_eq!(replace_outliers(&mut values), None);
-            assert!(values.iter().zip(&real).all(|(a, b)| a.to_bits() == b.to_bits()));
+            let summary = summary(&real);
+            assert!(without_outliers(&Channel::float32(real), &summary).is_none());
         }
     }
 }

@@ -26,7 +26,7 @@ pub(super) fn read(source: &Source, plan: &Plan, shape: Shape, affine: &Affine) 
     let labels = plan.labels.as_ref().unwrap_or(&none);
     let (volume, _) = source.read_ras()?;
     ensure!(volume.channels() == 1, "{}: {} channels, expected a label of one", source.display(), volume.channels());
-    same_grid("the image", shape, affine, &source.display(), &volume)?;
+    same_grid("the image", shape, affine, &source.display(), volume.shape(), &volume.affine)?;
     let data = volume.data.as_slice().with_context(|| format!("{}: not contiguous", source.display()))?;
 
     // Owners' values are mostly small whole numbers: one look-up a voxel.

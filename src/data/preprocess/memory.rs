@@ -33,7 +33,9 @@ fn told(bytes: u64, available: Option<u64>, parts: &str) -> Option<String> {
 mod tests {
     use super::told;
     use crate::data::layouts::Volumes;
+    use crate::data::preprocess::look::Look;
     use crate::data::preprocess::{Dtype, Grid, Intensity, Placement, Settings, Threshold};
+    use crate::data::scan::Scan;
     use crate::data::volume::Volume;
     use ndarray::Array4;
 
@@ -41,11 +43,14 @@ mod tests {
     fn a_large_grid_is_told_and_one_of_billions_of_voxels_is_refused() {
         let affine = std::array::from_fn(|r| std::array::from_fn(|c| f64::from(u8::from(r == c))));
         let data = Array4::from_shape_fn((2, 10, 10, 10), |(_, i, j, k)| (i + j + k) as f32);
-        let scan = Volume { data, affine };
+        let scan = Scan::from(Volume { data, affine });
+        let looks = Look::all(&scan);
         let place = |mm: f64| {
             let (foreground, intensity) = (Threshold::Above { value: -1. }, Intensity::MinMax);
             Placement::find(
-                &scan,
+                scan.shape,
+                &scan.affine,
+                &looks,
                 None,
                 &Settings {
                     grid: Grid::Spacing { mm: [mm; 3] },
@@ -56,8 +61,8 @@ mod tests {
                 },
             )
         };
-        assert_eq!(place(0.1).unwrap().memory(2), None);
-        let told = place(0.02).unwrap().memory(2).unwrap();
+        assert_eq!(place(0.1).unwrap().memory(&scan.channels), None);
+        let told = place(0.02).unwrap().memory(&scan.channels).unwrap();
         assert!(
             told.starts_with("takes about 1.98 GiB of memory: 2 channels") && told.ends_with("[500, 500, 500] as stored"),
             "{told}"

@@ -2,6 +2,7 @@
 
 pub mod intensity;
 pub(crate) mod label;
+mod look;
 pub mod memory;
 pub mod photo;
 mod regrid;
@@ -14,10 +15,12 @@ pub use label::Outside;
 pub use subject::{Metadata, Plan, Prepared, prepare};
 
 use crate::data::layouts::Volumes;
-use crate::data::volume::{Affine, Volume};
+use crate::data::scan::Channel;
+use crate::data::volume::{Affine, spacing};
 use crate::dim::{Region, Shape, voxels};
 use anyhow::{Context, Result, bail, ensure};
 use indicatif::HumanBytes;
+use look::{Look, bounding_box};
 use ndarray::{Array3, Array4};
 use resample::Axis;
 use serde::{Deserialize, Serialize};
@@ -130,27 +133,24 @@ pub struct Placement {
 impl Placement {
     /// Finds the foreground's box in a RAS+ scan, widens it to hold the box `labelled`, and lays the grid over it. Errors: voxels that are not finite, a constant
     /// channel, no foreground, a grid too large to be meant.
-    pub fn find(volume: &Volume, labelled: Option<Region>, settings: &Settings) -> Result<Placement> {
-        let scan = volume.shape();
-        let data = volume.data.as_slice().context("voxels are not contiguous")?;
-        ensure!(!data.is_empty(), "no voxels: shape is {scan:?}");
-        let mut channels = Vec::with_capacity(volume.channels());
-        for (c, values) in data.chunks_exact(voxels(scan)).enumerate() {
-            let channel = intensity::summary(values);
+    fn find(scan: Shape, affine: &Affine, looks: &[Look], labelled: Option<Region>, settings: &Settings) -> Result<Placement> {
+        ensure!(voxels(scan) > 0 && !looks.is_empty(), "no voxels: shape is {scan:?}");
+        let mut channels = Vec::with_capacity(looks.len());
+        for (c, Look { summary: channel, highest, .. }) in looks.iter().enumerate() {
             ensure!(
                 channel.non_finite == 0,
                 "channel {c}: {} of {} voxels are NaN or infinite, expected finite ones",
                 channel.non_finite,
-                values.len()
+                voxels(scan)
             );
             ensure!(channel.max > channel.min, "channel {c}: constant: every voxel is {}", channel.min);
-            channels.push((values, intensity::threshold(settings.foreground, &channel)));
+            channels.push((highest, intensity::threshold(settings.foreground, channel)));
         }
-        let Some(foreground) = intensity::bounding_box(&channels, scan) else {
+        let Some(foreground) = bounding_box(&channels) else {
             bail!("no foreground: no voxel is above {:?}", channels.iter().map(|c| c.1).collect::<Vec<_>>())
         };
         let crop = labelled.map_or(foreground, |labelled| foreground.hull(labelled));
-        let spacing = volume.spacing();
+        let spacing = spacing(affine);
         let axes = settings.grid.axes(crop, spacing);
         let count: f64 = axes.iter().map(|a| a.out as f64).product();
         ensure!(
@@ -162,7 +162,7 @@ impl Placement {
             HumanBytes((count * memory::FLOAT as f64) as u64),
             memory::MAX_VOXELS
         );
-        let mut affine = volume.affine;
+        let mut affine = *affine;
         for row in affine.iter_mut().take(3) {
             for (a, axis) in axes.iter().enumerate() {
                 row[3] += row[a] * (axis.start as f64 + axis.first());
@@ -182,23 +182,24 @@ impl Placement {
         resample::shape(&self.axes)
     }
 
-    /// What preparing a scan of so many channels takes of memory, if it is much.
-    pub fn memory(&self, channels: usize) -> Option<String> {
+    /// What preparing a scan of these channels takes of memory, if it is much.
+    fn memory(&self, channels: &[Channel]) -> Option<String> {
         let (read, stored) = (voxels(self.scan), voxels(self.shape()));
         // The label as read and as stored, a byte each; a copy of the image as it is written, at most as large.
-        let bytes = memory::FLOAT * channels * (read + 2 * stored) + read + stored;
-        let parts = format!("{channels} channels of {:?} voxels as read and of {:?} as stored", self.scan, self.shape());
+        let image: usize = channels.iter().map(Channel::bytes).sum();
+        let bytes = image + memory::FLOAT * channels.len() * 2 * stored + read + stored;
+        let parts =
+            format!("{} channels of {:?} voxels as read and of {:?} as stored", channels.len(), self.scan, self.shape());
         memory::line(bytes, &parts)
     }
 
     /// The scan on the stored grid, `[C, D, H, W]`, normalised.
-    pub fn image(&self, volume: &Volume, settings: &Settings) -> Result<Array4<f32>> {
+    fn image(&self, channels: &[Channel], settings: &Settings) -> Result<Array4<f32>> {
         let [d, h, w] = self.shape();
-        let mut image = Array4::zeros((volume.channels(), d, h, w));
-        let data = volume.data.as_slice().context("voxels are not contiguous")?;
+        let mut image = Array4::zeros((channels.len(), d, h, w));
         let out = image.as_slice_mut().context("just made")?.chunks_exact_mut(d * h * w);
-        for (c, (values, out)) in data.chunks_exact(voxels(self.scan)).zip(out).enumerate() {
-            resample::linear(values, self.scan, &self.axes, out);
+        for (c, (channel, out)) in channels.iter().zip(out).enumerate() {
+            resample::linear(channel, self.scan, &self.axes, out);
             intensity::normalise(out, settings.intensity, settings.foreground).with_context(|| format!("channel {c}"))?;
         }
         Ok(image)

@@ -1,5 +1,6 @@
 //! A channel that lies on another grid than the first one, such as a FLAIR beside a T1.
 
+use crate::data::scan::Scan;
 use crate::data::volume::{Volume, index_in, spacing};
 use crate::dim::{Shape, voxels};
 use anyhow::{Context, Result, ensure};
@@ -13,8 +14,8 @@ const EDGE: f64 = 0.5;
 
 /// The volume, read from `source`, on the grid of `first`: interpolated linearly, and outside of it the lowest value of each channel.
 /// Errors if the two hardly overlap.
-pub fn onto(first: &Volume, volume: &Volume, source: &str, of_first: &str) -> Result<Volume> {
-    let (shape, from) = (first.shape(), volume.shape());
+pub fn onto(first: &Scan, volume: &Volume, source: &str, of_first: &str) -> Result<Volume> {
+    let (shape, from) = (first.shape, volume.shape());
     let place = index_in(&first.affine, &volume.affine).with_context(|| source.to_owned())?;
     let at = |x: [usize; 3]| {
         let index: [f64; 3] = std::array::from_fn(|r| place[r][3] + (0..3).map(|a| place[r][a] * x[a] as f64).sum::<f64>());
@@ -95,9 +96,10 @@ mod tests {
 
     #[test]
     fn what_is_linear_in_the_world_stays_so_within_the_volume() {
-        let (first, other) = (ramp([6, 7, 8], 1., 2.), ramp([8, 8, 8], 1.5, 0.5));
+        let (volume, other) = (ramp([6, 7, 8], 1., 2.), ramp([8, 8, 8], 1.5, 0.5));
+        let first = volume.clone().into();
         let found = onto(&first, &other, "b", "a").unwrap();
-        for (a, b) in found.data.iter().zip(&first.data) {
+        for (a, b) in found.data.iter().zip(&volume.data) {
             assert!((a - b).abs() < 1e-3, "{a}, expected {b}");
         }
         // Beyond half a voxel around it there is nothing to interpolate.

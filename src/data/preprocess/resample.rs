@@ -1,6 +1,7 @@
 //! Resampling a box of a volume onto another grid, one axis at a time.
 
 use crate::data::labelling::IGNORE;
+use crate::data::scan::Floats;
 use crate::dim::Shape;
 
 /// One axis of a new grid over a box. Voxel centres are at whole numbers and a box of `n` voxels extends from -0.5 to `n - 0.5`;
@@ -93,18 +94,20 @@ pub(super) fn mix(low: &[f32], high: &[f32], weight: f32, out: &mut [f32]) {
 
 /// Linear interpolation of one channel `input` of `shape` into `out`. Works plane by plane: two input planes are mixed into one,
 /// its rows into one row, its voxels into one voxel, so all but the first reading stays in cache.
-pub fn linear(input: &[f32], shape: Shape, axes: &[Axis; 3], out: &mut [f32]) {
+pub fn linear<V: Floats + ?Sized>(input: &V, shape: Shape, axes: &[Axis; 3], out: &mut [f32]) {
     let taps = [axes[0].taps(), axes[1].taps(), axes[2].taps()];
     let [n1, n2] = [axes[1].n, axes[2].n];
     let mut plane = vec![0.0; n1 * n2];
     let mut line = vec![0.0; n2];
     let row = |d: usize, h: usize| {
         let at = ((axes[0].start + d) * shape[1] + axes[1].start + h) * shape[2] + axes[2].start;
-        &input[at..at + n2]
+        at..at + n2
     };
+    let [mut low, mut high] = [vec![], vec![]];
     for (out, d) in out.chunks_exact_mut(axes[1].out * axes[2].out).zip(&taps[0]) {
         for (h, out) in plane.chunks_exact_mut(n2).enumerate() {
-            mix(row(d.low, h), row(d.high, h), d.weight, out);
+            let low = input.floats(row(d.low, h), &mut low);
+            mix(low, input.floats(row(d.high, h), &mut high), d.weight, out);
         }
         for (out, h) in out.chunks_exact_mut(axes[2].out).zip(&taps[1]) {
             mix(&plane[h.low * n2..][..n2], &plane[h.high * n2..][..n2], h.weight, &mut line);
@@ -185,7 +188,7 @@ mod tests {
             });
             let input: Vec<f32> = (0..voxels(shape)).map(|_| random.random_range(-1.0..1.0)).collect();
             let mut out = vec![9.0; voxels(super::shape(&axes))];
-            linear(&input, shape, &axes, &mut out);
+            linear(&input[..], shape, &axes, &mut out);
             let indices = ndarray::indices((axes[0].out, axes[1].out, axes[2].out));
             for (x, &got) in indices.into_iter().zip(&out) {
                 let expected = naive(&input, shape, &axes, [x.0, x.1, x.2]);
@@ -199,7 +202,7 @@ mod tests {
         let input: Vec<f32> = (0..60).map(|i| (i * 37 % 61) as f32 / 7.0).collect();
         let same = [Axis::resize(0, 3, 3), Axis::respace(0, 4, 1.2, 1.2), Axis::resize(0, 5, 5)];
         let mut out = vec![0.0; 60];
-        linear(&input, [3, 4, 5], &same, &mut out);
+        linear(&input[..], [3, 4, 5], &same, &mut out);
         assert_eq!(out, input);
 
         let label: Vec<u8> = (0..10).collect();

@@ -2,20 +2,22 @@
 
 use super::intensity::{self, Outliers};
 use super::label::{self, Outside};
+use super::look::Look;
 use super::{Grid, Placement, Settings, photo, regrid};
 use crate::data::formats::image::IN_PIXELS;
 use crate::data::identity::{self, hex};
-use crate::data::labelling::{IGNORE, Labelling, whole_label};
+use crate::data::labelling::{IGNORE, Labelling};
 use crate::data::layouts::{Source, Subject};
-use crate::data::volume::{Affine, Volume, permute_affine, same_grid, spacing};
+use crate::data::scan::Scan;
+use crate::data::volume::{Affine, permute_affine, same_grid, spacing};
 use crate::dim::{Region, Shape};
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, bail, ensure};
-use ndarray::{Array3, Array4, ArrayView3, Axis, concatenate};
+use ndarray::{Array3, Array4};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 /// What is done to every subject of a dataset.
 #[derive(Clone, Debug)]
@@ -67,7 +69,7 @@ pub struct Prepared {
     pub image: Array4<f32>,
     /// `[D, H, W]`, classes.
     pub label: Option<Array3<u8>>,
-    /// By which the scan is known again, see [`identity::images`].
+    /// By which the scan is known again, see [`identity::Image`].
     pub images: Vec<String>,
     /// Channels that lay on another grid than the first one, and were resampled onto it.
     pub resampled: Vec<String>,
@@ -137,10 +139,12 @@ pub fn prepare(subject: &Subject, plan: &Plan, tell: &dyn Fn(&str)) -> Result<Pr
     if images[0].is_image() {
         return prepare_photograph(images[0], subject, plan).with_context(first);
     }
-    let Image { mut volume, orientation, seen, resampled } = image(&images, subject, plan)?;
+    let Image { mut scan, mut looks, orientation, seen, resampled } = image(&images, subject, plan)?;
     let names = plan.names().into_iter().filter(|name| !subject.missing.contains(name));
-    for (mut channel, name) in volume.data.outer_iter_mut().zip(names) {
-        if let Some(found) = channel.as_slice_mut().and_then(intensity::replace_outliers) {
+    for ((channel, look), name) in scan.channels.iter_mut().zip(&mut looks).zip(names) {
+        if let Some((found, cleaned)) = intensity::without_outliers(channel, &look.summary) {
+            *look = Look::at(&cleaned, scan.shape);
+            *channel = cleaned;
             let Outliers { voxels, worst, range: [low, high] } = found;
             tell(&format!(
                 "{}: {name}: voxels as far off as {worst:e}, {voxels} of them, among others of {low} to {high}: taken for mistakes, and \
@@ -149,22 +153,22 @@ pub fn prepare(subject: &Subject, plan: &Plan, tell: &dyn Fn(&str)) -> Result<Pr
             ));
         }
     }
-    let few_values = few_values(&volume);
-    let (scan, affine) = (volume.shape(), volume.affine);
+    let few_values = looks.iter_mut().find_map(|look| look.few_values.take()).unwrap_or_default();
+    let (shape, affine) = (scan.shape, scan.affine);
     ensure!(
-        !(scan.contains(&1) && matches!(plan.settings.grid, Grid::Cube { .. })),
-        "{}: a slice, of {scan:?} voxels (RAS+), which a cube would repeat: `--protocol modern` keeps it one voxel deep, and `pretrain \
+        !(shape.contains(&1) && matches!(plan.settings.grid, Grid::Cube { .. })),
+        "{}: a slice, of {shape:?} voxels (RAS+), which a cube would repeat: `--protocol modern` keeps it one voxel deep, and `pretrain \
          --slices` takes it for an image",
         first()
     );
-    let classes = label.map(|source| label::read(source, plan, scan, &affine)).transpose()?;
-    let labelled = classes.as_ref().and_then(|classes| label::labelled_box(classes, scan));
-    let placement = Placement::find(&volume, labelled, &plan.settings).with_context(first)?;
-    if let Some(memory) = placement.memory(volume.channels()) {
+    let classes = label.map(|source| label::read(source, plan, shape, &affine)).transpose()?;
+    let labelled = classes.as_ref().and_then(|classes| label::labelled_box(classes, shape));
+    let placement = Placement::find(shape, &affine, &looks, labelled, &plan.settings).with_context(first)?;
+    if let Some(memory) = placement.memory(&scan.channels) {
         tell(&format!("{}: {memory}", subject.id));
     }
-    let mut stored = placement.image(&volume, &plan.settings).with_context(first)?;
-    drop(volume);
+    let mut stored = placement.image(&scan.channels, &plan.settings).with_context(first)?;
+    drop(scan);
     let missing = plan.missing(subject);
     if !missing.is_empty() {
         stored = with_zeros(stored, &plan.names(), &missing);
@@ -182,8 +186,8 @@ pub fn prepare(subject: &Subject, plan: &Plan, tell: &dyn Fn(&str)) -> Result<Pr
     });
 
     let back = orientation.inverse();
-    let original = back.output(scan);
-    let affine_there = permute_affine(&affine, scan, back);
+    let original = back.output(shape);
+    let affine_there = permute_affine(&affine, shape, back);
     let crop = placement.crop();
     let origin =
         Origin { shape: original, affine: affine_there, orientation, crop, outside, images: seen, few_values, resampled };
@@ -209,7 +213,7 @@ struct Origin {
     /// The box of the turned scan that is stored.
     crop: Region,
     outside: Option<Outside>,
-    /// [`identity::images`] of what was read.
+    /// [`identity::Image`] of what was read.
     images: Vec<String>,
     few_values: Vec<i64>,
     resampled: Vec<String>,
@@ -288,27 +292,35 @@ fn prepare_photograph(source: &Source, subject: &Subject, plan: &Plan) -> Result
 /// What is read of a scan.
 struct Image {
     /// The wanted channels, RAS+.
-    volume: Volume,
+    scan: Scan,
+    /// At each of them.
+    looks: Vec<Look>,
     /// How the first file was turned.
     orientation: Orientation,
-    /// [`identity::images`] of all that was read.
+    /// [`Look::id`] of all that was read.
     seen: Vec<String>,
     /// Channels that lay on another grid than the first one.
     resampled: Vec<String>,
 }
 
 fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<Image> {
-    let (mut first, orientation) = sources[0].read_ras()?;
+    let mut seen = vec![];
+    let mut look = |scan: &mut Scan| {
+        let looks = Look::all(scan);
+        seen.extend(looks.iter().filter_map(|look| look.id.clone()));
+        let reduced = plan.settings.volumes.reduce(scan);
+        if reduced { Look::all(scan) } else { looks }
+    };
+    let (mut first, orientation) = sources[0].scan_ras()?;
     if let Some(part) = subject.part {
-        let (found, name) = (first.channels(), sources[0].display());
+        let (found, name) = (first.channels.len(), sources[0].display());
         ensure!(part < found, "{name}: {found} channels, expected channel {part} (from 0) among them");
-        first.data = first.data.select(Axis(0), &[part]);
+        first.channels = vec![first.channels.swap_remove(part)];
     }
-    let mut seen = identity::images(&first);
-    plan.settings.volumes.reduce(&mut first);
+    let mut looks = look(&mut first);
     if subject.channels.len() == 1 && subject.missing.is_empty() {
         let expected = plan.available.len();
-        let found = first.channels();
+        let found = first.channels.len();
         ensure!(
             found == expected,
             "{}: {found} channels, expected {expected} ({})",
@@ -316,62 +328,29 @@ fn image(sources: &[&Source], subject: &Subject, plan: &Plan) -> Result<Image> {
             plan.available.join(", ")
         );
         if !plan.channels.iter().copied().eq(0..found) {
-            first.data = first.data.select(Axis(0), &plan.channels);
+            first.channels = plan.channels.iter().map(|&c| first.channels[c].clone()).collect();
+            looks = plan.channels.iter().map(|&c| looks[c].clone()).collect();
         }
-        return Ok(Image { volume: first, orientation, seen, resampled: vec![] });
+        return Ok(Image { scan: first, looks, orientation, seen, resampled: vec![] });
     }
-    let (mut parts, mut resampled) = (vec![], vec![]);
+    let mut resampled = vec![];
+    let mut counts = vec![first.channels.len()];
     let names = plan.names().into_iter().filter(|name| !subject.missing.contains(name));
     for (source, name) in sources.iter().zip(names).skip(1) {
-        let (mut volume, _) = source.read_ras()?;
-        seen.extend(identity::images(&volume));
-        plan.settings.volumes.reduce(&mut volume);
+        let (mut scan, _) = source.scan_ras()?;
+        let mut at_scan = look(&mut scan);
         let (name_of_first, found) = (sources[0].display(), source.display());
-        if same_grid(&name_of_first, first.shape(), &first.affine, &found, &volume).is_err() {
-            volume = regrid::onto(&first, &volume, &found, &name_of_first)?;
+        if same_grid(&name_of_first, first.shape, &first.affine, &found, scan.shape, &scan.affine).is_err() {
+            scan = regrid::onto(&first, &scan.into_volume(), &found, &name_of_first)?.into();
+            at_scan = Look::all(&scan);
             resampled.push(name);
         }
-        parts.push(volume.data);
+        counts.push(scan.channels.len());
+        first.channels.append(&mut scan.channels);
+        looks.append(&mut at_scan);
     }
-    for (source, channels) in sources.iter().zip([&first.data].into_iter().chain(&parts).map(|p| p.dim().0)) {
+    for (source, channels) in sources.iter().zip(counts) {
         ensure!(channels == 1, "{}: {channels} channels, expected one a file", source.display());
     }
-    if !parts.is_empty() {
-        let views: Vec<_> = [&first.data].into_iter().chain(&parts).map(|p| p.view()).collect();
-        first.data = concatenate(Axis(0), &views)?;
-    }
-    Ok(Image { volume: first, orientation, seen, resampled })
-}
-
-/// The first values of a channel that holds whole numbers as a label does: a few, or more that are alike in patches, as the regions of an
-/// atlas. Otherwise none.
-fn few_values(volume: &Volume) -> Vec<i64> {
-    const FEW: usize = 32;
-    const REGIONS: usize = 1024;
-    /// Neighbours that are looked at before a channel of more values is given up, and the share of them that must be alike.
-    const NEIGHBOURS: usize = 4096;
-    const ALIKE: f64 = 0.6;
-    let of = |channel: ArrayView3<f32>| {
-        let background = channel.first().copied();
-        let (mut values, mut last) = (BTreeSet::new(), None);
-        let (mut pairs, mut alike) = (0, 0);
-        for &value in channel {
-            let same = last == Some(value);
-            if last.is_some_and(|last| Some(last) != background || Some(value) != background) {
-                pairs += 1;
-                alike += usize::from(same);
-            }
-            if !same {
-                last = Some(value);
-                values.insert(whole_label(value)?);
-                let patches = pairs < NEIGHBOURS || alike as f64 >= ALIKE * pairs as f64;
-                if values.len() > REGIONS || values.len() > FEW && !patches {
-                    return None;
-                }
-            }
-        }
-        let few = values.len() <= FEW || alike as f64 >= ALIKE * pairs as f64;
-        few.then(|| values.into_iter().take(FEW).collect())
-    };
-    volume.data.outer_iter().find_map(of).unwrap_or_default()
+    Ok(Image { scan: first, looks, orientation, seen, resampled })
 }

@@ -80,7 +80,7 @@ pub struct Entry {
     pub split: Option<String>,
     /// SHA-256 of the stored voxels.
     pub fingerprint: String,
-    /// Of the scan's images as read, see [`images`](crate::data::identity::images); stores of earlier versions have none, or others.
+    /// Of the scan's images as read, see [`identity::Image`]; stores of earlier versions have none, or others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub images: Vec<String>,
     /// Labelled voxels that a prediction does not reach.

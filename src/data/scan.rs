@@ -1,0 +1,140 @@
+//! A scan in the type that its file stores: mostly a quarter or a half of what float32 takes, which it becomes piece by piece, in cache.
+
+use super::volume::{Affine, Volume, spacing};
+use crate::dim::Shape;
+use ndarray::{Array4, ArrayView3};
+use std::ops::Range;
+
+/// Channels and the affine of their voxel indices, as those of a [`Volume`].
+#[derive(Clone, Debug)]
+pub struct Scan {
+    pub channels: Vec<Channel>,
+    pub shape: Shape,
+    pub affine: Affine,
+}
+
+/// One channel's voxels, row-major.
+#[derive(Clone, Debug)]
+pub struct Channel {
+    stored: Voxels,
+    /// Slope and intercept of voxels that are not float32.
+    scale: Option<(f64, f64)>,
+}
+
+#[derive(Clone, Debug)]
+pub enum Voxels {
+    Uint8(Vec<u8>),
+    Uint16(Vec<u16>),
+    Int16(Vec<i16>),
+    Float32(Vec<f32>),
+}
+
+/// What gives float32 by place.
+pub trait Floats {
+    /// Those of a range; `buffer` is for values that are stored otherwise.
+    fn floats<'a>(&'a self, range: Range<usize>, buffer: &'a mut Vec<f32>) -> &'a [f32];
+}
+
+impl Floats for [f32] {
+    fn floats<'a>(&'a self, range: Range<usize>, _: &'a mut Vec<f32>) -> &'a [f32] {
+        &self[range]
+    }
+}
+
+impl Floats for Channel {
+    fn floats<'a>(&'a self, range: Range<usize>, buffer: &'a mut Vec<f32>) -> &'a [f32] {
+        buffer.clear();
+        // Through float64, as nibabel does.
+        macro_rules! convert {
+            ($values:expr) => {
+                match self.scale {
+                    None => buffer.extend($values[range].iter().map(|&v| f32::from(v))),
+                    Some((slope, inter)) => {
+                        buffer.extend($values[range].iter().map(|&v| (f64::from(v) * slope + inter) as f32))
+                    }
+                }
+            };
+        }
+        match &self.stored {
+            Voxels::Uint8(values) => convert!(values),
+            Voxels::Uint16(values) => convert!(values),
+            Voxels::Int16(values) => convert!(values),
+            Voxels::Float32(values) => return &values[range],
+        }
+        buffer
+    }
+}
+
+impl Channel {
+    pub fn new(stored: Voxels, scale: Option<(f64, f64)>) -> Channel {
+        Channel { stored, scale }
+    }
+
+    pub fn float32(values: Vec<f32>) -> Channel {
+        Channel::new(Voxels::Float32(values), None)
+    }
+
+    pub fn len(&self) -> usize {
+        match &self.stored {
+            Voxels::Uint8(values) => values.len(),
+            Voxels::Uint16(values) => values.len(),
+            Voxels::Int16(values) => values.len(),
+            Voxels::Float32(values) => values.len(),
+        }
+    }
+
+    /// Bytes in memory.
+    pub fn bytes(&self) -> usize {
+        let each = match &self.stored {
+            Voxels::Uint8(_) => size_of::<u8>(),
+            Voxels::Uint16(_) | Voxels::Int16(_) => size_of::<u16>(),
+            Voxels::Float32(_) => size_of::<f32>(),
+        };
+        each * self.len()
+    }
+
+    /// All values in order, so many at a time.
+    pub fn pieces(&self, size: usize, mut take: impl FnMut(&[f32])) {
+        let mut buffer = vec![];
+        for start in (0..self.len()).step_by(size) {
+            take(self.floats(start..self.len().min(start + size), &mut buffer));
+        }
+    }
+
+    /// All values in order.
+    pub fn into_floats(self) -> Vec<f32> {
+        match self {
+            Channel { stored: Voxels::Float32(values), .. } => values,
+            other => {
+                let mut values = Vec::with_capacity(other.len());
+                other.floats(0..other.len(), &mut values);
+                values
+            }
+        }
+    }
+}
+
+impl Scan {
+    /// Distance between neighbouring voxels along each axis, in millimetres.
+    pub fn spacing(&self) -> [f64; 3] {
+        spacing(&self.affine)
+    }
+
+    /// All channels as float32.
+    pub fn into_volume(self) -> Volume {
+        let Scan { channels, shape: [i, j, k], affine } = self;
+        let shape = (channels.len(), i, j, k);
+        let mut channels = channels.into_iter().map(Channel::into_floats);
+        let mut values = channels.next().unwrap_or_default();
+        channels.for_each(|more| values.extend(more));
+        Volume { data: Array4::from_shape_vec(shape, values).expect("channels of this shape"), affine }
+    }
+}
+
+impl From<Volume> for Scan {
+    fn from(volume: Volume) -> Scan {
+        let (shape, affine) = (volume.shape(), volume.affine);
+        let channel = |data: ArrayView3<f32>| Channel::float32(data.iter().copied().collect());
+        Scan { channels: volume.data.outer_iter().map(channel).collect(), shape, affine }
+    }
+}
