@@ -74,7 +74,7 @@ impl Channel {
         Channel::new(Voxels::Float32(values), None)
     }
 
-    pub fn len(&self) -> usize {
+    pub fn voxels(&self) -> usize {
         match &self.stored {
             Voxels::Uint8(values) => values.len(),
             Voxels::Uint16(values) => values.len(),
@@ -90,14 +90,14 @@ impl Channel {
             Voxels::Uint16(_) | Voxels::Int16(_) => size_of::<u16>(),
             Voxels::Float32(_) => size_of::<f32>(),
         };
-        each * self.len()
+        each * self.voxels()
     }
 
     /// All values in order, so many at a time.
     pub fn pieces(&self, size: usize, mut take: impl FnMut(&[f32])) {
         let mut buffer = vec![];
-        for start in (0..self.len()).step_by(size) {
-            take(self.floats(start..self.len().min(start + size), &mut buffer));
+        for start in (0..self.voxels()).step_by(size) {
+            take(self.floats(start..self.voxels().min(start + size), &mut buffer));
         }
     }
 
@@ -106,8 +106,8 @@ impl Channel {
         match self {
             Channel { stored: Voxels::Float32(values), .. } => values,
             other => {
-                let mut values = Vec::with_capacity(other.len());
-                other.floats(0..other.len(), &mut values);
+                let mut values = Vec::with_capacity(other.voxels());
+                other.floats(0..other.voxels(), &mut values);
                 values
             }
         }

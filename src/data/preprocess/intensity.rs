@@ -119,7 +119,7 @@ pub fn without_outliers(channel: &Channel, summary: &Summary) -> Option<(Outlier
     /// Values looked at for the range of most, and the share at each end that does not count.
     const SAMPLE: usize = 4096;
     const ENDS: usize = 64;
-    let (n, mut buffer) = (channel.len(), vec![]);
+    let (n, mut buffer) = (channel.voxels(), vec![]);
     let sample = (0..n).step_by(n / SAMPLE + 1).map(|i| channel.floats(i..i + 1, &mut buffer)[0]);
     let mut sample: Vec<f32> = sample.filter(|v| v.is_finite()).collect();
     sample.sort_unstable_by(f32::total_cmp);
