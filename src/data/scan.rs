@@ -138,3 +138,28 @@ impl From<Volume> for Scan {
         Scan { channels: volume.data.outer_iter().map(channel).collect(), shape, affine }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn integers_are_scaled_in_float64_in_pieces_of_any_size() {
+        let stored: Vec<i16> = (-300..300).map(|v| v * 100).collect();
+        let expected: Vec<f32> = stored.iter().map(|&v| (f64::from(v) * 0.37 - 1000.25) as f32).collect();
+        let channel = Channel::new(Voxels::Int16(stored), Some((0.37, -1000.25)));
+        assert_eq!((channel.voxels(), channel.bytes()), (600, 1200));
+        for size in [1, 7, 600, 1000] {
+            let mut found = vec![];
+            channel.pieces(size, |values| found.extend_from_slice(values));
+            assert_eq!(found, expected);
+        }
+        let mut affine = [[0.; 4]; 4];
+        (0..4).for_each(|a| affine[a][a] = 1.);
+        let bright = Channel::new(Voxels::Uint8((0..600).map(|v| (v % 256) as u8).collect()), None);
+        let volume = Scan { channels: vec![channel, bright], shape: [10, 20, 3], affine }.into_volume();
+        assert_eq!(volume.data.as_slice().unwrap()[..600], expected);
+        assert_eq!(volume.data[[1, 5, 1, 2]], 49.);
+        assert_eq!(Scan::from(volume.clone()).into_volume().data, volume.data);
+    }
+}

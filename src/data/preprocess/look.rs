@@ -148,13 +148,14 @@ mod tests {
 
     #[test]
     fn the_box_is_the_smallest_that_holds_every_channels_foreground() {
-        let shape = [5, 6, 40];
+        // More than a piece.
+        let shape = [5, 60, 40];
         let mut random = rng(2, Stream::Train, 0, 0);
         for _ in 0..50 {
-            let mut channels = [vec![0.0f32; 1200], vec![0.0f32; 1200]];
+            let mut channels = [vec![0.0f32; 12_000], vec![0.0f32; 12_000]];
             let marks: Vec<Shape> = (0..random.random_range(1..4)).map(|_| shape.map(|n| random.random_range(0..n))).collect();
             for mark in &marks {
-                channels[random.random_range(0..2)][(mark[0] * 6 + mark[1]) * 40 + mark[2]] = 1.0;
+                channels[random.random_range(0..2)][(mark[0] * 60 + mark[1]) * 40 + mark[2]] = 1.0;
             }
             let looks = channels.map(|values| look(values, shape));
             let found = bounding_box(&[(&looks[0].highest, 0.5), (&looks[1].highest, 0.5)]).unwrap();
@@ -163,6 +164,6 @@ mod tests {
                 assert_eq!((found.start[a], found.size[a]), (low, high + 1 - low));
             }
         }
-        assert_eq!(bounding_box(&[(&look(vec![0.0; 1200], shape).highest, 0.5)]), None);
+        assert_eq!(bounding_box(&[(&look(vec![0.0; 12_000], shape).highest, 0.5)]), None);
     }
 }
