@@ -5,6 +5,7 @@ use super::{Group, current};
 use crate::ffi;
 use anyhow::{Result, bail, ensure};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 use tch::Tensor;
@@ -35,6 +36,8 @@ fn read_key(rank: usize) -> String {
 pub struct State {
     /// A failure was agreed on, or the ranks are not at the same point: nobody will answer any more.
     ended: AtomicBool,
+    /// Ranks that did not answer.
+    silent: Mutex<Vec<usize>>,
 }
 
 /// What a rank is at; the first number of the head that each control call begins with.
@@ -113,6 +116,10 @@ impl Group {
         (0..self.world()).filter(move |&rank| rank != own)
     }
 
+    fn silent(&self) -> MutexGuard<'_, Vec<usize>> {
+        self.0.control.silent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn has(&self, key: &str) -> Result<bool> {
         Ok(self.store().get(key, Duration::ZERO)?.is_some())
     }
@@ -132,6 +139,7 @@ impl Group {
                     sleep(LOOK);
                     continue;
                 } else {
+                    self.silent().push(rank);
                     words.push(silent(rank));
                 }
                 break;
@@ -213,19 +221,20 @@ pub fn left() -> Vec<String> {
     current().map_or(Vec::new(), |group| group.words(PATIENCE).unwrap_or_else(|_| vec![silent(0)]))
 }
 
-/// Rank 0 has saved and said all; ends [`await_first`].
+/// Rank 0 has saved and said all; ends [`await_first`]. Where rank 0 serves the store it waits, some seconds at most, until the others have called that.
 pub fn sign_off() {
     let Some(group) = current() else { return };
     let told = || -> Result<()> {
         group.store().set(SIGNED_OFF, &[])?;
         let end = Instant::now() + PATIENCE;
-        for rank in group.others().filter(|_| group.0.serves) {
+        let silent = group.silent().clone();
+        for rank in group.others().filter(|rank| group.0.serves && !silent.contains(rank)) {
             // The store must not end before they have read it.
             group.store().get(&read_key(rank), end.saturating_duration_since(Instant::now()).max(LOOK))?;
         }
         Ok(())
     };
-    // A rank that does not read is gone.
+    // A rank that does not read it in time is gone.
     let _ = told();
 }
 

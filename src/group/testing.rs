@@ -19,7 +19,8 @@ pub fn ranks_within<T: Send>(world: usize, limit: Duration, f: impl Fn(usize) ->
         let run = |rank| {
             let (store, f) = (store.clone(), &f);
             move || {
-                let group = Group::new(store, [rank, rank, world], limit, false).expect("Gloo connects threads of one process");
+                let group =
+                    Group::new(store, [rank, rank, world], limit, rank == 0).expect("Gloo connects threads of one process");
                 within(Some(group), || f(rank))
             }
         };

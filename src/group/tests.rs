@@ -350,6 +350,14 @@ fn who_hangs_ends_the_collectives_of_the_others_at_the_time_limit() {
         let words = current().unwrap().words(Duration::from_millis(1500)).unwrap();
         assert_eq!(words.len(), 1);
         assert!(words[0].starts_with("rank 1 does not answer"), "{words:?}");
+        // Nor is it waited for at the end.
+        let start = Instant::now();
+        if rank == 0 {
+            sign_off();
+        } else {
+            assert!(await_first(Duration::from_secs(30)));
+        }
+        assert!(start.elapsed() < Duration::from_secs(4));
     });
 }
 
