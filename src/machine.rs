@@ -35,7 +35,12 @@ pub fn settle_threads() {
         let _ = again.args(arguments).env(SPIN_COUNT, SPINS).exec();
     }
     // OpenMP knows of an affinity, but not of the quota of a control group.
-    let threads = cores() as i32;
+    compute_with(cores());
+}
+
+/// Computes with up to so many threads, unless the user says with how many.
+pub fn compute_with(threads: usize) {
+    let threads = threads as i32;
     if env::var_os(COMPUTE_THREADS).is_none() && threads < tch::get_num_threads() {
         tch::set_num_threads(threads);
     }
@@ -44,6 +49,14 @@ pub fn settle_threads() {
 /// Logical cores that this process may use, by its affinity and its control group's quota.
 pub fn cores() -> usize {
     std::thread::available_parallelism().map_or(1, Into::into)
+}
+
+/// The machine and those of its cores that this process may use, in words.
+pub fn bound_to() -> String {
+    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let cores = cpu_field(&status, "Cpus_allowed_list").unwrap_or_default();
+    format!("{} {cores}", name.trim())
 }
 
 /// The processor's bfloat16 matrix instructions, the fastest it has: without them bfloat16 is slower than float32.

@@ -7,7 +7,25 @@
 use anyhow::{Context, Result};
 use std::fmt::Arguments;
 use std::io::{self, ErrorKind, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
+
+/// Set in ranks other than the first, which speaks for all.
+static SILENT: AtomicBool = AtomicBool::new(false);
+
+/// Whether this process prints: of several ranks of one run one does.
+pub fn speak(speaks: bool) {
+    SILENT.store(!speaks, Ordering::Relaxed);
+}
+
+fn silent() -> bool {
+    SILENT.load(Ordering::Relaxed)
+}
+
+/// Whether anybody would see a bar on standard error.
+pub fn attended() -> bool {
+    !silent() && console::user_attended_stderr()
+}
 
 /// Why text for standard output was lost, the first time.
 static LOST: Mutex<Option<io::Error>> = Mutex::new(None);
@@ -27,18 +45,27 @@ pub(crate) use {note, say};
 
 /// As [`say!`].
 pub fn line(text: Arguments) {
+    if silent() {
+        return;
+    }
     let mut out = io::stdout().lock();
     keep(writeln!(out, "{text}").and_then(|()| out.flush()));
 }
 
 /// As [`note!`].
 pub fn note_line(text: Arguments) {
+    if silent() {
+        return;
+    }
     // In one piece, so that lines of several threads and processes do not mix.
     let _ = io::stderr().lock().write_all(format!("{text}\n").as_bytes());
 }
 
 /// Prints what the command line's parser has to say: help and version on standard output, usage errors on standard error.
 pub fn usage(message: &clap::Error) {
+    if silent() {
+        return;
+    }
     let printed = message.print().and_then(|()| io::stdout().flush());
     if !message.use_stderr() {
         keep(printed);

@@ -11,7 +11,7 @@ use crate::metrics::case::{Empty, Group, Scores, score_case};
 use crate::metrics::regions::{self, Masks, Regions};
 use crate::metrics::summary::{best_median_worst, mean_dice};
 use crate::metrics::table::{NSD_TOLERANCE_MM, check_tolerance};
-use crate::print::{note, say};
+use crate::print::{self, note, say};
 use crate::report::cases::{CaseView, write_cases};
 use crate::report::progress::Counter;
 use crate::report::scores::{table, write_scores};
@@ -283,7 +283,7 @@ pub fn run(args: Args) -> Result<()> {
     });
     let images = images.transpose()?;
 
-    let counter = Counter::new("evaluate", pairs.pairs.len(), console::user_attended_stderr());
+    let counter = Counter::new("evaluate", pairs.pairs.len(), print::attended());
     let pool = rayon::ThreadPoolBuilder::new().num_threads(args.threads.unwrap_or(0).into()).build()?;
     let score = |&(t, p): &(usize, usize)| {
         let (truth, prediction) = (&truths[t], &predictions[p]);

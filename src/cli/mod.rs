@@ -18,10 +18,12 @@ mod statistics;
 pub mod sweep;
 
 use crate::ffi;
+use crate::group;
 use crate::machine;
 use crate::nn::EncoderConfig;
 use crate::print::{self, note};
 use crate::settings;
+use crate::shard::Shard;
 use anyhow::{Result, anyhow, bail};
 use clap::{CommandFactory, Parser, Subcommand};
 use std::ffi::OsString;
@@ -71,6 +73,10 @@ const STOPPED: u8 = 130;
 /// otherwise (a full disk), a command that is done exits with 1.
 pub fn main() -> ExitCode {
     ffi::name_lost_pages();
+    if is_rank_command(std::env::args_os().nth(1)) && group::launched().is_ok_and(|rank| rank.is_some_and(|rank| rank.rank > 0))
+    {
+        print::speak(false);
+    }
     let done = arguments().and_then(|arguments| match Cli::try_parse_from(arguments) {
         Ok(cli) => run(cli.command),
         Err(message) => {
@@ -106,6 +112,22 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::BenchStep(args) => bench::step(args).map(|()| ExitCode::SUCCESS),
         Command::BenchSampling(args) => bench::sampling(args).map(|()| ExitCode::SUCCESS),
     }
+}
+
+/// Whether several processes that a launcher starts with this subcommand work together on one run.
+fn is_rank_command(name: Option<OsString>) -> bool {
+    name.is_some_and(|name| name == "pretrain" || name == "finetune")
+}
+
+/// Errors where a launcher has started several processes that would all do the same work, none of them a shard of it.
+fn refuse_ranks(command: &str, shard: Shard) -> Result<()> {
+    let Some(rank) = group::launched()?.filter(|_| shard.is_whole()) else { return Ok(()) };
+    print::speak(rank.rank == 0);
+    bail!(
+        "{command}: {} processes were started for the same work; start one, or give each its part with --shard I/N (only pretrain and \
+         finetune are run by several processes together)",
+        rank.world
+    )
 }
 
 /// Errors if `arguments`, from the subcommand on, would be refused before any data is read.

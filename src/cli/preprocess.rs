@@ -12,7 +12,7 @@ use crate::data::preprocess::{Dtype, Grid, Intensity, Plan, Settings, Threshold}
 use crate::data::store::build::{Options, fill};
 use crate::data::store::shards::{fill_shard, join, share};
 use crate::fs::check_folder;
-use crate::print::note;
+use crate::print::{self, note};
 use crate::report::progress::Counter;
 use crate::run::input::positions;
 use crate::shard::Shard;
@@ -269,6 +269,7 @@ impl Args {
 }
 
 pub fn run(args: Args) -> Result<()> {
+    super::refuse_ranks("preprocess", args.shard)?;
     let start = Instant::now();
     // Before the data is looked at, which may take long.
     args.settings(args.layout == Some(Layout::Images))?;
@@ -351,7 +352,7 @@ pub fn run(args: Args) -> Result<()> {
         stop: &Stop,
         work: impl FnOnce(&Options) -> T,
     ) -> T {
-        let counter = Counter::new(what, subjects, console::user_attended_stderr());
+        let counter = Counter::new(what, subjects, print::attended());
         let progress = |id: &str, bad: Option<&str>| {
             if let Some(reason) = bad {
                 counter.note(&format!("bad: {id}: {reason}"));

@@ -3,7 +3,7 @@
 use crate::data::layouts::{Layout, Missing, Reading, Wanted};
 use crate::device::{DeviceChoice, Precision};
 use crate::predict::inputs::Inputs;
-use crate::print::{note, say};
+use crate::print::{self, note, say};
 use crate::report::progress::Counter;
 use anyhow::{Result, ensure};
 use std::process::ExitCode;
@@ -114,7 +114,7 @@ pub fn each_scan(
     for problem in inputs.problems() {
         note!("bad: {problem}");
     }
-    let counter = Counter::new(command, ids.len(), console::user_attended_stderr());
+    let counter = Counter::new(command, ids.len(), print::attended());
     let bad = inputs.problems().len();
     let mut tally = Tally { scans: ids.len(), done: 0, bad, stopped: false, took: Duration::ZERO };
     for (scan, id) in ids.iter().enumerate() {

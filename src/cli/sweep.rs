@@ -44,6 +44,7 @@ pub struct Args {
 }
 
 pub fn run(args: Args) -> Result<ExitCode> {
+    super::refuse_ranks("sweep", args.shard)?;
     let mut config = SweepConfig::read(&args.config, args.smoke)?;
     config.data = args.data.unwrap_or(config.data);
     config.unlabelled = args.unlabelled.or(config.unlabelled);

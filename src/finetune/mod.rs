@@ -10,6 +10,7 @@ use crate::data::Scans;
 use crate::data::store::Store;
 use crate::dim::{PerAxis, voxels};
 use crate::fs::check_folder;
+use crate::group::{self, work};
 use crate::metrics::brats;
 use crate::metrics::regions::Regions;
 use crate::nn::EncoderConfig;
@@ -56,11 +57,17 @@ pub fn check(config: &FinetuneConfig, weights: bool) -> Result<Option<EncoderCon
     Ok(Some(network))
 }
 
-/// Trains until the last epoch or a signal, then scores the best epoch on the test side. `resume`: the folder of the run to
-/// continue.
+/// Trains until the last epoch or a signal, then scores the best epoch on the test side, as one process or as one of several ranks. `resume`:
+/// the folder of the run to continue.
 pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended> {
     config.check()?;
-    check_folders(config.train.out.as_deref(), resume)?;
+    work::together(|| train_and_test(config, resume), |ended| matches!(ended, Ended::Finished))
+}
+
+fn train_and_test(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended> {
+    if group::is_first() {
+        check_folders(config.train.out.as_deref(), resume)?;
+    }
     let stop = Stop::on_signals()?;
     let store = config.open_store()?;
     downstream::check(config, store.index())?;
@@ -70,21 +77,24 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         note!("{}: --regions brats: {assumed}; --labels of preprocess names them", config.train.data.display());
     }
     let device = config.train.device.resolve()?;
+    group::use_device(device)?;
     let input = Input::of(&store);
-    let run = resume.map(|dir| Run::reopen(dir, settings::resolved(config), &RESUMABLE, &input)).transpose()?;
+    config.train.check_ranks(&settings::resolved(config), &input)?;
+    let reopen = |dir| Run::of_first(|| Run::reopen(dir, settings::resolved(config), &RESUMABLE, &input));
+    let run = resume.map(reopen).transpose()?;
     let own = run.as_ref().map(Run::split_file);
     let file = own.as_deref().or(config.train.split.as_deref());
     let (needs, test) = (config.task.needs(), config.test_side());
     let split = choose_split(file, &store, needs, config.train.val_fraction, test, config.train.seed)?;
     let sides = sides(config, &store, &split)?;
     // A run that goes on has its weights in its checkpoint, unless it was killed before the first.
-    let given = match config.random() || run.as_ref().is_some_and(Run::has_checkpoint) {
+    let given = match config.random() || !group::is_first() || run.as_ref().is_some_and(Run::has_checkpoint) {
         true => None,
         false => Some(Pretrained::open(&config.weights)?),
     };
     let encoder = match &run {
         Some(run) => run.network()?,
-        None => network(config, &store, given.as_ref())?,
+        None => work::of_first(|| network(config, &store, given.as_ref()))?,
     };
     if run.is_none() && given.is_none() {
         config.network.note_spacing(&encoder, input.mean_spacing);
@@ -154,32 +164,35 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
             "warnings": loaded.warnings,
         });
     }
-    let run = match run {
+    let run = Run::of_first(|| match run {
         Some(run) => {
             let same = given.is_none()
                 || run.description()?.get("pretrained").and_then(|p| p.get("fingerprint")) == pretrained.get("fingerprint");
             ensure!(same, "{}: not the weights that {} was started with", config.weights.display(), run.dir.display());
-            run
+            Ok(run)
         }
         None => {
             let parts = json!({ "network": encoder, "input": input, "downstream": downstream, "pretrained": pretrained });
             let out = config.train.out.as_deref();
             let seen = Seen::of(&sides.train, &sides.valid);
             let seen = if let Some(given) = given { seen.after(given.seen) } else { seen };
-            Run::create(out, name, settings::resolved(&resolved), &split, &seen, object(parts))?
+            Run::create(out, name, settings::resolved(&resolved), &split, &seen, object(parts))
         }
-    };
+    })?;
     if let (true, Some(targets)) = (config.task != DownstreamKind::Segmentation, store.targets()) {
         note!("{}", targets.describe());
     }
-    run.keep_load_report(&report)?;
-    check_folder(&test::folder(&run))?;
+    if group::is_first() {
+        run.keep_load_report(&report)?;
+        check_folder(&test::folder(&run))?;
+    }
     note!(
-        "{}: {name} from {}, arm {}, on {device:?} in {}, {} training, {} validation and {} test scans, {} of {view:?} voxels, {} steps an \
+        "{}: {name} from {}, arm {}, on {}{device:?} in {}, {} training, {} validation and {} test scans, {} of {view:?} voxels, {} steps an \
          epoch",
         run.dir.display(),
         config.weights.display(),
         json!(config.arm()).as_str().unwrap_or_default(),
+        work::processes(),
         if trainer.bf16 { "bf16" } else { "fp32" },
         sides.train.len(),
         sides.valid.len(),
@@ -187,8 +200,8 @@ pub fn finetune(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ended>
         if config.task == DownstreamKind::Segmentation { "patches" } else { "whole scans" },
         trainer.steps
     );
-    // Of a run that goes on they are in its checkpoint.
-    let calibrated = if run.has_checkpoint() { 0 } else { trainer.calibrate()? };
+    // Of a run that goes on they are in its checkpoint. The other ranks get those of the first.
+    let calibrated = if !group::is_first() || run.has_checkpoint() { 0 } else { trainer.calibrate()? };
     if calibrated > 0 {
         note!("BatchNorm statistics of what is fixed at first: estimated on {calibrated} training samples");
     }

@@ -12,13 +12,14 @@ use crate::data::slices::Slices;
 use crate::data::split::Split;
 use crate::data::store::Subset;
 use crate::dim::{Shape, voxels};
+use crate::group::{self, work};
 use crate::machine;
 use crate::metrics::case::{Scores, score_case};
 use crate::metrics::regions;
 use crate::metrics::summary::{best_median_worst, mean_dice};
 use crate::predict::model::{DownstreamConfig, Model};
 use crate::predict::window::{Window, default_batch};
-use crate::print::{note, say};
+use crate::print::{self, note, say};
 use crate::report::cases::{CaseView, write_cases};
 use crate::report::progress::Counter;
 use crate::report::scores::{table, write_scores};
@@ -47,12 +48,21 @@ struct Tested {
     summary: String,
 }
 
+/// How a test ended.
+enum TestEnd {
+    Stopped,
+    Scored(Tested),
+    /// On a rank other than the first, which writes what all have scored.
+    Elsewhere,
+}
+
 /// Where the test's scores go.
 pub fn folder(run: &Run) -> PathBuf {
     run.dir.join(TEST)
 }
 
-/// Scores the best checkpoint and writes `test/` and `result.json` into the run's folder, unless a signal comes.
+/// Scores the best checkpoint, the scans shared out between the ranks, and writes `test/` and `result.json` into the run's folder, unless a
+/// signal comes.
 pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, metric: &str, stop: &Stop) -> Result<Ended> {
     let model = Model::load(&run.dir.join("best"), config.train.device, config.train.precision)?;
     let folder = folder(run);
@@ -66,7 +76,11 @@ pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, me
             regression::test(&model, column, *standard, &sides.test, &folder, stop)?
         }
     };
-    let Some(tested) = tested else { return Ok(Ended::Stopped) };
+    let tested = match tested {
+        TestEnd::Stopped => return Ok(Ended::Stopped),
+        TestEnd::Elsewhere => return Ok(Ended::Finished),
+        TestEnd::Scored(tested) => tested,
+    };
     let summary = tested.summary.clone();
     run.write("result.json", &record(config, run, split, sides, metric, tested)?)?;
     say!("{summary}\n{}: scores in {}", run.dir.join("result.json").display(), folder.display());
@@ -80,7 +94,7 @@ fn segmentation(
     sides: &Sides,
     folder: &Path,
     stop: &Stop,
-) -> Result<Option<Tested>> {
+) -> Result<TestEnd> {
     let labelling = model.downstream.labelling();
     let groups = regions::groups(&regions::scored(config.regions, &labelling)?, &labelling);
     let (rank, device, overlap) = (model.rank, model.device, config.segmentation.overlap);
@@ -96,22 +110,18 @@ fn segmentation(
             outside.len()
         );
     }
-    let counter = Counter::new("test", sides.test.len(), console::user_attended_stderr());
-    let mut cases = Vec::new();
-    for scan in 0..sides.test.len() {
-        if stop.asked() {
-            return Ok(None);
-        }
-        let id = sides.test.id(scan);
-        let spacing = sides.test.spacing(scan);
-        let score = || {
-            let Predicted { truth, classes, .. } = predict(scan)?;
-            score_case(&truth, &classes, sides.test.shape(scan), spacing, &groups, config.nsd_tolerance)
-        };
-        cases.push((id.to_owned(), score().with_context(|| format!("testing on {id}"))?));
-        counter.inc(id);
+    let scored = each_case(&sides.test, stop, |scan| {
+        let Predicted { truth, classes, .. } = predict(scan)?;
+        let (shape, spacing) = (sides.test.shape(scan), sides.test.spacing(scan));
+        let scores = score_case(&truth, &classes, shape, spacing, &groups, config.nsd_tolerance)?;
+        Ok(scores.iter().flat_map(Scores::numbers).collect())
+    })?;
+    let Some(scored) = scored else { return Ok(TestEnd::Stopped) };
+    if !group::is_first() {
+        return Ok(TestEnd::Elsewhere);
     }
-    drop(counter);
+    let case = |(scan, numbers): (usize, &Vec<f64>)| (sides.test.id(scan).to_owned(), Scores::of_numbers(numbers));
+    let cases: Vec<(String, Vec<Scores>)> = scored.iter().enumerate().map(case).collect();
     let names: Vec<String> = groups.iter().map(|g| g.name.clone()).collect();
     let settings = json!({
         "data": config.train.data,
@@ -131,7 +141,17 @@ fn segmentation(
     }
     let cases = cases.iter().map(|(id, s)| record::CaseScore { id: id.clone(), score: mean_dice(s) }).collect();
     let (score, summary) = (summary.mean_dice, table(&summary, config.nsd_tolerance));
-    Ok(Some(Tested { metric: "dice", score, scores, cases, summary }))
+    Ok(TestEnd::Scored(Tested { metric: "dice", score, scores, cases, summary }))
+}
+
+/// The numbers that `score` gives for each test scan, shared out between the ranks; `None` if a signal comes.
+fn each_case(scans: &Subset, stop: &Stop, score: impl Fn(usize) -> Result<Vec<f64>>) -> Result<Option<Vec<Vec<f64>>>> {
+    let counter = Counter::new("test", work::own(scans.len()).count(), print::attended());
+    work::each(scans.len(), &|| stop.asked(), |scan| {
+        let numbers = score(scan).with_context(|| format!("testing on {}", scans.id(scan)))?;
+        counter.inc(scans.id(scan));
+        Ok(numbers)
+    })
 }
 
 /// A picture of the best, the median and the worst case, on the last channel (in BraTS's order FLAIR, which shows most).

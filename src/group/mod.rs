@@ -18,6 +18,7 @@ mod reducer;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+pub mod work;
 
 pub use control::{Status, agree, announce, announced, await_first, broadcast, ended, exchange, leave, left, sign_off};
 pub use launch::{Launch, Member, NO_GLOO, NO_NCCL, VARIABLES, join, launched};

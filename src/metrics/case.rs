@@ -82,6 +82,22 @@ impl Scores {
         self.values[DICE]
     }
 
+    /// As numbers, undefined scores as NaN.
+    pub fn numbers(&self) -> Vec<f64> {
+        let values = self.values.iter().map(|value| value.unwrap_or(f64::NAN));
+        values.chain([self.truth_ml, self.prediction_ml]).collect()
+    }
+
+    /// Of [`Scores::numbers`] of several groups in a row.
+    pub fn of_numbers(numbers: &[f64]) -> Vec<Scores> {
+        let scores = |numbers: &[f64]| Scores {
+            values: std::array::from_fn(|i| Some(numbers[i]).filter(|value| !value.is_nan())),
+            truth_ml: numbers[METRICS.len()],
+            prediction_ml: numbers[METRICS.len() + 1],
+        };
+        numbers.chunks_exact(METRICS.len() + 2).map(scores).collect()
+    }
+
     /// The scores by another rule for empty masks. The challenge has no average surface distance: it stays undefined.
     pub fn with(self, empty: Empty) -> Scores {
         let values = match (empty, self.dice()) {

@@ -22,6 +22,17 @@ impl Counts {
         counts
     }
 
+    /// As numbers, which hold every count of voxels exactly.
+    pub fn numbers(self) -> [f64; 3] {
+        [self.truth, self.prediction, self.both].map(|n| n as f64)
+    }
+
+    /// Of [`Counts::numbers`].
+    pub fn of_numbers(numbers: [f64; 3]) -> Counts {
+        let [truth, prediction, both] = numbers.map(|n| n as u64);
+        Counts { truth, prediction, both }
+    }
+
     /// `2 |A and B| / (|A| + |B|)`, in [0, 1]; `None` if both masks are empty.
     pub fn dice(self) -> Option<f64> {
         ratio(2 * self.both, self.truth + self.prediction)

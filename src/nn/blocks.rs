@@ -181,7 +181,7 @@ impl Norm {
         let axes: Vec<i64> = (0..x.dim() as i64).filter(|&axis| axis != 1).collect();
         let over = |x: &Tensor| group::sum(&x.sum_dim_intlist(axes.as_slice(), false, Kind::Float));
         let channel: Vec<i64> = (0..x.dim()).map(|axis| if axis == 1 { -1 } else { 1 }).collect();
-        let (rows, _) = step::rows(x.size()[0]);
+        let (rows, _) = group::rows(x.size()[0]);
         let n = (x.numel() as i64 / x.size()[0] / x.size()[1] * rows) as f64;
         let mean = over(x) / n;
         // The sum of squares does not change with the mean, around which it is least.

@@ -3,6 +3,7 @@
 
 use super::blocks::NORM_MOMENTUM;
 use super::{Decoder, EncoderConfig, Mode};
+use crate::group;
 use anyhow::{Context, Result, ensure};
 use std::collections::HashMap;
 use tch::{Device, Tensor, nn::VarStore, no_grad};
@@ -55,8 +56,13 @@ pub fn calibrate_encoder(
 }
 
 /// Sets every `running_mean` and `running_var` among these variables to mean and variance over all batches that `passes` goes through, each
-/// item being a forward pass in training of one batch. Batches count the same. Errors if there is none.
-pub fn calibrate(variables: &HashMap<String, Tensor>, mut passes: impl Iterator<Item = Result<()>>) -> Result<()> {
+/// item being a forward pass in training of one batch. Batches count the same. Errors if there is none. Without the group of ranks, of
+/// which one estimates.
+pub fn calibrate(variables: &HashMap<String, Tensor>, passes: impl Iterator<Item = Result<()>>) -> Result<()> {
+    group::alone(|| estimate(variables, passes))
+}
+
+fn estimate(variables: &HashMap<String, Tensor>, mut passes: impl Iterator<Item = Result<()>>) -> Result<()> {
     let means = variables.iter().filter_map(|(name, mean)| Some((mean, name.strip_suffix("running_mean")?)));
     let statistics: Vec<[Tensor; 2]> =
         means.map(|(mean, norm)| [mean, &variables[&format!("{norm}running_var")]].map(Tensor::shallow_clone)).collect();

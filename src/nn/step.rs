@@ -3,39 +3,14 @@
 
 use crate::ffi::{self, MemoryFormat};
 use crate::group;
-use std::cell::Cell;
-use std::ops::Range;
 use tch::Tensor;
-
-thread_local! {
-    /// Samples of the step's batch, of all ranks together.
-    static SAMPLES: Cell<u64> = const { Cell::new(0) };
-}
-
-/// Runs `f` on this rank's share of a batch that has `samples` samples over all ranks.
-pub fn with_samples<T>(samples: u64, f: impl FnOnce() -> T) -> T {
-    let before = SAMPLES.replace(samples);
-    let out = f();
-    SAMPLES.set(before);
-    out
-}
-
-/// Rows of a tensor over all ranks, and which of them are this rank's, of which it has `own`: every sample has as many.
-pub fn rows(own: i64) -> (i64, Range<i64>) {
-    if group::world() == 1 {
-        return (own, 0..own);
-    }
-    let (samples, share) = (SAMPLES.get(), group::share(SAMPLES.get()));
-    let each = own / (share.end - share.start) as i64;
-    (samples as i64 * each, share.start as i64 * each..share.end as i64 * each)
-}
 
 /// The mean over the rows of all ranks, by `own`, the mean over this rank's `rows`, of which each sample has as many.
 pub fn mean(own: Tensor, rows: i64) -> Tensor {
     if group::world() == 1 {
         return own;
     }
-    let (total, _) = self::rows(rows);
+    let (total, _) = group::rows(rows);
     group::sum(&(own * (rows as f64 / total as f64)))
 }
 
@@ -59,7 +34,7 @@ pub fn dropout(x: &Tensor, p: f64, train: bool) -> Tensor {
         return x.dropout(p, train);
     }
     let mut dims = x.size();
-    let (total, own) = rows(dims[0]);
+    let (total, own) = group::rows(dims[0]);
     dims[0] = total;
     let ones = x.detach().new_ones(&dims, (x.kind(), x.device()));
     if !x.is_contiguous() {

@@ -33,7 +33,7 @@ pub struct EpochBar {
 }
 
 impl EpochBar {
-    /// `tty`: draw a bar (`console::user_attended_stderr()` tells whether anybody would see it).
+    /// `tty`: draw a bar ([`crate::print::attended`] tells whether anybody would see it).
     pub fn new(epochs: usize, steps_per_epoch: usize, tty: bool) -> Self {
         let bar = tty.then(|| bar(steps_per_epoch, "{prefix} {bar:12} {pos}/{len}  {wide_msg}"));
         EpochBar { epochs, steps: steps_per_epoch, bar, start: Instant::now(), done: 0, position: 0, finished_epochs: 0 }

@@ -3,6 +3,7 @@
 use crate::data::split::Split;
 use crate::dim::Shape;
 use crate::fs::{Lock, check_folder, lock_folder, make_numbered, remove_temporaries, write_atomic, write_atomic_path};
+use crate::group::work::of_first;
 use crate::nn::EncoderConfig;
 use crate::run::history::History;
 use crate::run::input::Input;
@@ -79,6 +80,16 @@ impl Run {
         let taken = lock_folder(&dir)?;
         [&dir, &dir.join(TEST)].into_iter().try_for_each(|folder| remove_temporaries(folder))?;
         Ok(Run { dir, _taken: Some(Arc::new(taken)) })
+    }
+
+    /// The run that the first rank makes or opens, on all ranks; the first alone may write there.
+    pub fn of_first(open: impl FnOnce() -> Result<Run>) -> Result<Run> {
+        let mut own = None;
+        let dir: PathBuf = of_first(|| {
+            let run = own.insert(open()?);
+            Ok(run.dir.clone())
+        })?;
+        Ok(own.unwrap_or_else(|| Run::at(&dir)))
     }
 
     /// Makes the folder (by default `runs/<name>-<number>`), takes it, and writes `config.json`: settings, command line, versions, and

@@ -37,9 +37,14 @@ pub struct LoadedBatch {
 impl Sampler {
     /// Training samples at these positions of an epoch. Each pass over the scans is a new shuffle.
     pub fn train(&self, epoch: u64, positions: Range<u64>) -> Result<LoadedBatch> {
+        self.draw(self.order(epoch, positions.clone()), positions, Stream::Train, epoch)
+    }
+
+    /// The scans that training samples at these positions of an epoch come from.
+    pub fn order(&self, epoch: u64, positions: Range<u64>) -> Vec<usize> {
         let n = self.scans.len() as u64;
         let mut shuffled: Option<(u64, Vec<usize>)> = None;
-        let order = positions.clone().map(|position| {
+        let order = positions.map(|position| {
             let pass = position / n;
             if shuffled.as_ref().is_none_or(|(p, _)| *p != pass) {
                 let mut order: Vec<usize> = (0..n as usize).collect();
@@ -48,8 +53,7 @@ impl Sampler {
             }
             shuffled.as_ref().expect("set above").1[(position % n) as usize]
         });
-        let order = order.collect();
-        self.draw(order, positions, Stream::Train, epoch)
+        order.collect()
     }
 
     /// Validation samples at these positions: scan after scan, the same in every epoch.

@@ -1,6 +1,7 @@
 //! One cell as a process of its own, so that a crash or too little memory ends that cell alone.
 
 use crate::ffi;
+use crate::group;
 use crate::machine::COMPUTE_THREADS;
 use anyhow::{Context, Result};
 use std::fs::{File, OpenOptions};
@@ -38,6 +39,10 @@ impl Process {
         let open = || OpenOptions::new().create(true).append(true).open(&log).with_context(|| log.display().to_string());
         let mut command = Command::new(PROGRAM);
         command.arg0("pretext3d").args(arguments).stdin(Stdio::null()).stdout(open()?).stderr(open()?);
+        // A run of a sweep is no rank, whatever the sweep was started by.
+        for name in group::VARIABLES {
+            command.env_remove(name);
+        }
         if let Some(threads) = threads {
             command.env(COMPUTE_THREADS, threads.to_string());
         }

@@ -305,9 +305,10 @@ impl Downstream for ClassificationHead {
             place(&x)?;
             let logits = self.logits(encoder, &x);
             let loss = self.losses(&logits, &Tensor::from_slice(&[i64::from(truth)]).to_device(device)).double_value(&[0]);
-            Ok(Judged { truth, predicted: u8::try_from(classes(self.outputs, &logits).int64_value(&[0]))?, loss })
+            Ok(vec![f64::from(truth), classes(self.outputs, &logits).double_value(&[0]), loss])
         })?;
-        Ok(judged.map(|judged| summarise(self.score, &self.weights, &judged)))
+        let of = |numbers: &Vec<f64>| Judged { truth: numbers[0] as u8, predicted: numbers[1] as u8, loss: numbers[2] };
+        Ok(judged.map(|judged| summarise(self.score, &self.weights, &judged.iter().map(of).collect::<Vec<_>>())))
     }
 }
 

@@ -342,7 +342,7 @@ impl Head for CpcHead {
 /// run over the steps `l`, and for each over all `(b, i, j, k)` with `i + l < n`.
 fn scores(codes: &Tensor, contexts: &Tensor, predict: &[Tensor], first_step: usize) -> (Tensor, Tensor) {
     let (sizes, code) = (codes.size(), codes.size()[codes.dim() - 1]);
-    let (all, first) = (group::gather(codes), step::rows(sizes[0]).1.start);
+    let (all, first) = (group::gather(codes), group::rows(sizes[0]).1.start);
     let grid = &all.size()[..sizes.len() - 1];
     let ids = Tensor::arange(grid.iter().product::<i64>(), (Kind::Int64, codes.device())).view(grid).narrow(0, first, sizes[0]);
     let (mut predictions, mut own) = (Vec::new(), Vec::new());

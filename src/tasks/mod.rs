@@ -20,6 +20,7 @@ pub mod whole;
 
 use crate::data::Scans;
 use crate::dim::{Rank, Shape, voxels};
+use crate::group::work::each;
 use crate::nn::{Encoder, EncoderConfig, Mode, step};
 use crate::print::note;
 use crate::rng::Rng;
@@ -383,16 +384,13 @@ pub trait Downstream: Head {
     ) -> Result<Option<Vec<(String, f64)>>>;
 }
 
-/// What `judge` gives for each scan; `None` if `stop` said so.
-fn each_scan<T>(scans: &dyn Scans, stop: &dyn Fn() -> bool, judge: impl Fn(usize) -> Result<T>) -> Result<Option<Vec<T>>> {
-    let mut judged = Vec::with_capacity(scans.len());
-    for scan in 0..scans.len() {
-        if stop() {
-            return Ok(None);
-        }
-        judged.push(judge(scan).with_context(|| format!("validating on {}", scans.id(scan)))?);
-    }
-    Ok(Some(judged))
+/// The numbers that `judge` gives for each scan, shared out between the ranks; `None` if `stop` said so.
+fn each_scan(
+    scans: &dyn Scans,
+    stop: &dyn Fn() -> bool,
+    judge: impl Fn(usize) -> Result<Vec<f64>>,
+) -> Result<Option<Vec<Vec<f64>>>> {
+    each(scans.len(), stop, |scan| judge(scan).with_context(|| format!("validating on {}", scans.id(scan))))
 }
 
 /// The check that a grid task does not live on matching edges turns the gap off; nobody should by accident.

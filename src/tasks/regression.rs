@@ -211,11 +211,11 @@ impl Downstream for RegressionHead {
             let output = self.logits(encoder, &x).squeeze_dim(1);
             let target = Tensor::from_slice(&[self.standard.apply(truth) as f32]).to_device(device);
             let predicted = self.standard.undo(output.double_value(&[0]));
-            Ok((truth, predicted, self.loss(&output, &target).double_value(&[])))
+            Ok(vec![truth, predicted, self.loss(&output, &target).double_value(&[])])
         })?;
         Ok(judged.map(|judged| {
-            let errors = Errors::of(judged.iter().map(|&(truth, predicted, _)| (truth, predicted)));
-            let loss = judged.iter().map(|judged| judged.2).sum::<f64>() / judged.len() as f64;
+            let errors = Errors::of(judged.iter().map(|judged| (judged[0], judged[1])));
+            let loss = judged.iter().map(|judged| judged[2]).sum::<f64>() / judged.len() as f64;
             let metrics = [(MAE, errors.mean_absolute()), ("r_squared", errors.r_squared()), ("loss", Some(loss))];
             metrics.map(|(name, value)| (name.to_owned(), value.unwrap_or(f64::NAN))).into()
         }))

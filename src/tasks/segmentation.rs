@@ -352,8 +352,10 @@ impl Downstream for SegmentationHead {
         place: &dyn Fn(&Tensor) -> Result<()>,
         stop: &dyn Fn() -> bool,
     ) -> Result<Option<Vec<(String, f64)>>> {
-        let counts = each_scan(scans, stop, |scan| self.counts(encoder, scans, scan, device, place))?;
-        Ok(counts.map(|counts| summarise(&self.groups, &counts)))
+        let numbers = |counts: Vec<Counts>| counts.into_iter().flat_map(Counts::numbers).collect();
+        let counts = each_scan(scans, stop, |scan| self.counts(encoder, scans, scan, device, place).map(numbers))?;
+        let counted = |numbers: &Vec<f64>| numbers.as_chunks().0.iter().copied().map(Counts::of_numbers).collect();
+        Ok(counts.map(|counts| summarise(&self.groups, &counts.iter().map(counted).collect::<Vec<_>>())))
     }
 }
 

@@ -271,7 +271,7 @@ impl Head for SimclrHead {
 fn nt_xent(x: &Tensor, scans: &Tensor, temperature: f64) -> Outcome {
     // A row for each crop of this rank, a column for each of all ranks.
     let (rows, scans) = (x.size()[0], scans.repeat_interleave_self_int(2, 0, None));
-    let (all, all_scans, first) = (group::gather(x), group::gather(&scans), step::rows(rows).1.start);
+    let (all, all_scans, first) = (group::gather(x), group::gather(&scans), group::rows(rows).1.start);
     let ids = Tensor::arange(all.size()[0], (Kind::Int64, x.device()));
     // 0 and 1, 2 and 3, ...
     let partner = ids.bitwise_xor(1).narrow(0, first, rows);

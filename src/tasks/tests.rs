@@ -1,3 +1,5 @@
+mod ranks;
+
 use super::*;
 use crate::data::Arrays;
 use crate::dim::Sides;

@@ -2,10 +2,14 @@
 
 use crate::data::slices::Slices;
 use crate::device::{DeviceChoice, Precision};
+use crate::group::work::check_same;
+use crate::run::folder::versions;
+use crate::run::input::Input;
 use crate::train::optim::OptimizerKind;
 use crate::train::schedule::ScheduleKind;
 use anyhow::{Result, ensure};
 use serde::Serialize;
+use serde_json::{Map, Value};
 use std::path::PathBuf;
 
 /// What every training has, pretraining and fine-tuning alike.
@@ -103,6 +107,13 @@ impl TrainConfig {
     pub fn data_name(&self) -> String {
         let slices = self.slices.map_or(String::new(), |slices| format!("{} slices of ", slices.name()));
         format!("{slices}{}", self.data.display())
+    }
+
+    /// Errors unless all ranks train with these settings, on this input, by the same program.
+    pub fn check_ranks(&self, settings: &Map<String, Value>, input: &Input) -> Result<()> {
+        check_same("the version of the program", &versions())?;
+        check_same("--data", input)?;
+        check_same("what the command line says", settings)
     }
 
     /// Checks ranges that the parser cannot.

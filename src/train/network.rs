@@ -31,7 +31,9 @@ pub struct Network {
     /// Per task, where there are several, each running statistic of the encoder and the task's own copy. Tasks feed the encoder
     /// differently (whole scans, small patches), so in training and validation each has its own. An export
     /// has those of whole windows.
-    statistics: Vec<Vec<(Tensor, Tensor)>>,
+    own_statistics: Vec<Vec<(Tensor, Tensor)>>,
+    /// All that is not trained, the tasks' own copies included.
+    statistics: Vec<Tensor>,
 }
 
 impl Network {
@@ -57,19 +59,25 @@ impl Network {
             };
             shared.iter().map(copy).collect()
         };
-        let statistics = if tasks.len() > 1 { tasks.iter().map(own).collect() } else { vec![] };
-        Ok(Network { config, vs, encoder, heads, statistics })
+        let own_statistics = if tasks.len() > 1 { tasks.iter().map(own).collect() } else { vec![] };
+        let statistics = vs.variables().into_values().filter(|variable| !variable.requires_grad()).collect();
+        Ok(Network { config, vs, encoder, heads, own_statistics, statistics })
     }
 
     /// Forward pass of one task, with the running statistics that are its own.
     pub fn forward(&self, task: usize, batch: &Batch, mode: Mode) -> Outcome {
-        let own = self.statistics.get(task).map(Vec::as_slice).unwrap_or_default();
+        let own = self.own_statistics.get(task).map(Vec::as_slice).unwrap_or_default();
         no_grad(|| own.iter().for_each(|(shared, own)| shared.shallow_clone().copy_(own)));
         let outcome = self.heads[task].forward(self.encoder.as_ref(), batch, mode);
         if mode == Mode::Train {
             no_grad(|| own.iter().for_each(|(shared, own)| own.shallow_clone().copy_(shared)));
         }
         outcome
+    }
+
+    /// Each running statistic with a copy of its values.
+    pub fn statistics(&self) -> Vec<(Tensor, Tensor)> {
+        no_grad(|| self.statistics.iter().map(|statistic| (statistic.shallow_clone(), statistic.copy())).collect())
     }
 
     /// Every variable by its name.

@@ -10,6 +10,7 @@ use crate::data::names::some;
 use crate::data::split::Split;
 use crate::data::store::Store;
 use crate::dim::{Rank, Shape, Sides};
+use crate::group::{self, work};
 use crate::nn::{EncoderConfig, EncoderFlags};
 use crate::predict::export;
 use crate::print::{self, note};
@@ -141,8 +142,8 @@ impl PretrainConfig {
     }
 
     /// With the network of the weights that it starts from. Errors if flags or scans ask for another one.
-    fn of_weights(&self, init: &Pretrained, rank: Rank) -> Result<PretrainConfig> {
-        let network = self.network.of_weights(&init.config, rank, &init.file).with_context(|| self.train.data_name())?;
+    fn of_weights(&self, encoder: &EncoderConfig, file: &Path, rank: Rank) -> Result<PretrainConfig> {
+        let network = self.network.of_weights(encoder, rank, file).with_context(|| self.train.data_name())?;
         Ok(PretrainConfig { network, ..self.clone() })
     }
 
@@ -158,7 +159,7 @@ pub fn check(config: &PretrainConfig) -> Result<EncoderConfig> {
     let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
     let mut config = config.clone();
     if let Some(init) = &config.init {
-        config = config.of_weights(&Pretrained::open(init)?, store.rank()?)?;
+        config = config.of_weights(&Pretrained::open(init)?.config, init, store.rank()?)?;
     }
     let (rank, window) = geometry(&config, &store)?;
     let scans = Arc::new(store.clone());
@@ -168,19 +169,28 @@ pub fn check(config: &PretrainConfig) -> Result<EncoderConfig> {
     Ok(encoder)
 }
 
-/// Trains until the last epoch or a signal. `resume`: the folder of the run to continue.
+/// Trains until the last epoch or a signal, as one process or as one of several ranks. `resume`: the folder of the run to continue.
 pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended> {
     config.check()?;
-    check_folders(config.train.out.as_deref(), resume)?;
+    work::together(|| train(config, resume), |ended| matches!(ended, Ended::Finished))
+}
+
+fn train(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended> {
     let prefix = config.weights.clone().unwrap_or_else(|| Path::new("weights").join(config.name()));
-    export::files(&prefix).context("--weights")?;
+    if group::is_first() {
+        check_folders(config.train.out.as_deref(), resume)?;
+        export::files(&prefix).context("--weights")?;
+    }
     let stop = Stop::on_signals()?;
     let store = Store::open(&config.train.data)?.sliced(config.train.slices)?;
     let device = config.train.device.resolve()?;
+    group::use_device(device)?;
 
     let input = Input::of(&store);
+    config.train.check_ranks(&settings::resolved(config), &input)?;
     let resumable: Vec<&str> = RESUMABLE.into_iter().chain(["weights"]).collect();
-    let run = resume.map(|dir| Run::reopen(dir, settings::resolved(config), &resumable, &input)).transpose()?;
+    let reopen = |dir| Run::of_first(|| Run::reopen(dir, settings::resolved(config), &resumable, &input));
+    let run = resume.map(reopen).transpose()?;
     let own = run.as_ref().map(Run::split_file);
     let file = own.as_deref().or(config.train.split.as_deref());
     let split = choose_split(file, &store, Needs::Nothing, config.train.val_fraction, TestSide::Share(0.), config.train.seed)?;
@@ -189,14 +199,15 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     let (scans, held_out) = (train.len(), valid.len());
     let seen = Seen::of(&train, &valid);
     // A run that goes on has its weights in its checkpoint, unless it was killed before the first.
-    let init = config.init.as_ref().filter(|_| !run.as_ref().is_some_and(Run::has_checkpoint));
+    let init = config.init.as_ref().filter(|_| group::is_first() && !run.as_ref().is_some_and(Run::has_checkpoint));
     let init = init.map(|file| Pretrained::open(file)).transpose()?;
+    let begun_with = work::of_first(|| Ok(init.as_ref().map(|init| init.config.clone())))?;
     let mut config = config.clone();
     if let Some(run) = &run {
         // As it began, whatever is the default now.
         config.network = config.network.of_weights(&run.network()?, store.rank()?, &run.config_file())?;
-    } else if let Some(init) = &init {
-        config = config.of_weights(init, store.rank()?)?;
+    } else if let (Some(encoder), Some(file)) = (&begun_with, &config.init) {
+        config = config.of_weights(encoder, file, store.rank()?)?;
     }
     let (rank, window) = geometry(&config, &store)?;
     if config.window.is_none() {
@@ -213,7 +224,10 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
     }
     let last = trainer.tasks.iter().any(|run| run.task.last_is_best());
     let best = config.best.unwrap_or(if last { Best::Last } else { Best::Metric });
-    let probe = Probe::open(&config.probe, &store, &split, &trainer.network.config, device, trainer.bf16)?;
+    let probe = match group::is_first() {
+        true => Probe::open(&config.probe, &store, &split, &trainer.network.config, device, trainer.bf16)?,
+        false => None,
+    };
     let probed = probe.as_ref().map(Probe::probed);
     let (mut report, mut warnings) = (String::new(), Vec::new());
     if let Some(init) = &init {
@@ -222,11 +236,11 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
         note!("{}", report.trim_end());
         warnings = loaded.warnings;
     }
-    let run = match run {
+    let run = Run::of_first(|| match run {
         Some(run) => {
             let before = run.description()?.remove("probe").unwrap_or_default();
             ensure!(before == json!(probed), "--resume {}: the store of --probe has changed", run.dir.display());
-            run
+            Ok(run)
         }
         None => {
             let mut resolved = config.clone();
@@ -244,14 +258,17 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
                 &split,
                 &seen,
                 object(json!({ "network": trainer.network.config, "input": input, "warnings": warnings, "probe": probed })),
-            )?
+            )
         }
-    };
-    run.keep_load_report(&report)?;
+    })?;
+    if group::is_first() {
+        run.keep_load_report(&report)?;
+    }
     note!(
-        "{}: {} on {device:?} in {}, {scans} training and {held_out} validation scans, window {}, {} steps an epoch",
+        "{}: {} on {}{device:?} in {}, {scans} training and {held_out} validation scans, window {}, {} steps an epoch",
         run.dir.display(),
         config.name(),
+        work::processes(),
         if trainer.bf16 { "bf16" } else { "fp32" },
         Sides::of(rank, window),
         trainer.steps
@@ -274,6 +291,9 @@ pub fn pretrain(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended>
             print::command_line(["pretrain", "--resume", &run.dir.to_string_lossy()])
         );
         return Ok(Ended::Stopped);
+    }
+    if !group::is_first() {
+        return Ok(Ended::Finished);
     }
     let written = export::export_run(&run, "best", &prefix, Some((&windows, device)))?;
     note!("exported {} from {}", written.join(", "), run.dir.display());

@@ -1,8 +1,11 @@
-//! The loop over epochs: steps, validation, checkpoints, logs, and a clean stop. The same for pretraining and fine-tuning.
+//! The loop over epochs: steps, validation, checkpoints, logs, and a clean stop. The same for pretraining and fine-tuning. Of several ranks
+//! the first one reads and writes.
 
 use super::probe::Probe;
 use super::stop::Stop;
 use super::trainer::Trainer;
+use crate::group::{self, work};
+use crate::print::{self, note};
 use crate::report::curves::{Metric, write_curves};
 use crate::report::progress::{EpochBar, StepInfo};
 use crate::report::tensorboard::{EventWriter, wall_time};
@@ -45,13 +48,19 @@ pub struct Course {
     pub probe: Option<Probe>,
 }
 
+/// The numbers of the epochs, as they are kept.
+struct Records {
+    history: History,
+    events: EventWriter,
+}
+
 /// A run under way.
 pub struct Session {
     run: Run,
     trainer: Trainer,
     progress: Progress,
-    history: History,
-    events: EventWriter,
+    /// On the first rank.
+    records: Option<Records>,
     stop: Stop,
     course: Course,
 }
@@ -59,10 +68,15 @@ pub struct Session {
 impl Session {
     /// Takes up a run where its last checkpoint left it.
     pub fn open(run: Run, mut trainer: Trainer, course: Course, stop: Stop) -> Result<Session> {
-        let progress = restore(&run, &mut trainer)?;
-        let history = History::open(&run.dir, Some(progress.epoch as usize))?;
-        let events = EventWriter::create(&run.dir, progress.epoch + u64::from(progress.epoch > 0))?;
-        Ok(Session { run, trainer, progress, history, events, stop, course })
+        let progress = work::of_first(|| restore(&run, &mut trainer))?;
+        group::broadcast(&trainer.state())?;
+        let open = || -> Result<Records> {
+            let history = History::open(&run.dir, Some(progress.epoch as usize))?;
+            let events = EventWriter::create(&run.dir, progress.epoch + u64::from(progress.epoch > 0))?;
+            Ok(Records { history, events })
+        };
+        let records = group::is_first().then(open).transpose()?;
+        Ok(Session { run, trainer, progress, records, stop, course })
     }
 
     /// What is trained.
@@ -75,23 +89,23 @@ impl Session {
         self.progress.best
     }
 
-    /// Numbers of the epochs so far.
+    /// Numbers of the epochs so far, on the first rank.
     pub fn rows(&self) -> &[Row] {
-        self.history.rows()
+        self.records.as_ref().map_or(&[], |records| records.history.rows())
     }
 
     /// Trains until the last epoch or a signal.
     pub fn train(&mut self) -> Result<Ended> {
-        let tty = console::user_attended_stderr();
+        let tty = print::attended();
         let mut bar = EpochBar::new(self.trainer.epochs as usize, self.trainer.steps as usize, tty);
         while self.progress.epoch < self.trainer.epochs {
             let started = Instant::now();
             let first_step = self.progress.step;
             let Some(wait) = self.train_epoch(&mut bar)? else { return Ok(Ended::Stopped) };
             let seconds = started.elapsed().as_secs_f64();
-            let Some(validation) = self.trainer.validate(self.course.val_draws, &self.stop)? else {
-                self.save("last")?;
-                bar.finish();
+            let validation = self.trainer.validate(self.course.val_draws, &self.stop);
+            let Some(validation) = self.keeping(validation)? else {
+                self.stop(&bar)?;
                 return Ok(Ended::Stopped);
             };
             let mut row = Row::new(self.progress.epoch as usize + 1);
@@ -113,7 +127,9 @@ impl Session {
             self.finish_epoch(row, &validation, &mut bar)?;
         }
         bar.finish();
-        Ok(Ended::Finished)
+        // No rank goes on before the first has saved.
+        let stopped = work::stopping(false);
+        self.keeping(stopped).map(|_| Ended::Finished)
     }
 
     /// Trains the rest of the epoch; gives how long the steps waited for data, or `None` if a signal stopped it (then saved).
@@ -124,7 +140,12 @@ impl Session {
         let mut saved = Instant::now();
         while self.progress.step < self.trainer.steps {
             let step = self.progress.step;
-            self.trainer.step(epoch, step, &mut batches, &mut self.progress.means)?;
+            let gradients = self.trainer.gradients(epoch, step, &mut batches, self.stop.asked());
+            let Some(values) = self.keeping(gradients)? else {
+                self.stop(bar)?;
+                return Ok(None);
+            };
+            self.trainer.update(epoch, step, values, &mut self.progress.means)?;
             self.progress.step += 1;
             let seconds = started.elapsed().as_secs_f64();
             let done = (self.progress.step - first_step) * self.trainer.samples_per_step();
@@ -138,24 +159,32 @@ impl Session {
                 samples_per_s: done as f64 / seconds,
                 wait_share: batches.wait().as_secs_f64() / seconds,
             });
-            let stop = self.stop.asked();
-            if stop || saved.elapsed().as_secs_f64() > 60. * self.course.save_minutes {
+            if group::is_first() && saved.elapsed().as_secs_f64() > 60. * self.course.save_minutes {
                 self.trainer.flush(&mut self.progress.means)?;
                 self.save("last")?;
                 saved = Instant::now();
-            }
-            if stop {
-                bar.finish();
-                return Ok(None);
             }
         }
         self.trainer.flush(&mut self.progress.means)?;
         Ok(Some(batches.wait()))
     }
 
+    /// Saves to go on later.
+    fn stop(&mut self, bar: &EpochBar) -> Result<()> {
+        self.trainer.flush(&mut self.progress.means)?;
+        self.save("last")?;
+        bar.finish();
+        // No rank ends before the first has saved.
+        work::stopping(false).map(drop)
+    }
+
     /// Records the epoch, then saves: a run killed in between repeats the epoch and its row.
     fn finish_epoch(&mut self, row: Row, validation: &Means, bar: &mut EpochBar) -> Result<()> {
         let epoch = self.progress.epoch;
+        let Some(Records { history, events }) = &mut self.records else {
+            self.progress = Progress { epoch: epoch + 1, ..Progress::default() };
+            return Ok(());
+        };
         let (score, best) = match (self.course.best, &self.course.probe) {
             (Best::Probe, Some(probe)) => (row.get(&format!("val/{}", probe.name())), self.progress.best),
             (Best::Probe, None) => bail!("--best probe needs --probe"),
@@ -168,10 +197,10 @@ impl Session {
         self.progress = Progress { epoch: epoch + 1, step: 0, means: Means::default(), best };
         bar.epoch(&row);
         for (column, value) in row.values() {
-            self.events.scalar(column, row.epoch as u64, wall_time(), *value as f32)?;
+            events.scalar(column, row.epoch as u64, wall_time(), *value as f32)?;
         }
-        self.events.flush()?;
-        self.history.append(row)?;
+        events.flush()?;
+        history.append(row)?;
         let metrics: Vec<Metric> = self
             .trainer
             .tasks
@@ -182,7 +211,7 @@ impl Session {
             })
             .chain(self.course.probe.iter().map(|probe| Metric { column: probe.name().to_owned(), chance: None }))
             .collect();
-        write_curves(&self.run.dir.join("curves.png"), &self.course.name, self.history.rows(), &metrics)?;
+        write_curves(&self.run.dir.join("curves.png"), &self.course.name, history.rows(), &metrics)?;
         if better.is_none() {
             return self.save("last");
         }
@@ -191,8 +220,24 @@ impl Session {
         self.run.best_is_last()
     }
 
+    /// Saves where the run stands before an error ends it: weights are those of the last whole step.
+    fn keeping<T>(&mut self, result: Result<T>) -> Result<T> {
+        if result.is_err() && group::is_first() {
+            let saved = self.trainer.flush(&mut self.progress.means).and_then(|()| self.save("last"));
+            let Progress { epoch, step, .. } = self.progress;
+            match saved {
+                Ok(()) => note!("{}: saved after {step} steps of epoch {}", self.run.dir.display(), epoch + 1),
+                Err(error) => note!("warning: not saved: {error:#}"),
+            }
+        }
+        result
+    }
+
     /// Writes a checkpoint.
     fn save(&self, which: &str) -> Result<()> {
+        if !group::is_first() {
+            return Ok(());
+        }
         let Trainer { network, optimizer, .. } = &self.trainer;
         self.run.save(which, &network.state(), &optimizer.state(), &self.progress)
     }

@@ -1,5 +1,7 @@
-//! Ctrl-C and SIGTERM: the running step is finished and saved; a second signal ends the process at once.
+//! Ctrl-C and SIGTERM: the running step is finished and saved; a second signal ends the process at once, but not a rank: launchers send
+//! it one as soon as another rank has ended.
 
+use crate::group;
 use anyhow::Result;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -15,7 +17,9 @@ impl Stop {
         let asked = Arc::new(AtomicBool::new(false));
         for signal in [SIGINT, SIGTERM] {
             // Registered first, so that it acts only when the flag is already set.
-            flag::register_conditional_shutdown(signal, 128 + signal, asked.clone())?;
+            if group::world() == 1 {
+                flag::register_conditional_shutdown(signal, 128 + signal, asked.clone())?;
+            }
             flag::register(signal, asked.clone())?;
         }
         Ok(Stop(asked))

@@ -1,16 +1,19 @@
-//! One training step and one validation pass. Knows tasks only as [`Task`] and [`Head`](crate::tasks::Head).
+//! What is trained, and its batches; one training step and one validation pass. Knows tasks only as [`Task`] and
+//! [`Head`](crate::tasks::Head).
 
+mod step;
 mod validation;
 
 use super::config::TrainConfig;
-use super::network::{Network, layout_views, seed_libtorch};
+use super::network::{Network, layout_views};
 use crate::data::Scans;
 use crate::device::memory_format;
 use crate::dim::voxels;
 use crate::ffi;
+use crate::group::work::cores;
+use crate::group::{self, Reducer};
 use crate::nn::decoder::is_output;
 use crate::nn::{EncoderConfig, Mode, NormKind, calibrate};
-use crate::run::means::Means;
 use crate::run::tensors::ENCODER;
 use crate::sample::loader::Loader;
 use crate::sample::mirror_zoom::MirrorZoom;
@@ -18,10 +21,10 @@ use crate::sample::sampler::{LoadedBatch, Sampler};
 use crate::tasks::{Batch, Outcome, Task, views};
 use crate::train::optim::Optimizer;
 use crate::train::schedule::{Rates, Schedule};
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use std::ops::Range;
 use std::sync::Arc;
-use tch::{Device, Kind, Tensor, no_grad};
+use tch::{Device, Tensor};
 
 /// Steps between looking at the loss on a GPU, where each look waits for the device.
 const GPU_CHECK_STEPS: usize = 16;
@@ -44,10 +47,10 @@ pub struct TaskRun {
 
 /// A step whose numbers are still on the device.
 struct Pending {
+    epoch: u64,
     step: u64,
     /// Per task its loss, then its metrics; then the gradient norm.
     values: Tensor,
-    scans: Vec<Vec<usize>>,
 }
 
 pub struct Trainer {
@@ -65,6 +68,8 @@ pub struct Trainer {
     seed: u64,
     threads: usize,
     prefetch: usize,
+    /// Of several ranks.
+    reducer: Option<Reducer>,
     pending: Vec<Pending>,
     /// Steps between looking at the loss.
     check_steps: usize,
@@ -153,6 +158,13 @@ impl Trainer {
                 run.task.name(),
                 run.task.min_batch()
             );
+            ensure!(
+                run.batch >= group::world() as u64,
+                "{}: --batch-size {} is that of the whole step, of which each of {} processes needs a sample; raise it or start fewer",
+                run.task.name(),
+                run.batch,
+                group::world()
+            );
             let samples = train.len() as u64 * run.draws;
             let needed = run.batch * config.accumulate;
             ensure!(
@@ -167,8 +179,8 @@ impl Trainer {
             );
             steps = steps.max(config.steps.unwrap_or(samples / needed));
         }
-        let gpu_threads = crate::machine::cores().min(MAX_LOADER_THREADS);
-        let threads = config.threads.unwrap_or(if device.is_cuda() { gpu_threads } else { CPU_LOADER_THREADS });
+        let most = if device.is_cuda() { MAX_LOADER_THREADS } else { CPU_LOADER_THREADS };
+        let threads = config.threads.unwrap_or(if group::world() > 1 || device.is_cuda() { cores()?.min(most) } else { most });
         let longest = runs.iter().map(|r| r.task.amounts().epochs).max().expect("at least one task");
         let epochs = config.epochs.unwrap_or(longest);
         let references: Vec<&dyn Task> = runs.iter().map(|r| r.task.as_ref()).collect();
@@ -182,6 +194,7 @@ impl Trainer {
         );
         let mut network = Network::new(encoder, &references, config.seed)?;
         network.place(device, memory_format(device, bf16))?;
+        let reducer = group::current().map(|_| Reducer::new(&network.vs.trainable_variables())).transpose()?;
         let is_given = |name: &str| given.as_ref().is_some_and(|given| given.holds(name));
         let optimizer = Optimizer::new(config.optimizer, &network.vs, is_given, config.weight_decay, config.clip);
         let given = given.unwrap_or(Given { decoder: None, lr: config.lr, frozen_epochs: 0, unfreeze_warmup_epochs: 0. });
@@ -209,6 +222,7 @@ impl Trainer {
             seed: config.seed,
             threads,
             prefetch: config.prefetch,
+            reducer,
             pending: Vec::new(),
             check_steps: if device.is_cuda() { GPU_CHECK_STEPS } else { 1 },
             frozen_epochs: given.frozen_epochs,
@@ -216,15 +230,17 @@ impl Trainer {
         })
     }
 
-    /// Batches of an epoch from step `from` on, prepared ahead.
+    /// Batches of an epoch from step `from` on, prepared ahead; of each the share of this rank.
     pub fn batches(&self, epoch: u64, from: u64) -> Loader<StepBatches> {
-        let samplers: Vec<(Sampler, u64)> = self.tasks.iter().map(|t| (t.train.clone(), t.batch)).collect();
+        let of_task = |task: &TaskRun| (task.train.clone(), task.batch, group::share(task.batch));
+        let samplers: Vec<(Sampler, u64, Range<u64>)> = self.tasks.iter().map(of_task).collect();
         let device = self.device;
         let items = (from * self.accumulate) as usize..(self.steps * self.accumulate) as usize;
         Loader::new(self.threads, self.prefetch, items, move |item| {
-            let item = item as u64;
-            let draw =
-                |(sampler, batch): &(Sampler, u64)| sampler.train(epoch, item * batch..(item + 1) * batch)?.pinned(device);
+            let draw = |(sampler, batch, own): &(Sampler, u64, Range<u64>)| {
+                let first = item as u64 * batch;
+                sampler.train(epoch, first + own.start..first + own.end)?.pinned(device)
+            };
             samplers.iter().map(draw).collect()
         })
     }
@@ -245,6 +261,11 @@ impl Trainer {
         ffi::with_autocast(self.device, self.bf16, || {
             calibrate::calibrate_encoder(config, &vs.variables(), ENCODER, self.given_decoder, batches)
         })
+    }
+
+    /// All tensors that a checkpoint holds, in an order that is the same on all ranks.
+    pub fn state(&self) -> Vec<Tensor> {
+        self.network.state().into_values().chain(self.optimizer.state().into_values()).collect()
     }
 
     pub fn rates(&self, epoch: u64, step: u64) -> Rates {
@@ -268,83 +289,6 @@ impl Trainer {
         let batch = Batch { views: laid_out(&batch.views)?, clean, targets: batch.targets };
         let forward = || self.network.forward(task, &batch, mode);
         Ok(ffi::with_autocast(self.device, self.bf16, || ffi::with_checkpointing(self.checkpointing, forward)))
-    }
-
-    /// Forward, backward and update. Its numbers reach `means` now or, on a GPU, some steps later ([`Trainer::flush`]).
-    pub fn step(&mut self, epoch: u64, step: u64, batches: &mut Loader<StepBatches>, means: &mut Means) -> Result<()> {
-        seed_libtorch(self.seed, 1 + epoch * self.steps + step);
-        let mut sums: Vec<Vec<Tensor>> = Vec::new();
-        let mut scans = vec![Vec::new(); self.tasks.len()];
-        let mode = if epoch < self.frozen_epochs { Mode::Frozen } else { Mode::Train };
-        for _ in 0..self.accumulate {
-            let loaded = batches.next().expect("the loader covers every step of the epoch")?;
-            let mut values = Vec::new();
-            for (task, batch) in loaded.iter().enumerate() {
-                let outcome = self.forward(task, batch, mode)?;
-                (&outcome.loss * (self.tasks[task].weight / self.accumulate as f64)).backward();
-                values.push(outcome.loss.detach());
-                values.extend(outcome.metrics);
-                scans[task].extend(&batch.scans);
-            }
-            sums.push(values.iter().map(|v| v.to_kind(Kind::Float)).collect());
-        }
-        let norm = self.optimizer.step(self.rates(epoch, step))?;
-        let micro: Vec<Tensor> = sums.iter().map(|values| Tensor::stack(values, 0)).collect();
-        let values = no_grad(|| Tensor::cat(&[Tensor::stack(&micro, 0).mean_dim(0, false, Kind::Float), norm.reshape([1])], 0));
-        self.pending.push(Pending { step, values, scans });
-        if self.pending.len() >= self.check_steps {
-            self.flush(means)?;
-        }
-        Ok(())
-    }
-
-    /// Fetches the numbers of the steps since the last flush. A loss or gradient that is not finite is an error that names the
-    /// step and its scans.
-    pub fn flush(&mut self, means: &mut Means) -> Result<()> {
-        if self.pending.is_empty() {
-            return Ok(());
-        }
-        let stacked = Tensor::stack(&self.pending.iter().map(|p| &p.values).collect::<Vec<_>>(), 0);
-        let rows: Vec<Vec<f64>> = Vec::try_from(stacked.to_device(Device::Cpu).to_kind(Kind::Double))?;
-        for (pending, row) in std::mem::take(&mut self.pending).iter().zip(rows) {
-            let mut values = row.into_iter();
-            let mut next = || values.next().expect("one value a loss, metric and norm");
-            let mut total = 0.;
-            for (index, run) in self.tasks.iter().enumerate() {
-                let loss = next();
-                if !loss.is_finite() {
-                    bail!(self.not_finite(pending, &format!("the loss of {} is {loss}", run.task.name()), index..index + 1));
-                }
-                total += run.weight * loss;
-                self.add_task(means, run, loss, &mut next, 1.);
-            }
-            let norm = next();
-            if !norm.is_finite() {
-                bail!(self.not_finite(pending, &format!("the gradient's norm is {norm}"), 0..self.tasks.len()));
-            }
-            means.add("loss", total, 1.);
-            means.add("gradient_norm", norm, 1.);
-        }
-        Ok(())
-    }
-
-    /// Adds a task's loss (where there are several tasks) and metrics.
-    fn add_task(&self, means: &mut Means, run: &TaskRun, loss: f64, next: &mut impl FnMut() -> f64, weight: f64) {
-        let name = run.task.name();
-        if self.tasks.len() > 1 {
-            means.add(&format!("{name}.loss"), loss, weight);
-        }
-        for metric in run.task.metrics() {
-            means.add(&format!("{name}.{}", metric.name), next(), weight);
-        }
-    }
-
-    fn not_finite(&self, pending: &Pending, what: &str, tasks: Range<usize>) -> String {
-        let scans = tasks.flat_map(|task| pending.scans[task].iter().map(move |&s| (task, s)));
-        let mut names: Vec<&str> = scans.map(|(task, s)| self.tasks[task].train.scans.id(s)).collect();
-        names.sort();
-        names.dedup();
-        format!("step {}: {what}; its scans: {}", pending.step + 1, names.join(", "))
     }
 }
 

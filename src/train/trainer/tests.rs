@@ -3,6 +3,7 @@ use crate::data::Arrays;
 use crate::dim::Rank;
 use crate::nn::UNetConfig;
 use crate::nn::heads::HeadKind;
+use crate::run::means::Means;
 use crate::run::tensors::{Tensors, restore};
 use crate::tasks::{TaskConfigs, TaskKind, build, tests::scans};
 use clap::Parser;

@@ -3,16 +3,18 @@
 use super::{TaskRun, Trainer};
 use crate::device::memory_format;
 use crate::ffi;
+use crate::group::{self, work};
 use crate::nn::Mode;
 use crate::run::means::Means;
 use crate::sample::loader::Loader;
+use crate::sample::sampler::LoadedBatch;
 use crate::tasks::Downstream;
 use crate::train::stop::Stop;
 use anyhow::{Result, ensure};
 use tch::{Device, Kind, Tensor, no_grad};
 
 impl Trainer {
-    /// Loss and metrics on the validation scans, the same samples every time; `None` if a signal came.
+    /// Loss and metrics on the validation scans, the same samples every time, shared out between the ranks; `None` if a signal came.
     pub fn validate(&self, draws: u64, stop: &Stop) -> Result<Option<Means>> {
         let mut means = Means::default();
         let mut total = 0.;
@@ -24,30 +26,19 @@ impl Trainer {
                 continue;
             }
             let (sampler, batch, samples) = (run.valid.clone(), run.batch, run.valid.scans.len() as u64 * draws);
-            let device = self.device;
-            let items = 0..samples.div_ceil(batch) as usize;
-            let loader = Loader::new(self.threads, self.prefetch, items, move |item| {
-                let first = item as u64 * batch;
-                sampler.valid(first..(first + batch).min(samples))?.pinned(device)
+            let (device, batches) = (self.device, samples.div_ceil(batch) as usize);
+            let of_batch = move |item: usize| (item as u64 * batch)..((item as u64 + 1) * batch).min(samples);
+            let items: Vec<usize> = work::own(batches).collect();
+            let loader = Loader::new(self.threads, self.prefetch, 0..items.len(), move |item| {
+                sampler.valid(of_batch(items[item]))?.pinned(device)
             });
-            let mut rows = Vec::new();
-            let mut weights = Vec::new();
-            for loaded in loader {
-                if stop.asked() {
-                    return Ok(None);
-                }
-                let loaded = loaded?;
-                let outcome = no_grad(|| self.forward(index, &loaded, Mode::Eval))?;
-                let mut values = vec![outcome.loss.to_kind(Kind::Float)];
-                values.extend(outcome.metrics.iter().map(|m| m.to_kind(Kind::Float)));
-                rows.push(Tensor::stack(&values, 0));
-                weights.push(loaded.scans.len() as f64);
-            }
-            let rows: Vec<Vec<f64>> = Vec::try_from(Tensor::stack(&rows, 0).to_device(Device::Cpu).to_kind(Kind::Double))?;
-            for (row, &weight) in rows.iter().zip(&weights) {
+            let rows = work::leaving(self.validate_task(index, loader, &|| stop.asked()))?;
+            let Some(rows) = work::gathered(rows, batches)? else { return Ok(None) };
+            for (item, row) in rows.iter().enumerate() {
                 let mut values = row.iter().copied();
                 let mut next = || values.next().expect("one value a loss and metric");
-                let loss = next();
+                let (loss, positions) = (next(), of_batch(item));
+                let weight = (positions.end - positions.start) as f64;
                 total += run.weight * loss * weight / samples as f64;
                 self.add_task(&mut means, run, loss, &mut next, weight);
             }
@@ -57,6 +48,30 @@ impl Trainer {
             means.add("loss", total, 1.);
         }
         Ok(Some(means))
+    }
+
+    /// Loss and metrics of each batch of a task; `None` if a rank leaves off.
+    fn validate_task(
+        &self,
+        index: usize,
+        loader: Loader<LoadedBatch>,
+        stop: &dyn Fn() -> bool,
+    ) -> Result<Option<Vec<Vec<f64>>>> {
+        let mut rows = Vec::new();
+        for loaded in loader {
+            if work::leaving_off(stop) {
+                return Ok(None);
+            }
+            let loaded = loaded?;
+            let outcome = group::alone(|| no_grad(|| self.forward(index, &loaded, Mode::Eval)))?;
+            let mut values = vec![outcome.loss.to_kind(Kind::Float)];
+            values.extend(outcome.metrics.iter().map(|m| m.to_kind(Kind::Float)));
+            rows.push(Tensor::stack(&values, 0));
+        }
+        if rows.is_empty() {
+            return Ok(Some(vec![]));
+        }
+        Ok(Some(Vec::try_from(Tensor::stack(&rows, 0).to_device(Device::Cpu).to_kind(Kind::Double))?))
     }
 
     /// Metrics of a task over whole validation scans; undefined ones (of a class that no scan has) are left out. False if a signal came.
