@@ -175,7 +175,7 @@ impl Store {
             entry.shape
         );
         ensure!(
-            mapped.fingerprint() == Some(&entry.fingerprint),
+            mapped.fingerprint().is_none_or(|fingerprint| fingerprint == entry.fingerprint),
             "{}: holds other voxels than the index said when the store was opened: it was made anew or exchanged since; take the store as it \
              was to go on, or begin anew with this one",
             path.display()
