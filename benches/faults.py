@@ -139,7 +139,7 @@ def alive(pid):
 
 
 def kills(*disturbed):
-    """A case: each trial kills a command once to three times and then lets it end."""
+    """A case: each trial kills a command once to six times and then lets it end."""
     def case(bench, times):
         while bench.counts["kills"] < times:
             work = bench.next(disturbed)
@@ -148,7 +148,7 @@ def kills(*disturbed):
             work.place(bench.inputs, bench.folder)
             with bench.trial(f"{work.name}, killed {moment}"):
                 before = 0
-                for _ in range(bench.dice.randint(1, 3)):
+                for _ in range(bench.dice.randint(1, 6)):
                     if work.ended(bench.folder) or not MOMENTS[moment](work, bench.folder, known, bench.dice):
                         break
                     bench.counts["kills"] += 1
