@@ -1,6 +1,8 @@
 """README and docs/: short, readable, and true where a test can see it: links, paths, commands and their flags."""
 import re
 import shlex
+import subprocess
+import sys
 import tomllib
 from functools import cache
 
@@ -131,3 +133,8 @@ def test_tables_have_every_task_and_command():
     tasks = re.search(r"^TASKS := (.*)", (ROOT / "Makefile").read_text(), re.M)[1].split()
     assert rows["Tasks"] == set(tasks)
     assert rows["Commands"] == set(commands())
+
+
+def test_expected_scaling_is_what_its_formula_gives():
+    table = subprocess.run([sys.executable, ROOT / "benches/scale_model.py"], capture_output=True, text=True, check=True).stdout
+    assert table in (ROOT / "docs/scale.md").read_text()
