@@ -1,8 +1,13 @@
-use crate::print::say;
+use crate::data::store::Index;
+use crate::data::store::verify::verify;
+use crate::print::{note, say};
+use crate::report::progress::Counter;
 use crate::{ffi, group, machine};
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
+use indicatif::HumanBytes;
 use serde_json::{Value, json};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 /// Print what a bug report needs: versions, devices, memory, disk
 ///
@@ -12,9 +17,15 @@ pub struct Args {
     /// Print JSON: bytes for sizes, null for what is unknown
     #[arg(long)]
     json: bool,
+    /// Read every file of this store instead, and compare it with the checksum of when it was written; those that differ are named
+    #[arg(long, value_name = "STORE", conflicts_with = "json")]
+    data: Option<PathBuf>,
 }
 
 pub fn run(args: Args) -> Result<()> {
+    if let Some(folder) = &args.data {
+        return check_store(folder);
+    }
     let report = Report::collect();
     let broken = report.broken();
     if args.json {
@@ -28,6 +39,21 @@ pub fn run(args: Args) -> Result<()> {
         0 => Ok(()),
         _ => bail!("{}", broken.join("; ")),
     }
+}
+
+/// Compares a store's files with their checksums.
+fn check_store(folder: &Path) -> Result<()> {
+    let (index, start) = (Index::read(folder)?, Instant::now());
+    let counter = Counter::new("checksums", index.subjects.len(), console::user_attended_stderr());
+    let wrong = verify(folder, &index, &|id| counter.inc(id));
+    drop(counter);
+    let wrong = wrong?;
+    wrong.iter().for_each(|line| note!("bad: {line}"));
+    let of = index.subjects.len();
+    ensure!(wrong.is_empty(), "{}: {} files of {of} subjects are not as they were written", folder.display(), wrong.len());
+    let bytes = HumanBytes(index.subjects.iter().map(|s| s.bytes).sum());
+    say!("{}: {of} subjects, {bytes}, all as they were written, {:.1} s", folder.display(), start.elapsed().as_secs_f64());
+    Ok(())
 }
 
 struct Report {

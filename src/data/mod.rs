@@ -37,6 +37,8 @@ pub trait Scans: Send + Sync {
     /// Copies a region of all channels, turned by `orientation`, into `out`: `[C, ..orientation.output(region.size)]`,
     /// row-major. Errors if the region leaves the scan or `out` has another length.
     fn read(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [f32]) -> Result<()>;
+    /// Says that a scan will be read soon.
+    fn read_ahead(&self, _scan: usize) {}
     /// As [`Scans::read`], of the label's classes: `out` is `orientation.output(region.size)`. Errors where the scan has no label.
     fn label(&self, scan: usize, _region: Region, _orientation: Orientation, _out: &mut [u8]) -> Result<()> {
         bail!("{}: has no label", self.id(scan))

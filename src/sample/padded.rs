@@ -102,6 +102,10 @@ impl Scans for Padded {
         self.scans.spacing(scan)
     }
 
+    fn read_ahead(&self, scan: usize) {
+        self.scans.read_ahead(scan);
+    }
+
     fn class_outside(&self) -> u8 {
         self.scans.class_outside()
     }

@@ -9,6 +9,8 @@ use crate::sample::mirror_zoom::MirrorZoom;
 use crate::tasks::{self, Batch, Task, sample_length};
 use anyhow::{Context, Result};
 use rand::seq::SliceRandom;
+use std::cell::RefCell;
+use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
 use tch::{Device, Tensor};
@@ -43,17 +45,10 @@ impl Sampler {
     /// The scans that training samples at these positions of an epoch come from.
     pub fn order(&self, epoch: u64, positions: Range<u64>) -> Vec<usize> {
         let n = self.scans.len() as u64;
-        let mut shuffled: Option<(u64, Vec<usize>)> = None;
-        let order = positions.map(|position| {
-            let pass = position / n;
-            if shuffled.as_ref().is_none_or(|(p, _)| *p != pass) {
-                let mut order: Vec<usize> = (0..n as usize).collect();
-                order.shuffle(&mut rng(self.seed, Stream::Order, epoch, pass << 8 | self.slot));
-                shuffled = Some((pass, order));
-            }
-            shuffled.as_ref().expect("set above").1[(position % n) as usize]
-        });
-        order.collect()
+        let scan = |position: u64| {
+            shuffled([self.seed, epoch, (position / n) << 8 | self.slot, n], |order| order[(position % n) as usize])
+        };
+        positions.map(scan).collect()
     }
 
     /// Validation samples at these positions: scan after scan, the same in every epoch.
@@ -65,6 +60,8 @@ impl Sampler {
 
     fn draw(&self, order: Vec<usize>, positions: Range<u64>, stream: Stream, epoch: u64) -> Result<LoadedBatch> {
         let (task, scans) = (&self.task, &self.scans);
+        // The files of all samples come at once, while the first is cut.
+        order.iter().for_each(|&scan| scans.read_ahead(scan));
         let length = sample_length(task.as_ref(), scans.channels());
         let mut samples = vec![0f32; order.len() * length];
         let mut targets = Vec::with_capacity(order.len() * task.targets());
@@ -82,6 +79,27 @@ impl Sampler {
         let batch = tasks::batch(task.as_ref(), self.rank, scans.channels(), &samples, &targets, self.bf16);
         Ok(LoadedBatch { batch, scans: order })
     }
+}
+
+/// Uses the shuffle of one pass over the scans: of a seed, an epoch, a pass with the task's slot, and the number of scans. A thread keeps its last
+/// ones: an epoch of many scans has many batches.
+fn shuffled<T>(key: [u64; 4], use_it: impl FnOnce(&[usize]) -> T) -> T {
+    /// One a task of a joint training, and two where a batch lies in two passes.
+    const KEPT: usize = 16;
+    thread_local! {
+        static LAST: RefCell<VecDeque<([u64; 4], Vec<usize>)>> = const { RefCell::new(VecDeque::new()) };
+    }
+    LAST.with_borrow_mut(|last| {
+        if let Some(at) = last.iter().position(|(of, _)| *of == key) {
+            return use_it(&last[at].1);
+        }
+        let [seed, epoch, pass, n] = key;
+        let mut order: Vec<usize> = (0..n as usize).collect();
+        order.shuffle(&mut rng(seed, Stream::Order, epoch, pass));
+        last.truncate(KEPT - 1);
+        last.push_front((key, order));
+        use_it(&last[0].1)
+    })
 }
 
 impl LoadedBatch {

@@ -159,3 +159,17 @@ def test_more_shards_than_people(data, alone, tmp_path):
         said = pretext3d(*shard(data, store, f"{number}/9")).stdout
         assert number < 8 or "0 of all" in said, said
     assert contents(store) == contents(alone)
+
+
+def test_checksums(alone, tmp_path):
+    store = tmp_path / "store"
+    shutil.copytree(alone, store)
+    assert "all as they were written" in pretext3d("doctor", "--data", store).stdout
+    entry = read_json(store / "index.json")["subjects"][3]
+    path = store / entry["file"]
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    refused("doctor", "--data", store, says=[entry["file"], "other voxels", "1 files of 11"])
+    path.unlink()
+    refused("doctor", "--data", store, says=[entry["file"], "1 files of 11"])

@@ -90,6 +90,14 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    /// Bytes of a voxel.
+    pub fn bytes(self) -> usize {
+        match self {
+            Dtype::F16 => 2,
+            Dtype::F32 => 4,
+        }
+    }
+
     /// What is left of values that are stored and read again.
     pub fn round(self, values: &mut [f32]) {
         if self == Dtype::F16 {

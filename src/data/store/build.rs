@@ -245,8 +245,8 @@ fn store_one(
         Err(error) => return Ok(Err(bad(error))),
     };
     let there = Mapped::open(&path).ok().filter(|file| file.header().text.get("key") == Some(&key));
-    let is_whole = |file: &Mapped| match trusted.map_or(Ok(()), |trusted| file.check_since(trusted)) {
-        Ok(()) => true,
+    let is_whole = |file: &Mapped| match trusted.map(|trusted| file.check_since(trusted)).transpose() {
+        Ok(_) => true,
         Err(_) => {
             note(&format!("{}: was written over since the store was finished, and is made anew", path.display()));
             false

@@ -2,12 +2,12 @@
 
 use crate::data::identity::hex;
 use crate::data::preprocess::Dtype;
-use crate::dim::Shape;
+use crate::dim::{Region, Shape, voxels};
 use crate::fs::write_atomic;
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
-use memmap2::Mmap;
+use memmap2::{Advice, Mmap};
 use ndarray::{ArrayView3, ArrayView4};
 use safetensors::SafeTensorError;
 use safetensors::tensor::{Metadata, SafeTensors, TensorInfo};
@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 use std::fs::{File, Metadata as Attributes};
 use std::io::{ErrorKind, Write};
+use std::ops::Range;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
@@ -60,8 +61,8 @@ pub struct FileHeader {
     pub dtype: Dtype,
     pub has_label: bool,
     pub text: BTreeMap<String, String>,
-    image: std::ops::Range<usize>,
-    label: std::ops::Range<usize>,
+    image: Range<usize>,
+    label: Range<usize>,
 }
 
 /// Writes a subject's file whole or not at all. `text` gets a `fingerprint`: the SHA-256 of the voxels and their shapes.
@@ -171,6 +172,7 @@ impl Mapped {
         let map = unsafe { Mmap::map(&file) }?;
         let (header, metadata) = SafeTensors::read_metadata(&map).map_err(|e| match e {
             SafeTensorError::MetadataIncompleteBuffer => anyhow!("truncated: {} bytes are not all of its voxels", map.len()),
+            SafeTensorError::InvalidHeaderLength => anyhow!("truncated: {} bytes are not all of its header", map.len()),
             other => anyhow!("{other}"),
         })?;
         let (inode, known) = (attributes.ino(), Mutex::new(changed(&attributes)));
@@ -202,13 +204,18 @@ impl Mapped {
         Ok(())
     }
 
-    /// Errors if the voxels are not those of the header's fingerprint. Reads them all if the file was touched after `trusted`.
-    pub fn check_since(&self, trusted: Changed) -> Result<()> {
-        let touched = *self.known.lock().unwrap_or_else(PoisonError::into_inner) > trusted;
-        if touched && self.fingerprint().is_some() { self.check_content() } else { Ok(()) }
+    /// Errors if the voxels are not those of the header's fingerprint. Reads them all if the file was touched after `trusted`. Gives when it
+    /// was touched.
+    pub fn check_since(&self, trusted: Changed) -> Result<Changed> {
+        let touched = *self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if touched > trusted && self.fingerprint().is_some() {
+            self.check_content()?;
+        }
+        Ok(touched)
     }
 
-    fn check_content(&self) -> Result<()> {
+    /// As [`Mapped::check_since`], whenever the file was touched.
+    pub fn check_content(&self) -> Result<()> {
         let shape = [&[self.header.channels][..], &self.header.shape].concat();
         let found = fingerprint(dtype_name(self.header.dtype), &shape, &self.map[self.header.image.clone()], self.label());
         ensure!(
@@ -236,6 +243,22 @@ impl Mapped {
             Dtype::F16 => Voxels::F16(bytemuck::try_cast_slice(bytes).map_err(misaligned)?),
             Dtype::F32 => Voxels::F32(bytemuck::try_cast_slice(bytes).map_err(misaligned)?),
         })
+    }
+
+    /// Has the system read these bytes of the file, in the background: over a network each page would else be waited for by itself.
+    pub fn read_ahead(&self, bytes: Range<usize>) {
+        // Without it reading is slower, and no less right.
+        let _ = self.map.advise_range(Advice::WillNeed, bytes.start, bytes.len());
+    }
+
+    /// Bytes of the file with these voxels of a channel, from the first to the last.
+    pub fn bytes_of(&self, channel: usize, region: Region) -> Range<usize> {
+        let FileHeader { shape, dtype, ref image, .. } = self.header;
+        let at = |x: Shape| (x[0] * shape[1] + x[1]) * shape[2] + x[2];
+        let last = [0, 1, 2].map(|a| (region.start[a] + region.size[a]).saturating_sub(1));
+        let (first, channel) = (at(region.start), channel * voxels(shape));
+        let byte = |voxel: usize| image.start + (channel + voxel) * dtype.bytes();
+        byte(first)..byte(at(last) + 1).max(byte(first))
     }
 
     /// The whole label, `[D, H, W]`, where there is one.
@@ -274,7 +297,9 @@ mod tests {
         file.seek(SeekFrom::End(-4)).unwrap();
         file.write_all(&[1; 4]).unwrap();
         file.set_modified(std::time::UNIX_EPOCH).unwrap();
-        for error in [new.check_unchanged(), new.check_unchanged(), Mapped::open(&path).unwrap().check_since((0, 0))] {
+        for error in
+            [new.check_unchanged(), new.check_unchanged(), Mapped::open(&path).unwrap().check_since((0, 0)).map(|_| ())]
+        {
             let error = error.unwrap_err().to_string();
             assert!(error.contains("a.safetensors") && error.contains("written over"), "{error}");
         }

@@ -1,6 +1,7 @@
 //! Preprocessed scans on disk: one memory-mapped safetensors file a subject, and an index.
 
 pub mod build;
+mod cache;
 mod claim;
 mod doubts;
 pub mod enlarged;
@@ -9,6 +10,7 @@ pub mod index;
 pub mod oriented;
 pub mod shards;
 pub mod targets;
+pub mod verify;
 
 pub use index::{Entry, Index, LeftOut, is_store};
 
@@ -20,17 +22,22 @@ use crate::data::slices::Slices;
 use crate::dim::{Rank, Region, Shape, voxels};
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, bail, ensure};
+use cache::{Cache, Limits};
 use file::{Changed, Mapped, Voxels, changed};
 use index::INDEX;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet};
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use targets::{Targets, Values};
 
-/// Files mapped at a time: well below Linux's 65530 maps a process.
-const MAX_MAPPED: usize = 8192;
+/// Files up to whose number a store is looked at file by file when it is opened. More would keep a file server busy, with every process of a
+/// training: of those only the names are read, and each is looked at when it is mapped.
+const LOOKED_AT: usize = 1024;
+/// Bytes up to which all of a file is read ahead; of larger ones what is asked for.
+const READ_WHOLE: u64 = 32 << 20;
 
 /// A store opened for reading; clones share it. As [`Scans`] it gives volumes, or with [`Store::sliced`] their slices; all
 /// else speaks of what is stored.
@@ -45,44 +52,44 @@ pub struct Store {
 struct Inner {
     folder: PathBuf,
     index: Index,
-    /// When the index was, after all files: one that was touched since is looked at closely.
-    written: Changed,
+    /// Of each file when it was known to be right: when the index was written, after all files. One that was touched since is looked at closely,
+    /// once.
+    trusted: Vec<Mutex<Changed>>,
     ids: Vec<String>,
     by_id: HashMap<String, usize>,
-    mapped: Vec<Mutex<Option<Arc<Mapped>>>>,
-    /// Scans in the order in which they were mapped; the oldest is given back first.
-    order: Mutex<VecDeque<usize>>,
-    max_mapped: usize,
+    files: Cache,
 }
 
 impl Store {
     /// Opens a store. Errors: not a store, of a newer version, not complete, without subjects, or a subject's file that is
-    /// missing or has another length than the index says.
+    /// missing, or, of up to 1024, has another length than the index says.
     pub fn open(folder: impl AsRef<Path>) -> Result<Store> {
-        Store::with_limit(folder.as_ref(), MAX_MAPPED)
+        Store::within(folder.as_ref(), Limits::default(), LOOKED_AT)
     }
 
-    fn with_limit(folder: &Path, max_mapped: usize) -> Result<Store> {
+    fn within(folder: &Path, limits: Limits, looked_at: usize) -> Result<Store> {
         let index = Index::read(folder)?;
         let written = changed(&std::fs::metadata(folder.join(INDEX)).with_context(|| folder.display().to_string())?);
-        ensure!(index.complete, "{}: the store is not complete: {}", folder.display(), shards::what_is_left(folder, &index)?);
+        shards::check_complete(folder, &index)?;
         ensure!(!index.subjects.is_empty(), "{}: the store holds no subjects", folder.display());
-        index.subjects.par_iter().try_for_each(|subject| {
-            let path = folder.join(&subject.file);
-            let found = std::fs::metadata(&path).with_context(|| format!("{}: missing from the store", path.display()))?.len();
-            ensure!(
-                found == subject.bytes,
-                "{}: truncated or replaced: {} bytes expected, found {found}; delete it and preprocess again",
-                path.display(),
-                subject.bytes
-            );
-            Ok(())
-        })?;
+        let missing = |path: &Path| format!("{}: missing from the store; preprocess again", path.display());
+        if index.subjects.len() <= looked_at {
+            index.subjects.par_iter().try_for_each(|subject| {
+                let path = folder.join(&subject.file);
+                check_length(&path, std::fs::metadata(&path).with_context(|| missing(&path))?.len(), subject)
+            })?;
+        } else {
+            let names = std::fs::read_dir(folder).and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect());
+            let names: HashSet<OsString> = names.with_context(|| folder.display().to_string())?;
+            if let Some(lost) = index.subjects.iter().find(|subject| !names.contains(OsStr::new(&subject.file))) {
+                bail!(missing(&folder.join(&lost.file)));
+            }
+        }
         let ids: Vec<String> = index.subjects.iter().map(|s| s.id.clone()).collect();
         let by_id = ids.iter().cloned().enumerate().map(|(scan, id)| (id, scan)).collect();
-        let mapped = ids.iter().map(|_| Mutex::new(None)).collect();
-        let folder = folder.to_path_buf();
-        let inner = Inner { folder, index, written, ids, by_id, mapped, order: Mutex::default(), max_mapped };
+        let files = Cache::new(ids.len(), limits);
+        let trusted = ids.iter().map(|_| Mutex::new(written)).collect();
+        let inner = Inner { folder: folder.to_path_buf(), index, trusted, ids, by_id, files };
         let targets = Targets::usual(&inner.index).map(Arc::new);
         Ok(Store { inner: Arc::new(inner), slices: None, targets })
     }
@@ -156,14 +163,14 @@ impl Store {
 
     /// The subject's file, mapped: header, metadata and whole arrays.
     pub fn file(&self, scan: usize) -> Result<Arc<Mapped>> {
+        self.inner.files.get(scan, || self.map(scan))
+    }
+
+    fn map(&self, scan: usize) -> Result<Mapped> {
         let inner = &self.inner;
-        let mut slot = inner.mapped[scan].lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(mapped) = &*slot {
-            return Ok(mapped.clone());
-        }
         let entry = &inner.index.subjects[scan];
         let path = inner.folder.join(&entry.file);
-        let mapped = Arc::new(Mapped::open(&path)?);
+        let mapped = Mapped::open(&path)?;
         let header = mapped.header();
         ensure!(
             header.shape == entry.shape && header.channels == inner.index.channels.len() && header.has_label == entry.label,
@@ -180,17 +187,13 @@ impl Store {
              was to go on, or begin anew with this one",
             path.display()
         );
-        mapped.check_since(inner.written)?;
-        *slot = Some(mapped.clone());
-        drop(slot);
-        let oldest = {
-            let mut order = inner.order.lock().unwrap_or_else(PoisonError::into_inner);
-            order.push_back(scan);
-            if order.len() > inner.max_mapped { order.pop_front() } else { None }
-        };
-        if let Some(oldest) = oldest {
-            *inner.mapped[oldest].lock().unwrap_or_else(PoisonError::into_inner) = None;
+        check_length(&path, mapped.bytes(), entry)?;
+        if mapped.bytes() <= READ_WHOLE {
+            mapped.read_ahead(0..mapped.bytes() as usize);
         }
+        let mut trusted = inner.trusted[scan].lock().unwrap_or_else(PoisonError::into_inner);
+        *trusted = mapped.check_since(*trusted)?.max(*trusted);
+        drop(trusted);
         Ok(mapped)
     }
 
@@ -255,6 +258,9 @@ impl Scans for Store {
         let (region, orientation) = self.stored(scan, region, orientation, self.channels(), out.len())?;
         let (file, shape) = (self.file(scan)?, self.index().subjects[scan].shape);
         let (all, size) = (voxels(shape), voxels(region.size).max(1));
+        if file.bytes() > READ_WHOLE {
+            (0..self.channels()).for_each(|channel| file.read_ahead(file.bytes_of(channel, region)));
+        }
         for (channel, out) in out.chunks_exact_mut(size).enumerate() {
             let range = channel * all..(channel + 1) * all;
             match file.voxels()? {
@@ -263,6 +269,11 @@ impl Scans for Store {
             }
         }
         file.check_unchanged()
+    }
+
+    fn read_ahead(&self, scan: usize) {
+        // What is wrong with the file is said when it is read.
+        let _ = self.file(scan);
     }
 
     fn label(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [u8]) -> Result<()> {
@@ -288,6 +299,16 @@ impl Scans for Store {
         let turn = self.slices.map_or(Orientation::IDENTITY, Slices::orientation);
         Region { start: turn.output(stored.start), size: turn.output(stored.size) }
     }
+}
+
+fn check_length(path: &Path, found: u64, entry: &Entry) -> Result<()> {
+    ensure!(
+        found == entry.bytes,
+        "{}: truncated or replaced: {} bytes expected, found {found}; delete it and preprocess again",
+        path.display(),
+        entry.bytes
+    );
+    Ok(())
 }
 
 /// Some of a store's subjects.
@@ -339,6 +360,10 @@ impl Scans for Subset {
 
     fn read(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [f32]) -> Result<()> {
         self.store.read(self.scans[scan], region, orientation, out)
+    }
+
+    fn read_ahead(&self, scan: usize) {
+        self.store.read_ahead(self.scans[scan]);
     }
 
     fn label(&self, scan: usize, region: Region, orientation: Orientation, out: &mut [u8]) -> Result<()> {

@@ -14,7 +14,7 @@ use crate::data::preprocess::Plan;
 use crate::data::split::subject;
 use crate::fs::{LOCK, lock_part, share_folder, try_lock_part, write_atomic};
 use crate::shard::Shard;
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, HashSet};
@@ -139,8 +139,15 @@ fn missing(folder: &Path, index: &Index) -> Result<Vec<Shard>> {
     Ok(Shard::among(count).filter(|shard| !done(shard)).collect())
 }
 
-/// What has to be done to a store that is not complete.
-pub fn what_is_left(folder: &Path, index: &Index) -> Result<String> {
+/// An error with what has to be done, if a store is not complete.
+pub fn check_complete(folder: &Path, index: &Index) -> Result<()> {
+    if !index.complete {
+        bail!("{}: the store is not complete: {}", folder.display(), what_is_left(folder, index)?);
+    }
+    Ok(())
+}
+
+fn what_is_left(folder: &Path, index: &Index) -> Result<String> {
     let Some(Shards { count, .. }) = index.shards else {
         return Ok("run `pretext3d preprocess` again to finish it".into());
     };

@@ -73,7 +73,7 @@ fn regions_equal_the_naive_copy_in_all_48_orientations() {
     for dtype in [Dtype::F16, Dtype::F32] {
         let folder = tempfile::tempdir().unwrap();
         let (arrays, labels) = store(folder.path(), dtype, &[[2, 35, 21, 40], [2, 17, 33, 19], [2, 1, 50, 37]]);
-        let store = Store::with_limit(folder.path(), 2).unwrap();
+        let store = Store::within(folder.path(), Limits { files: 2, ..Limits::default() }, LOOKED_AT).unwrap();
         let label_arrays: Vec<_> = labels.iter().map(|l| l.mapv(f32::from).insert_axis(ndarray::Axis(0))).collect();
         let label_arrays = Arrays { ids: arrays.ids.clone(), images: label_arrays };
         let mut random = rng(4, Stream::Train, 0, 0);
@@ -92,8 +92,7 @@ fn regions_equal_the_naive_copy_in_all_48_orientations() {
             label_arrays.read(scan, region, orientation, &mut expected).unwrap();
             assert!(got.iter().zip(&expected).all(|(&a, &b)| f32::from(a) == b), "label {region:?} {orientation:?}");
         }
-        assert!(store.inner.order.lock().unwrap().len() <= 2);
-        assert!(store.inner.mapped.iter().filter(|m| m.lock().unwrap().is_some()).count() <= 2);
+        assert_eq!(store.inner.files.held().0, 2);
     }
 }
 
@@ -212,6 +211,97 @@ fn a_damaged_store_names_what_is_wrong() {
             assert!(format!("{error:#}").contains(&file_name("sub 1")), "{error:#}");
         }
     }
+}
+
+#[test]
+fn little_is_mapped_however_much_is_read() {
+    let folder = tempfile::tempdir().unwrap();
+    let (arrays, _) = store(folder.path(), Dtype::F32, &[[1, 8, 8, 8]; 9]);
+    let whole = Region::whole([8; 3]);
+    let read = |store: &Store, scan: usize| {
+        let mut out = [0.; 512];
+        store.read(scan, whole, Orientation::IDENTITY, &mut out).unwrap();
+        assert_eq!(Some(&out[..]), arrays.images[scan].as_slice());
+    };
+    let bytes = Store::open(folder.path()).unwrap().index().subjects[0].bytes;
+    for (limits, expected) in [
+        (Limits { files: 4, bytes: u64::MAX }, 4),
+        (Limits { files: 100, bytes: 3 * bytes }, 3),
+        (Limits { files: 100, bytes: bytes - 1 }, 1),
+        (Limits::default(), 9),
+    ] {
+        let store = Store::within(folder.path(), limits, LOOKED_AT).unwrap();
+        for scan in (0..9).chain([0, 8, 4, 8]) {
+            store.read_ahead(scan);
+            read(&store, scan);
+            let held = store.inner.files.held();
+            assert!(held.0 <= expected && held.1 <= limits.bytes.max(bytes), "{limits:?}: {held:?}");
+        }
+        assert_eq!(store.inner.files.held().0, expected);
+    }
+    // What is read ahead of a large file covers the voxels that are asked for, and no others' channels.
+    let file = Mapped::open(&folder.path().join(file_name("sub 3"))).unwrap();
+    let (start, size) = ([1, 2, 3], [2, 5, 4]);
+    let bytes = file.bytes_of(0, Region { start, size });
+    assert_eq!(bytes.len(), 4 * (((2 * 8 + 6) * 8 + 6) - ((8 + 2) * 8 + 3) + 1));
+    assert_eq!(file.bytes_of(0, whole).len(), 4 * 512);
+    assert!(file.bytes_of(0, Region { start, size: [0, 5, 4] }).is_empty());
+}
+
+#[test]
+fn of_many_files_only_the_names_are_looked_at() {
+    let folder = tempfile::tempdir().unwrap();
+    store(folder.path(), Dtype::F16, &[[1, 4, 4, 4]; 3]);
+    let open = || Store::within(folder.path(), Limits::default(), 2);
+    let subject = folder.path().join(file_name("sub 1"));
+    let bytes = std::fs::read(&subject).unwrap();
+    // Found when it is read, whatever is left of it.
+    for left in [bytes.len() - 3, 20, 0] {
+        std::fs::write(&subject, &bytes[..left]).unwrap();
+        let store = open().unwrap();
+        store.read_ahead(1);
+        let error = store.read(1, Region::whole([4; 3]), Orientation::IDENTITY, &mut [0.; 64]).unwrap_err();
+        assert!(format!("{error:#}").contains("truncated") && format!("{error:#}").contains(&file_name("sub 1")), "{error:#}");
+        store.read(2, Region::whole([4; 3]), Orientation::IDENTITY, &mut [0.; 64]).unwrap();
+    }
+    let mut longer = bytes.clone();
+    longer.extend([0; 64]);
+    std::fs::write(&subject, longer).unwrap();
+    assert!(open().unwrap().file(1).is_err());
+    std::fs::remove_file(&subject).unwrap();
+    let error = open().err().unwrap().to_string();
+    assert!(error.contains("missing") && error.contains(&file_name("sub 1")), "{error}");
+}
+
+#[test]
+fn checksums_find_any_changed_voxel_and_a_file_of_another_scan() {
+    let folder = tempfile::tempdir().unwrap();
+    store(folder.path(), Dtype::F16, &[[1, 4, 4, 4]; 3]);
+    let index = Index::read(folder.path()).unwrap();
+    let seen = std::sync::Mutex::new(vec![]);
+    let wrong = |index: &Index| verify::verify(folder.path(), index, &|id| seen.lock().unwrap().push(id.to_owned())).unwrap();
+    assert_eq!(wrong(&index), [""; 0]);
+    assert_eq!(seen.lock().unwrap().len(), 3);
+    let paths: Vec<_> = (0..3).map(|n| folder.path().join(file_name(&format!("sub {n}")))).collect();
+    let bytes = std::fs::read(&paths[1]).unwrap();
+    // The first and the last voxel of the image, and of the label.
+    let voxels = bytes.len() - 3 * 64;
+    for at in [voxels, voxels + 2 * 64 - 1, voxels + 2 * 64, bytes.len() - 1] {
+        let mut changed = bytes.clone();
+        changed[at] ^= 1;
+        std::fs::write(&paths[1], changed).unwrap();
+        let found = wrong(&index);
+        assert!(found.len() == 1 && found[0].contains("sub_1") && found[0].contains("other voxels"), "{found:?}");
+    }
+    std::fs::copy(&paths[0], &paths[1]).unwrap();
+    std::fs::remove_file(&paths[2]).unwrap();
+    let found = wrong(&index);
+    assert!(found.len() == 2 && found[0].contains("another file") && found[1].contains("sub_2"), "{found:?}");
+    let mut index = index;
+    index.subjects[0].values.insert("age".into(), crate::data::layouts::columns::Value::Text("9".into()));
+    assert!(wrong(&index).iter().any(|line| line.contains(INDEX)));
+    index.complete = false;
+    assert!(verify::verify(folder.path(), &index, &|_| ()).unwrap_err().to_string().contains("not complete"));
 }
 
 #[test]
