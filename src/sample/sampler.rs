@@ -118,3 +118,19 @@ impl LoadedBatch {
         Batch { views: to(&self.batch.views), clean: self.batch.clean.as_ref().map(to), targets: to(&self.batch.targets) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_order_is_the_same_whether_it_was_kept_or_not() {
+        let keys = || (0..40).map(|i| [7, i % 3, i % 20, 30 + i % 2]);
+        let all: Vec<Vec<usize>> = keys().chain(keys()).map(|key| shuffled(key, <[usize]>::to_vec)).collect();
+        for (key, order) in keys().chain(keys()).zip(all) {
+            let mut expected: Vec<usize> = (0..key[3] as usize).collect();
+            expected.shuffle(&mut rng(key[0], Stream::Order, key[1], key[2]));
+            assert_eq!(order, expected, "{key:?}");
+        }
+    }
+}
