@@ -19,8 +19,9 @@ NVLINK, PORT_400 = 370e9, 46e9
 NETWORKS = {"400 Gbit/s a GPU": GPUS_A_NODE * PORT_400, "400 Gbit/s a node": PORT_400, "100 Gbit/s a node": PORT_400 / 4}
 # Seconds of the smallest all-reduce of 16 GPUs on 2 nodes (github.com/NVIDIA/nccl/issues/1244), here for each doubling of the nodes.
 LATENCY = 47.5e-6
-# Small collectives of a step that nothing hides: logits and targets forward, logits backward; and two round trips of the agreement, over TCP.
-GATHERS, AGREEMENTS, TCP = 3, 2, 100e-6
+# Small collectives of a step that nothing hides: logits and targets forward, logits backward. And the agreement, whose words pass from rank to
+# rank over TCP, in seconds a rank: an assumption.
+GATHERS, HOP = 3, 50e-6
 COUNTS = [8, 16, 64, 512]
 
 
@@ -39,7 +40,7 @@ def step(alone, size, gpus, network):
     last = size % BUCKET or BUCKET
     others = (size - last) // BUCKET
     hidden = others * all_reduce(BUCKET, gpus, network)
-    small = GATHERS * latency(gpus) + AGREEMENTS * TCP * math.log2(gpus)
+    small = GATHERS * latency(gpus) + HOP * (gpus - 1)
     return alone + all_reduce(last, gpus, network) + max(0, hidden - BACKWARD * alone) + small
 
 
