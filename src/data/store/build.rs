@@ -6,9 +6,9 @@ use crate::data::names::some;
 use crate::data::preprocess::{Plan, Prepared, label, prepare};
 use crate::data::store::claim::claim;
 use crate::data::store::file::{self, Changed, FileHeader, Mapped};
+use crate::data::store::index::Origin;
 use crate::data::store::{Entry, Index, LeftOut, doubts, file_name};
-use crate::data::volume::Affine;
-use crate::dim::{Region, Shape};
+use crate::dim::Shape;
 use crate::fs::lock_folder;
 use anyhow::{Context, Result, bail};
 use rayon::prelude::*;
@@ -48,14 +48,6 @@ pub struct Filled {
     pub kept: usize,
     /// [`Options::stop`] said so before all subjects were done.
     pub stopped: bool,
-}
-
-/// Of the file that a scan is from: extent and affine in its own axis order, and the box of it in RAS+ order that is stored.
-#[derive(Clone, Debug)]
-pub struct Origin {
-    pub shape: Shape,
-    pub affine: Affine,
-    pub crop: Region,
 }
 
 /// Subjects in work.

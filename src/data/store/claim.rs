@@ -1,7 +1,6 @@
 //! A folder that is about to be filled: what it holds, and whether that may be completed or replaced.
 
-use super::index::{INDEX, Index};
-use super::shards::DONE;
+use super::index::{DONE, INDEX, Index};
 use super::{FILE, file_name};
 use crate::data::labelling::LabelValue;
 use crate::data::layouts::{Dataset, Subject};

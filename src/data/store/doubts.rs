@@ -1,7 +1,6 @@
 //! Scans that look like labels of others: parcellations and masks whose names say nothing of it would pass for people of their own.
 
-use super::build::Origin;
-use super::index::{Entry, Index, LeftOut};
+use super::index::{Entry, Index, LeftOut, Origin};
 use std::collections::{HashMap, HashSet};
 
 /// What stands between the words of an id.

@@ -1,13 +1,13 @@
 //! What a store holds, scan by scan.
 
 use super::file::{Changed, changed};
-use super::shards::Shards;
 use crate::data::identity::{self, hex};
 use crate::data::labelling::{LabelRegion, LabelValue, Labelling};
 use crate::data::layouts::Layout;
 use crate::data::layouts::columns::{Column, Value};
 use crate::data::preprocess::{Outside, Settings};
-use crate::dim::Shape;
+use crate::data::volume::Affine;
+use crate::dim::{Region, Shape};
 use crate::fs::write_atomic;
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
@@ -18,6 +18,9 @@ use std::path::Path;
 const FORMAT: &str = "pretext3d-store";
 const VERSION: u32 = 1;
 pub(super) const INDEX: &str = "index.json";
+
+/// How the name of the file begins that a shard leaves when it is done.
+pub(super) const DONE: &str = ".done";
 
 /// What a store holds: `index.json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -116,6 +119,41 @@ impl Entry {
 pub struct LeftOut {
     pub id: String,
     pub reason: String,
+}
+
+/// What all shards of a store have to agree on, beside its settings.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Shards {
+    pub count: usize,
+    /// Of the whole dataset.
+    pub subjects: usize,
+    /// SHA-256 of what is known of the subjects: ids, channels, classes, values and sides, not the places of their files.
+    pub dataset: String,
+    pub skip_bad: bool,
+    pub skip_duplicates: bool,
+    pub no_labels: bool,
+}
+
+impl Shards {
+    /// For a message on what differs.
+    pub fn list(&self) -> Vec<(String, String)> {
+        vec![
+            ("--shard".into(), format!("I/{}", self.count)),
+            ("number of subjects".into(), self.subjects.to_string()),
+            ("digest of the list of subjects".into(), self.dataset[..12].into()),
+            ("--skip-bad".into(), self.skip_bad.to_string()),
+            ("--skip-duplicates".into(), self.skip_duplicates.to_string()),
+            ("--no-labels".into(), self.no_labels.to_string()),
+        ]
+    }
+}
+
+/// Of the file that a scan is from: extent and affine in its own axis order, and the box of it in RAS+ order that is stored.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    pub shape: Shape,
+    pub affine: Affine,
+    pub crop: Region,
 }
 
 impl Index {

@@ -6,7 +6,7 @@
 
 use super::build::{Filled, Made, Options, begin, fill_taken, store_all};
 use super::claim::claim;
-use super::index::{Index, LeftOut};
+use super::index::{DONE, Index, LeftOut, Shards};
 use crate::data::identity::hex;
 use crate::data::layouts::{Dataset, Subject};
 use crate::data::names::some;
@@ -15,28 +15,11 @@ use crate::data::split::subject;
 use crate::fs::{LOCK, lock_part, share_folder, try_lock_part, write_atomic};
 use crate::shard::Shard;
 use anyhow::{Context, Result, bail, ensure};
-use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeSet, HashSet};
 use std::fs;
 use std::io::Write;
 use std::path::Path;
-
-/// How the name of the file begins that a shard leaves when it is done.
-pub const DONE: &str = ".done";
-
-/// What all shards of a store have to agree on, beside its settings.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Shards {
-    pub count: usize,
-    /// Of the whole dataset.
-    pub subjects: usize,
-    /// SHA-256 of what is known of the subjects: ids, channels, classes, values and sides, not the places of their files.
-    pub dataset: String,
-    pub skip_bad: bool,
-    pub skip_duplicates: bool,
-    pub no_labels: bool,
-}
 
 /// What a shard has done.
 #[derive(Debug)]
@@ -50,35 +33,22 @@ pub struct Part {
     pub missing: Vec<Shard>,
 }
 
-impl Shards {
-    fn of(count: usize, dataset: &Dataset, options: &Options) -> Result<Shards> {
-        let mut hash = Sha256::new();
-        for s in &dataset.subjects {
-            let known =
-                (&s.id, &s.contrasts, &s.missing, s.part, s.class, &s.values, &s.split, s.channels.len(), s.label.is_some());
-            hash.update(serde_json::to_vec(&known)?);
-        }
-        Ok(Shards {
-            count,
-            subjects: dataset.subjects.len(),
-            dataset: hex(&hash.finalize()),
-            skip_bad: options.skip_bad,
-            skip_duplicates: options.skip_duplicates,
-            no_labels: options.no_labels,
-        })
+/// What `count` shards of this dataset have to agree on.
+fn shards(count: usize, dataset: &Dataset, options: &Options) -> Result<Shards> {
+    let mut hash = Sha256::new();
+    for s in &dataset.subjects {
+        let known =
+            (&s.id, &s.contrasts, &s.missing, s.part, s.class, &s.values, &s.split, s.channels.len(), s.label.is_some());
+        hash.update(serde_json::to_vec(&known)?);
     }
-
-    /// For a message on what differs.
-    pub fn list(&self) -> Vec<(String, String)> {
-        vec![
-            ("--shard".into(), format!("I/{}", self.count)),
-            ("number of subjects".into(), self.subjects.to_string()),
-            ("digest of the list of subjects".into(), self.dataset[..12].into()),
-            ("--skip-bad".into(), self.skip_bad.to_string()),
-            ("--skip-duplicates".into(), self.skip_duplicates.to_string()),
-            ("--no-labels".into(), self.no_labels.to_string()),
-        ]
-    }
+    Ok(Shards {
+        count,
+        subjects: dataset.subjects.len(),
+        dataset: hex(&hash.finalize()),
+        skip_bad: options.skip_bad,
+        skip_duplicates: options.skip_duplicates,
+        no_labels: options.no_labels,
+    })
 }
 
 /// The subjects of a shard: people in the order of their names are dealt out in turn, each with all scans.
@@ -93,7 +63,7 @@ pub fn share(dataset: &Dataset, shard: Shard) -> Vec<&Subject> {
 /// Errors as there, and: shards that were told otherwise than this one; the same shard at work elsewhere.
 pub fn fill_shard(shard: Shard, dataset: &Dataset, plan: &Plan, folder: &Path, options: &Options) -> Result<Part> {
     let mut index = begin(dataset, plan, folder, options)?;
-    index.shards = Some(Shards::of(shard.count, dataset, options)?);
+    index.shards = Some(shards(shard.count, dataset, options)?);
     let Some(_shared) = share_folder(folder, options.stop)? else {
         return Ok(Part { stored: 0, kept: 0, left_out: vec![], stopped: true, missing: Shard::among(shard.count).collect() });
     };
@@ -123,7 +93,7 @@ pub fn fill_shard(shard: Shard, dataset: &Dataset, plan: &Plan, folder: &Path, o
 /// Completes the store if all shards are done and none is at work; otherwise nothing happens, and the last of them does it.
 pub fn join(count: usize, dataset: &Dataset, plan: &Plan, folder: &Path, options: &Options) -> Result<Option<Filled>> {
     let mut index = begin(dataset, plan, folder, options)?;
-    index.shards = Some(Shards::of(count, dataset, options)?);
+    index.shards = Some(shards(count, dataset, options)?);
     let Some(_taken) = try_lock_part(folder, LOCK)? else { return Ok(None) };
     if !missing(folder, &index)?.is_empty() {
         return Ok(None);
