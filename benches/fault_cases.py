@@ -1,0 +1,397 @@
+"""The faults of `faults.py`: how a command is killed, runs out of disk, finds another clock or another store, and what must hold then."""
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import fault_works as works
+from fault_works import command, files
+
+# Seconds that no command here takes on a busy machine either.
+PATIENCE = 300
+CALLS = "fsync,rename,linkat,flock,unlink,mkdir"
+
+
+class Fault(Exception):
+    """Something was lost, half written, or differs."""
+
+
+def start(arguments, folder, before=(), **more):
+    return subprocess.Popen([*map(str, before), *command(*arguments)], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                            **more)
+
+
+def end(process, fails=False):
+    """Output of a process that must end by itself, well or (`fails`) with an error and no panic."""
+    text = process.communicate(timeout=PATIENCE)[0]
+    if "panicked" in text or (process.returncode != 0 if not fails else process.returncode != 1 or "error" not in text):
+        raise Fault(f"exit {process.returncode}:\n{text}")
+    return text
+
+
+def check_whole(work, folder, before):
+    """Every file is whole, and nothing that was done is lost."""
+    try:
+        state = work.state(folder)
+    except Exception as error:
+        raise Fault(f"half written: {error}") from error
+    if (now := work.progress(folder)) < before:
+        raise Fault(f"progress fell from {before} to {now}")
+    return state
+
+
+def compare(work, folder, reference):
+    found = check_whole(work, folder, 0)
+    differ = sorted(name for name in found.keys() | reference.keys() if found.get(name) != reference.get(name))
+    if differ:
+        raise Fault(f"differ from the undisturbed run's: {', '.join(differ[:5])} ({len(differ)} of {len(reference)} files)")
+    left = work.leftovers(folder)
+    if own := [path for path in left if work.tidies and path.parts[0] == work.out]:
+        raise Fault(f"left behind: {own[0]}")
+    return len(left)
+
+
+class Undisturbed:
+    """What a work leaves, how long it takes, and how often it makes the calls that a file's writing consists of."""
+
+    def __init__(self, work, inputs, folder):
+        work.place(inputs, folder)
+        began = time.monotonic()
+        end(start(work.first, folder))
+        self.seconds = time.monotonic() - began
+        self.state = work.state(folder)
+        self.bytes = sum((folder / path).stat().st_size for path in files(folder) if path not in work.before)
+        self.calls = 0
+        if shutil.which("strace"):
+            work.place(inputs, folder)
+            end(start(work.first, folder, before=["strace", "-f", "-qq", "--seccomp-bpf", f"--trace={CALLS}", "--output=calls"]))
+            by_thread = Counter(line.split()[0] for line in (folder / "calls").read_text().splitlines())
+            self.calls = max(by_thread.values())
+
+
+# Moments of a kill. Each gives whether it came before the process had ended.
+
+def at_random(work, folder, known, dice):
+    process = start(work.arguments(folder), folder)
+    time.sleep(dice.uniform(0, known.seconds))
+    return kill(process)
+
+
+def as_a_file_is_written(work, folder, known, dice):
+    """As soon as a temporary file is seen that was not there, after so many others."""
+    seen, wanted = set(work.leftovers(folder)), dice.randint(1, 12)
+    process = start(work.arguments(folder), folder)
+    while process.poll() is None:
+        new = set(work.leftovers(folder)) - seen
+        seen |= new
+        wanted -= len(new)
+        if wanted <= 0:
+            break
+    return kill(process)
+
+
+def at_a_call(work, folder, known, dice):
+    """Before the n-th of the calls that write files safely is made."""
+    n = dice.randint(1, max(1, known.calls))
+    inject = f"inject={CALLS}:signal=SIGKILL:when={n}"
+    process = start(work.arguments(folder), folder, before=["strace", "-f", "-qq", "--seccomp-bpf", "-e", inject, "-o", "/dev/null"])
+    process.communicate(timeout=PATIENCE)
+    return process.returncode == -signal.SIGKILL
+
+
+MOMENTS = {"at random": at_random, "as a file is written": as_a_file_is_written, "call": at_a_call}
+
+
+def kill(process):
+    """Kills the process alone, as the system does for want of memory; its children, a sweep's cells, are told and end by themselves."""
+    children = []
+    if process.poll() is None:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        process.kill()
+    process.communicate(timeout=PATIENCE)
+    while any(alive(child) for child in children):
+        time.sleep(0.01)
+    return process.returncode == -signal.SIGKILL
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def kills(*disturbed):
+    """A case: each trial kills a command once to six times and then lets it end."""
+    def case(bench, times):
+        while bench.counts["kills"] < times:
+            work = bench.next(disturbed)
+            known = bench.undisturbed(work)
+            moment = bench.dice.choice([name for name in MOMENTS if name != "call" or known.calls])
+            work.place(bench.inputs, bench.folder)
+            with bench.trial(f"{work.name}, killed {moment}"):
+                before = 0
+                for _ in range(bench.dice.randint(1, 6)):
+                    if work.ended(bench.folder) or not MOMENTS[moment](work, bench.folder, known, bench.dice):
+                        break
+                    bench.counts["kills"] += 1
+                    check_whole(work, bench.folder, before)
+                    before = work.progress(bench.folder)
+                if not work.ended(bench.folder):
+                    end(start(work.arguments(bench.folder), bench.folder))
+                bench.counts["hidden temporary files left"] += compare(work, bench.folder, known.state)
+    return case
+
+
+# Disks and folders, in a user and mount namespace of their own, which needs no rights.
+
+def in_namespace(script, folder, *arguments):
+    """Runs a shell script that may mount; $1 and so on are the arguments."""
+    return subprocess.Popen(["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script, "sh", *map(str, arguments)],
+                            cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+FULL = """mkdir disk && mount -t tmpfs -o size=$1 tmpfs disk && cp -a work/. disk && cd disk && shift && "$@"
+code=$?; cd .. && rm -rf work && cp -a disk work; exit $code"""
+
+
+def full_disk(bench, times):
+    """A disk that holds the inputs and a part of what the work needs: it fails, and goes on once there is room."""
+    outer, inner = bench.folder.parent / "outer", bench.folder.parent / "outer/work"
+    while bench.counts["full disks"] < times:
+        work = bench.next(WORKS)
+        known = bench.undisturbed(work)
+        shutil.rmtree(outer, ignore_errors=True)
+        work.place(bench.inputs, inner)
+        # A tmpfs counts whole pages, folders too.
+        held = sum(-(-path.lstat().st_size // 4096) * 4096 + 4096 for path in inner.rglob("*"))
+        size = held + int(bench.dice.uniform(0.02, 1) * known.bytes)
+        with bench.trial(f"{work.name}, full disk"):
+            process = in_namespace(FULL, outer, size, *command(*work.first))
+            text = process.communicate(timeout=PATIENCE)[0]
+            if process.returncode == 0:
+                continue
+            if "panicked" in text or process.returncode != 1 or "No space left" not in text:
+                raise Fault(f"exit {process.returncode}:\n{text}")
+            bench.counts["full disks"] += 1
+            check_whole(work, inner, 0)
+            if left := work.leftovers(inner):
+                raise Fault(f"left behind: {left[0]}")
+            shutil.rmtree(bench.folder, ignore_errors=True)
+            shutil.move(inner, bench.folder)
+            end(start(work.arguments(bench.folder), bench.folder))
+            compare(work, bench.folder, known.state)
+
+
+READ_ONLY = 'mkdir -p "$1" && mount --bind "$1" "$1" && mount -o remount,bind,ro "$1" && shift && "$@"'
+
+
+def read_only(bench, times):
+    """Where a command would write: an error at once that names the folder. What it reads may be read-only."""
+    for _ in range(times):
+        work = bench.next(WORKS)
+        work.place(bench.inputs, bench.folder)
+        with bench.trial(f"{work.name}, read-only"):
+            text = end(in_namespace(READ_ONLY, bench.folder, work.out, *command(*work.first)), fails=True)
+            if "Read-only file system" not in text or work.out not in text:
+                raise Fault(text)
+            if work.state(bench.folder):
+                raise Fault("wrote elsewhere")
+            bench.counts["folders to write"] += 1
+            shutil.rmtree(bench.folder / work.out)
+            known = bench.undisturbed(work)
+            inputs = [name for name in ("scans", "store", *work.needs) if (bench.folder / name).is_dir()]
+            for name in inputs:
+                end(in_namespace(READ_ONLY, bench.folder, name, *command(*work.first)))
+                compare(work, bench.folder, known.state)
+                work.place(bench.inputs, bench.folder)
+                bench.counts["folders to read"] += 1
+
+
+# Clocks.
+
+JUMPS = ("-3y", "+3y", "-1h", "+1d")
+
+
+def faketime():
+    return next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
+
+
+def clock(bench, times):
+    """The clock of the machine jumps while a command runs, and again before it is taken up."""
+    if not faketime():
+        raise SystemExit("error: --case clock needs the package faketime")
+    stamp = bench.folder.parent / "clock"
+    environment = {**os.environ, "LD_PRELOAD": str(faketime()), "FAKETIME_TIMESTAMP_FILE": str(stamp), "FAKETIME_NO_CACHE": "1"}
+    while bench.counts["clock jumps"] < times:
+        work = bench.next(WORKS)
+        known = bench.undisturbed(work)
+        work.place(bench.inputs, bench.folder)
+        with bench.trial(f"{work.name}, clock"):
+            stamp.write_text("+0")
+            process = start(work.first, bench.folder, env=environment)
+            time.sleep(bench.dice.uniform(0.2, 0.8) * known.seconds)
+            stamp.write_text(bench.dice.choice(JUMPS))
+            bench.counts["clock jumps"] += 1
+            if bench.dice.random() < 0.5:
+                kill(process)
+                stamp.write_text(bench.dice.choice(JUMPS))
+                bench.counts["clock jumps"] += 1
+                process = start(work.arguments(bench.folder), bench.folder, env=environment)
+            end(process)
+            compare(work, bench.folder, known.state)
+
+
+# Stores that are damaged, or change while they are read.
+
+def victim(folder, dice):
+    return dice.choice(sorted((folder / "store").glob("*.safetensors")))
+
+
+def truncate(path, dice):
+    os.truncate(path, dice.randrange(path.stat().st_size))
+
+
+def replace(path, dice):
+    """Another scan of the same shape takes the file's place, by renaming, as our own program writes."""
+    other = dice.choice([other for other in sorted(path.parent.glob("*.safetensors")) if other != path])
+    shutil.copy2(other, path.with_name("new"))
+    os.replace(path.with_name("new"), path)
+
+
+def rewrite(path, dice):
+    """Other voxels in the same file, as `cp` and `rsync --inplace` write."""
+    with open(path, "r+b") as file:
+        file.seek(-path.stat().st_size // 2, os.SEEK_END)
+        file.write(dice.randbytes(path.stat().st_size // 2) if dice.random() < 0.5 else bytes(path.stat().st_size // 2))
+
+
+def rebuild(path, dice):
+    """The whole store anew with other intensities."""
+    works.run("preprocess", "--data", "scans", "--out", "store", "--size", 16, "--intensity", "z-score", "--overwrite",
+              folder=path.parent.parent)
+
+
+def truncated_store(bench, times):
+    """A file cut off before a command reads it: an error that names it. Once it is whole again, the command runs."""
+    for _ in range(times):
+        work = bench.next(READERS)
+        known = bench.undisturbed(work)
+        work.place(bench.inputs, bench.folder)
+        path = victim(bench.folder, bench.dice)
+        with bench.trial(f"{work.name}, truncated store"):
+            whole = path.read_bytes()
+            truncate(path, bench.dice)
+            text = end(start(work.first, bench.folder), fails=True)
+            if path.name not in text:
+                raise Fault(text)
+            bench.counts["truncated files"] += 1
+            path.write_bytes(whole)
+            end(start(work.arguments(bench.folder), bench.folder))
+            compare(work, bench.folder, known.state)
+
+
+def changed_store(change, counted):
+    """A case: the store changes at a random moment. Either the run is not affected at all, or it ends with an error that names the store's file;
+    taken up with the store as it was, it is equal."""
+    def case(bench, times):
+        while bench.counts[counted] < times:
+            work = bench.next(READERS)
+            known = bench.undisturbed(work)
+            work.place(bench.inputs, bench.folder)
+            with bench.trial(f"{work.name}, {counted}"):
+                path = victim(bench.folder, bench.dice)
+                shutil.copytree(path.parent, bench.folder.parent / "as it was", dirs_exist_ok=True)
+                process = start(work.first, bench.folder)
+                time.sleep(bench.dice.uniform(0.2, 1) * known.seconds)
+                if process.poll() is not None:
+                    continue
+                change(path, bench.dice)
+                text = process.communicate(timeout=PATIENCE)[0]
+                bench.counts[counted] += 1
+                if process.returncode == 0:
+                    bench.counts["of these not affected"] += 1
+                elif process.returncode != 1 or "panicked" in text or "store" not in text:
+                    raise Fault(f"exit {process.returncode}:\n{text}")
+                else:
+                    bench.counts["of these named"] += 1
+                shutil.rmtree(path.parent)
+                shutil.move(bench.folder.parent / "as it was", path.parent)
+                if process.returncode:
+                    end(start(work.arguments(bench.folder), bench.folder))
+                compare(work, bench.folder, known.state)
+    return case
+
+
+# Two processes in one sweep's folder, as two machines would share it.
+
+def shard(number, bench, **more):
+    return start([*works.SWEEP_COMMAND, "--shard", f"{number}/2"], bench.folder, **more)
+
+
+def done_cells(text):
+    return [line.split(":")[0] for line in text.splitlines() if line.endswith(" s") and (": dice " in line or ": pretrained" in line)]
+
+
+def shared_sweep(bench, times):
+    """Both run at a time, half of the times with clocks that are far apart and with lock files that a dead machine left. One is killed at random,
+    and started again where it did not end; what it did not do is done then, and nothing twice."""
+    work = works.THE_SWEEP
+    known = bench.undisturbed(work)
+    for _ in range(times):
+        work.place(bench.inputs, bench.folder)
+        with bench.trial("two processes"):
+            apart = {}
+            if bench.dice.random() < 0.5 and faketime():
+                apart = {"env": {**os.environ, "LD_PRELOAD": str(faketime()), "FAKETIME": bench.dice.choice(JUMPS)}}
+                bench.counts["with clocks apart"] += 1
+                for cell in ("cells/rot-warmup-f1-s0", "pretrain/rot"):
+                    (bench.folder / "out" / cell).mkdir(parents=True)
+                    for name in (".lock", ".cell-lock"):
+                        (bench.folder / "out" / cell / name).write_text("process 1 on a machine long gone")
+            processes = [shard(1, bench, **apart), shard(2, bench)]
+            unlucky = bench.dice.randrange(2)
+            time.sleep(bench.dice.uniform(0.1, 1) * known.seconds)
+            bench.counts["pairs"] += 1
+            died = kill(processes[unlucky])
+            bench.counts["of these with one killed"] += died
+            texts = [end(processes[1 - unlucky])]
+            if died:
+                texts.append(end(shard(1 + unlucky, bench)))
+            done = [cell for text in texts for cell in done_cells(text)]
+            if len(done) != len(set(done)):
+                raise Fault(f"done twice: {done}")
+            check_whole(work, bench.folder, 0)
+            # The report is that of the last one.
+            end(start(work.first, bench.folder))
+            compare(work, bench.folder, known.state)
+
+
+def sweep_without_locks(bench, times):
+    """A file system that keeps no locks (every flock fails with ENOLCK): both begin all cells and get in each other's way. That is said, some may
+    fail; run once more, everything is there and equal."""
+    work = works.THE_SWEEP
+    known = bench.undisturbed(work)
+    no_locks = ["strace", "-f", "-qq", "--seccomp-bpf", "-e", "inject=flock:error=ENOLCK", "-o", "/dev/null"]
+    if not shutil.which("strace"):
+        raise SystemExit("error: --case without-locks needs strace")
+    for _ in range(times):
+        work.place(bench.inputs, bench.folder)
+        with bench.trial("two processes without locks"):
+            processes = [start(work.first, bench.folder, before=no_locks) for _ in range(2)]
+            bench.counts["pairs"] += 1
+            for process in processes:
+                text = process.communicate(timeout=PATIENCE)[0]
+                if "panicked" in text or "cannot be locked" not in text:
+                    raise Fault(text)
+                bench.counts["of these with a failed cell"] += process.returncode != 0
+            end(start(work.first, bench.folder))
+            compare(work, bench.folder, known.state)
+
+
+WORKS = [*works.TRAININGS, works.PREPROCESS, *works.EXPORTS, works.THE_SWEEP, works.PREDICT, works.PROBABILITIES, works.REPORT]
+READERS = [*works.TRAININGS, works.THE_SWEEP, works.PREDICT_STORE]
+# Name: what is done, default number, what is disturbed.
