@@ -193,6 +193,7 @@ def read_only(bench, times):
     """Where a command would write: an error at once that names the folder. What it reads may be read-only."""
     for _ in range(times):
         work = bench.next(WORKS)
+        known = bench.undisturbed(work)
         work.place(bench.inputs, bench.folder)
         with bench.trial(f"{work.name}, read-only"):
             text = end(in_namespace(READ_ONLY, bench.folder, work.out, *command(*work.first)), fails=True)
@@ -202,7 +203,6 @@ def read_only(bench, times):
                 raise Fault("wrote elsewhere")
             bench.counts["folders to write"] += 1
             shutil.rmtree(bench.folder / work.out)
-            known = bench.undisturbed(work)
             inputs = [name for name in ("scans", "store", *work.needs) if (bench.folder / name).is_dir()]
             for name in inputs:
                 end(in_namespace(READ_ONLY, bench.folder, name, *command(*work.first)))
@@ -225,7 +225,9 @@ def clock(bench, times):
     if not faketime():
         raise SystemExit("error: --case clock needs the package faketime")
     stamp = bench.folder.parent / "clock"
-    environment = {**os.environ, "LD_PRELOAD": str(faketime()), "FAKETIME_TIMESTAMP_FILE": str(stamp), "FAKETIME_NO_CACHE": "1"}
+    # Setting a machine's clock moves the monotonic one nowhere.
+    environment = {**os.environ, "LD_PRELOAD": str(faketime()), "FAKETIME_TIMESTAMP_FILE": str(stamp), "FAKETIME_NO_CACHE": "1",
+                   "DONT_FAKE_MONOTONIC": "1"}
     while bench.counts["clock jumps"] < times:
         work = bench.next(WORKS)
         known = bench.undisturbed(work)
@@ -346,7 +348,7 @@ def shared_sweep(bench, times):
         with bench.trial("two processes"):
             apart = {}
             if bench.dice.random() < 0.5 and faketime():
-                apart = {"env": {**os.environ, "LD_PRELOAD": str(faketime()), "FAKETIME": bench.dice.choice(JUMPS)}}
+                apart = {"env": {**os.environ, "LD_PRELOAD": str(faketime()), "FAKETIME": bench.dice.choice(JUMPS), "DONT_FAKE_MONOTONIC": "1"}}
                 bench.counts["with clocks apart"] += 1
                 for cell in ("cells/rot-warmup-f1-s0", "pretrain/rot"):
                     (bench.folder / "out" / cell).mkdir(parents=True)

@@ -87,13 +87,14 @@ def page(record):
 
 TEXT = """# Faults
 
-What `benches/faults.py` tried, on tiny generated data (volumes of 16^3, networks of two levels), and what came of it. A case
-is a number of trials: a command is disturbed, then taken up again as a user would (the same command, `--resume`,
-`predict --overwrite`), and what it leaves is compared with what the same command leaves undisturbed, file by file and to
-the bit: checkpoints, exported weights, metrics, stores, results, predictions, reports; but for seconds, memory, logs and
-the event files of TensorBoard. After every kill each file that is there must be whole, and nothing that was done may be
-gone. {kills} kills in all: at moments drawn at random, as soon as a temporary file is seen, and right before one of the calls
-by which a file is written safely (fsync, rename, link, flock). Trials whose command had ended before the kill count, too.
+What `benches/faults.py` tried, on tiny generated data (volumes of 16^3, networks of two levels), and what came of it.
+A case is a number of trials: a command is disturbed, then taken up again as a user would (the same command,
+`--resume`, `predict --overwrite`), and what it leaves is compared with what the same command leaves undisturbed, file
+by file and to the bit: checkpoints, exported weights, metrics, stores, results, predictions, reports; but for seconds,
+memory, logs and the event files of TensorBoard. After every kill each file that is there must be whole, and nothing
+that was done may be gone. {kills} kills in all: at moments drawn at random, as soon as a temporary file is seen, and
+right before one of the calls by which a file is written safely (fsync, rename, link, flock). Trials whose command had
+ended before the kill count, too.
 
 | what happens | tried | equal, and nothing lost | when |
 | --- | --- | --- | --- |
