@@ -102,17 +102,17 @@ ended before the kill count, too.
 
 {cpu}, one core for each command. `python3 benches/faults.py` repeats it; `--help` says how.
 
-"Named": the run ended with an error that names the file or the store, and went on to the same bits once the store was as
-it had been. "Not affected": it ended as if nothing had happened, since a file that is replaced stays readable as it was,
-or since nobody read the file any more.
+"Named": the run ended with an error that names the file or the store, and went on to the same bits once the store was
+as it had been. "Not affected": it ended as if nothing had happened, since a file that is replaced stays readable as
+it was, or since nobody read the file any more.
 
 ## What a fault may still cost
 
 - `predict` does not go on after a kill: `--overwrite` does all scans again. `report` and `export` begin anew, too.
 - Hidden files `.NAME.*.tmp` may stay beside what was being written. They may be deleted; in a run's folder and in a
   store's the next start does so.
-- On file systems that keep no locks two processes can begin the same run. That is said at the start; each may fail, and
-  the same command, run once more alone, mends it.
+- On file systems that keep no locks two processes can begin the same run. That is said at the start; each may fail,
+  and the same command, run once more alone, mends it.
 - Voxels that were written over in place are noticed by the time of the file's last change, when it lies after that of
   `index.json` or changes while a run reads it. What a disk returns wrongly without an error `doctor --data` finds.
 - Power cuts were not tried. Files and their folders are synced (fsync) before and after they are renamed.
