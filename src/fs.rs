@@ -1,5 +1,6 @@
 //! Files that are either whole or not there, folders that belong to one process at a time, and zip archives.
 
+use crate::machine::host_name;
 use crate::print::note;
 use anyhow::{Context, Result, ensure};
 use std::collections::hash_map::RandomState;
@@ -147,9 +148,8 @@ pub fn try_lock_part(folder: &Path, name: &str) -> Result<Option<Lock>> {
 impl Lock {
     /// Writes into the file who has it, for the message of whoever comes second.
     fn held(mut file: File, path: &Path, others: &str) -> Result<Lock> {
-        let machine = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
         file.set_len(0)
-            .and_then(|()| write!(file, "{others}process {} on {}", std::process::id(), machine.trim()))
+            .and_then(|()| write!(file, "{others}process {} on {}", std::process::id(), host_name()))
             .with_context(|| format!("writing {}", path.display()))?;
         Ok(Lock { _file: file })
     }

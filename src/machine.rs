@@ -53,10 +53,14 @@ pub fn cores() -> usize {
 
 /// The machine and those of its cores that this process may use, in words.
 pub fn bound_to() -> String {
-    let name = fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let cores = cpu_field(&status, "Cpus_allowed_list").unwrap_or_default();
-    format!("{} {cores}", name.trim())
+    format!("{} {cores}", host_name())
+}
+
+/// The machine's name on its network; empty where it cannot be known.
+pub fn host_name() -> String {
+    fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_owned()
 }
 
 /// The processor's bfloat16 matrix instructions, the fastest it has: without them bfloat16 is slower than float32.

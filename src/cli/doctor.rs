@@ -1,6 +1,6 @@
 use crate::data::store::Index;
 use crate::data::store::verify::verify;
-use crate::print::{note, say};
+use crate::print::{self, note, say};
 use crate::report::progress::Counter;
 use crate::{ffi, group, machine};
 use anyhow::{Result, bail, ensure};
@@ -44,7 +44,7 @@ pub fn run(args: Args) -> Result<()> {
 /// Compares a store's files with their checksums.
 fn check_store(folder: &Path) -> Result<()> {
     let (index, start) = (Index::read(folder)?, Instant::now());
-    let counter = Counter::new("checksums", index.subjects.len(), console::user_attended_stderr());
+    let counter = Counter::new("checksums", index.subjects.len(), print::attended());
     let wrong = verify(folder, &index, &|id| counter.inc(id));
     drop(counter);
     let wrong = wrong?;

@@ -12,6 +12,7 @@ use crate::data::preprocess::{Dtype, Grid, Intensity, Plan, Settings, Threshold}
 use crate::data::store::build::{Options, fill};
 use crate::data::store::shards::{fill_shard, join, share};
 use crate::fs::check_folder;
+use crate::machine;
 use crate::print::{self, note};
 use crate::report::progress::Counter;
 use crate::run::input::positions;
@@ -341,7 +342,7 @@ pub fn run(args: Args) -> Result<()> {
     let stop = Stop::on_signals()?;
     let threads = match args.threads {
         Some(threads) => threads.into(),
-        None => std::thread::available_parallelism().map_or(1, |n| n.get()),
+        None => machine::cores(),
     };
     // Calls what fills the store, with progress over so many subjects.
     fn counted<T>(
