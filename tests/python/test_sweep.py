@@ -106,6 +106,8 @@ def test_every_cell_once_and_a_report(finished):
     split = read_json(out / "split.json")
     table = rows(out / "report/results.csv")
     assert len(table) == 8 and (out / "report/report.html").is_file()
+    # A pretraining of seconds took more than no minutes.
+    assert re.search(r"^\| rot \|.*\| (\d+ min )?\d+ s \|$", (out / "report/report.md").read_text(), re.M)
     # What `report` prints follows the cells.
     printed = pretext3d("report", out).stdout
     assert "\nrot warmup " in printed and printed.endswith(f"\n{out / 'report/report.html'}\n") and done.stdout.endswith(printed)

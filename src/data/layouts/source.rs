@@ -10,8 +10,8 @@ use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, bail};
 use std::fs::File;
 use std::io::BufReader;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::UNIX_EPOCH;
 use zip::read::ZipFile;
 
 impl Source {
@@ -117,9 +117,9 @@ fn in_zip<T>(archive: &Path, member: &str, use_it: impl FnOnce(ZipFile<BufReader
     use_it(zip.by_name(member).with_context(|| format!("{}:{member}", name()))?)
 }
 
-/// Size in bytes and modification time in nanoseconds since 1970.
+/// Size in bytes and modification time in nanoseconds since 1970, less than 0 where a clock was wrong.
 fn stamp(path: &Path) -> Result<String> {
     let data = path.metadata().with_context(|| format!("{}: cannot be opened", path.display()))?;
-    let time = data.modified()?.duration_since(UNIX_EPOCH).unwrap_or_default();
-    Ok(format!("{}-{}", data.len(), time.as_nanos()))
+    let time = i128::from(data.mtime()) * 1_000_000_000 + i128::from(data.mtime_nsec());
+    Ok(format!("{}-{time}", data.len()))
 }

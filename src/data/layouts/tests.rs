@@ -2,8 +2,10 @@ use super::*;
 use crate::data::formats::nifti::{DataType, write};
 use crate::data::volume::Volume;
 use ndarray::Array4;
+use std::collections::BTreeSet;
 use std::fs;
 use std::io::Write;
+use std::time::{Duration, UNIX_EPOCH};
 use tempfile::TempDir;
 
 mod described;
@@ -362,5 +364,13 @@ fn fingerprints_follow_content() {
         text(&folder, touched, "more");
         assert_ne!(before, print(of).unwrap());
     }
+    // Of the same length, changed by a machine whose clock was not set: before 1970 one time differs from the other, too.
+    let changed_at = |seconds| {
+        let file = fs::File::options().append(true).open(folder.path().join("b.nii")).unwrap();
+        file.set_modified(UNIX_EPOCH - Duration::from_secs(seconds)).unwrap();
+        print("b.nii").unwrap()
+    };
+    let times = [0, 1, 2, 3600].map(changed_at);
+    assert_eq!(BTreeSet::from(times.clone()).len(), times.len(), "{times:?}");
     says(&format!("{:#}", print("gone.nii").unwrap_err()), &["gone.nii"]);
 }

@@ -335,10 +335,10 @@ fn pretraining(records: &Records) -> Vec<Block> {
             value(r.value).into(),
             value(r.chance).into(),
             r.epochs.to_string().into(),
-            format!("{:.1}", r.seconds / 60.0).into(),
+            duration(r.seconds).into(),
         ]
     });
-    let head = ["run", "task", "unlabelled", "metric", "reached", "chance", "epochs", "minutes"];
+    let head = ["run", "task", "unlabelled", "metric", "reached", "chance", "epochs", "time"];
     let table = Grid { head: head.map(String::from).into(), rows: rows.collect() };
     vec![Block::Heading(2, "Pretraining".into()), Block::Table(table)]
 }
