@@ -1,4 +1,4 @@
-"""The faults of `faults.py`: how a command is killed, runs out of disk, finds another clock or another store, and what must hold then."""
+"""The faults of `faults.py`: how a command is killed, runs out of disk or finds another store, and what must hold then."""
 import os
 import shutil
 import signal
@@ -211,42 +211,6 @@ def read_only(bench, times):
                 bench.counts["folders to read"] += 1
 
 
-# Clocks.
-
-JUMPS = ("-3y", "+3y", "-1h", "+1d")
-
-
-def faketime():
-    return next(Path("/usr/lib").glob("*/faketime/libfaketime.so.1"), None)
-
-
-def clock(bench, times):
-    """The clock of the machine jumps while a command runs, and again before it is taken up."""
-    if not faketime():
-        raise SystemExit("error: --case clock needs the package faketime")
-    stamp = bench.folder.parent / "clock"
-    # Setting a machine's clock moves the monotonic one nowhere.
-    environment = {**os.environ, "LD_PRELOAD": str(faketime()), "FAKETIME_TIMESTAMP_FILE": str(stamp), "FAKETIME_NO_CACHE": "1",
-                   "DONT_FAKE_MONOTONIC": "1"}
-    while bench.counts["clock jumps"] < times:
-        work = bench.next(WORKS)
-        known = bench.undisturbed(work)
-        work.place(bench.inputs, bench.folder)
-        with bench.trial(f"{work.name}, clock"):
-            stamp.write_text("+0")
-            process = start(work.first, bench.folder, env=environment)
-            time.sleep(bench.dice.uniform(0.2, 0.8) * known.seconds)
-            stamp.write_text(bench.dice.choice(JUMPS))
-            bench.counts["clock jumps"] += 1
-            if bench.dice.random() < 0.5:
-                kill(process)
-                stamp.write_text(bench.dice.choice(JUMPS))
-                bench.counts["clock jumps"] += 1
-                process = start(work.arguments(bench.folder), bench.folder, env=environment)
-            end(process)
-            compare(work, bench.folder, known.state)
-
-
 # Stores that are damaged, or change while they are read.
 
 def victim(folder, dice):
@@ -328,72 +292,5 @@ def changed_store(change, counted):
     return case
 
 
-# Two processes in one sweep's folder, as two machines would share it.
-
-def shard(number, bench, **more):
-    return start([*works.SWEEP_COMMAND, "--shard", f"{number}/2"], bench.folder, **more)
-
-
-def done_cells(text):
-    return [line.split(":")[0] for line in text.splitlines() if line.endswith(" s") and (": dice " in line or ": pretrained" in line)]
-
-
-def shared_sweep(bench, times):
-    """Both run at a time, half of the times with clocks that are far apart and with lock files that a dead machine left. One is killed at random,
-    and started again where it did not end; what it did not do is done then, and nothing twice."""
-    work = works.THE_SWEEP
-    known = bench.undisturbed(work)
-    for _ in range(times):
-        work.place(bench.inputs, bench.folder)
-        with bench.trial("two processes"):
-            apart = {}
-            if bench.dice.random() < 0.5 and faketime():
-                apart = {"env": {**os.environ, "LD_PRELOAD": str(faketime()), "FAKETIME": bench.dice.choice(JUMPS), "DONT_FAKE_MONOTONIC": "1"}}
-                bench.counts["with clocks apart"] += 1
-                for cell in ("cells/rot-warmup-f1-s0", "pretrain/rot"):
-                    (bench.folder / "out" / cell).mkdir(parents=True)
-                    for name in (".lock", ".cell-lock"):
-                        (bench.folder / "out" / cell / name).write_text("process 1 on a machine long gone")
-            processes = [shard(1, bench, **apart), shard(2, bench)]
-            unlucky = bench.dice.randrange(2)
-            time.sleep(bench.dice.uniform(0.1, 1) * known.seconds)
-            bench.counts["pairs"] += 1
-            died = kill(processes[unlucky])
-            bench.counts["of these with one killed"] += died
-            texts = [end(processes[1 - unlucky])]
-            if died:
-                texts.append(end(shard(1 + unlucky, bench)))
-            done = [cell for text in texts for cell in done_cells(text)]
-            if len(done) != len(set(done)):
-                raise Fault(f"done twice: {done}")
-            check_whole(work, bench.folder, 0)
-            # The report is that of the last one.
-            end(start(work.first, bench.folder))
-            compare(work, bench.folder, known.state)
-
-
-def sweep_without_locks(bench, times):
-    """A file system that keeps no locks (every flock fails with ENOLCK): both begin all cells and get in each other's way. That is said, some may
-    fail; run once more, everything is there and equal."""
-    work = works.THE_SWEEP
-    known = bench.undisturbed(work)
-    no_locks = ["strace", "-f", "-qq", "--seccomp-bpf", "-e", "inject=flock:error=ENOLCK", "-o", "/dev/null"]
-    if not shutil.which("strace"):
-        raise SystemExit("error: --case without-locks needs strace")
-    for _ in range(times):
-        work.place(bench.inputs, bench.folder)
-        with bench.trial("two processes without locks"):
-            processes = [start(work.first, bench.folder, before=no_locks) for _ in range(2)]
-            bench.counts["pairs"] += 1
-            for process in processes:
-                text = process.communicate(timeout=PATIENCE)[0]
-                if "panicked" in text or "cannot be locked" not in text:
-                    raise Fault(text)
-                bench.counts["of these with a failed cell"] += process.returncode != 0
-            end(start(work.first, bench.folder))
-            compare(work, bench.folder, known.state)
-
-
 WORKS = [*works.TRAININGS, works.PREPROCESS, *works.EXPORTS, works.THE_SWEEP, works.PREDICT, works.PROBABILITIES, works.REPORT]
 READERS = [*works.TRAININGS, works.THE_SWEEP, works.PREDICT_STORE]
-# Name: what is done, default number, what is disturbed.

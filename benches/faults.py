@@ -15,6 +15,8 @@ from collections import Counter
 from pathlib import Path
 
 import fault_cases as cases
+import fault_clock as clocks
+import fault_shared as shared
 import fault_works as works
 from common import ROOT, machine
 
@@ -33,14 +35,16 @@ CASES = {
     "report": (cases.kills(works.REPORT), 20, "SIGKILL while `report` draws"),
     "full-disk": (cases.full_disk, 30, "a file system without room for all that a command writes (ENOSPC)"),
     "read-only": (cases.read_only, len(cases.WORKS), "read-only folders, to write into and to read from"),
-    "clock": (cases.clock, 20, "the system's clock set 3 years or hours back or ahead while a command runs, and before it is taken up"),
+    "clock": (clocks.clock, 70, "the clock set hours or years back or ahead, past 2038 or to 1970 while a command runs or before it is taken up"),
+    "times": (clocks.dated, 21, "files, locks too, whose times of change lie in 1969, 1970, past 2038 or ahead of the clock"),
     "truncated": (cases.truncated_store, 20, "a file of the store cut off before it is read"),
     "truncated-during": (cases.changed_store(cases.truncate, "truncations"), 30, "a file of the store cut off while it is read"),
     "replaced": (cases.changed_store(cases.replace, "replaced files"), 20, "a file of the store replaced by another scan's while it is read"),
     "rewritten": (cases.changed_store(cases.rewrite, "rewritten files"), 30, "voxels of a store's file written over while they are read"),
     "rebuilt": (cases.changed_store(cases.rebuild, "rebuilt stores"), 20, "the store made anew with other intensities while it is read"),
-    "shared-sweep": (cases.shared_sweep, 20, "two processes in a sweep's folder, one of which is killed"),
-    "without-locks": (cases.sweep_without_locks, 10, "two processes in a sweep's folder on a file system that keeps no locks"),
+    "shared-sweep": (shared.shared_sweep, 24, "two processes in a sweep's folder, one or both of which are killed or stand still for a time"),
+    "without-locks": (shared.sweep_without_locks, 10, "two processes in a sweep's folder on a file system that keeps no locks"),
+    "two-mounts": (shared.two_mounts, 12, "two processes in two mounts of a sweep's folder, with locks in common (bindfs) and each its own (sshfs)"),
 }
 
 
@@ -106,6 +110,12 @@ ended before the kill count, too.
 as it had been. "Not affected": it ended as if nothing had happened, since a file that is replaced stays readable as
 it was, or since nobody read the file any more.
 
+The clock that jumps is the calendar's, as the command sees it (`benches/clock.c`), not the one by which seconds are
+measured; each trial is of a command at one kind of jump. Those that write the time down, into TensorBoard's event files,
+wrote the new one. "Read": the command asked for the time after the jump; the others never ask, so that only the times of
+files reach them, which are tried by themselves. Seconds that were measured are left out of every comparison, in the
+tables of a report as well.
+
 ## What a fault may still cost
 
 - `predict` does not go on after a kill: `--overwrite` does all scans again. `report` and `export` begin anew, too.
@@ -113,8 +123,10 @@ it was, or since nobody read the file any more.
   store's the next start does so.
 - On file systems that keep no locks two processes can begin the same run. That is said at the start; each may fail,
   and the same command, run once more alone, mends it.
+- The same goes for network file systems whose mounts keep locks apart, as those of sshfs do; there nothing is said.
 - Voxels that were written over in place are noticed by the time of the file's last change, when it lies after that of
-  `index.json` or changes while a run reads it. What a disk returns wrongly without an error `doctor --data` finds.
+  `index.json` or changes while a run reads it. What a disk returns wrongly without an error `doctor --data` finds, and
+  what was written over on a machine whose clock had been set back.
 - Power cuts were not tried. Files and their folders are synced (fsync) before and after they are renamed.
 """
 
@@ -122,7 +134,7 @@ it was, or since nobody read the file any more.
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", nargs="+", choices=CASES, default=list(CASES), help="some cases alone")
-    parser.add_argument("--times", type=int, help="how often each is tried (default: 10 to 40, by the case)")
+    parser.add_argument("--times", type=int, help="how often each is tried (default: 10 to 70, by the case)")
     parser.add_argument("--seed", type=int, default=1, help="of the moments (default: %(default)s)")
     parser.add_argument("--no-record", action="store_true", help="print what happens, write no file")
     args = parser.parse_args()
