@@ -106,7 +106,8 @@ test: ## Check formatting and lints, then run the Rust and the Python tests
 	# Tests that need a GPU are ignored elsewhere.
 	run cargo test --locked $$(nvidia-smi -L >/dev/null 2>&1 && echo -- --include-ignored)
 	run cargo build --locked
-	PRETEXT3D=$$TARGET/debug/pretext3d run .test-venv/bin/python3 -m pytest -q tests/python $(PYTEST_ARGS)
+	# Files beside one another, each on a core: their networks are too small for more.
+	PRETEXT3D=$$TARGET/debug/pretext3d OMP_NUM_THREADS=1 run .test-venv/bin/python3 -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests/python $(PYTEST_ARGS)
 
 bench: ## Measure against PyTorch, MONAI and TorchIO; figures go to benches/results/
 	@. scripts/env.sh

@@ -254,11 +254,36 @@ impl UpConv {
     }
 
     pub fn forward(&self, x: &Tensor) -> Tensor {
+        if x.device() == Device::Cpu {
+            return self.by_matrix(x);
+        }
         let (weight, bias, stride) = (&self.weight, Some(&self.bias), self.factor.values());
         match self.factor.rank() {
             Rank::Two => x.conv_transpose2d(weight, bias, stride, 0, 0, 1, 1),
             Rank::Three => x.conv_transpose3d(weight, bias, stride, 0, 0, 1, 1),
         }
+    }
+
+    /// The same as one product of matrices, each voxel's channels to those of all voxels it becomes: a third faster on the CPU, where oneDNN
+    /// sums the bias's gradient voxel by voxel. The result has channels last in memory.
+    fn by_matrix(&self, x: &Tensor) -> Tensor {
+        let (factor, extent) = (self.factor.values(), &x.size()[2..]);
+        let [n, inputs, outputs] = [x.size()[0], self.weight.size()[0], self.weight.size()[1]];
+        let last = |rank: usize| -> Vec<i64> { [0].into_iter().chain(2..rank as i64 + 2).chain([1]).collect() };
+        let rows = x.permute(last(extent.len())).reshape([-1, inputs]);
+        let weight = self.weight.permute(last(extent.len())).reshape([inputs, -1]);
+        let bias = self.bias.repeat([factor.iter().product()]);
+        let out = bias.addmm(&rows, &weight);
+        // [n, D, H, W, d, h, w, outputs], of which each axis is to stand beside its factor.
+        let shape = [&[n], extent, factor, &[outputs]].concat();
+        let axes = extent.len() as i64;
+        let beside = [0].into_iter().chain((1..=axes).flat_map(|axis| [axis, axes + axis])).chain([2 * axes + 1]);
+        let whole: Vec<i64> = extent.iter().zip(factor).map(|(n, factor)| n * factor).collect();
+        let first = [0, axes + 1].into_iter().chain(1..=axes).collect::<Vec<_>>();
+        out.view(shape.as_slice())
+            .permute(beside.collect::<Vec<_>>())
+            .reshape([&[n], whole.as_slice(), &[outputs]].concat())
+            .permute(first)
     }
 
     pub fn script(&self) -> ScriptModule {
@@ -337,10 +362,12 @@ impl Stage {
 
 /// Max-pooling by 2 along every spatial axis, odd sides rounded down.
 pub fn max_pool(x: &Tensor, rank: Rank) -> Tensor {
-    match rank {
+    let pool = || match rank {
         Rank::Two => x.max_pool2d([2, 2], [2, 2], [0, 0], [1, 1], false),
         Rank::Three => x.max_pool3d([2, 2, 2], [2, 2, 2], [0, 0, 0], [1, 1, 1], false),
-    }
+    };
+    // A maximum is the same number in bfloat16; autocast on the CPU would have volumes in float32, in four times the time.
+    if x.device() == Device::Cpu { ffi::without_autocast(Device::Cpu, pool) } else { pool() }
 }
 
 /// Average of 2x2 pixels, odd sides rounded down.
@@ -426,6 +453,53 @@ mod tests {
             for (ours, wanted) in gradients(&found, &x).iter().zip(gradients(&expected, &x)) {
                 close(ours, &wanted);
             }
+        }
+    }
+
+    #[test]
+    fn enlarging_by_a_matrix_is_a_transposed_convolution() {
+        let double = |dims: &[i64], phase: f64| {
+            let n = dims.iter().product::<i64>();
+            (Tensor::arange(n, (Kind::Double, Device::Cpu)) * 0.7 + phase).sin().reshape(dims)
+        };
+        for (factor, extent) in [("2x2x2", &[3, 4, 5][..]), ("1x2x3", &[2, 1, 4]), ("2x2", &[3, 5]), ("4x1", &[1, 2])] {
+            let mut vs = VarStore::new(Device::Cpu);
+            let up = UpConv::new(vs.root(), 3, 2, factor.parse().unwrap(), 1.);
+            vs.double();
+            tch::no_grad(|| drop(up.bias.shallow_clone().copy_(&double(&[2], 0.3))));
+            for format in [ffi::MemoryFormat::Contiguous, ffi::MemoryFormat::ChannelsLast] {
+                let x = double(&[&[2, 3], extent].concat(), 0.1);
+                ffi::set_memory_format(&x, format).unwrap();
+                let x = x.set_requires_grad(true);
+                let (weight, bias, stride) = (&up.weight, Some(&up.bias), up.factor.values());
+                let expected = match up.factor.rank() {
+                    Rank::Two => x.conv_transpose2d(weight, bias, stride, 0, 0, 1, 1),
+                    Rank::Three => x.conv_transpose3d(weight, bias, stride, 0, 0, 1, 1),
+                };
+                let found = up.forward(&x);
+                let gradients = |y: &Tensor| {
+                    let loss = (y * double(&y.size(), 0.2)).sum(Kind::Double);
+                    Tensor::run_backward(&[loss], &[&x, &up.weight, &up.bias], false, false)
+                };
+                let pairs =
+                    gradients(&found).into_iter().zip(gradients(&expected)).chain([(found.detach(), expected.detach())]);
+                for (found, expected) in pairs {
+                    assert_eq!(found.size(), expected.size(), "{factor}");
+                    let off = (found - expected).abs().max().double_value(&[]);
+                    assert!(off < 1e-12, "{factor} {format:?}: off by {off}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn pooling_stays_in_bfloat16() {
+        for (rank, dims) in [(Rank::Two, &[2, 3, 5, 4][..]), (Rank::Three, &[2, 3, 5, 4, 7])] {
+            let n = dims.iter().product::<i64>();
+            let x = (Tensor::arange(n, (Kind::Float, Device::Cpu)) * 0.7).sin().reshape(dims);
+            let rounded = ffi::with_autocast(Device::Cpu, true, || max_pool(&x.to_kind(Kind::BFloat16), rank));
+            assert_eq!(rounded.kind(), Kind::BFloat16);
+            assert_eq!(rounded, max_pool(&x, rank).to_kind(Kind::BFloat16));
         }
     }
 
