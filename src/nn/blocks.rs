@@ -466,7 +466,7 @@ mod tests {
             let mut vs = VarStore::new(Device::Cpu);
             let up = UpConv::new(vs.root(), 3, 2, factor.parse().unwrap(), 1.);
             vs.double();
-            tch::no_grad(|| drop(up.bias.shallow_clone().copy_(&double(&[2], 0.3))));
+            tch::no_grad(|| up.bias.shallow_clone().copy_(&double(&[2], 0.3)));
             for format in [ffi::MemoryFormat::Contiguous, ffi::MemoryFormat::ChannelsLast] {
                 let x = double(&[&[2, 3], extent].concat(), 0.1);
                 ffi::set_memory_format(&x, format).unwrap();
