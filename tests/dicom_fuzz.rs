@@ -15,6 +15,14 @@ static ALLOCATOR: Counting = Counting::new();
 const COLUMNS: u16 = 7;
 const ROWS: u16 = 6;
 const FRAMES: usize = 3;
+/// Frames that tests/data/dicom/make.py wrote, with their bits.
+const STREAMS: [(&str, u16, &[u8]); 5] = [
+    ("1.2.840.10008.1.2.4.50", 8, include_bytes!("data/dicom/baseline.jpg")),
+    ("1.2.840.10008.1.2.4.70", 12, include_bytes!("data/dicom/lossless.jpg")),
+    ("1.2.840.10008.1.2.4.80", 12, include_bytes!("data/dicom/lossless.jls")),
+    ("1.2.840.10008.1.2.4.81", 12, include_bytes!("data/dicom/near.jls")),
+    ("1.2.840.10008.1.2.4.90", 12, include_bytes!("data/dicom/lossless.j2k")),
+];
 const LONG: [&[u8; 2]; 3] = [b"OB", b"OW", b"SQ"];
 
 /// Elements as a transfer syntax writes them.
@@ -53,8 +61,8 @@ impl Syntax {
         self.element(tag, b"SQ", Some(&items))
     }
 
-    /// A file of several frames with a place for each; `pixels`: the element.
-    fn file(self, pixels: Vec<u8>) -> Vec<u8> {
+    /// A file of several frames with a place for each; `pixels`: the element, of values of `stored` bits.
+    fn file(self, stored: u16, pixels: Vec<u8>) -> Vec<u8> {
         let meta = Syntax { uid: "", explicit: true, big_endian: false };
         let text = |tag, vr, text: &str| self.element(tag, vr, Some(text.as_bytes()));
         let short = |tag, n: u16| self.element(tag, b"US", Some(&self.number(n)));
@@ -80,9 +88,9 @@ impl Syntax {
             short((0x28, 0x10), ROWS),
             short((0x28, 0x11), COLUMNS),
             text((0x28, 0x30), b"DS", "0.5\\0.75"),
-            short((0x28, 0x100), 16),
-            short((0x28, 0x101), 12),
-            short((0x28, 0x102), 11),
+            short((0x28, 0x100), stored.next_multiple_of(8)),
+            short((0x28, 0x101), stored),
+            short((0x28, 0x102), stored - 1),
             short((0x28, 0x103), 0),
             text((0x28, 0x1053), b"DS", "2"),
             self.sequence((0x5200, 0x9230), &[frame(2), frame(0), frame(1)]),
@@ -94,16 +102,21 @@ impl Syntax {
 
     fn native(self) -> Vec<u8> {
         let values: Vec<u8> = (0..ROWS * COLUMNS * FRAMES as u16).flat_map(|n| self.number(n * 5)).collect();
-        self.file(self.element((0x7fe0, 0x10), b"OW", Some(&values)))
+        self.file(12, self.element((0x7fe0, 0x10), b"OW", Some(&values)))
     }
 
-    /// With an empty table of offsets.
-    fn encapsulated(self, frames: &[Vec<u8>]) -> Vec<u8> {
+    /// Each frame in so many pieces; whole ones have an empty table of offsets.
+    fn encapsulated(self, stored: u16, frames: &[Vec<u8>], pieces: usize) -> Vec<u8> {
         let item = |bytes: &[u8]| self.element((0xfffe, 0xe000), b"OB", Some(bytes));
-        let mut pixels = [self.element((0x7fe0, 0x10), b"OB", None), item(&[])].concat();
-        frames.iter().for_each(|frame| pixels.extend(item(frame)));
-        pixels.extend(self.element((0xfffe, 0xe0dd), b"OB", Some(&[])));
-        self.file(pixels)
+        let (mut table, mut fragments) = (vec![], vec![]);
+        for frame in frames {
+            table.extend(self.length(fragments.len() as u32));
+            let size = frame.len().div_ceil(pieces).next_multiple_of(2);
+            frame.chunks(size).for_each(|piece| fragments.extend(item(piece)));
+        }
+        let table = if pieces > 1 { table } else { vec![] };
+        let end = self.element((0xfffe, 0xe0dd), b"OB", Some(&[]));
+        self.file(stored, [self.element((0x7fe0, 0x10), b"OB", None), item(&table), fragments, end].concat())
     }
 }
 
@@ -127,9 +140,14 @@ fn seeds() -> Vec<Vec<u8>> {
         Syntax { uid: "1.2.840.10008.1.2", explicit: false, ..little },
         Syntax { uid: "1.2.840.10008.1.2.2", big_endian: true, ..little },
     ];
-    let frames: Vec<Vec<u8>> = (0..FRAMES as u16).map(rle).collect();
-    let packed = Syntax { uid: "1.2.840.10008.1.2.5", ..little }.encapsulated(&frames);
-    syntaxes.map(Syntax::native).into_iter().chain([packed]).collect()
+    let mut files = syntaxes.map(Syntax::native).to_vec();
+    let packed = |uid, stored, frames: &[Vec<u8>], pieces| Syntax { uid, ..little }.encapsulated(stored, frames, pieces);
+    files.push(packed("1.2.840.10008.1.2.5", 12, &(0..FRAMES as u16).map(rle).collect::<Vec<_>>(), 1));
+    for (uid, stored, stream) in STREAMS {
+        let frames = vec![stream.to_vec(); FRAMES];
+        files.extend([packed(uid, stored, &frames, 1), packed(uid, stored, &frames, 2)]);
+    }
+    files
 }
 
 /// One injury.

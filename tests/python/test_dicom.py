@@ -266,8 +266,8 @@ def test_series_that_are_refused(tmp_path):
         "skew": (dict(change=lambda ds, k: setattr(ds, "ImageOrientationPatient", [1, 0, 0, 0.5, 0.5, 0])), ["right angle"]),
         "no place": (dict(change=lambda ds, k: delattr(ds, "ImagePositionPatient") if k == 3 else None), ["1 of 7 files do not say where they lie"]),
         "short": (dict(change=lambda ds, k: setattr(ds, "PixelData", ds.PixelData[:-10]) if k == 3 else None), ["50 bytes of pixels, expected 60"]),
-        "jpegls": (dict(change=lambda ds, k: (setattr(ds, "PixelData", encapsulate([bytes(40)])), setattr(ds["PixelData"], "is_undefined_length", True),
-                                              setattr(ds.file_meta, "TransferSyntaxUID", "1.2.840.10008.1.2.4.80"))), ["JPEG-LS", "dcm2niix"]),
+        "htj2k": (dict(change=lambda ds, k: (setattr(ds, "PixelData", encapsulate([bytes(40)])), setattr(ds["PixelData"], "is_undefined_length", True),
+                                             setattr(ds.file_meta, "TransferSyntaxUID", "1.2.840.10008.1.2.4.201"))), ["High-Throughput JPEG 2000", "dcm2niix"]),
     }
     for name, (how, _) in kinds.items():
         series(data, rng, name, description=f"of {name}", **how)
@@ -349,9 +349,10 @@ def test_labels_and_predictions(tmp_path):
 
 def test_samples_of_pydicom(tmp_path):
     """Single files of many transfer syntaxes, and those that are no images, each as pydicom has it or with its reason."""
-    small = ["MR_small", "MR_small_RLE", "MR_small_bigendian", "MR_small_expb", "MR_small_implicit", "MR_small_padded", "MR_small_jp2klossless"]
-    bad = {"MR_small_jpeg_ls_lossless": "JPEG-LS", "MR_truncated": "bytes of pixels", "test-SR": "SR objects", "rtplan": "no images", "rtdose": "RTDOSE", "liver_1frame": "SEG",
-           "SC_rgb_rle": "not grey (RGB)", "JPEG2000": "do not say where they lie", "waveform_ecg": "no images", "reportsi": "no images"}
+    small = ["MR_small", "MR_small_RLE", "MR_small_bigendian", "MR_small_expb", "MR_small_implicit", "MR_small_padded", "MR_small_jp2klossless",
+             "MR_small_jpeg_ls_lossless"]
+    bad = {"MR_truncated": "bytes of pixels", "test-SR": "SR objects", "rtplan": "no images", "rtdose": "RTDOSE", "liver_1frame": "SEG",
+           "SC_rgb_rle": "not grey (RGB)", "SC_rgb_jls_lossy_line": "not grey (RGB)", "JPEG2000": "do not say where they lie", "waveform_ecg": "no images", "reportsi": "no images"}
     names = [*small, "CT_small", *bad]
     for (line, stem), name in zip(dump([sample(f"{name}.dcm") for name in names], tmp_path / "out"), names, strict=True):
         if name in bad:

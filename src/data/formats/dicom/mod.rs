@@ -3,6 +3,7 @@
 mod arrange;
 mod file;
 mod image;
+mod jpegls;
 mod pixels;
 mod segmentation;
 

@@ -2,9 +2,11 @@
 
 use super::file::{self, MOST_PACKED, Place, encapsulated, native_bytes};
 use super::image::{Image, Piece, Word};
+use super::jpegls;
 use crate::data::formats::Stored;
 use anyhow::{Context, Result, bail, ensure};
 use dicom_dictionary_std::{tags, uids};
+use dicom_encoding::adapters::PixelDataObject;
 use dicom_object::DefaultDicomObject;
 use dicom_pixeldata::PixelDecoder;
 use std::cell::Cell;
@@ -14,19 +16,20 @@ use std::panic::{self, AssertUnwindSafe};
 use std::sync::Once;
 
 /// Transfer syntaxes of compressed pixels that are read.
-const READ: [&str; 7] = [
+const READ: [&str; 9] = [
     uids::RLE_LOSSLESS,
     uids::JPEG_BASELINE8_BIT,
     uids::JPEG_EXTENDED12_BIT,
     uids::JPEG_LOSSLESS,
     uids::JPEG_LOSSLESS_SV1,
+    JPEG_LS[0],
+    JPEG_LS[1],
     uids::JPEG2000_LOSSLESS,
     uids::JPEG2000,
 ];
+const JPEG_LS: [&str; 2] = [uids::JPEGLS_LOSSLESS, uids::JPEGLS_NEAR_LOSSLESS];
 /// Names of those that are not.
-const NOT_READ: [(&str, &str); 8] = [
-    ("1.2.840.10008.1.2.4.80", "JPEG-LS"),
-    ("1.2.840.10008.1.2.4.81", "JPEG-LS"),
+const NOT_READ: [(&str, &str); 6] = [
     ("1.2.840.10008.1.2.4.20", "High-Throughput JPEG 2000"),
     ("1.2.840.10008.1.2.4.11", "JPEG XL"),
     ("1.2.840.10008.1.2.4.10", "MPEG video"),
@@ -35,8 +38,9 @@ const NOT_READ: [(&str, &str); 8] = [
     ("", "an unknown syntax"),
 ];
 
-/// Pixels that a byte of RLE may stand for.
+/// Bytes of pixels that a byte of RLE may stand for, and one of a file of JPEG-LS, in which a bit is a row of one value.
 const MOST_RUN: usize = 64;
+const MOST_ROWS: usize = 1 << 14;
 
 /// A stream of bytes in the series' stored type, or of float32.
 pub struct Pixels<I, P> {
@@ -170,12 +174,23 @@ fn decoded(image: &Image, piece: Piece, bytes: usize, loaded: &mut Option<(usize
     }
     if loaded.is_none() {
         let file = image.place.whole()?;
-        let most = if image.syntax == uids::RLE_LOSSLESS { MOST_RUN } else { MOST_PACKED };
+        let most = match image.syntax.as_str() {
+            uids::RLE_LOSSLESS => MOST_RUN,
+            syntax if JPEG_LS.contains(&syntax) => MOST_ROWS,
+            _ => MOST_PACKED,
+        };
         ensure!(bytes / most <= file.len(), "{bytes} bytes of pixels in a file of {}, which cannot be", file.len());
         let object = encapsulated(&file, &image.syntax)?;
         *loaded = Some((piece.image, Loaded::Encapsulated(Box::new(object))));
     }
     let Some((_, Loaded::Encapsulated(object))) = loaded else { bail!("mixed pixels") };
+    let frame = u32::try_from(piece.frame)?;
+    if JPEG_LS.contains(&image.syntax.as_str()) {
+        let stream = object.frame_pixel_data(frame).with_context(|| {
+            format!("which of its compressed pieces are frame {} is not known: its table of offsets lacks it", piece.frame + 1)
+        })?;
+        return jpegls::decode(&stream, image.columns, image.rows, image.word.stored.size());
+    }
     let fragments = object.get(tags::PIXEL_DATA).and_then(|pixels| pixels.fragments()).unwrap_or_default();
     for fragment in fragments {
         // A plane for each byte of a pixel, whose number the decoder makes room for.
@@ -194,7 +209,6 @@ fn decoded(image: &Image, piece: Piece, bytes: usize, loaded: &mut Option<(usize
             );
         }
     }
-    let frame = u32::try_from(piece.frame)?;
     caught(|| {
         Ok(object
             .decode_pixel_data_frame(frame)
