@@ -2,7 +2,7 @@
 
 mod counting;
 
-use counting::Counting;
+use counting::{Counting, fuzz};
 use flate2::Compression;
 use flate2::read::MultiGzDecoder;
 use flate2::write::GzEncoder;
@@ -12,7 +12,6 @@ use pretext3d::data::formats::open_from;
 use pretext3d::data::volume::Volume;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
-use std::cell::Cell;
 use std::io::{Read, Write};
 
 #[global_allocator]
@@ -42,6 +41,21 @@ fn seeds() -> Vec<Vec<u8>> {
     swap(&mut big, &[(352, 4, 420)]);
     files.push(big);
     files.push(as_nifti2(&files[0]));
+    // By qform, and by spacing alone, in metres, with a slope; without the size, which some tools leave empty.
+    let mut turned = files[1].clone();
+    turned[254..256].fill(0);
+    turned[252] = 1;
+    [1.0, 0.0, 0.0, 5.0, 6.0, 7.0f32]
+        .iter()
+        .enumerate()
+        .for_each(|(n, v)| turned[256 + 4 * n..][..4].copy_from_slice(&v.to_le_bytes()));
+    let mut plain = files[1].clone();
+    plain[252..256].fill(0);
+    plain[123] = 1;
+    plain[112..116].copy_from_slice(&1f32.to_le_bytes());
+    let mut empty = files[0].clone();
+    empty[..4].fill(0);
+    files.extend([turned, plain, empty]);
     files
 }
 
@@ -121,44 +135,37 @@ fn damaged_files_neither_panic_nor_claim_memory() {
         let error = open_from("seed", &file[..]).err().unwrap();
         assert!(format!("{error:#}").contains("voxel spacing pixdim[1]"), "{error:#}");
     }
-    let config = ProptestConfig { cases: 20_000, failure_persistence: None, ..ProptestConfig::default() };
     let strategy = (select(seeds), prop::collection::vec(harm(), 1..4), any::<bool>(), prop::option::weighted(0.5, harm()));
-    let (read, refused) = (Cell::new(0), Cell::new(0));
-    proptest::test_runner::TestRunner::new(config)
-        .run(&strategy, |(mut file, harms, gz, late)| {
-            harms.iter().for_each(|h| injure(&mut file, h));
-            if gz {
-                let mut stream = GzEncoder::new(Vec::new(), Compression::fast());
-                stream.write_all(&file).unwrap();
-                file = stream.finish().unwrap();
-                late.iter().for_each(|h| injure(&mut file, h));
+    fuzz("NIfTI", 20_000, &strategy, |(mut file, harms, gz, late), outcomes| {
+        harms.iter().for_each(|h| injure(&mut file, h));
+        if gz {
+            let mut stream = GzEncoder::new(Vec::new(), Compression::fast());
+            stream.write_all(&file).unwrap();
+            file = stream.finish().unwrap();
+            late.iter().for_each(|h| injure(&mut file, h));
+        }
+        // What is really there, by an independent count.
+        let mut there = Vec::new();
+        if gz {
+            let _ = MultiGzDecoder::new(&file[..]).read_to_end(&mut there);
+        }
+        let there = there.len().max(file.len());
+        let before = ALLOCATOR.start();
+        let result = open_from("scan.nii", &file[..]).and_then(|opened| opened.read_ras());
+        let peak = ALLOCATOR.peak() - before;
+        prop_assert!(peak < 16 * there + (1 << 20), "{peak} bytes allocated for {there}");
+        match result {
+            Ok((volume, _)) => {
+                outcomes.read.set(outcomes.read.get() + 1);
+                prop_assert!(!volume.data.is_empty() && volume.data.len() <= there);
+                prop_assert!(volume.spacing().iter().all(|s| s.is_finite() && *s > 0.0));
             }
-            // What is really there, by an independent count.
-            let mut there = Vec::new();
-            if gz {
-                let _ = MultiGzDecoder::new(&file[..]).read_to_end(&mut there);
+            Err(error) => {
+                outcomes.refused.set(outcomes.refused.get() + 1);
+                let message = format!("{error:#}");
+                prop_assert!(message.starts_with("scan.nii: "), "{}", message);
             }
-            let there = there.len().max(file.len());
-            let before = ALLOCATOR.start();
-            let result = open_from("scan.nii", &file[..]).and_then(|opened| opened.read_ras());
-            let peak = ALLOCATOR.peak() - before;
-            prop_assert!(peak < 16 * there + (1 << 20), "{peak} bytes allocated for {there}");
-            match result {
-                Ok((volume, _)) => {
-                    read.set(read.get() + 1);
-                    prop_assert!(!volume.data.is_empty() && volume.data.len() <= there);
-                    prop_assert!(volume.spacing().iter().all(|s| s.is_finite() && *s > 0.0));
-                }
-                Err(error) => {
-                    refused.set(refused.get() + 1);
-                    let message = format!("{error:#}");
-                    prop_assert!(message.starts_with("scan.nii: "), "{}", message);
-                }
-            }
-            Ok(())
-        })
-        .unwrap();
-    let (read, refused) = (read.get(), refused.get());
-    // Both outcomes have to be common for the test to mean something.
-    assert!(read > 2000 && refused > 2000, "{read} read, {refused} refused");
+        }
+        Ok(())
+    });
 }

@@ -1,6 +1,10 @@
-//! An allocator that counts, for binaries with one test, so that nothing else counts.
+//! An allocator that counts, for binaries with one test, so that nothing else counts; how often a test damages files.
 
+use proptest::prelude::ProptestConfig;
+use proptest::strategy::Strategy;
+use proptest::test_runner::{TestCaseResult, TestRunner};
 use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 pub struct Counting {
@@ -37,4 +41,23 @@ unsafe impl GlobalAlloc for Counting {
         self.now.fetch_sub(layout.size(), Relaxed);
         unsafe { System.dealloc(at, layout) }
     }
+}
+
+/// What a test counts: files that were read, and those that were refused.
+#[derive(Default)]
+pub struct Outcomes {
+    pub read: Cell<u32>,
+    pub refused: Cell<u32>,
+}
+
+/// Runs a test as often as FUZZ_EXECUTIONS says, or so often. Both outcomes have to be common for it to mean something.
+pub fn fuzz<S: Strategy>(name: &str, usual: u32, strategy: &S, test: impl Fn(S::Value, &Outcomes) -> TestCaseResult) {
+    let cases = std::env::var("FUZZ_EXECUTIONS").map_or(usual, |n| n.parse().expect("FUZZ_EXECUTIONS: a number"));
+    let config = ProptestConfig { cases, max_shrink_iters: 100, failure_persistence: None, ..ProptestConfig::default() };
+    let outcomes = Outcomes::default();
+    let run = TestRunner::new(config).run(strategy, |input| test(input, &outcomes));
+    run.unwrap_or_else(|error| panic!("{name}: {error}"));
+    let (read, refused) = (outcomes.read.get(), outcomes.refused.get());
+    println!("fuzzed {name}: {cases} executions, {read} read, {refused} refused");
+    assert!(read > cases / 50 && refused > cases / 50, "{name}: {read} read, {refused} refused");
 }
