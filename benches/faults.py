@@ -111,10 +111,10 @@ as it had been. "Not affected": it ended as if nothing had happened, since a fil
 it was, or since nobody read the file any more.
 
 The clock that jumps is the calendar's, as the command sees it (`benches/clock.c`), not the one by which seconds are
-measured; each trial is of a command at one kind of jump. Those that write the time down, into TensorBoard's event files,
-wrote the new one. "Read": the command asked for the time after the jump; the others never ask, so that only the times of
-files reach them, which are tried by themselves. Seconds that were measured are left out of every comparison, in the
-tables of a report as well.
+measured. A trial is a command and one kind of jump. Commands that write the time down, into TensorBoard's event files,
+wrote the new one. "Read": the command asked for the time after the jump. The others never ask: only the times of files
+reach them, which have a row of their own. Measured seconds are left out of every comparison, in the tables of a report
+as well.
 
 ## What a fault may still cost
 
