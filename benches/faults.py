@@ -98,7 +98,7 @@ by file and to the bit: checkpoints, exported weights, metrics, stores, results,
 memory, logs and the event files of TensorBoard. After every kill each file that is there must be whole, and nothing
 that was done may be gone. {kills} kills in all: at moments drawn at random, as soon as a temporary file is seen, and
 right before one of the calls by which a file is written safely (fsync, rename, link, flock). Trials whose command had
-ended before the kill count, too.
+ended before the fault count, too, and those with a disk that was large enough.
 
 | what happens | tried | equal, and nothing lost | when |
 | --- | --- | --- | --- |
@@ -112,9 +112,8 @@ it was, or since nobody read the file any more.
 
 The clock that jumps is the calendar's, as the command sees it (`benches/clock.c`), not the one by which seconds are
 measured. A trial is a command and one kind of jump. Commands that write the time down, into TensorBoard's event files,
-wrote the new one. "Read": the command asked for the time after the jump. The others never ask: only the times of files
-reach them, which have a row of their own. Measured seconds are left out of every comparison, in the tables of a report
-as well.
+wrote the new one. "Read": the command asked for the time after the jump. Of the others only the times of files may change, which have a
+row of their own. Measured seconds are left out of every comparison, in the tables of a report as well.
 
 ## What a fault may still cost
 
