@@ -112,8 +112,9 @@ it was, or since nobody read the file any more.
 
 The clock that jumps is the calendar's, as the command sees it (`benches/clock.c`), not the one by which seconds are
 measured. A trial is a command and one kind of jump. Commands that write the time down, into TensorBoard's event files,
-wrote the new one. "Read": the command asked for the time after the jump. Of the others only the times of files may change, which have a
-row of their own. Measured seconds are left out of every comparison, in the tables of a report as well.
+wrote the new one. "Read": the command asked for the time after the jump. Of the others only the times of files may
+change, which have a row of their own. Measured seconds are left out of every comparison, in the tables of a report as
+well.
 
 ## What a fault may still cost
 
