@@ -105,8 +105,7 @@ test: ## Check formatting and lints, then run the Rust and the Python tests
 	run cargo clippy --locked --all-targets -- -D warnings
 	# Tests that need a GPU are ignored elsewhere.
 	run cargo test --locked $$(nvidia-smi -L >/dev/null 2>&1 && echo -- --include-ignored)
-	run cargo build --locked
-	# Files beside one another, each on a core: their networks are too small for more.
+	# Of the program that cargo built for its integration tests. Files beside one another, each on a core: their networks are too small for more.
 	PRETEXT3D=$$TARGET/debug/pretext3d OMP_NUM_THREADS=1 run .test-venv/bin/python3 -m pytest -q -n auto --maxprocesses 4 --dist loadfile tests/python $(PYTEST_ARGS)
 
 bench: ## Measure against PyTorch, MONAI and TorchIO; figures go to benches/results/
