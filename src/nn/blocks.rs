@@ -269,14 +269,14 @@ impl UpConv {
     fn by_matrix(&self, x: &Tensor) -> Tensor {
         let (factor, extent) = (self.factor.values(), &x.size()[2..]);
         let [n, inputs, outputs] = [x.size()[0], self.weight.size()[0], self.weight.size()[1]];
-        let last = |rank: usize| -> Vec<i64> { [0].into_iter().chain(2..rank as i64 + 2).chain([1]).collect() };
-        let rows = x.permute(last(extent.len())).reshape([-1, inputs]);
-        let weight = self.weight.permute(last(extent.len())).reshape([inputs, -1]);
+        let axes = extent.len() as i64;
+        let channels_last: Vec<i64> = [0].into_iter().chain(2..axes + 2).chain([1]).collect();
+        let rows = x.permute(&channels_last).reshape([-1, inputs]);
+        let weight = self.weight.permute(&channels_last).reshape([inputs, -1]);
         let bias = self.bias.repeat([factor.iter().product()]);
         let out = bias.addmm(&rows, &weight);
         // [n, D, H, W, d, h, w, outputs], of which each axis is to stand beside its factor.
         let shape = [&[n], extent, factor, &[outputs]].concat();
-        let axes = extent.len() as i64;
         let beside = [0].into_iter().chain((1..=axes).flat_map(|axis| [axis, axes + axis])).chain([2 * axes + 1]);
         let whole: Vec<i64> = extent.iter().zip(factor).map(|(n, factor)| n * factor).collect();
         let first = [0, axes + 1].into_iter().chain(1..=axes).collect::<Vec<_>>();
