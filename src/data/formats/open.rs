@@ -19,6 +19,8 @@ pub struct Opened<'a> {
     header: Header,
     /// Of all voxels.
     bytes: usize,
+    /// Bytes of the header's file, 0 where that is not known.
+    size: u64,
     voxels: Voxels<'a>,
 }
 
@@ -27,13 +29,15 @@ pub struct Opened<'a> {
 ///
 /// Errors name the file, what was expected and what was found. Memory follows the bytes that are there, not what a header claims.
 pub fn open(path: &Path) -> Result<Opened<'static>> {
-    let open = || {
+    let open = || -> Result<_> {
         let path = nifti::header_file(path)?;
-        open_content(Content { stream: decompressed(File::open(&path)?)?, path: Some(path) })
+        let file = File::open(&path)?;
+        let size = file.metadata()?.len();
+        Ok((open_content(Content { stream: decompressed(file)?, path: Some(path) })?, size))
     };
     let name = path.display().to_string();
-    let (header, voxels) = open().with_context(|| name.clone())?;
-    Opened::new(name, header, voxels)
+    let ((header, voxels), size) = open().with_context(|| name.clone())?;
+    Ok(Opened { size, ..Opened::new(name, header, voxels)? })
 }
 
 /// As [`open`], of a stream, e.g. a member of an archive, whose voxels must be in it. `name` is for messages.
@@ -74,7 +78,7 @@ impl<'a> Opened<'a> {
             anyhow::Ok(bytes)
         };
         let bytes = check().with_context(|| name.clone())?;
-        Ok(Opened { name, header, bytes, voxels })
+        Ok(Opened { name, header, bytes, size: 0, voxels })
     }
 
     pub fn header(&self) -> &Header {
@@ -104,8 +108,12 @@ impl<'a> Opened<'a> {
     }
 
     fn turned(self, orientation: Orientation) -> Result<Scan> {
-        let Opened { name, header, bytes, voxels } = self;
-        let raw = read_raw(voxels, &header, bytes).with_context(|| name)?;
+        let Opened { name, header, bytes, size, voxels } = self;
+        let there = match &voxels.beside[..] {
+            [] => size,
+            beside => beside.iter().filter_map(|file| Some(file.metadata().ok()?.len())).sum(),
+        };
+        let raw = read_raw(voxels, &header, bytes, there).with_context(|| name)?;
         Ok(decode(raw, &header, orientation))
     }
 }

@@ -36,8 +36,14 @@ pub fn skip_bytes(stream: &mut dyn Read, n: u64) -> Result<()> {
     Ok(())
 }
 
-/// The bytes of all voxels. The buffer grows with what arrives, so that a header cannot claim memory.
-pub fn read_raw(voxels: Voxels, header: &Header, bytes: usize) -> Result<Vec<u8>> {
+/// Bytes that are read at a time.
+const PIECE: usize = 1 << 20;
+/// By how much a file is expected to be compressed at most.
+const COMPRESSION: usize = 8;
+
+/// The bytes of all voxels. `there`: of the files that hold them, as far as known. The buffer is as large as they warrant, and grows beyond
+/// that with what arrives, so that a header cannot claim memory.
+pub fn read_raw(voxels: Voxels, header: &Header, bytes: usize, there: u64) -> Result<Vec<u8>> {
     let expected = || {
         let (shape, channels, stored) = (header.shape, header.interleaved.unwrap_or(header.channels), header.stored);
         format!("expected {bytes} bytes of voxels ({shape:?} x {channels} {stored:?})")
@@ -46,9 +52,8 @@ pub fn read_raw(voxels: Voxels, header: &Header, bytes: usize) -> Result<Vec<u8>
     let beside = <[_; 1]>::try_from(voxels.beside.clone()).ok();
     let read = || {
         let mut stream = (voxels.open)().with_context(expected)?;
-        let mut raw = Vec::new();
-        let all = (&mut stream).take(bytes as u64).read_to_end(&mut raw);
-        all.with_context(|| format!("{}, reading failed after {}", expected(), raw.len()))?;
+        let mut raw = Vec::with_capacity(bytes.min(COMPRESSION.saturating_mul(there as usize)));
+        fill(&mut raw, bytes, &mut stream).with_context(|| format!("{}, reading failed after {}", expected(), raw.len()))?;
         ensure!(raw.len() == bytes, "{}, found {}", expected(), raw.len());
         // What follows is padding; reading on to the end checks the checksums.
         io::copy(&mut stream, &mut io::sink()).with_context(|| format!("{}, reading failed at their end", expected()))?;
@@ -58,6 +63,28 @@ pub fn read_raw(voxels: Voxels, header: &Header, bytes: usize) -> Result<Vec<u8>
         Some([file]) => read().with_context(|| format!("voxels in {}", file.display())),
         None => read(),
     }
+}
+
+/// Reads up to so many bytes. `read_to_end` would read less at a time, through the streams' own buffers.
+fn fill(raw: &mut Vec<u8>, bytes: usize, stream: &mut dyn Read) -> io::Result<()> {
+    let mut full = 0;
+    let mut read = || {
+        while full < bytes {
+            if full == raw.len() {
+                raw.resize(bytes.min(full + PIECE), 0);
+            }
+            match stream.read(&mut raw[full..]) {
+                Ok(0) => break,
+                Ok(n) => full += n,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(())
+    };
+    let done = read();
+    raw.truncate(full);
+    done
 }
 
 /// Stored bytes to voxels in their place; numbers of up to 16 bits stay what they are.

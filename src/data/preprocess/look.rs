@@ -62,13 +62,15 @@ impl Highest {
             let (row, column) = (self.n / columns.len(), self.n % columns.len());
             let (part, rest) = values.split_at(values.len().min(columns.len() - column));
             let mut lanes = [f32::NEG_INFINITY; LANES];
-            for (values, columns) in part.chunks(LANES).zip(columns[column..].chunks_mut(LANES)) {
-                for ((lane, column), &v) in lanes.iter_mut().zip(columns).zip(values) {
-                    *lane = if v > *lane { v } else { *lane };
-                    *column = if v > *column { v } else { *column };
-                }
+            let (whole, last) = part.as_chunks();
+            let (whole_columns, last_columns) = columns[column..][..part.len()].as_chunks_mut();
+            for (values, columns) in whole.iter().zip(whole_columns) {
+                (lanes, *columns) = (higher(&lanes, values), higher(columns, values));
             }
-            let highest = lanes.into_iter().fold(f32::NEG_INFINITY, f32::max);
+            for (column, &v) in last_columns.iter_mut().zip(last) {
+                *column = if v > *column { v } else { *column };
+            }
+            let highest = lanes.iter().chain(last).fold(f32::NEG_INFINITY, |highest, &v| if v > highest { v } else { highest });
             let (plane, row) = (row / rows.len(), row % rows.len());
             planes[plane] = planes[plane].max(highest);
             rows[row] = rows[row].max(highest);
@@ -76,6 +78,12 @@ impl Highest {
             values = rest;
         }
     }
+}
+
+/// The higher of each pair; of a number and NaN the first one. An array, not a slice, becomes vector registers.
+#[inline(always)]
+fn higher(a: &[f32; LANES], b: &[f32; LANES]) -> [f32; LANES] {
+    std::array::from_fn(|k| if b[k] > a[k] { b[k] } else { a[k] })
 }
 
 /// Smallest box that holds every voxel which is above its channel's threshold in any channel; `None` if there is no such voxel.
@@ -108,8 +116,15 @@ impl FewValues {
     /// Takes the next values; `None`: it is no label.
     fn add(mut self, values: &[f32]) -> Option<FewValues> {
         self.background = self.background.or(values.first().copied());
-        for &value in values {
+        let mut values = values.iter();
+        while let Some(&value) = values.next() {
             let same = self.last == Some(value);
+            if same && self.last == self.background {
+                // More of the background says nothing.
+                let more = values.as_slice().iter().take_while(|v| **v == value).count();
+                values = values.as_slice()[more..].iter();
+                continue;
+            }
             if self.last.is_some_and(|last| Some(last) != self.background || Some(value) != self.background) {
                 self.pairs += 1;
                 self.alike += usize::from(same);
