@@ -6,7 +6,7 @@ use crate::data::formats::{write_classes, write_floats};
 use crate::data::labelling::Labelling;
 use crate::data::layouts::Reading;
 use crate::data::layouts::columns::WantedColumns;
-use crate::data::store::targets::GRADE;
+use crate::data::store::targets::{GRADE, Known};
 use crate::dim::Shape;
 use crate::fs::{check_folder, check_writable};
 use crate::metrics::agreement::Confusion;

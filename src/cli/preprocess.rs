@@ -3,9 +3,9 @@
 mod finish;
 
 use crate::cli::labels::{LabelArg, label, labelling};
-use crate::cli::scans::DicomFlags;
+use crate::cli::scans::{DicomFlags, TableFlags};
 use crate::data::labelling::Labelling;
-use crate::data::layouts::columns::{self, WantedColumns};
+use crate::data::layouts::columns;
 use crate::data::layouts::{self, Dataset, Labels, Layout, Missing, Problem, Reading, Volumes};
 use crate::data::names::some;
 use crate::data::preprocess::{Dtype, Grid, Intensity, Plan, Settings, Threshold};
@@ -91,12 +91,8 @@ pub struct Args {
     /// Columns of a table with a value for each whole scan, such as age,sex: classes or quantities, as `finetune --task` then takes them
     #[arg(long, value_name = "NAMES", value_delimiter = ',')]
     column: Vec<String>,
-    /// Table that has these columns, CSV or TSV [default: participants.tsv and other tables beside the scans; of a manifest its own]
-    #[arg(long, value_name = "FILE", requires = "column")]
-    table: Option<PathBuf>,
-    /// Column of that table with the scans' ids, file names or people [default: the one that names most scans]
-    #[arg(long, value_name = "NAME", requires = "column")]
-    id_column: Option<String>,
+    #[command(flatten)]
+    table: TableFlags,
     /// Type of the stored images
     #[arg(long, value_enum, default_value = "f16")]
     dtype: Dtype,
@@ -200,12 +196,7 @@ impl Args {
             (_, false) => Labels::Given,
             (_, true) => Labels::Described,
         };
-        let columns = WantedColumns {
-            names: &self.column,
-            table: self.table.as_deref(),
-            ids: self.id_column.as_deref(),
-            optional: false,
-        };
+        let columns = self.table.wanted(&self.column);
         Reading {
             layout: self.layout,
             labels,

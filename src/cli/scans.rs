@@ -1,11 +1,13 @@
 //! Work on the scans of an `--input`, one after another: what cannot be used is named, and the others go on.
 
+use crate::data::layouts::columns::WantedColumns;
 use crate::data::layouts::{Layout, Missing, Reading, Wanted};
 use crate::device::{DeviceChoice, Precision};
 use crate::predict::inputs::Inputs;
 use crate::print::{self, note, say};
 use crate::report::progress::Counter;
 use anyhow::{Result, ensure};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tch::Device;
@@ -52,6 +54,28 @@ pub struct DicomFlags {
 impl DicomFlags {
     pub fn wanted(&self) -> Wanted<'_> {
         Wanted { series: &self.series, patient_ids: self.patient_ids }
+    }
+}
+
+// No doc comment: clap would take it for the command's.
+#[derive(clap::Args)]
+pub struct TableFlags {
+    /// Table that has --column, CSV or TSV [default: participants.tsv and other tables beside the scans; of a manifest its own]
+    #[arg(long, value_name = "FILE", requires = "column")]
+    table: Option<PathBuf>,
+    /// Column of that table with the scans' ids, file names or people [default: the one that names most scans]
+    #[arg(long, value_name = "NAME", requires = "column")]
+    id_column: Option<String>,
+}
+
+impl TableFlags {
+    pub fn is_given(&self) -> bool {
+        self.table.is_some() || self.id_column.is_some()
+    }
+
+    /// Columns of these names.
+    pub fn wanted<'a>(&'a self, names: &'a [String]) -> WantedColumns<'a> {
+        WantedColumns { names, table: self.table.as_deref(), ids: self.id_column.as_deref(), optional: false }
     }
 }
 

@@ -3,13 +3,13 @@
 use crate::data::Scans;
 use crate::data::formats::dicom::{self, Arranged};
 use crate::data::formats::{self, Header, image};
-use crate::data::layouts::columns::Value;
-use crate::data::layouts::{self, Labels, Problem, Reading, Source, Subject};
+use crate::data::layouts::columns::{Column, Value};
+use crate::data::layouts::{self, Dataset, Labels, Problem, Reading, Source, Subject};
 use crate::data::preprocess::undo::{Back, Brought, Origin};
 use crate::data::preprocess::{Metadata, Plan, Prepared, Settings, prepare};
 use crate::data::preprocess::{memory, spool};
 use crate::data::slices::Slices;
-use crate::data::store::targets::{GRADE, value_of};
+use crate::data::store::targets::Known;
 use crate::data::store::{Store, is_store};
 use crate::data::volume::Affine;
 use crate::dim::voxels;
@@ -19,6 +19,7 @@ use crate::run::input::positions;
 use anyhow::{Context, Result, bail, ensure};
 use ndarray::{Array4, Axis};
 use serde_json::json;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use tch::Tensor;
 
@@ -29,6 +30,8 @@ pub enum Inputs {
         plan: Plan,
         /// Names of the classes of whole scans, where these have any.
         classes: Option<Vec<String>>,
+        /// Those whose values scans have.
+        columns: Vec<Column>,
         /// What looks like a scan and cannot be used.
         problems: Vec<Problem>,
     },
@@ -84,10 +87,11 @@ impl Inputs {
         let plan = Plan {
             settings: settings.clone(),
             channels: channels_of(wanted, &dataset.channels).with_context(|| input.to_string())?,
-            available: dataset.channels,
+            available: std::mem::take(&mut dataset.channels),
             labels: None,
         };
-        Ok(Inputs::Files { subjects: dataset.subjects, plan, classes: dataset.classes, problems: dataset.problems })
+        let Dataset { subjects, classes, columns, problems, .. } = dataset;
+        Ok(Inputs::Files { subjects, plan, classes, columns: columns.kept, problems })
     }
 
     /// One scan, in one file or in one for each channel; its id is the first file's name.
@@ -127,7 +131,7 @@ impl Inputs {
         };
         let channels = files.into_iter().map(Source::File).collect();
         let subjects = vec![Subject { id, channels, ..Subject::default() }];
-        Ok(Inputs::Files { subjects, plan, classes: None, problems: vec![] })
+        Ok(Inputs::Files { subjects, plan, classes: None, columns: vec![], problems: vec![] })
     }
 
     fn store(path: &Path, channels: &[String], settings: &Settings) -> Result<Inputs> {
@@ -198,40 +202,6 @@ impl Inputs {
                 let marks = store.index().subjects[scan].marks().map(str::to_owned).collect();
                 Ok((stored(store, scan, channels)?, marks))
             }
-        }
-    }
-
-    /// Names of the classes that scans have; `None`: they have none.
-    pub fn classes(&self) -> Option<&[String]> {
-        match self {
-            Inputs::Files { classes, .. } => classes.as_deref(),
-            Inputs::Store { store, .. } => store.classes(),
-        }
-    }
-
-    /// What a scan is known to have in a column.
-    pub fn value(&self, scan: usize, column: &str) -> Option<Value> {
-        match self {
-            Inputs::Files { subjects, classes, .. } => {
-                let Subject { class, values, .. } = &subjects[scan];
-                let grade = || Some(Value::Text(classes.as_ref()?.get(usize::from((*class)?))?.clone()));
-                if column == GRADE { grade() } else { values.get(column).cloned() }
-            }
-            Inputs::Store { store, .. } => value_of(store.index(), &store.index().subjects[scan], column),
-        }
-    }
-
-    /// As [`Inputs::value`], where it is a number; grades are numbered from 0.
-    pub fn number(&self, scan: usize, column: &str) -> Option<f64> {
-        let grade = self.class(scan).filter(|_| column == GRADE).map(f64::from);
-        grade.or_else(|| self.value(scan, column)?.number())
-    }
-
-    /// The class that a scan is known to have.
-    pub fn class(&self, scan: usize) -> Option<u8> {
-        match self {
-            Inputs::Files { subjects, .. } => subjects[scan].class,
-            Inputs::Store { store, .. } => store.class(scan),
         }
     }
 
@@ -308,6 +278,39 @@ fn prepared(subject: &Subject, plan: &Plan, tell: &dyn Fn(&str)) -> Result<Prepa
     }
     plan.settings.dtype.round(prepared.image.as_slice_mut().context("not contiguous")?);
     Ok(prepared)
+}
+
+impl Known for Inputs {
+    fn grades(&self) -> Option<&[String]> {
+        match self {
+            Inputs::Files { classes, .. } => classes.as_deref(),
+            Inputs::Store { store, .. } => store.index().grades(),
+        }
+    }
+
+    fn columns(&self) -> &[Column] {
+        match self {
+            Inputs::Files { columns, .. } => columns,
+            Inputs::Store { store, .. } => store.index().columns(),
+        }
+    }
+
+    fn scans(&self) -> usize {
+        match self {
+            Inputs::Files { subjects, .. } => subjects.len(),
+            Inputs::Store { store, .. } => store.index().scans(),
+        }
+    }
+
+    fn scan(&self, scan: usize) -> (&str, Option<u8>, &BTreeMap<String, Value>) {
+        match self {
+            Inputs::Files { subjects, .. } => {
+                let Subject { id, class, values, .. } = &subjects[scan];
+                (id, *class, values)
+            }
+            Inputs::Store { store, .. } => store.index().scan(scan),
+        }
+    }
 }
 
 /// Channels of a stored scan.

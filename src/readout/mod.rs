@@ -1,12 +1,13 @@
-//! What features say by themselves: classes read out of them by a linear map or by the nearest neighbours, fitted in closed form. The
+//! What features say by themselves: classes and quantities read out of them by a linear map or by the nearest neighbours, fitted in closed form. The
 //! encoder that they come from is not trained.
 
 pub mod cross;
+pub mod truth;
 pub mod voxels;
 
-use tch::{Device, Kind, Tensor};
+use tch::{Kind, Tensor};
 
-/// Strengths of the regularisation that are tried where scans are classified, on standardised features.
+/// Strengths of the regularisation that are tried on whole scans, on standardised features.
 pub const ALPHAS: [f64; 9] = [1e-2, 1e-1, 1e0, 1e1, 1e2, 1e3, 1e4, 1e5, 1e6];
 
 /// Eigenvalues below this share of the largest are rounding errors.
@@ -35,7 +36,12 @@ impl Standard {
     }
 }
 
-/// Ridge regression of standardised features on one-hot classes, with an intercept that is not regularised.
+/// `[N, K]`, float64, of classes `[N]`, int64, below `classes`.
+pub fn one_hot(truth: &Tensor, classes: usize) -> Tensor {
+    truth.one_hot(classes as i64).to_kind(Kind::Double)
+}
+
+/// Ridge regression of standardised features on one-hot classes or quantities, with an intercept that is not regularised.
 pub struct Ridge {
     /// `[D, K]`.
     weights: Tensor,
@@ -46,13 +52,12 @@ pub struct Ridge {
 }
 
 impl Ridge {
-    /// Of standardised features `[N, D]`, float64, and classes `[N]`, int64, below `classes`; with the one of these strengths that has the least
+    /// Of standardised features `[N, D]` and what they are to give, `y` `[N, K]`, float64; with the one of these strengths that has the least
     /// squared error when each sample is left out in turn.
-    pub fn fit(x: &Tensor, truth: &Tensor, classes: usize, alphas: &[f64]) -> Ridge {
+    pub fn fit(x: &Tensor, y: &Tensor, alphas: &[f64]) -> Ridge {
         let (n, d) = x.size2().expect("features are a matrix");
-        let y = truth.one_hot(classes as i64).to_kind(Kind::Double);
         let intercept = y.mean_dim(0, false, Kind::Double);
-        let centred = &y - &intercept;
+        let centred = y - &intercept;
         // x = u diag(s) v^T, from the smaller of the two matrices of inner products.
         let gram = if d < n { x.tr().matmul(x) } else { x.matmul(&x.tr()) };
         let (squares, vectors) = gram.linalg_eigh("L");
@@ -76,26 +81,26 @@ impl Ridge {
         Ridge { weights, intercept, alpha }
     }
 
-    /// Classes `[N]`, int64, of standardised features `[N, D]`.
-    pub fn classes(&self, x: &Tensor) -> Tensor {
-        (x.matmul(&self.weights) + &self.intercept).argmax(1, false)
+    /// `[N, K]` of standardised features `[N, D]`.
+    pub fn predict(&self, x: &Tensor) -> Tensor {
+        x.matmul(&self.weights) + &self.intercept
     }
 }
 
-/// Classes `[N]` of features `[N, D]` by a vote of the `k` fitted ones, `[M, D]` with their `truth` `[M]`, at the smallest angle; of classes
-/// with as many votes the lowest.
-pub fn nearest(x: &Tensor, fitted: &Tensor, truth: &Tensor, classes: usize, k: usize) -> Tensor {
+/// `[N, K]` of features `[N, D]`: the mean of what the `k` fitted ones at the smallest angle, of `[M, D]`, have, `y` `[M, K]`; of one-hot
+/// classes their shares of the votes.
+pub fn nearest(x: &Tensor, fitted: &Tensor, y: &Tensor, k: usize) -> Tensor {
     let direction = |x: &Tensor| x / x.square().sum_dim_intlist(1, true, Kind::Double).sqrt().clamp_min(f64::MIN_POSITIVE);
     let k = (k as i64).min(fitted.size()[0]);
     let (_, neighbours) = direction(x).matmul(&direction(fitted).tr()).topk(k, 1, true, true);
-    let votes = truth.take(&neighbours).one_hot(classes as i64).sum_dim_intlist(1, false, Kind::Int64);
-    // Doubled, and the lower classes ahead by less than a vote.
-    (votes * (2 * classes as i64) - Tensor::arange(classes as i64, (Kind::Int64, Device::Cpu))).argmax(1, false)
+    y.index_select(0, &neighbours.flatten(0, 1)).view([-1, k, y.size()[1]]).mean_dim(1, false, Kind::Double)
 }
 
 #[cfg(test)]
 mod tests {
+    use super::truth::{Score, Truth};
     use super::*;
+    use tch::Device;
 
     fn features(n: i64, d: i64, classes: i64) -> (Tensor, Tensor) {
         tch::manual_seed(n + d);
@@ -105,14 +110,15 @@ mod tests {
         (x + shift, truth)
     }
 
-    /// With the intercept as a further feature, solved anew without each sample.
+    /// With the intercept as a further feature, solved anew without each sample; of classes and of a quantity far from 0.
     #[test]
     fn ridge_is_the_solution_of_its_equations_and_leaves_out_each_sample() {
-        for (n, d) in [(12, 40), (60, 7)] {
+        for (n, d, quantity) in [(12, 40, false), (60, 7, false), (12, 40, true), (60, 7, true)] {
             let (x, truth) = features(n, d, 3);
             let x = Standard::of(&x).apply(&x);
-            let ridge = Ridge::fit(&x, &truth, 3, &ALPHAS);
-            let y = truth.one_hot(3).to_kind(Kind::Double);
+            let noise = Tensor::randn([n, 1], (Kind::Double, Device::Cpu));
+            let y = if quantity { x.narrow(1, 0, 1) * 12.5 + noise + 50. } else { one_hot(&truth, 3) };
+            let ridge = Ridge::fit(&x, &y, &ALPHAS);
             let solve = |rows: &Tensor, alpha: f64| {
                 let (x, y) = (x.index_select(0, rows), y.index_select(0, rows));
                 let x = Tensor::cat(&[&x, &x.narrow(1, 0, 1).ones_like()], 1);
@@ -125,7 +131,7 @@ mod tests {
             let all = Tensor::arange(n, (Kind::Int64, Device::Cpu));
             let found = Tensor::cat(&[&ridge.weights, &ridge.intercept.unsqueeze(0)], 0);
             let off = (found - solve(&all, ridge.alpha)).abs().max().double_value(&[]);
-            assert!(off < 1e-8, "{n} x {d}: off by {off}");
+            assert!(off < 1e-8, "{n} x {d}, {quantity}: off by {off}");
             let left_out = |alpha: f64| -> f64 {
                 let error = |i: i64| {
                     let rest = all.masked_select(&all.ne(i));
@@ -135,20 +141,26 @@ mod tests {
                 (0..n).map(error).sum()
             };
             let best = ALPHAS.into_iter().min_by(|a, b| left_out(*a).total_cmp(&left_out(*b))).unwrap();
-            assert_eq!(ridge.alpha, best, "{n} x {d}");
+            assert_eq!(ridge.alpha, best, "{n} x {d}, {quantity}");
         }
     }
 
     #[test]
-    fn neighbours_vote_by_angle_and_ties_go_to_the_lowest_class() {
+    fn neighbours_are_those_at_the_smallest_angle_and_ties_go_to_the_lowest_class() {
         let rows = |rows: &[[f64; 2]]| Tensor::from_slice(&rows.concat()).view([-1, 2]);
         let fitted = rows(&[[5., 0.], [0., 0.1], [-1., 0.1], [1., 1.1]]);
-        let truth = Tensor::from_slice(&[2i64, 1, 0, 1]);
-        let vote = |x: &[[f64; 2]], k| Vec::<i64>::try_from(nearest(&rows(x), &fitted, &truth, 3, k)).unwrap();
-        assert_eq!(vote(&[[0.1, 0.01], [0., 9.], [-3., 0.]], 1), [2, 1, 0]);
+        let y = one_hot(&Tensor::from_slice(&[2i64, 1, 0, 1]), 3);
+        // Of a scan of this class.
+        let is_voted = |x: [f64; 2], k, class: u8| {
+            let truth = Truth::Classes { of: vec![class], classes: 3 };
+            let Score::Classes(confusion) = truth.score(&nearest(&rows(&[x]), &fitted, &y, k)) else { panic!("of classes") };
+            confusion.accuracy() == Some(1.)
+        };
+        assert!(is_voted([0.1, 0.01], 1, 2) && is_voted([0., 9.], 1, 1) && is_voted([-3., 0.], 1, 0));
         // One vote for 2 and one for 1; more neighbours than there are.
-        assert_eq!(vote(&[[0.1, 0.05]], 2), [1]);
-        assert_eq!(vote(&[[0.1, 0.05]], 9), [1]);
+        assert!(is_voted([0.1, 0.05], 2, 1) && is_voted([0.1, 0.05], 9, 1));
+        let mean = |k| nearest(&rows(&[[0.1, 0.01]]), &fitted, &rows(&[[40., 1.], [20., 2.], [30., 3.], [25., 4.]]), k);
+        assert_eq!([mean(1), mean(2)].map(|y| Vec::<f64>::try_from(y.flatten(0, 1)).unwrap()), [[40., 1.], [32.5, 2.5]]);
     }
 
     #[test]

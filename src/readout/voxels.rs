@@ -1,7 +1,7 @@
 //! Classes of voxels, read out of a pyramid: each level gives a voxel the value of its map where the voxel lies, as upsampling to the
 //! nearest does.
 
-use super::{Ridge, Standard};
+use super::{Ridge, Standard, one_hot};
 use crate::data::labelling::IGNORE;
 use crate::dim::Shape;
 use crate::metrics::overlap::Counts;
@@ -52,10 +52,10 @@ pub struct VoxelReadout {
 }
 
 impl VoxelReadout {
-    /// Of features `[N, D]` and classes `[N]`, as [`Ridge::fit`] takes them but not yet standardised.
+    /// Of features `[N, D]`, float64, not yet standardised, and classes `[N]`, int64, below `classes`.
     pub fn fit(x: &Tensor, truth: &Tensor, classes: usize) -> VoxelReadout {
         let standard = Standard::of(x);
-        let ridge = Ridge::fit(&standard.apply(x), truth, classes, &[STRENGTH * x.size()[0] as f64]);
+        let ridge = Ridge::fit(&standard.apply(x), &one_hot(truth, classes), &[STRENGTH * x.size()[0] as f64]);
         let weights = &ridge.weights / standard.scale.tr();
         let intercept = &ridge.intercept - standard.mean.matmul(&weights).squeeze_dim(0);
         VoxelReadout { weights, intercept }
@@ -154,7 +154,7 @@ mod tests {
             let readout = VoxelReadout::fit(&expected, &truth, 3);
             let standard = Standard::of(&expected);
             let scores = {
-                let ridge = Ridge::fit(&standard.apply(&expected), &truth, 3, &[STRENGTH * n as f64]);
+                let ridge = Ridge::fit(&standard.apply(&expected), &one_hot(&truth, 3), &[STRENGTH * n as f64]);
                 standard.apply(&expected).matmul(&ridge.weights) + &ridge.intercept
             };
             let truth: Vec<u8> = (0..n).map(|i| (i % 3) as u8).collect();

@@ -1,9 +1,10 @@
-//! A look at the encoder during pretraining: how well labels of a few scans are read out of its features, linearly. Nothing of the
+//! A look at the encoder during pretraining: how well labels or values of a few scans are read out of its features, linearly. Nothing of the
 //! training depends on it, but for the checkpoint that `--best probe` chooses.
 
 use crate::data::Scans;
 use crate::data::labelling::is_foreground;
 use crate::data::split::{Candidate, Split, subject};
+use crate::data::store::targets::{Targets, Values};
 use crate::data::store::{Store, Subset};
 use crate::device::memory_format;
 use crate::dim::{PerAxis, Rank, Region, Shape, voxels};
@@ -13,7 +14,8 @@ use crate::nn::calibrate::calibrate;
 use crate::nn::{Encoder, EncoderConfig, Mode};
 use crate::predict::embed::{default_window, pooled};
 use crate::predict::window::default_batch;
-use crate::readout::cross::{Labelled, Readout, folds, score};
+use crate::readout::cross::{CrossValidation, Readout, Scan};
+use crate::readout::truth::Truth;
 use crate::readout::voxels::{Maps, VoxelReadout};
 use crate::rng::{Stream, rng};
 use crate::run::input::{Input, positions};
@@ -28,9 +30,9 @@ use std::path::PathBuf;
 use tch::nn::VarStore;
 use tch::{Device, Kind, Tensor, no_grad};
 
-/// Scans that are probed on, unless the user says otherwise: with labelled voxels, and with a class each.
+/// Scans that are probed on, unless the user says otherwise: with labelled voxels, and with a class or a quantity each.
 const SCANS_WITH_VOXELS: usize = 8;
-const SCANS_WITH_CLASSES: usize = 64;
+const WHOLE_SCANS: usize = 64;
 /// Voxels that a readout is fitted on: half of them background, the others equally of each class.
 const FITTED: usize = 4096;
 /// Sides of the part of a scan whose voxels are read out, so that a look takes seconds; larger where the deepest level would be left with
@@ -53,10 +55,14 @@ pub struct ProbeConfig {
     /// as val/probe.dice or val/probe.kappa. Subjects that the split holds out are left out
     #[arg(long, value_name = "STORE")]
     pub probe: Option<PathBuf>,
+    /// Column of that store with a class or a quantity of each whole scan, e.g. age, which is read out instead. Names, grades and up to 10
+    /// whole numbers are classes; of a quantity val/probe.r_squared is reported
+    #[arg(long, value_name = "NAME")]
+    pub probe_column: Option<String>,
     /// Epochs between two looks; the last epoch always has one
     #[arg(long, value_name = "EPOCHS", default_value_t = 5)]
     pub probe_every: u64,
-    /// Scans that are probed on, each of another subject [default: 8, with classes of scans 64]
+    /// Scans that are probed on, each of another subject [default: 8, with classes or quantities of scans 64]
     #[arg(long, value_name = "N")]
     pub probe_scans: Option<usize>,
 }
@@ -67,6 +73,7 @@ impl ProbeConfig {
         ensure!(self.probe_every > 0, "--probe-every must be at least 1");
         ensure!(self.probe_scans.is_none_or(|n| n > 1), "--probe-scans must be at least 2");
         ensure!(self.probe.is_some() || self.probe_scans.is_none(), "--probe-scans goes with --probe");
+        ensure!(self.probe.is_some() || self.probe_column.is_none(), "--probe-column goes with --probe");
         Ok(())
     }
 }
@@ -83,7 +90,7 @@ pub struct Probed {
 struct ProbeScan {
     /// `[C, D, H, W]`, the patch whose voxels are read out, or the whole scan.
     image: Tensor,
-    /// Class of each voxel of the patch, row-major, and the places that a readout is fitted on; none where whole scans are classified.
+    /// Class of each voxel of the patch, row-major, and the places that a readout is fitted on; none of whole scans.
     label: Vec<u8>,
     fitted: Vec<i64>,
 }
@@ -92,10 +99,10 @@ pub struct Probe {
     every: u64,
     scans: Vec<ProbeScan>,
     subset: Subset,
-    /// Classes, of voxels with the background.
+    /// Classes of voxels, with the background.
     classes: usize,
-    /// Where whole scans are classified: their classes, and the fold that tests each.
-    labelled: Option<(Vec<Labelled>, Vec<u64>)>,
+    /// Of whole scans.
+    cross: Option<CrossValidation>,
     /// The trained encoder's weights are copied to this one, whose statistics are its own.
     encoder: Box<dyn Encoder>,
     vs: VarStore,
@@ -137,12 +144,22 @@ impl Probe {
         if let Some(warning) = trained.fit(&Input { channels: trained.channels.clone(), ..found }).warnings.first() {
             bail!("{warning}");
         }
-        let (needs, default) = match (&index.labels, own.classes()) {
-            (Some(_), _) => (Needs::VoxelLabels, SCANS_WITH_VOXELS),
-            (None, Some(_)) => (Needs::ScanClass, SCANS_WITH_CLASSES),
-            (None, None) => bail!("no labels of voxels and no classes of scans in it"),
+        let own = match &config.probe_column {
+            Some(column) => own.learning(Targets::recognised(&index, Some(column))?),
+            None => own,
         };
-        let classes = index.labels.as_ref().map_or_else(|| own.classes().map_or(0, <[String]>::len), Vec::len);
+        let labels = index.labels.as_ref().filter(|_| config.probe_column.is_none());
+        let (needs, default) = match (labels, own.targets().map(|targets| &targets.values)) {
+            (Some(_), _) => (Needs::VoxelLabels, SCANS_WITH_VOXELS),
+            (None, Some(Values::Classes { .. })) => (Needs::ScanClass, WHOLE_SCANS),
+            (None, Some(Values::Numbers(_))) => (Needs::ScanQuantity, WHOLE_SCANS),
+            (None, None) => {
+                let columns: Vec<&str> = index.columns.iter().map(|column| column.name.as_str()).collect();
+                let hint = format!("; --probe-column takes one of its columns: {}", columns.join(", "));
+                bail!("no labels of voxels and no classes of scans in it{}", if columns.is_empty() { "" } else { &hint })
+            }
+        };
+        let classes = labels.map_or(0, Vec::len);
         let ids = choose(&own, needs, store, split, config.probe_scans.unwrap_or(default))?;
         let subset = own.subset(&ids)?;
         let mut vs = VarStore::new(Device::Cpu);
@@ -170,28 +187,15 @@ impl Probe {
             );
             network.check_input(shape).with_context(|| id.to_owned())?;
         }
-        let labelled = (needs == Needs::ScanClass).then(|| -> Result<_> {
+        let targets = own.targets().filter(|_| needs != Needs::VoxelLabels);
+        let cross = targets.map(|targets| {
             let entry = |s: usize| &index.subjects[subset.scan(s)];
-            let scan = |s: usize| Labelled {
-                id: subset.id(s).to_owned(),
-                class: subset.class(s).expect("chosen for its class"),
-                marks: entry(s).marks().map(str::to_owned).collect(),
-            };
-            let labelled: Vec<Labelled> = (0..subset.len()).map(scan).collect();
-            let folds = folds(&labelled)?;
-            Ok((labelled, folds))
+            let marks = |s: usize| entry(s).marks().map(str::to_owned).collect();
+            let scans: Vec<Scan> = (0..subset.len()).map(|s| Scan { id: subset.id(s).to_owned(), marks: marks(s) }).collect();
+            CrossValidation::new(&scans, Truth::of(targets, (0..subset.len()).map(|s| subset.scan(s))))
         });
-        Ok(Probe {
-            every: config.probe_every,
-            scans,
-            classes,
-            labelled: labelled.transpose()?,
-            encoder,
-            vs,
-            device,
-            bf16,
-            subset,
-        })
+        let cross = cross.transpose()?;
+        Ok(Probe { every: config.probe_every, scans, classes, cross, encoder, vs, device, bf16, subset })
     }
 
     /// The scans that are probed on, whose labels are known from then on.
@@ -211,16 +215,21 @@ impl Probe {
 
     /// Name of the score.
     pub fn name(&self) -> &'static str {
-        if self.labelled.is_some() { "probe.kappa" } else { "probe.dice" }
+        match self.cross.as_ref().map(CrossValidation::truth) {
+            Some(Truth::Classes { .. }) => "probe.kappa",
+            Some(Truth::Quantity(_)) => "probe.r_squared",
+            None => "probe.dice",
+        }
     }
 
     /// Of labelled voxels the mean Dice over scans and classes, where each half of the scans is predicted from the other, at the
-    /// threshold that is best there; of classes of scans the quadratic weighted kappa of a cross-validation.
+    /// threshold that is best there; of classes of scans the quadratic weighted kappa of a cross-validation, of a
+    /// quantity the share of its variance that is explained.
     pub fn score(&self, network: &Network) -> Result<f64> {
         no_grad(|| {
             self.take(network)?;
-            match &self.labelled {
-                Some((labelled, folds)) => self.kappa(labelled, folds),
+            match &self.cross {
+                Some(cross) => self.of_whole_scans(cross),
                 None => self.dice(),
             }
         })
@@ -254,15 +263,14 @@ impl Probe {
         Ok(ffi::with_autocast(self.device, self.bf16, || self.encoder.forward(x, mode)))
     }
 
-    fn kappa(&self, labelled: &[Labelled], folds: &[u64]) -> Result<f64> {
+    fn of_whole_scans(&self, cross: &CrossValidation) -> Result<f64> {
         let window = default_window(self.encoder.rank());
         let rows = self
             .scans
             .iter()
             .map(|scan| Ok(Tensor::cat(&pooled(&*self.encoder, &scan.image, window, self.device, self.bf16)?, 0)));
         let x = Tensor::stack(&rows.collect::<Result<Vec<_>>>()?, 0);
-        let confusion = score(Readout::Linear, &x, labelled, folds, self.classes);
-        confusion.weighted_kappa().context("kappa is undefined")
+        cross.score(Readout::Linear, &x).single().with_context(|| format!("{} is undefined", self.name()))
     }
 
     fn dice(&self) -> Result<f64> {

@@ -252,7 +252,7 @@ def test_bad_settings_are_refused(fundus, tmp_path, name):
 
 def test_volumes_without_classes_and_wrong_inputs_are_refused(store, run, fundus, tmp_path):
     args = ["--data", store, "--weights", "none", *CLASSIFY, "--out", tmp_path / "run"]
-    refused("finetune", *args, says=["no scan of the store has a class", "--task segmentation"])
+    refused("finetune", *args, says=["no scan has a class", "--task segmentation"])
     predict = ["predict", "--weights", run, "--output", tmp_path / "out"]
     refused(*predict, "--input", fundus / "store", "--probabilities", says=["--probabilities"])
     refused(*predict, "--input", store, says=[str(store)])

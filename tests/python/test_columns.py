@@ -151,7 +151,7 @@ def test_what_cannot_be_learnt_is_refused(store, tmp_path):
     common = ["finetune", "--data", store, "--weights", "none", *TRAIN, *ONE, "--out", tmp_path / "run", "--task"]
     for flags, says in [
         (["regression"], ["the columns age, sex, diagnosis, group", "--column"]),
-        (["regression", "--column", "height"], ["--column height", "age, sex, diagnosis, group"]),
+        (["regression", "--column", "height"], ["no column `height`", "age, sex, diagnosis, group"]),
         (["regression", "--column", "sex"], ["column `sex` holds 22 values that are no numbers: F (sub-00", "--task classification"]),
         (["classification", "--column", "sex", "--outputs", "ordinal"], ["F, M have no order", "--classes"]),
         (["classification", "--column", "sex", "--classes", "F"], ["one class only: F"]),

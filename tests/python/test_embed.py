@@ -7,9 +7,9 @@ import pytest
 import torch
 from conftest import SMALL
 from helpers import pretext3d, read_json, refused, rows, tensors
-from sklearn.linear_model import RidgeClassifierCV
-from sklearn.metrics import accuracy_score, cohen_kappa_score
-from sklearn.neighbors import KNeighborsClassifier
+from sklearn.linear_model import RidgeClassifierCV, RidgeCV
+from sklearn.metrics import accuracy_score, cohen_kappa_score, mean_absolute_error, r2_score
+from sklearn.neighbors import KNeighborsClassifier, KNeighborsRegressor
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
@@ -132,6 +132,98 @@ def test_scores_equal_those_of_scikit_learn(fundus, tmp_path):
             assert f"{wanted['accuracy']:.3f}" in printed
     majority = [np.bincount(truth[folds != fold]).argmax() for fold in folds]
     assert scores["majority"]["accuracy"] == pytest.approx(np.mean(truth == majority))
+
+
+@pytest.fixture(scope="module")
+def measured(fundus):
+    """The photographs without grades: a quantity that their features tell in part, and others; three have no values."""
+    pretext3d("embed", "--weights", fundus / "rot.pt", "--input", fundus / "store", "--out", fundus / "known", *EMBED)
+    table, folder = rows(fundus / "known.csv"), fundus / "measured"
+    shutil.copytree(fundus / "aptos", folder, ignore=shutil.ignore_patterns("*.csv"))
+    x, noise = StandardScaler().fit_transform(features(table))[:, -3:].sum(1), np.random.default_rng(5).normal(size=len(table))
+    lines = ["image,thickness,eye,site"]
+    for i, row in enumerate(table):
+        values = "n/a,,1" if i in (2, 11, 30) else f"{250 + 20 * x[i] + 8 * noise[i]:.3f},{'right' if i % 3 else 'left'},1"
+        lines.append(f"{row['id']},{values}")
+    (folder / "values.csv").write_text("\n".join(lines) + "\n")
+    pretext3d("preprocess", "--data", folder, "--out", fundus / "columns", "--size", 32, "--column", "thickness,eye,site")
+    return folder
+
+
+def test_a_quantity_is_scored_as_scikit_learn_does(fundus, measured, tmp_path):
+    embed = ["embed", "--weights", fundus / "rot.pt", *EMBED, "--column"]
+    for name, source in (("store", fundus / "columns"), ("files", measured)):
+        done = pretext3d(*embed, "thickness", "--input", source, "--out", tmp_path / name)
+        assert "column thickness: a quantity from" in done.stderr
+    assert (tmp_path / "store.csv").read_bytes() == (tmp_path / "files.csv").read_bytes()
+    table, description = rows(tmp_path / "store.csv"), read_json(tmp_path / "store.json")
+    scores = description["scores"]
+    assert (description["column"], description["unit"], description["classes"]) == ("thickness", None, [])
+    truth = {s["id"]: s.get("values", {}).get("thickness") for s in read_json(fundus / "columns/index.json")["subjects"]}
+    assert list(table[0])[:4] == ["id", "value", "fold", "level0.channel0"]
+    assert [float(row["value"]) if row["value"] else None for row in table] == [truth[row["id"]] for row in table]
+    kept, _ = tensors(tmp_path / "store.safetensors")
+    assert kept["value"].dtype == torch.float64 and "class" not in kept
+    np.testing.assert_array_equal(kept["value"].numpy(), [np.nan if v is None else v for v in (truth[r["id"]] for r in table)])
+
+    known = [row for row in table if row["value"]]
+    y, folds = np.array([float(row["value"]) for row in known]), np.array([int(row["fold"]) for row in known])
+    assert len(known) == 37 and all(row["fold"] == "" for row in table if not row["value"])
+    # Each fold has one of almost each fifth.
+    fifth = np.argsort(np.argsort(y)) * 5 // len(y)
+    assert sorted(set(folds)) == list(range(10)) and all(len(set(fifth[folds == fold])) >= 3 for fold in range(10))
+
+    everything = features(known).astype(float)
+    deepest = everything[:, [name.startswith("level2") for name in known[0] if name.startswith("level")]]
+    models = {
+        "linear": RidgeCV(alphas=[10.0**e for e in range(-2, 7)]),
+        "nearest_1": KNeighborsRegressor(1, metric="cosine"),
+        "nearest_5": KNeighborsRegressor(5, metric="cosine"),
+    }
+
+    def wanted(predicted):
+        return {"mean_absolute_error": mean_absolute_error(y, predicted), "r_squared": r2_score(y, predicted)}
+
+    for name, x in (("deepest", deepest), ("all", everything)):
+        for readout, model in models.items():
+            predicted = np.zeros_like(y)
+            for fold in range(10):
+                tested = folds == fold
+                predicted[tested] = make_pipeline(StandardScaler(), model).fit(x[~tested], y[~tested]).predict(x[tested])
+            assert scores[name][readout] == pytest.approx(wanted(predicted), abs=1e-7), (name, readout)
+            assert f"R squared {scores[name][readout]['r_squared']:.3f}, 37 scans" in done.stdout
+    assert scores["mean"] == pytest.approx(wanted([np.mean(y[folds != fold]) for fold in folds]), abs=1e-9)
+    assert scores["all"]["linear"]["r_squared"] > 0.3 > 0 > scores["mean"]["r_squared"]
+
+
+def test_classes_of_a_column_and_columns_that_say_nothing(fundus, measured, tmp_path):
+    embed = ["embed", "--weights", fundus / "rot.pt", *EMBED]
+    for name, source in (("store", fundus / "columns"), ("files", measured)):
+        pretext3d(*embed, "--column", "eye", "--input", source, "--out", tmp_path / name)
+        table, description = rows(tmp_path / f"{name}.csv"), read_json(tmp_path / f"{name}.json")
+        assert description["classes"] == ["left", "right"] and {*description["scores"]} == {"majority", "deepest", "all"}
+        assert [row["class"] for row in table[:4]] == ["0", "1", "", "0"]
+    # Photographs have grades without a column of that name, and `--column` is another word for what is known anyway.
+    for name, flags in (("usual", []), ("named", ["--column", "grade"])):
+        for source in ("store", "aptos"):
+            pretext3d(*embed, *flags, "--input", fundus / source, "--out", tmp_path / f"{source}-{name}")
+    for source in ("store", "aptos"):
+        assert (tmp_path / f"{source}-usual.csv").read_bytes() == (tmp_path / f"{source}-named.csv").read_bytes()
+        usual, named = (read_json(tmp_path / f"{source}-{name}.json") for name in ("usual", "named"))
+        assert named == {**usual, "column": "grade", "unit": None} and "column" not in usual
+
+    few = tmp_path / "few.csv"
+    few.write_text("image,size\n" + "".join(f"{row['id']},{i}.5\n" for i, row in enumerate(table[:2])))
+    out = ["--out", tmp_path / "new"]
+    for source, flags, says in [
+        (fundus / "columns", ["--column", "age"], ["columns: no column `age`", "there are thickness, eye, site"]),
+        (measured, ["--column", "age"], ["no such column", "values.csv has image, thickness, eye, site"]),
+        (fundus / "columns", ["--column", "site"], ["column `site` holds one class only: 1"]),
+        (measured, ["--column", "size", "--table", few], ["--column size: 2 subjects have a value, a cross-validation needs 3"]),
+        (fundus / "columns", ["--column", "size", "--table", few], ["--table", "for folders"]),
+    ]:
+        refused(*embed, *flags, "--input", source, *out, says=says)
+        assert not (tmp_path / "new.csv").exists()
 
 
 def test_a_copy_of_a_photograph_is_in_the_fold_of_the_photograph(fundus, tmp_path):

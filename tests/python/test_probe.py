@@ -7,8 +7,8 @@ import pytest
 import torch
 from conftest import SMALL
 from helpers import pretext3d, read_json, refused, renamed, rows, tensors
-from sklearn.linear_model import RidgeClassifierCV
-from sklearn.metrics import cohen_kappa_score
+from sklearn.linear_model import RidgeClassifierCV, RidgeCV
+from sklearn.metrics import cohen_kappa_score, r2_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from test_resume import assert_same, state
@@ -106,24 +106,69 @@ def test_dice_equals_that_of_numpy(tmp_path):
     assert found[1] == pytest.approx(naive_dice(tmp_path / "w", scans), abs=2e-3)
 
 
+def probed_photographs(store, folder):
+    """Features `[N, D]` of the photographs that a run was probed on, and their entries in the store."""
+    config, subjects = read_json(folder / "run/config.json"), read_json(store / "index.json")["subjects"]
+    subjects = {s["id"]: s for s in subjects}
+    chosen = [subjects[name] for name in config["probe"]["scans"]]
+    images = torch.stack([tensors(store / s["file"])[0]["image"].float()[:, 0] for s in chosen])
+    with torch.no_grad():
+        pyramid = calibrated(folder / "w", images.split(8))(images)
+    return torch.cat([level.mean((2, 3)) for level in pyramid], 1).double().numpy(), chosen
+
+
+def left_out_one_by_one(x, y, model):
+    ridge = make_pipeline(StandardScaler(), model(alphas=[10.0**e for e in range(-2, 7)]))
+    others = [np.arange(len(y)) != i for i in range(len(y))]
+    return [ridge.fit(x[other], y[other]).predict(x[~other])[0] for other in others]
+
+
 def test_kappa_equals_that_of_scikit_learn(tmp_path):
     pretext3d("phantom", "--kind", "fundus", "--subjects", 20, "--size", 48, "--out", tmp_path / "aptos")
     store = tmp_path / "store"
     pretext3d("preprocess", "--data", tmp_path / "aptos", "--out", store, "--size", 32)
     # Ten scans are left out one by one.
     pretext3d(*arguments(store, tmp_path, "--probe", store, "--probe-scans", 10, "--epochs", 1))
-    config, subjects = read_json(tmp_path / "run/config.json"), read_json(store / "index.json")["subjects"]
-    subjects = {s["id"]: s for s in subjects}
-    chosen = [subjects[name] for name in config["probe"]["scans"]]
-    images = torch.stack([tensors(store / s["file"])[0]["image"].float()[:, 0] for s in chosen])
-    with torch.no_grad():
-        pyramid = calibrated(tmp_path / "w", images.split(8))(images)
-    x, y = torch.cat([level.mean((2, 3)) for level in pyramid], 1).double().numpy(), np.array([s["class"] for s in chosen])
-    ridge = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=[10.0**e for e in range(-2, 7)]))
-    others = [np.arange(10) != i for i in range(10)]
-    predicted = [ridge.fit(x[other], y[other]).predict(x[~other])[0] for other in others]
+    x, chosen = probed_photographs(store, tmp_path)
+    y = np.array([s["class"] for s in chosen])
+    predicted = left_out_one_by_one(x, y, RidgeClassifierCV)
     [found] = scores(tmp_path / "run", "val/probe.kappa")
     assert found == pytest.approx(cohen_kappa_score(y, predicted, weights="quadratic", labels=range(5)), abs=1e-6)
+
+
+def test_a_quantity_is_probed_and_chooses_the_epoch(tmp_path):
+    pretext3d("phantom", "--kind", "fundus", "--subjects", 20, "--size", 48, "--out", tmp_path / "aptos")
+    [table] = (tmp_path / "aptos").rglob("*.csv")
+    grades, store = rows(table), tmp_path / "store"
+    lines = [f"{row['id_code']},{10 * int(row['diagnosis']) + i / 7:.4f},7.5" for i, row in enumerate(grades)]
+    table.write_text("image,lesion,same\n" + "\n".join(lines) + "\n")
+    pretext3d("preprocess", "--data", tmp_path / "aptos", "--out", store, "--size", 32, "--column", "lesion,same")
+    probe = ["--probe", store, "--probe-scans", 10, "--probe-every", 1, "--best", "probe"]
+    network = ["--filters", 4, "--lr", 3e-3, "--steps", 4]
+    # Neither says what is read out.
+    refused(*arguments(store, tmp_path, *probe, "--epochs", 1), says=["--probe-column takes one of its columns: lesion, same"])
+    for column, says in (("size", ["no column `size`", "lesion, same"]), ("same", ["all scans are of the value 7.5"])):
+        refused(*arguments(store, tmp_path, *probe, "--probe-column", column, "--epochs", 1), says=says)
+        assert not (tmp_path / "run").exists(), "refused before anything is written"
+    refused(*arguments(store, tmp_path, "--probe-column", "lesion"), says=["--probe-column goes with --probe"])
+
+    probe += ["--probe-column", "lesion"]
+    for name in ("straight", "resumed"):
+        (tmp_path / name).mkdir()
+    done = pretext3d(*arguments(store, tmp_path / "straight", *probe, *network, "--epochs", 3))
+    assert re.search(r"val/probe\.r_squared: 10 scans, .* before training", done.stderr)
+    pretext3d(*arguments(store, tmp_path / "resumed", *probe, *network, "--epochs", 2))
+    pretext3d("pretrain", "--resume", tmp_path / "resumed/run", "--epochs", 3)
+    assert_same(tmp_path / "resumed/run", tmp_path / "straight/run")
+    refused("pretrain", "--resume", tmp_path / "resumed/run", "--probe-column", "same", says=["--probe-column was"])
+    found = scores(tmp_path / "straight/run", "val/probe.r_squared")
+    description = read_json(tmp_path / "straight/w.json")
+    assert description["epoch"] == 1 + found.index(max(found)) and description["seen"]["probe"]["scans"]
+    assert read_json(tmp_path / "straight/run/config.json")["settings"]["probe-column"] == "lesion"
+    # The export is of the best epoch.
+    x, chosen = probed_photographs(store, tmp_path / "straight")
+    y = np.array([s["values"]["lesion"] for s in chosen])
+    assert max(found) == pytest.approx(r2_score(y, left_out_one_by_one(x, y, RidgeCV)), abs=1e-5)
 
 
 @pytest.fixture(scope="module")

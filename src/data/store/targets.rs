@@ -1,4 +1,4 @@
-//! What is learnt of whole scans: the classes or the quantity in one column of a store.
+//! What is learnt of whole scans: the classes or the quantity in one column.
 
 use super::index::{Entry, Index};
 use crate::data::layouts::columns::{Column, Value};
@@ -14,6 +14,51 @@ const MOST_CLASSES: usize = 64;
 const FEW: usize = 10;
 /// Parts of equal size into which a quantity is cut, so that the sides of a split have alike shares of each.
 const STRATA: usize = 5;
+const NO_VALUE: &str = "has no value of any scan";
+
+/// What is known of whole scans: of those of a store, or of files.
+pub trait Known {
+    /// Names of their grades, which are the column [`GRADE`]; `None`: they have none.
+    fn grades(&self) -> Option<&[String]>;
+    fn columns(&self) -> &[Column];
+    fn scans(&self) -> usize;
+    /// Id, grade and values of a scan.
+    fn scan(&self, scan: usize) -> (&str, Option<u8>, &BTreeMap<String, Value>);
+
+    /// What stands in a column.
+    fn value(&self, scan: usize, column: &str) -> Option<Value> {
+        let (_, grade, values) = self.scan(scan);
+        match (self.grades(), grade) {
+            (Some(names), Some(grade)) if column == GRADE => names.get(usize::from(grade)).cloned().map(Value::Text),
+            _ => values.get(column).cloned(),
+        }
+    }
+
+    /// As [`Known::value`], where it is a number; grades are numbered from 0.
+    fn number(&self, scan: usize, column: &str) -> Option<f64> {
+        let grade = self.scan(scan).1.filter(|_| column == GRADE).map(f64::from);
+        grade.or_else(|| self.value(scan, column)?.number())
+    }
+}
+
+impl Known for Index {
+    fn grades(&self) -> Option<&[String]> {
+        self.classes.as_deref()
+    }
+
+    fn columns(&self) -> &[Column] {
+        &self.columns
+    }
+
+    fn scans(&self) -> usize {
+        self.subjects.len()
+    }
+
+    fn scan(&self, scan: usize) -> (&str, Option<u8>, &BTreeMap<String, Value>) {
+        let Entry { id, class, values, .. } = &self.subjects[scan];
+        (id, *class, values)
+    }
+}
 
 /// One column, as it is learnt.
 #[derive(Clone, Debug, PartialEq)]
@@ -22,7 +67,7 @@ pub struct Targets {
     pub values: Values,
 }
 
-/// Of the store's scans, in their order; `None` where one has no value.
+/// Of all scans, in their order; `None` where one has no value.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Values {
     Classes {
@@ -39,15 +84,15 @@ impl Targets {
     /// nothing.
     ///
     /// Errors: no such column, several where none is named, too many classes, only one, values that are not in `order`.
-    pub fn classes(index: &Index, column: Option<&str>, order: &[String]) -> Result<Targets> {
-        let column = choose(index, column)?;
-        let values: Vec<Option<Value>> = index.subjects.iter().map(|entry| value_of(index, entry, &column.name)).collect();
+    pub fn classes(known: &dyn Known, column: Option<&str>, order: &[String]) -> Result<Targets> {
+        let column = choose(known, column)?;
+        let values: Vec<Option<Value>> = (0..known.scans()).map(|scan| known.value(scan, &column.name)).collect();
         let mut found: BTreeMap<String, usize> = BTreeMap::new();
         values.iter().flatten().for_each(|value| *found.entry(value.to_string()).or_default() += 1);
         let numbers = values.iter().flatten().all(|value| value.number().is_some());
-        let graded = index.classes.as_ref().filter(|_| column.name == GRADE);
+        let graded = known.grades().filter(|_| column.name == GRADE);
         let names: Vec<String> = match (order, graded) {
-            ([], Some(grades)) => grades.clone(),
+            ([], Some(grades)) => grades.to_vec(),
             ([], None) => sorted(found.keys(), numbers),
             (order, _) => order.to_vec(),
         };
@@ -56,10 +101,12 @@ impl Targets {
             names.len() <= MOST_CLASSES,
             "{}",
             at(&format!(
-                "holds {} distinct values, at most {MOST_CLASSES} are classes; --task regression learns quantities",
-                names.len()
+                "holds {} distinct values, at most {MOST_CLASSES} are classes{}",
+                names.len(),
+                if numbers { "; --task regression learns quantities" } else { "" }
             ))
         );
+        ensure!(!names.is_empty(), "{}", at(NO_VALUE));
         ensure!(names.len() > 1, "{}", at(&format!("holds one class only: {}", names.join(", "))));
         let mut places: HashMap<&str, u8> = HashMap::new();
         for (class, name) in names.iter().enumerate() {
@@ -77,18 +124,17 @@ impl Targets {
     }
 
     /// A quantity. Errors: no such column, several where none is named, values that are no numbers.
-    pub fn numbers(index: &Index, column: Option<&str>) -> Result<Targets> {
-        let column = choose(index, column)?;
+    pub fn numbers(known: &dyn Known, column: Option<&str>) -> Result<Targets> {
+        let column = choose(known, column)?;
         let (mut numbers, mut others) = (vec![], vec![]);
-        for entry in &index.subjects {
-            let grade = entry.class.filter(|_| column.name == GRADE).map(f64::from);
-            let value = value_of(index, entry, &column.name).filter(|_| grade.is_none());
-            others.extend(
-                value.iter().filter(|value| value.to_string().parse::<f64>().is_err()).map(|v| format!("{v} ({})", entry.id)),
-            );
-            numbers.push(grade.or(value.and_then(|value| value.number())));
+        for scan in 0..known.scans() {
+            let number = known.number(scan, &column.name);
+            let value = known.value(scan, &column.name).filter(|_| number.is_none());
+            let value = value.filter(|value| value.to_string().parse::<f64>().is_err());
+            others.extend(value.map(|value| format!("{value} ({})", known.scan(scan).0)));
+            numbers.push(number);
         }
-        ensure!(!others.is_empty() || numbers.iter().any(Option::is_some), "column `{}` has no value of any scan", column.name);
+        ensure!(!others.is_empty() || numbers.iter().any(Option::is_some), "column `{}` {NO_VALUE}", column.name);
         let shown: Vec<&str> = others.iter().map(String::as_str).collect();
         ensure!(
             others.is_empty(),
@@ -101,13 +147,24 @@ impl Targets {
         Ok(Targets { values: Values::Numbers(numbers), column })
     }
 
-    /// Classes that a store has where nobody says what is learnt: grades, or those of its only column.
-    pub fn usual(index: &Index) -> Option<Targets> {
-        let targets = Targets::classes(index, None, &[]).ok()?;
-        let numbers: Vec<f64> =
-            index.subjects.iter().filter_map(|entry| value_of(index, entry, &targets.column.name)?.number()).collect();
-        let Values::Classes { names, .. } = &targets.values else { return None };
-        (numbers.is_empty() || is_whole(&numbers) && names.len() <= FEW).then_some(targets)
+    /// What a column holds, where nobody says whether classes or a quantity: names, grades and few whole numbers are classes.
+    ///
+    /// Errors: as those of [`Targets::classes`] and [`Targets::numbers`].
+    pub fn recognised(known: &dyn Known, column: Option<&str>) -> Result<Targets> {
+        let name = choose(known, column)?.name;
+        let values = (0..known.scans()).filter_map(|scan| known.value(scan, &name));
+        let numbers: Option<Vec<f64>> = values.map(|value| value.number()).collect();
+        if numbers.is_none_or(|numbers| is_few(&numbers)) {
+            Targets::classes(known, column, &[])
+        } else {
+            Targets::numbers(known, column)
+        }
+    }
+
+    /// Classes that scans have where nobody says what is learnt: grades, or those of the only column.
+    pub fn usual(known: &dyn Known) -> Option<Targets> {
+        let targets = Targets::recognised(known, None).ok()?;
+        matches!(targets.values, Values::Classes { .. }).then_some(targets)
     }
 
     /// Class of a scan.
@@ -131,10 +188,8 @@ impl Targets {
         match &self.values {
             Values::Classes { of, .. } => of.clone(),
             Values::Numbers(numbers) => {
-                let mut known: Vec<f64> = numbers.iter().flatten().copied().collect();
-                known.sort_by(f64::total_cmp);
-                let fifth = |number: f64| known.partition_point(|&other| other < number) * STRATA / known.len();
-                numbers.iter().map(|number| number.map(|number| fifth(number) as u8)).collect()
+                let mut fifths = fifths(&numbers.iter().flatten().copied().collect::<Vec<_>>()).into_iter();
+                numbers.iter().map(|number| number.and_then(|_| fifths.next())).collect()
             }
         }
     }
@@ -146,20 +201,15 @@ impl Targets {
             Values::Classes { names, ordered, of } => {
                 let count = |class: usize| of.iter().flatten().filter(|&&of| usize::from(of) == class).count();
                 let counts: Vec<String> = names.iter().enumerate().map(|(k, name)| format!("{name} ({})", count(k))).collect();
-                let order = if *ordered { "in this order" } else { "without an order, which --classes gives" };
+                let order = if *ordered { "in this order" } else { "without an order, which `finetune --classes` gives" };
                 format!("column {name}: {} classes {order}, with their scans: {}", names.len(), counts.join(", "))
             }
             Values::Numbers(numbers) => {
                 let known: Vec<f64> = numbers.iter().flatten().copied().collect();
                 let [low, high] = [f64::min, f64::max].map(|pick| known.iter().copied().reduce(pick).unwrap_or_default());
-                let mut distinct = known.clone();
-                distinct.sort_by(f64::total_cmp);
-                distinct.dedup();
-                let few = if is_whole(&known) && distinct.len() <= FEW {
-                    format!(
-                        "; these are {} distinct whole numbers, which --task classification takes for classes",
-                        distinct.len()
-                    )
+                let few = if is_few(&known) {
+                    let distinct = distinct(&known);
+                    format!("; these are {distinct} distinct whole numbers, which --task classification takes for classes")
                 } else {
                     String::new()
                 };
@@ -169,8 +219,24 @@ impl Targets {
     }
 }
 
-fn is_whole(numbers: &[f64]) -> bool {
-    numbers.iter().all(|number| number.fract() == 0.)
+fn distinct(numbers: &[f64]) -> usize {
+    let mut distinct = numbers.to_vec();
+    distinct.sort_by(f64::total_cmp);
+    distinct.dedup();
+    distinct.len()
+}
+
+/// Whether numbers are whole and so few that they are taken for classes.
+fn is_few(numbers: &[f64]) -> bool {
+    numbers.iter().all(|number| number.fract() == 0.) && distinct(numbers) <= FEW
+}
+
+/// The fifth of all numbers that each is in.
+pub fn fifths(numbers: &[f64]) -> Vec<u8> {
+    let mut sorted = numbers.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let fifth = |number: &f64| sorted.partition_point(|other| other < number) * STRATA / sorted.len();
+    numbers.iter().map(|number| fifth(number) as u8).collect()
 }
 
 /// Numbers by size, names by the alphabet.
@@ -184,26 +250,18 @@ fn sorted<'a>(values: impl Iterator<Item = &'a String>, numbers: bool) -> Vec<St
 }
 
 /// The column of a name in any case, or the only one.
-fn choose(index: &Index, name: Option<&str>) -> Result<Column> {
-    let grade = index.classes.as_ref().map(|_| Column { name: GRADE.into(), unit: None });
-    let all: Vec<Column> = grade.into_iter().chain(index.columns.iter().cloned()).collect();
+fn choose(known: &dyn Known, name: Option<&str>) -> Result<Column> {
+    let grade = known.grades().map(|_| Column { name: GRADE.into(), unit: None });
+    let all: Vec<Column> = grade.into_iter().chain(known.columns().iter().cloned()).collect();
     let names = all.iter().map(|column| column.name.as_str()).collect::<Vec<_>>().join(", ");
     match (name, &all[..]) {
-        (_, []) => bail!("no scan of the store has a class or a quantity; `preprocess --column` takes them from a table"),
+        (_, []) => bail!("no scan has a class or a quantity; `preprocess --column` takes them from a table"),
         (None, [only]) => Ok(only.clone()),
         (None, _) => bail!("the store has the columns {names}; --column says which is learnt"),
         (Some(name), all) => {
             let found = all.iter().find(|column| column.name == name);
             let found = found.or_else(|| all.iter().find(|column| column.name.eq_ignore_ascii_case(name)));
-            found.cloned().with_context(|| format!("--column {name}: the store has {names}"))
+            found.cloned().with_context(|| format!("no column `{name}` of whole scans; there are {names}"))
         }
-    }
-}
-
-/// What stands in a column.
-pub fn value_of(index: &Index, entry: &Entry, column: &str) -> Option<Value> {
-    match (&index.classes, entry.class) {
-        (Some(classes), Some(class)) if column == GRADE => classes.get(usize::from(class)).cloned().map(Value::Text),
-        _ => entry.values.get(column).cloned(),
     }
 }
