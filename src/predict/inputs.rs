@@ -27,7 +27,7 @@ use tch::Tensor;
 pub enum Inputs {
     Files {
         subjects: Vec<Subject>,
-        plan: Plan,
+        plan: Box<Plan>,
         /// Names of the classes of whole scans, where these have any.
         classes: Option<Vec<String>>,
         /// Those whose values scans have.
@@ -84,12 +84,12 @@ impl Inputs {
             dataset.channels = channels.to_vec();
         }
         let wanted = if channels.is_empty() { &dataset.channels } else { channels };
-        let plan = Plan {
+        let plan = Box::new(Plan {
             settings: settings.clone(),
             channels: channels_of(wanted, &dataset.channels).with_context(|| input.to_string())?,
             available: std::mem::take(&mut dataset.channels),
             labels: None,
-        };
+        });
         let Dataset { subjects, classes, columns, problems, .. } = dataset;
         Ok(Inputs::Files { subjects, plan, classes, columns: columns.kept, problems })
     }
@@ -123,12 +123,12 @@ impl Inputs {
             );
         }
         let id = stem(&files[0]).expect("looked at before");
-        let plan = Plan {
+        let plan = Box::new(Plan {
             settings: settings.clone(),
             available: channels.to_vec(),
             channels: (0..channels.len()).collect(),
             labels: None,
-        };
+        });
         let channels = files.into_iter().map(Source::File).collect();
         let subjects = vec![Subject { id, channels, ..Subject::default() }];
         Ok(Inputs::Files { subjects, plan, classes: None, columns: vec![], problems: vec![] })
