@@ -1,7 +1,7 @@
 //! Running statistics of batch normalisation, estimated anew where a network meets other inputs than it was trained on: those of a
 //! training fit inputs like its own, which may be small patches, and a network with new weights has none at all.
 
-use super::blocks::NORM_MOMENTUM;
+use super::norm::NORM_MOMENTUM;
 use super::{Decoder, EncoderConfig, Mode};
 use crate::group;
 use anyhow::{Context, Result, ensure};

@@ -2,7 +2,8 @@
 //! dynamic-network-architectures.
 
 use super::NormKind;
-use super::blocks::{Conv, ConvShape, Norm, conv_instance_norm};
+use super::blocks::{Conv, ConvShape, conv_instance_norm};
+use super::norm::Norm;
 use super::script::ScriptModule;
 use crate::dim::PerAxis;
 use tch::Tensor;

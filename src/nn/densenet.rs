@@ -1,7 +1,8 @@
 //! DenseNet-121 for images (Huang et al. 2017), operation by operation and name by name as torchvision's `densenet121().features`,
 //! so that its weights fit.
 
-use super::blocks::{Conv, Norm, NormKind, avg_pool};
+use super::blocks::{Conv, avg_pool};
+use super::norm::{Norm, NormKind};
 use super::script::ScriptModule;
 use super::{Encoder, Level, step};
 use crate::dim::{PerAxis, Rank, Shape};

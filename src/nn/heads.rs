@@ -1,6 +1,7 @@
 //! Small networks on the deepest feature map, shared by the tasks.
 
-use super::blocks::{Norm, NormKind, global_average, max_pool};
+use super::blocks::{global_average, max_pool};
+use super::norm::{Norm, NormKind};
 use super::script::ScriptModule;
 use super::{Encoder, Mode, step};
 use crate::dim::{Rank, Shape, voxels};

@@ -36,8 +36,8 @@ pub fn skip_bytes(stream: &mut dyn Read, n: u64) -> Result<()> {
     Ok(())
 }
 
-/// Bytes that are read at a time.
-const PIECE: usize = 1 << 20;
+/// Bytes that are read at a time: as many as have come, within these bounds.
+const PIECES: [usize; 2] = [1 << 16, 1 << 20];
 /// By how much a file is expected to be compressed at most.
 const COMPRESSION: usize = 8;
 
@@ -71,7 +71,7 @@ fn fill(raw: &mut Vec<u8>, bytes: usize, stream: &mut dyn Read) -> io::Result<()
     let mut read = || {
         while full < bytes {
             if full == raw.len() {
-                raw.resize(bytes.min(full + PIECE), 0);
+                raw.resize(bytes.min(full + full.clamp(PIECES[0], PIECES[1])), 0);
             }
             match stream.read(&mut raw[full..]) {
                 Ok(0) => break,
