@@ -50,8 +50,11 @@ pub struct Outcomes {
     pub refused: Cell<u32>,
 }
 
-/// Runs a test as often as FUZZ_EXECUTIONS says, or so often. Both outcomes have to be common for it to mean something.
+/// Runs a test as often as FUZZ_EXECUTIONS says, or so often; not where FUZZ_ONLY names other formats. Both outcomes have to be common for it to mean something.
 pub fn fuzz<S: Strategy>(name: &str, usual: u32, strategy: &S, test: impl Fn(S::Value, &Outcomes) -> TestCaseResult) {
+    if std::env::var("FUZZ_ONLY").is_ok_and(|only| !name.contains(&only)) {
+        return;
+    }
     let cases = std::env::var("FUZZ_EXECUTIONS").map_or(usual, |n| n.parse().expect("FUZZ_EXECUTIONS: a number"));
     let config = ProptestConfig { cases, max_shrink_iters: 100, failure_persistence: None, ..ProptestConfig::default() };
     let outcomes = Outcomes::default();

@@ -31,7 +31,7 @@ pub fn decode(stream: &[u8], columns: usize, rows: usize, size: usize) -> Result
         current[0] = previous[1];
         decoder.line(&previous, &mut current).with_context(|| format!("JPEG-LS, row {row} of {rows}"))?;
         // Room is made for what was there, not for what the header claims.
-        current[1..=columns].iter().for_each(|value| pixels.extend_from_slice(&value.to_le_bytes()[..size]));
+        current[1..=columns].iter().for_each(|&value| pixels.extend_from_slice(&u64::from(value).to_le_bytes()[..size]));
         std::mem::swap(&mut previous, &mut current);
     }
     Ok(pixels)
@@ -187,8 +187,10 @@ mod tests {
     #[test]
     fn the_standards_example() {
         assert_eq!(decode(&STREAM, 4, 4, 1).unwrap(), PIXELS);
-        let words: Vec<u8> = PIXELS.iter().flat_map(|&byte| [byte, 0]).collect();
-        assert_eq!(decode(&STREAM, 4, 4, 2).unwrap(), words);
+        for size in [2, 4] {
+            let words: Vec<u8> = PIXELS.iter().flat_map(|&byte| [&[byte][..], &[0; 3][..size - 1]].concat()).collect();
+            assert_eq!(decode(&STREAM, 4, 4, size).unwrap(), words);
+        }
         // Defaults that are written out, a comment, no restarts, a filled marker.
         let defaults = [0xff, 0xf8, 0, 13, 1, 0, 255, 0, 3, 0, 7, 0, 21, 0, 64];
         for segment in [&defaults[..], &[0xff, 0xfe, 0, 4, 7, 7], &[0xff, 0xdd, 0, 4, 0, 0], &[0xff, 0xff, 0xff, 0xe0, 0, 2]] {
