@@ -109,10 +109,8 @@ impl<'a> Opened<'a> {
 
     fn turned(self, orientation: Orientation) -> Result<Scan> {
         let Opened { name, header, bytes, size, voxels } = self;
-        let there = match &voxels.beside[..] {
-            [] => size,
-            beside => beside.iter().filter_map(|file| Some(file.metadata().ok()?.len())).sum(),
-        };
+        let beside: u64 = voxels.beside.iter().filter_map(|file| Some(file.metadata().ok()?.len())).sum();
+        let there = size + beside + voxels.there;
         let raw = read_raw(voxels, &header, bytes, there).with_context(|| name)?;
         Ok(decode(raw, &header, orientation))
     }

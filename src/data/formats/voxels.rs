@@ -16,6 +16,8 @@ pub struct Voxels<'a> {
     pub open: Box<dyn FnOnce() -> Result<Box<dyn Read + 'a>> + 'a>,
     /// The files that hold them, as far as they are there, if it is not the header's.
     pub beside: Vec<PathBuf>,
+    /// Bytes of yet other files that hold them.
+    pub there: u64,
 }
 
 impl<'a> Voxels<'a> {
@@ -25,7 +27,7 @@ impl<'a> Voxels<'a> {
             skip_bytes(&mut stream, skip)?;
             Ok(Box::new(stream) as Box<dyn Read>)
         };
-        Voxels { open: Box::new(open), beside: vec![] }
+        Voxels { open: Box::new(open), beside: vec![], there: 0 }
     }
 }
 

@@ -42,6 +42,14 @@ pub enum Place {
 }
 
 impl Place {
+    /// How many there are; 0 where that is not known.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Place::File(path) => path.metadata().map_or(0, |file| file.len()),
+            Place::Memory(bytes) => bytes.len() as u64,
+        }
+    }
+
     /// Its first bytes; all of them where it has no more than `most`.
     fn start(&self, most: usize) -> Result<Vec<u8>> {
         match self {

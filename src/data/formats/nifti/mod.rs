@@ -62,5 +62,5 @@ fn open_voxels<'a>(parsed: Parsed, path: &Path) -> (Header, Voxels<'a>) {
         skip_bytes(&mut stream, offset)?;
         Ok(Box::new(stream) as Box<dyn Read>)
     };
-    (header, Voxels { open: Box::new(open), beside })
+    (header, Voxels { open: Box::new(open), beside, there: 0 })
 }
