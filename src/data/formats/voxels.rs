@@ -54,7 +54,9 @@ pub fn read_raw(voxels: Voxels, header: &Header, bytes: usize, there: u64) -> Re
     let beside = <[_; 1]>::try_from(voxels.beside.clone()).ok();
     let read = || {
         let mut stream = (voxels.open)().with_context(expected)?;
-        let mut raw = Vec::with_capacity(bytes.min(COMPRESSION.saturating_mul(there as usize)));
+        let mut raw = Vec::new();
+        // Where there is no room for as much, what arrives may be less.
+        let _ = raw.try_reserve_exact(bytes.min(COMPRESSION.saturating_mul(there as usize)));
         fill(&mut raw, bytes, &mut stream).with_context(|| format!("{}, reading failed after {}", expected(), raw.len()))?;
         ensure!(raw.len() == bytes, "{}, found {}", expected(), raw.len());
         // What follows is padding; reading on to the end checks the checksums.
