@@ -102,6 +102,16 @@ def test_files_are_preprocessed_as_in_training(brains, trained, store, tmp_path)
     assert [row["id"] for row in rows(tmp_path / "rest.csv")] == [f"brain_000{i}" for i in (0, 1, 3, 4, 5)]
 
 
+def cross_validated(model, x, y, folds):
+    """Each of `y` as a pipeline with this model predicts it that was fitted on the other folds."""
+    predicted = np.zeros_like(y)
+    for fold in range(10):
+        tested = folds == fold
+        fitted = make_pipeline(StandardScaler(), model).fit(x[~tested], y[~tested])
+        predicted[tested] = fitted.predict(x[tested])
+    return predicted
+
+
 def test_scores_equal_those_of_scikit_learn(fundus, tmp_path):
     out = tmp_path / "f"
     printed = pretext3d("embed", "--weights", fundus / "rot.pt", "--input", fundus / "store", "--out", out, *EMBED).stdout
@@ -121,11 +131,7 @@ def test_scores_equal_those_of_scikit_learn(fundus, tmp_path):
     }
     for name, x in (("deepest", deepest), ("all", everything)):
         for readout, model in models.items():
-            predicted = np.zeros_like(truth)
-            for fold in range(10):
-                tested = folds == fold
-                fitted = make_pipeline(StandardScaler(), model).fit(x[~tested], truth[~tested])
-                predicted[tested] = fitted.predict(x[tested])
+            predicted = cross_validated(model, x, truth, folds)
             kappa = cohen_kappa_score(truth, predicted, weights="quadratic")
             wanted = {"quadratic_weighted_kappa": kappa, "accuracy": accuracy_score(truth, predicted)}
             assert scores[name][readout] == pytest.approx(wanted, abs=1e-9), (name, readout)
@@ -186,10 +192,7 @@ def test_a_quantity_is_scored_as_scikit_learn_does(fundus, measured, tmp_path):
 
     for name, x in (("deepest", deepest), ("all", everything)):
         for readout, model in models.items():
-            predicted = np.zeros_like(y)
-            for fold in range(10):
-                tested = folds == fold
-                predicted[tested] = make_pipeline(StandardScaler(), model).fit(x[~tested], y[~tested]).predict(x[tested])
+            predicted = cross_validated(model, x, y, folds)
             assert scores[name][readout] == pytest.approx(wanted(predicted), abs=1e-7), (name, readout)
             assert f"R squared {scores[name][readout]['r_squared']:.3f}, 37 scans" in done.stdout
     assert scores["mean"] == pytest.approx(wanted([np.mean(y[folds != fold]) for fold in folds]), abs=1e-9)

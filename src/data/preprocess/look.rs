@@ -125,7 +125,7 @@ impl FewValues {
                 values = values.as_slice()[more..].iter();
                 continue;
             }
-            if self.last.is_some_and(|last| Some(last) != self.background || Some(value) != self.background) {
+            if self.last.is_some() {
                 self.pairs += 1;
                 self.alike += usize::from(same);
             }
