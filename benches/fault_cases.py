@@ -27,9 +27,22 @@ def start(arguments, folder, before=(), **more):
 def end(process, fails=False):
     """Output of a process that must end by itself, well or (`fails`) with an error and no panic."""
     text = process.communicate(timeout=PATIENCE)[0]
+    check_exit(process, text, fails)
+    return text
+
+
+def check_exit(process, text, fails=False):
     if "panicked" in text or (process.returncode != 0 if not fails else process.returncode != 1 or "error" not in text):
         raise Fault(f"exit {process.returncode}:\n{text}")
-    return text
+
+
+def was_killed(process):
+    """Whether a process was killed; otherwise it must have ended well."""
+    text = process.communicate(timeout=PATIENCE)[0]
+    if process.returncode == -signal.SIGKILL:
+        return True
+    check_exit(process, text)
+    return False
 
 
 def check_whole(work, folder, before):
@@ -98,8 +111,7 @@ def at_a_call(work, folder, known, dice):
     n = dice.randint(1, max(1, known.calls))
     inject = f"inject={CALLS}:signal=SIGKILL:when={n}"
     process = start(work.arguments(folder), folder, before=["strace", "-f", "-qq", "--seccomp-bpf", "-e", inject, "-o", "/dev/null"])
-    process.communicate(timeout=PATIENCE)
-    return process.returncode == -signal.SIGKILL
+    return was_killed(process)
 
 
 MOMENTS = {"at random": at_random, "as a file is written": as_a_file_is_written, "call": at_a_call}
@@ -111,10 +123,10 @@ def kill(process):
     if process.poll() is None:
         children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
         process.kill()
-    process.communicate(timeout=PATIENCE)
+    killed = was_killed(process)
     while any(alive(child) for child in children):
         time.sleep(0.01)
-    return process.returncode == -signal.SIGKILL
+    return killed
 
 
 def alive(pid):
@@ -137,7 +149,7 @@ def kills(*disturbed):
                 for _ in range(bench.dice.randint(1, 6)):
                     if work.ended(bench.folder) or not MOMENTS[moment](work, bench.folder, known, bench.dice):
                         break
-                    bench.counts["kills"] += 1
+                    bench.disturbed("kills")
                     check_whole(work, bench.folder, before)
                     before = work.progress(bench.folder)
                 if not work.ended(bench.folder):
@@ -154,29 +166,32 @@ def in_namespace(script, folder, *arguments):
                             cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
-FULL = """mkdir disk && mount -t tmpfs -o size=$1 tmpfs disk && cp -a work/. disk && cd disk && shift && "$@"
-code=$?; cd .. && rm -rf work && cp -a disk work; exit $code"""
+FULL = """mkdir disk && mount -t tmpfs -o size=$1 tmpfs disk && cp -a work/. disk && cd disk && shift || exit 99
+"$@"; code=$?; cd .. && rm -rf work && cp -a disk work; exit $code"""
 
 
 def full_disk(bench, times):
-    """A disk that holds the inputs and a part of what the work needs: it fails, and goes on once there is room."""
+    """A disk that holds the inputs and a part of what the work needs: it fails, and goes on once there is room. If it does not fail, there was room,
+    and nothing is missing."""
     outer, inner = bench.folder.parent / "outer", bench.folder.parent / "outer/work"
     while bench.counts["full disks"] < times:
         work = bench.next(WORKS)
         known = bench.undisturbed(work)
         shutil.rmtree(outer, ignore_errors=True)
         work.place(bench.inputs, inner)
-        # A tmpfs counts whole pages, folders too.
-        held = sum(-(-path.lstat().st_size // 4096) * 4096 + 4096 for path in inner.rglob("*"))
+        # A tmpfs counts the whole pages of files, and no folders.
+        held = sum(-(-(inner / path).stat().st_size // 4096) * 4096 for path in files(inner))
         size = held + int(bench.dice.uniform(0.02, 1) * known.bytes)
         with bench.trial(f"{work.name}, full disk"):
             process = in_namespace(FULL, outer, size, *command(*work.first))
             text = process.communicate(timeout=PATIENCE)[0]
             if process.returncode == 0:
+                compare(work, inner, known.state)
                 continue
-            if "panicked" in text or process.returncode != 1 or "No space left" not in text:
-                raise Fault(f"exit {process.returncode}:\n{text}")
-            bench.counts["full disks"] += 1
+            bench.disturbed("full disks")
+            check_exit(process, text, fails=True)
+            if "No space left" not in text:
+                raise Fault(text)
             check_whole(work, inner, 0)
             if left := work.leftovers(inner):
                 raise Fault(f"left behind: {left[0]}")
@@ -201,14 +216,14 @@ def read_only(bench, times):
                 raise Fault(text)
             if work.state(bench.folder):
                 raise Fault("wrote elsewhere")
-            bench.counts["folders to write"] += 1
+            bench.disturbed("folders to write")
             shutil.rmtree(bench.folder / work.out)
             inputs = [name for name in ("scans", "store", *work.needs) if (bench.folder / name).is_dir()]
             for name in inputs:
                 end(in_namespace(READ_ONLY, bench.folder, name, *command(*work.first)))
                 compare(work, bench.folder, known.state)
                 work.place(bench.inputs, bench.folder)
-                bench.counts["folders to read"] += 1
+                bench.disturbed("folders to read")
 
 
 # Stores that are damaged, or change while they are read.
@@ -254,7 +269,7 @@ def truncated_store(bench, times):
             text = end(start(work.first, bench.folder), fails=True)
             if path.name not in text:
                 raise Fault(text)
-            bench.counts["truncated files"] += 1
+            bench.disturbed("truncated files")
             path.write_bytes(whole)
             end(start(work.arguments(bench.folder), bench.folder))
             compare(work, bench.folder, known.state)
@@ -274,10 +289,11 @@ def changed_store(change, counted):
                 process = start(work.first, bench.folder)
                 time.sleep(bench.dice.uniform(0.2, 1) * known.seconds)
                 if process.poll() is not None:
+                    end(process)
                     continue
                 change(path, bench.dice)
                 text = process.communicate(timeout=PATIENCE)[0]
-                bench.counts[counted] += 1
+                bench.disturbed(counted)
                 if process.returncode == 0:
                     bench.counts["of these not affected"] += 1
                 elif process.returncode != 1 or "panicked" in text or "store" not in text:

@@ -75,24 +75,25 @@ def clock(bench, times):
         work.place(bench.inputs, bench.folder)
         def jump(kind):
             clock.set(JUMPS[kind](bench.dice))
-            bench.counts[f"jumps {kind}"] += 1
+            bench.disturbed(f"jumps {kind}")
         clock.set(0)
         before, right = event_files(bench.folder), [time.time]
         process = start(work.first, bench.folder, env=clock.environment)
         time.sleep(bench.dice.uniform(0, 0.8) * known.seconds)
-        if process.poll() is not None:
-            continue
         with bench.trial(f"{work.name}, clock {kind}"):
+            if process.poll() is not None:
+                end(process)
+                continue
             jump(kind)
             right.append(clock.now)
             if bench.dice.random() < 0.5:
                 time.sleep(bench.dice.uniform(0, 0.2) * known.seconds)
-                kill(process)
+                killed = kill(process)
                 read, before, right = clock.reads(), event_files(bench.folder), [clock.now]
                 if bench.dice.random() < 0.5:
                     bench.counts["of these read by the command"] += read > 0
                     jump(bench.dice.choice(list(JUMPS)))
-                bench.counts["of these before it was taken up"] += 1
+                bench.counts["of these before it was taken up"] += killed
                 process = None if work.ended(bench.folder) else start(work.arguments(bench.folder), bench.folder, env=clock.environment)
             if process:
                 end(process)
@@ -138,7 +139,7 @@ def dated(bench, times):
                 paths = [path for path in files(bench.folder) if not (scans and path.parts[0] == "scans")]
                 kind = bench.dice.choice([*TIMES, "each another"])
                 date(bench.folder, paths, lambda: TIMES[kind if kind in TIMES else bench.dice.choice(list(TIMES))](bench.dice))
-                bench.counts["times given to all files"] += 1
+                bench.disturbed("times given to all files")
                 process = start(work.arguments(bench.folder), bench.folder)
                 if not killed:
                     time.sleep(bench.dice.uniform(0.2, 0.9) * known.seconds)

@@ -53,7 +53,8 @@ def one_killed(bench, known, processes, again):
     """One is killed, and started again once the other has ended; what it did not do is done then."""
     unlucky = bench.dice.randrange(2)
     texts = [die(processes[unlucky], bench.dice)]
-    bench.counts["of these with one killed"] += texts[0] is not None
+    if texts[0] is not None:
+        bench.disturbed("of these with one killed")
     texts.append(end(processes[1 - unlucky]))
     return texts + [end(again(unlucky)) if texts[0] is not None else end(processes[unlucky])]
 
@@ -66,7 +67,8 @@ def both_killed(bench, known, processes, again):
         texts.append(text)
         left.append(processes[number] if text is None else number)
         time.sleep(bench.dice.uniform(0, 0.2) * known.seconds)
-    bench.counts["of these with both killed"] += None not in texts
+    if any(text is not None for text in texts):
+        bench.disturbed("of these with one killed" if None in texts else "of these with both killed")
     left = [again(one) if isinstance(one, int) else one for one in left]
     return texts + [end(process) for process in left]
 
@@ -78,11 +80,12 @@ def one_frozen(bench, known, processes, again, killed=False):
     if slow.poll() is None:
         pids = tree(slow)
         send(pids, signal.SIGSTOP)
+        bench.disturbed("of these with one frozen")
     time.sleep(bench.dice.uniform(0.2, 1.5) * known.seconds)
     text = die(slow, bench.dice) if killed else None
     send(pids[1:] if text is not None else pids if slow.poll() is None else [], signal.SIGCONT)
-    bench.counts["of these with one frozen"] += bool(pids)
-    bench.counts["of these with one killed"] += text is not None
+    if text is not None:
+        bench.disturbed("of these with one killed")
     return [text, end(processes[1 - number]), end(slow if text is None else again(number))]
 
 
@@ -106,7 +109,7 @@ def finish(bench, known, texts):
 def shared_sweep(bench, times):
     """Half of the pairs have clocks that are far apart, and find lock files that a dead machine left."""
     known, clock = bench.undisturbed(WORK), Clock(bench.folder.parent)
-    for _ in range(times):
+    while bench.trials < times:
         fate, shares = bench.next(FATES), bench.next(SHARES)
         WORK.place(bench.inputs, bench.folder)
         environments = [os.environ, os.environ]
@@ -149,7 +152,7 @@ def sweep_without_locks(bench, times):
         WORK.place(bench.inputs, bench.folder)
         with bench.trial("two processes without locks"):
             processes = [start(WORK.first, bench.folder, before=no_locks) for _ in range(2)]
-            bench.counts["pairs"] += 1
+            bench.disturbed("pairs")
             hindered(bench, known, processes, says="cannot be locked")
 
 
@@ -201,7 +204,7 @@ def two_mounts(bench, times):
         WORK.place(bench.inputs, bench.folder)
         with bench.trial(f"two mounts, {mount.__name__}"), mounted(mount, bench.folder, places):
             processes = [shard(share, place) for share, place in zip(bench.next(SHARES), places)]
-            bench.counts["pairs"] += 1
+            bench.disturbed("pairs")
             bench.counts[f"of these on {mount.__name__}"] += 1
             if mount is bindfs:
                 time.sleep(bench.dice.uniform(0.05, 1) * known.seconds)

@@ -57,10 +57,11 @@ class Bench:
         works.make_inputs(self.inputs)
 
     def begin(self):
-        self.counts, self.faults, self.trials = Counter(), [], 0
+        self.counts, self.faults, self.begun, self.trials = Counter(), [], 0, 0
 
     def next(self, choice):
-        return choice[self.trials % len(choice)]
+        """By turns, from trial to trial, disturbed or not."""
+        return choice[self.begun % len(choice)]
 
     def undisturbed(self, work):
         if work.name not in self.known:
@@ -69,12 +70,22 @@ class Bench:
 
     @contextlib.contextmanager
     def trial(self, what):
-        self.trials += 1
+        """A trial, which counts, and with it what is counted in it, if a command was `disturbed` in it or something was found."""
+        counts, self.hit = self.counts.copy(), False
+        self.begun += 1
         try:
             yield
         except (cases.Fault, subprocess.TimeoutExpired) as fault:
             self.faults.append(f"{what}: {fault}")
             print(f"FAULT: {what}: {fault}", flush=True)
+            self.hit = True
+        self.trials += self.hit
+        if not self.hit:
+            self.counts = counts
+
+    def disturbed(self, how):
+        self.counts[how] += 1
+        self.hit = True
 
 
 def page(record):
@@ -97,8 +108,9 @@ A case is a number of trials: a command is disturbed, then taken up again as a u
 by file and to the bit: checkpoints, exported weights, metrics, stores, results, predictions, reports; but for seconds,
 memory, logs and the event files of TensorBoard. After every kill each file that is there must be whole, and nothing
 that was done may be gone. {kills} kills in all: at moments drawn at random, as soon as a temporary file is seen, and
-right before one of the calls by which a file is written safely (fsync, rename, link, flock). Trials whose command had
-ended before the fault count, too, and those with a disk that was large enough.
+right before one of the calls by which a file is written safely (fsync, rename, link, flock). Only trials count in
+which a command was disturbed, not those in which it had ended before, or its disk was large enough after all; of these
+`benches/results/faults.json` has the number.
 
 | what happens | tried | equal, and nothing lost | when |
 | --- | --- | --- | --- |
@@ -148,7 +160,7 @@ def main():
             faults += len(bench.faults)
             description = machine()
             row = {"what": what, "counts": dict(bench.counts), "trials": bench.trials, "faults": len(bench.faults),
-                   "date": str(datetime.date.today()), "commit": description["commit"]}
+                   "not_disturbed": bench.begun - bench.trials, "date": str(datetime.date.today()), "commit": description["commit"]}
             print(f"{name}: {row}", flush=True)
             if not args.no_record:
                 # Read again, as another case may have been run meanwhile.
