@@ -54,7 +54,6 @@ class Bench:
     def __init__(self, folder, seed):
         self.dice, self.folder = random.Random(seed), folder / "place/work"
         self.inputs, self.known = folder / "inputs", {}
-        works.make_inputs(self.inputs)
 
     def begin(self):
         self.counts, self.faults, self.begun, self.trials = Counter(), [], 0, 0
@@ -153,6 +152,7 @@ def main():
     faults = 0
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder), args.seed)
+        works.make_inputs(bench.inputs)
         for name in args.case:
             case, times, what = CASES[name]
             bench.begin()

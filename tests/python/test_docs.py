@@ -1,4 +1,5 @@
 """README and docs/: short, readable, and true where a test can see it: links, paths, commands and their flags."""
+import json
 import re
 import shlex
 import subprocess
@@ -138,3 +139,11 @@ def test_tables_have_every_task_and_command():
 def test_expected_scaling_is_what_its_formula_gives():
     table = subprocess.run([sys.executable, ROOT / "benches/scale_model.py"], capture_output=True, text=True, check=True).stdout
     assert table in (ROOT / "docs/scale.md").read_text()
+
+
+def test_the_page_of_faults_is_what_its_record_gives(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "benches")
+    import faults
+    record = json.loads(faults.RECORD.read_text())
+    assert set(record["cases"]) == set(faults.CASES)
+    assert faults.page(record) == faults.PAGE.read_text()

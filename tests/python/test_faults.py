@@ -6,7 +6,7 @@ import time
 from itertools import combinations
 
 import pytest
-from helpers import command, pretext3d, read_json, refused, rows, tensors
+from helpers import ROOT, command, pretext3d, read_json, refused, rows, tensors
 
 TINY = ["--levels", 2, "--filters", 2, "--batch-size", 2, "--device", "cpu", "--threads", 1]
 PRETRAIN = ["--task", "rot", "--rot-head", "gap", "--steps", 1, "--schedule", "constant", *TINY]
@@ -158,3 +158,21 @@ def test_killed_between_the_best_checkpoint_and_the_last(store, tmp_path):
     assert "epoch" not in done.stdout, "the epoch was done again"
     assert (run / "last.safetensors").read_bytes() == (run / "best.safetensors").read_bytes() == newest
     assert not list(run.glob(".*.tmp")) and tensors(run / "w.safetensors")[1]
+
+
+def test_the_bench_counts_disturbed_trials_alone(monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(ROOT / "benches")
+    import faults
+    bench, works = faults.Bench(tmp_path, seed=1), []
+    bench.begin()
+    for disturbs in (2, 0, 1, 0):
+        works.append(bench.next("abc"))
+        with bench.trial("kept busy"):
+            bench.counts["seen"] += 1
+            for _ in range(disturbs):
+                bench.disturbed("kills")
+    with bench.trial("found broken"):
+        raise faults.cases.Fault("lost")
+    assert works == list("abca")
+    assert bench.counts == {"seen": 2, "kills": 3}
+    assert (bench.begun, bench.trials, bench.faults) == (5, 3, ["found broken: lost"])
