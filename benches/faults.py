@@ -30,7 +30,7 @@ CASES = {
     "finetune": (cases.kills(works.TRAININGS[1]), 40, "SIGKILL while `finetune` trains, tests and writes its record"),
     "preprocess": (cases.kills(works.PREPROCESS), 30, "SIGKILL while `preprocess` fills a store"),
     "export": (cases.kills(*works.EXPORTS), 40, "SIGKILL while `export` writes an encoder, and folders for nnU-Net, MONAI and Hugging Face"),
-    "sweep": (cases.kills(works.THE_SWEEP), 30, "SIGKILL of a `sweep`, whose cells then end by themselves"),
+    "sweep": (cases.kills(works.THE_SWEEP), 30, "SIGKILL of a `sweep`, whose cells then end by themselves, or of its cells"),
     "predict": (cases.kills(works.PREDICT, works.PROBABILITIES), 30, "SIGKILL while `predict` writes labels and probabilities"),
     "report": (cases.kills(works.REPORT), 20, "SIGKILL while `report` draws"),
     "full-disk": (cases.full_disk, 30, "a file system without room for all that a command writes (ENOSPC)"),
