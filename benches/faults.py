@@ -107,9 +107,9 @@ A case is a number of trials: a command is disturbed, then taken up again as a u
 by file and to the bit: checkpoints, exported weights, metrics, stores, results, predictions, reports; but for seconds,
 memory, logs and the event files of TensorBoard. After every kill each file that is there must be whole, and nothing
 that was done may be gone. {kills} kills in all: at moments drawn at random, as soon as a temporary file is seen, and
-right before one of the calls by which a file is written safely (fsync, rename, link, flock). Only trials count in
-which a command was disturbed, not those in which it had ended before, or its disk was large enough after all; of these
-`benches/results/faults.json` has the number.
+right before one of the calls by which a file is written safely (fsync, rename, link, flock). A trial in which nothing
+was disturbed, since the command had ended before or its disk was large enough, does not count;
+`benches/results/faults.json` has the number of these.
 
 | what happens | tried | equal, and nothing lost | when |
 | --- | --- | --- | --- |
