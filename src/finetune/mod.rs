@@ -79,6 +79,7 @@ fn train_and_test(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ende
     let device = config.train.device.resolve()?;
     group::use_device(device)?;
     let input = Input::of(&store);
+    input.check_planned(&config.train.data)?;
     config.train.check_ranks(&settings::resolved(config), &input)?;
     let reopen = |dir| Run::of_first(|| Run::reopen(dir, settings::resolved(config), &RESUMABLE, &input));
     let run = resume.map(reopen).transpose()?;

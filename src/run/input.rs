@@ -3,9 +3,14 @@
 use crate::data::preprocess::{Intensity, Settings, Threshold};
 use crate::data::slices::Slices;
 use crate::data::store::Store;
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
+use std::env;
+use std::path::Path;
+
+/// The variable by which a sweep tells a run's process the fingerprint of the store that it was planned with.
+pub const PLANNED_STORE: &str = "PRETEXT3D_PLANNED_STORE";
 
 /// What an encoder expects of its input: how the scans it was trained on were prepared.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -37,6 +42,17 @@ impl Input {
             fingerprint: index.fingerprint.clone(),
             slices: store.slices(),
         }
+    }
+
+    /// Errors in a run of a sweep that was planned with another store than `data` is now: it may have been made anew since the sweep looked.
+    pub fn check_planned(&self, data: &Path) -> Result<()> {
+        ensure!(
+            env::var_os(PLANNED_STORE).is_none_or(|planned| *planned == *self.fingerprint),
+            "{}: the store was made anew or changed while the sweep runs; take the store as it was and run the same command to go on, or give \
+             another --out",
+            data.display()
+        );
+        Ok(())
     }
 
     /// The channels in words.

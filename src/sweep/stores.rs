@@ -41,12 +41,22 @@ impl Stores {
         Ok(())
     }
 
+    /// What a run reads.
+    fn read_by(&self, pretraining: bool) -> &Known {
+        self.unlabelled.as_ref().filter(|_| pretraining).unwrap_or(&self.data)
+    }
+
+    /// The fingerprint of what a run must read.
+    pub fn planned(&self, pretraining: bool) -> &str {
+        &self.read_by(pretraining).fingerprint
+    }
+
     /// Errors if a run of an earlier start, if there is one in `dir`, was begun with another store.
     pub fn check_run(&self, dir: &Path, pretraining: bool) -> Result<()> {
         if !dir.join(CONFIG).is_file() {
             return Ok(());
         }
-        let Known { folder, fingerprint } = self.unlabelled.as_ref().filter(|_| pretraining).unwrap_or(&self.data);
+        let Known { folder, fingerprint } = self.read_by(pretraining);
         let description = Run::at(dir).description()?;
         let before = description.get("input").and_then(|input| input.get("fingerprint")?.as_str());
         ensure!(

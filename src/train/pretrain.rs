@@ -187,6 +187,7 @@ fn train(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended> {
     group::use_device(device)?;
 
     let input = Input::of(&store);
+    input.check_planned(&config.train.data)?;
     config.train.check_ranks(&settings::resolved(config), &input)?;
     let resumable: Vec<&str> = RESUMABLE.into_iter().chain(["weights"]).collect();
     let reopen = |dir| Run::of_first(|| Run::reopen(dir, settings::resolved(config), &resumable, &input));

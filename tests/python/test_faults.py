@@ -1,9 +1,12 @@
 """Stores that are damaged or changed while they are read, and work that was killed at the worst moment: named, mended, taken up.
 `benches/faults.py` tries many more moments."""
+import os
 import shutil
+import signal
 import subprocess
 import time
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 from helpers import ROOT, command, pretext3d, read_json, refused, rows, tensors
@@ -122,6 +125,25 @@ def test_a_store_made_anew_under_a_sweep(brains, own, tmp_path):
     (store / "index.json").write_text(index)
     pretext3d(*sweep, cwd=tmp_path)
     assert len(list(out.glob("cells/*/result.json"))) == 2
+
+
+def test_a_store_made_anew_before_a_run_of_a_sweep_opens_it(own, tmp_path):
+    store, out = own[0], tmp_path / "out"
+    (tmp_path / "sweep.toml").write_text(SWEEP)
+    sweep = ["sweep", "--config", "sweep.toml", "--out", "out"]
+    process = subprocess.Popen(command(*sweep), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while not (cells := Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.001)
+    # It has yet to load its libraries.
+    os.kill(int(cells[0]), signal.SIGSTOP)
+    index, fingerprint = (store / "index.json").read_text(), read_json(store / "index.json")["fingerprint"]
+    (store / "index.json").write_text(index.replace(fingerprint, "0" * 64))
+    os.kill(int(cells[0]), signal.SIGCONT)
+    fails(process, "error: store: ", "made anew or changed while the sweep runs")
+    (store / "index.json").write_text(index)
+    pretext3d(*sweep, cwd=tmp_path)
+    assert [read_json(path)["input"]["fingerprint"] for path in out.glob("cells/*/config.json")] == [fingerprint] * 2
 
 
 def test_an_export_to_another_program_that_was_killed(trained, tmp_path):
