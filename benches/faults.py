@@ -62,10 +62,10 @@ class Bench:
         """By turns, from trial to trial, disturbed or not."""
         return choice[self.begun % len(choice)]
 
-    def undisturbed(self, work):
-        if work.name not in self.known:
-            self.known[work.name] = cases.Undisturbed(work, self.inputs, self.folder)
-        return self.known[work.name]
+    def undisturbed(self, work, rebuilt=False):
+        if (work.name, rebuilt) not in self.known:
+            self.known[work.name, rebuilt] = cases.Undisturbed(work, self.inputs, self.folder, rebuilt)
+        return self.known[work.name, rebuilt]
 
     @contextlib.contextmanager
     def trial(self, what):
