@@ -137,7 +137,7 @@ def hindered(bench, known, processes, says=""):
         text = process.communicate(timeout=PATIENCE)[0]
         if "panicked" in text or says not in text or process.returncode not in (0, 1):
             raise Fault(f"exit {process.returncode}:\n{text}")
-        bench.counts["of these with a failed cell"] += process.returncode != 0
+        bench.counts["of their processes with a failed cell"] += process.returncode != 0
     end(start(WORK.first, bench.folder))
     compare(WORK, bench.folder, known.state)
 

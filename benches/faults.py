@@ -92,7 +92,7 @@ def page(record):
     rows = []
     for row in (record["cases"][name] for name in CASES if name in record["cases"]):
         # What was done first, then what came of it.
-        counts = sorted(((name, n) for name, n in row["counts"].items() if n), key=lambda count: count[0].startswith(("of these", "with", "hidden")))
+        counts = sorted(((name, n) for name, n in row["counts"].items() if n), key=lambda count: count[0].startswith(("of the", "hidden")))
         tried = ", ".join(f"{n} {name}" for name, n in counts)
         rows.append(f"| {row['what']} | {tried} | {row['trials'] - row['faults']} of {row['trials']} | {row['date']}, {row['commit']} |")
     kills = sum(row["counts"].get("kills", 0) for row in record["cases"].values())
@@ -108,8 +108,8 @@ by file and to the bit: checkpoints, exported weights, metrics, stores, results,
 memory, logs and the event files of TensorBoard. After every kill each file that is there must be whole, and nothing
 that was done may be gone. {kills} kills in all: at moments drawn at random, as soon as a temporary file is seen, and
 right before one of the calls by which a file is written safely (fsync, rename, link, flock). A trial in which nothing
-was disturbed, since the command had ended before or its disk was large enough, does not count;
-`benches/results/faults.json` has the number of these.
+was disturbed, since the command had ended before, opened the store only afterwards, or had a disk that was large
+enough, does not count; `benches/results/faults.json` has the number of these.
 
 | what happens | tried | equal, and nothing lost | when |
 | --- | --- | --- | --- |
