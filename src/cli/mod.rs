@@ -72,6 +72,7 @@ const STOPPED: u8 = 130;
 /// 130: stopped by a signal, to be continued. A closed pipe at standard output changes nothing; where it cannot be written
 /// otherwise (a full disk), a command that is done exits with 1.
 pub fn main() -> ExitCode {
+    ffi::skip_destructors();
     ffi::name_lost_pages();
     if is_rank_command(std::env::args_os().nth(1)) && group::launched().is_ok_and(|rank| rank.is_some_and(|rank| rank.rank > 0))
     {

@@ -10,7 +10,7 @@ mod script;
 pub use checkpoint::{checkpoint, with_checkpointing};
 pub use cuda::{Gpu, gpus, load_cuda};
 pub use lost_pages::name_lost_pages;
-pub use process::{spawn_bound, terminate};
+pub use process::{skip_destructors, spawn_bound, terminate};
 pub use script::{description, read_state, save_script};
 
 use anyhow::{Result, bail};
