@@ -1,6 +1,7 @@
 //! Knowing a scan again, whatever was done to it since: by its images as they were read.
 
 use crate::data::formats::image::{Photograph, Samples};
+use crate::data::number::{Number, all_are};
 use crate::dim::Shape;
 use bytemuck::Pod;
 use std::collections::BTreeSet;
@@ -30,16 +31,17 @@ impl Image {
     }
 
     /// Takes the next values.
-    pub fn add(&mut self, values: &[f32]) {
+    pub fn add<T: Number>(&mut self, values: &[T]) {
         if self.empty {
-            (self.constant, self.empty) = (values.first().copied(), values.is_empty());
+            (self.constant, self.empty) = (values.first().map(|&v| v.into()), values.is_empty());
         }
-        self.constant = self.constant.filter(|first| values.iter().all(|v| v == first));
+        let same = |first: &f32| values.first().is_none_or(|&v| v.into() == *first && all_are(values, v));
+        self.constant = self.constant.filter(same);
         let mut block = [0f32; 1024];
         for values in values.chunks(block.len()) {
             let block = &mut block[..values.len()];
             // Minus zero becomes zero.
-            block.iter_mut().zip(values).for_each(|(out, v)| *out = v + 0.);
+            block.iter_mut().zip(values).for_each(|(out, &v)| *out = v.into() + 0.);
             self.hash.write(bytemuck::cast_slice(block));
         }
     }

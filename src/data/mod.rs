@@ -6,6 +6,7 @@ pub mod labelling;
 pub mod laterality;
 pub mod layouts;
 pub mod names;
+pub mod number;
 pub mod phantom;
 pub mod preprocess;
 pub mod scan;

@@ -1,5 +1,6 @@
 //! A scan in the type that its file stores: mostly a quarter or a half of what float32 takes, which it becomes piece by piece, in cache.
 
+use super::number::Number;
 use super::volume::{Affine, Volume, spacing};
 use crate::dim::Shape;
 use ndarray::{Array4, ArrayView3};
@@ -27,6 +28,14 @@ pub enum Voxels {
     Uint16(Vec<u16>),
     Int16(Vec<i16>),
     Float32(Vec<f32>),
+}
+
+/// What goes through a channel's values piece by piece, in whichever type they are stored.
+pub trait Pieces {
+    type Seen;
+
+    /// `each` hands all pieces in order to what it is given.
+    fn of<T: Number>(self, each: impl FnOnce(&mut dyn FnMut(&[T]))) -> Self::Seen;
 }
 
 /// What gives float32 by place.
@@ -93,11 +102,19 @@ impl Channel {
         each * self.voxels()
     }
 
-    /// All values in order, so many at a time.
-    pub fn pieces(&self, size: usize, mut take: impl FnMut(&[f32])) {
-        let mut buffer = vec![];
-        for start in (0..self.voxels()).step_by(size) {
-            take(self.floats(start..self.voxels().min(start + size), &mut buffer));
+    /// All values in order, so many at a time, as what they are stored as: whole numbers that have no scale, or float32.
+    pub fn pieces<P: Pieces>(&self, size: usize, pieces: P) -> P::Seen {
+        match (&self.stored, self.scale) {
+            (Voxels::Uint8(values), None) => pieces.of(|take| values.chunks(size).for_each(take)),
+            (Voxels::Uint16(values), None) => pieces.of(|take| values.chunks(size).for_each(take)),
+            (Voxels::Int16(values), None) => pieces.of(|take| values.chunks(size).for_each(take)),
+            (Voxels::Float32(values), _) => pieces.of(|take| values.chunks(size).for_each(take)),
+            (_, Some(_)) => pieces.of(|take| {
+                let mut buffer = vec![];
+                for start in (0..self.voxels()).step_by(size) {
+                    take(self.floats(start..self.voxels().min(start + size), &mut buffer));
+                }
+            }),
         }
     }
 
@@ -143,6 +160,18 @@ impl From<Volume> for Scan {
 mod tests {
     use super::*;
 
+    struct Collect;
+
+    impl Pieces for Collect {
+        type Seen = Vec<f32>;
+
+        fn of<T: Number>(self, each: impl FnOnce(&mut dyn FnMut(&[T]))) -> Vec<f32> {
+            let mut found = vec![];
+            each(&mut |values| found.extend(values.iter().map(|&v| v.into())));
+            found
+        }
+    }
+
     #[test]
     fn integers_are_scaled_in_float64_in_pieces_of_any_size() {
         let stored: Vec<i16> = (-300..300).map(|v| v * 100).collect();
@@ -150,13 +179,12 @@ mod tests {
         let channel = Channel::new(Voxels::Int16(stored), Some((0.37, -1000.25)));
         assert_eq!((channel.voxels(), channel.bytes()), (600, 1200));
         for size in [1, 7, 600, 1000] {
-            let mut found = vec![];
-            channel.pieces(size, |values| found.extend_from_slice(values));
-            assert_eq!(found, expected);
+            assert_eq!(channel.pieces(size, Collect), expected);
         }
         let mut affine = [[0.; 4]; 4];
         (0..4).for_each(|a| affine[a][a] = 1.);
         let bright = Channel::new(Voxels::Uint8((0..600).map(|v| (v % 256) as u8).collect()), None);
+        assert_eq!(bright.pieces(7, Collect), bright.clone().into_floats());
         let volume = Scan { channels: vec![channel, bright], shape: [10, 20, 3], affine }.into_volume();
         assert_eq!(volume.data.as_slice().unwrap()[..600], expected);
         assert_eq!(volume.data[[1, 5, 1, 2]], 49.);

@@ -1,6 +1,7 @@
 //! Foreground, bounding box and normalisation of intensities, channel by channel.
 
 use super::{Intensity, Threshold};
+use crate::data::number::{BLOCK, LANES, Number};
 use crate::data::scan::{Channel, Floats};
 use anyhow::{Result, bail, ensure};
 
@@ -12,11 +13,6 @@ pub const LEAST_TISSUE: f64 = 0.005;
 const FAR: f64 = 1000.0;
 /// ..if no more than one in so many is.
 const RARE: usize = 10_000;
-/// Values handled side by side, so that the compiler uses vector registers.
-pub(super) const LANES: usize = 16;
-/// Values that are added up in single precision: few, so that rounding does not grow with the volume.
-pub(super) const BLOCK: usize = 64 * LANES;
-
 /// What one pass over a channel tells.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Summary {
@@ -30,45 +26,36 @@ pub struct Summary {
 }
 
 /// A [`Summary`] in the making.
-pub(super) struct Sums {
-    low: f32,
-    high: f32,
+pub(super) struct Sums<T> {
+    low: T,
+    high: T,
     sum: f64,
     above_air: usize,
     non_finite: usize,
     n: usize,
 }
 
-impl Default for Sums {
-    fn default() -> Sums {
-        Sums { low: f32::INFINITY, high: f32::NEG_INFINITY, sum: 0.0, above_air: 0, non_finite: 0, n: 0 }
+impl<T: Number> Default for Sums<T> {
+    fn default() -> Self {
+        Sums { low: T::HIGHEST, high: T::LOWEST, sum: 0.0, above_air: 0, non_finite: 0, n: 0 }
     }
 }
 
-impl Sums {
+impl<T: Number> Sums<T> {
     /// Takes the next values; whole blocks, but for the last ones.
-    pub fn add(&mut self, values: &[f32]) {
+    pub fn add(&mut self, values: &[T]) {
         for block in values.chunks(BLOCK) {
-            let (mut low, mut high, mut sums) = ([f32::INFINITY; LANES], [f32::NEG_INFINITY; LANES], [0.0f32; LANES]);
-            for lane in block.chunks(LANES) {
-                for (k, &v) in lane.iter().enumerate() {
-                    low[k] = if v < low[k] { v } else { low[k] };
-                    high[k] = if v > high[k] { v } else { high[k] };
-                    sums[k] += v;
-                }
-            }
-            let lowest = low.into_iter().fold(f32::INFINITY, f32::min);
-            self.low = self.low.min(lowest);
-            self.high = high.into_iter().fold(self.high, f32::max);
-            let sum = sums.iter().map(|&s| f64::from(s)).sum::<f64>();
+            let [low, high] = T::range(block);
+            (self.low, self.high) = (self.low.or_lower(low), self.high.or_higher(high));
+            let sum = T::sum(block);
             self.sum += sum;
             // Most blocks need no counting.
-            self.above_air += match lowest > AIR_BELOW {
+            self.above_air += match low.into() > AIR_BELOW {
                 true => block.len(),
-                false => block.iter().filter(|&&v| v > AIR_BELOW).count(),
+                false => block.iter().filter(|&&v| v.into() > AIR_BELOW).count(),
             };
             if !sum.is_finite() {
-                self.non_finite += block.iter().filter(|v| !v.is_finite()).count();
+                self.non_finite += block.iter().filter(|&&v| !v.into().is_finite()).count();
             }
         }
         self.n += values.len();
@@ -77,8 +64,8 @@ impl Sums {
     /// Of values that are not none.
     pub fn summary(&self) -> Summary {
         Summary {
-            min: self.low,
-            max: self.high,
+            min: self.low.into(),
+            max: self.high.into(),
             mean: self.sum / self.n as f64,
             above_air: self.above_air as f64 / self.n as f64,
             non_finite: self.non_finite,

@@ -1,9 +1,10 @@
 //! What is to be known of a channel before it is resampled, in one pass over it.
 
-use super::intensity::{BLOCK, LANES, Summary, Sums};
+use super::intensity::{Summary, Sums};
 use crate::data::identity;
 use crate::data::labelling::whole_label;
-use crate::data::scan::{Channel, Scan};
+use crate::data::number::{BLOCK, LANES, Number, all_are, side_by_side};
+use crate::data::scan::{Channel, Pieces, Scan};
 use crate::dim::{Region, Shape};
 use rayon::prelude::*;
 use std::collections::BTreeSet;
@@ -25,15 +26,7 @@ pub struct Look {
 impl Look {
     /// At a channel of this shape that is not empty.
     pub fn at(channel: &Channel, shape: Shape) -> Look {
-        let (mut id, mut sums, mut highest) = (identity::Image::new(shape), Sums::default(), Highest::new(shape));
-        let mut few = Some(FewValues::default());
-        channel.pieces(PIECE, |values| {
-            id.add(values);
-            sums.add(values);
-            highest.add(values);
-            few = few.take().and_then(|few| few.add(values));
-        });
-        Look { id: id.id(), summary: sums.summary(), highest, few_values: few.and_then(FewValues::values) }
+        channel.pieces(PIECE, Looking(shape))
     }
 
     /// At each channel.
@@ -42,48 +35,70 @@ impl Look {
     }
 }
 
+/// A look at a channel of this shape.
+struct Looking(Shape);
+
+impl Pieces for Looking {
+    type Seen = Look;
+
+    fn of<T: Number>(self, each: impl FnOnce(&mut dyn FnMut(&[T]))) -> Look {
+        let (mut id, mut sums, mut highest) = (identity::Image::new(self.0), Sums::default(), HighestOf::new(self.0));
+        let mut few = Some(FewValues::default());
+        each(&mut |values| {
+            id.add(values);
+            sums.add(values);
+            highest.add(values);
+            few = few.take().and_then(|few| few.add(values));
+        });
+        Look { id: id.id(), summary: sums.summary(), highest: highest.floats(), few_values: few.and_then(FewValues::values) }
+    }
+}
+
 /// The highest value of each plane, row and column of voxels: of all that have one index along an axis.
 #[derive(Clone, Debug)]
 pub struct Highest {
     along: [Vec<f32>; 3],
+}
+
+/// A [`Highest`] in the making.
+struct HighestOf<T> {
+    along: [Vec<T>; 3],
     /// Values that were looked at.
     n: usize,
 }
 
-impl Highest {
-    fn new(shape: Shape) -> Highest {
-        Highest { along: shape.map(|n| vec![f32::NEG_INFINITY; n]), n: 0 }
+impl<T: Number> HighestOf<T> {
+    fn new(shape: Shape) -> Self {
+        HighestOf { along: shape.map(|n| vec![T::LOWEST; n]), n: 0 }
     }
 
     /// Takes the next values.
-    fn add(&mut self, mut values: &[f32]) {
+    fn add(&mut self, mut values: &[T]) {
         let [planes, rows, columns] = &mut self.along;
         while !values.is_empty() {
             let (row, column) = (self.n / columns.len(), self.n % columns.len());
             let (part, rest) = values.split_at(values.len().min(columns.len() - column));
-            let mut lanes = [f32::NEG_INFINITY; LANES];
+            let mut lanes = [T::LOWEST; LANES];
             let (whole, last) = part.as_chunks();
             let (whole_columns, last_columns) = columns[column..][..part.len()].as_chunks_mut();
             for (values, columns) in whole.iter().zip(whole_columns) {
-                (lanes, *columns) = (higher(&lanes, values), higher(columns, values));
+                (lanes, *columns) = (side_by_side(&lanes, values, T::or_higher), side_by_side(columns, values, T::or_higher));
             }
             for (column, &v) in last_columns.iter_mut().zip(last) {
-                *column = if v > *column { v } else { *column };
+                *column = column.or_higher(v);
             }
-            let highest = lanes.iter().chain(last).fold(f32::NEG_INFINITY, |highest, &v| if v > highest { v } else { highest });
+            let highest = lanes.iter().chain(last).fold(T::LOWEST, |highest, &v| highest.or_higher(v));
             let (plane, row) = (row / rows.len(), row % rows.len());
-            planes[plane] = planes[plane].max(highest);
-            rows[row] = rows[row].max(highest);
+            planes[plane] = planes[plane].or_higher(highest);
+            rows[row] = rows[row].or_higher(highest);
             self.n += part.len();
             values = rest;
         }
     }
-}
 
-/// The higher of each pair; of a number and NaN the first one. An array, not a slice, becomes vector registers.
-#[inline(always)]
-fn higher(a: &[f32; LANES], b: &[f32; LANES]) -> [f32; LANES] {
-    std::array::from_fn(|k| if b[k] > a[k] { b[k] } else { a[k] })
+    fn floats(self) -> Highest {
+        Highest { along: self.along.map(|line| line.into_iter().map(T::into).collect()) }
+    }
 }
 
 /// Smallest box that holds every voxel which is above its channel's threshold in any channel; `None` if there is no such voxel.
@@ -97,16 +112,16 @@ pub fn bounding_box(channels: &[(&Highest, f32)]) -> Option<Region> {
 
 /// The values of a channel as long as it may be a label.
 #[derive(Default)]
-struct FewValues {
-    background: Option<f32>,
-    last: Option<f32>,
+struct FewValues<T> {
+    background: Option<T>,
+    last: Option<T>,
     values: BTreeSet<i64>,
     /// Neighbours that are not both background, and those of them that are alike.
     pairs: usize,
     alike: usize,
 }
 
-impl FewValues {
+impl<T: Number> FewValues<T> {
     const FEW: usize = 32;
     const REGIONS: usize = 1024;
     /// Neighbours that are looked at before a channel of more values is given up, and the share of them that must be alike.
@@ -114,15 +129,16 @@ impl FewValues {
     const ALIKE: f64 = 0.6;
 
     /// Takes the next values; `None`: it is no label.
-    fn add(mut self, values: &[f32]) -> Option<FewValues> {
+    fn add(mut self, values: &[T]) -> Option<Self> {
         self.background = self.background.or(values.first().copied());
         let mut values = values.iter();
         while let Some(&value) = values.next() {
             let same = self.last == Some(value);
             if same && self.last == self.background {
                 // More of the background says nothing.
-                let more = values.as_slice().iter().take_while(|v| **v == value).count();
-                values = values.as_slice()[more..].iter();
+                let (lanes, _) = values.as_slice().as_chunks::<LANES>();
+                let more = lanes.iter().take_while(|lanes| all_are(*lanes, value)).count();
+                values = values.as_slice()[more * LANES..].iter();
                 continue;
             }
             if self.last.is_some() {
@@ -131,7 +147,7 @@ impl FewValues {
             }
             if !same {
                 self.last = Some(value);
-                self.values.insert(whole_label(value)?);
+                self.values.insert(whole_label(value.into())?);
                 let patches = self.pairs < Self::NEIGHBOURS || self.in_patches();
                 if self.values.len() > Self::REGIONS || self.values.len() > Self::FEW && !patches {
                     return None;
@@ -154,6 +170,8 @@ impl FewValues {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::scan::Voxels;
+    use crate::dim::voxels;
     use crate::rng::{Stream, rng};
     use rand::Rng as _;
 
@@ -180,5 +198,23 @@ mod tests {
             }
         }
         assert_eq!(bounding_box(&[(&look(vec![0.0; 12_000], shape).highest, 0.5)]), None);
+    }
+
+    #[test]
+    fn whole_numbers_look_as_they_do_as_floats() {
+        let mut random = rng(4, Stream::Train, 0, 0);
+        // Scans and labels, of more than a piece; rows that are no whole number of lanes.
+        for (shape, values) in [([4, 60, 47], 0..200u8), ([3, 70, 61], 0..2), ([90, 9, 16], 7..8)] {
+            let of = (0..voxels(shape)).map(|_| random.random_range(values.clone())).collect::<Vec<_>>();
+            for stored in [
+                Voxels::Uint8(of.clone()),
+                Voxels::Uint16(of.iter().map(|&v| 300 * u16::from(v)).collect()),
+                Voxels::Int16(of.iter().map(|&v| 300 * (i16::from(v) - 100)).collect()),
+            ] {
+                let channel = Channel::new(stored, None);
+                let floats = Channel::float32(channel.clone().into_floats());
+                assert_eq!(format!("{:?}", Look::at(&channel, shape)), format!("{:?}", Look::at(&floats, shape)));
+            }
+        }
     }
 }
