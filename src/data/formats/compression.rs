@@ -4,11 +4,17 @@ use super::super::names;
 use anyhow::Result;
 use bzip2::bufread::MultiBzDecoder;
 use flate2::bufread::GzDecoder;
+use libdeflater::Decompressor;
 use ruzstd::decoding::{FrameDecoder, StreamingDecoder};
+use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::fs::FileExt;
 
 /// Bytes read from a file at a time.
 const BUFFER: usize = 1 << 17;
+
+/// By how much a scan's file is expected to be compressed at most.
+pub const LIKELY: usize = 8;
 
 /// What names of compressed files end in.
 pub const ENDINGS: [&str; 3] = [".gz", ".bz2", ".zst"];
@@ -46,6 +52,28 @@ pub fn bunzip2<'a>(stream: impl BufRead + 'a) -> impl Read + 'a {
 /// What a gzip stream compresses.
 pub fn gunzip<'a>(stream: impl BufRead + 'a) -> impl Read + 'a {
     Members(Some(GzDecoder::new(stream)))
+}
+
+/// The whole content of a gzip file that compresses this many bytes, checksum compared: faster than as a stream. `None`: it is something else,
+/// holds more or less, is damaged or compressed so much that its claim is not to be trusted; as a stream it is read or says what is wrong.
+pub fn gunzip_at_once(file: &File, bytes: usize) -> Option<Vec<u8>> {
+    let size = usize::try_from(file.metadata().ok()?.len()).ok()?;
+    let (mut start, mut end) = ([0; 2], [0; 4]);
+    file.read_exact_at(&mut start, 0).ok()?;
+    file.read_exact_at(&mut end, size.checked_sub(4)? as u64).ok()?;
+    let claimed = u32::from_le_bytes(end) == bytes as u32;
+    if start != [0x1f, 0x8b] || !claimed || bytes / LIKELY > size || size / LIKELY > bytes {
+        return None;
+    }
+    let mut packed = Vec::new();
+    packed.try_reserve_exact(size).ok()?;
+    packed.resize(size, 0);
+    file.read_exact_at(&mut packed, 0).ok()?;
+    let mut out = Vec::new();
+    out.try_reserve_exact(bytes).ok()?;
+    out.resize(bytes, 0);
+    let n = Decompressor::new().gzip_decompress(&packed, &mut out).ok()?;
+    (n == bytes).then_some(out)
 }
 
 /// What the members of a gzip stream hold, one after the other. Tapes and some transfers pad files, so what follows the last member
@@ -127,6 +155,43 @@ mod tests {
     fn unpacked(bytes: &[u8]) -> io::Result<Vec<u8>> {
         let mut out = vec![];
         decompressed(bytes).unwrap().read_to_end(&mut out).map(|_| out)
+    }
+
+    #[test]
+    fn at_once_as_a_stream_or_not_at_all() {
+        let content: Vec<u8> = (0..300_000u32).map(|i| (i.wrapping_mul(i).wrapping_mul(0x9e37_79b9) >> 26) as u8).collect();
+        let gz = |content: &[u8]| {
+            let mut stream = GzEncoder::new(vec![], flate2::Compression::fast());
+            stream.write_all(content).unwrap();
+            stream.finish().unwrap()
+        };
+        let at_once = |packed: &[u8]| {
+            let mut file = tempfile::tempfile().unwrap();
+            file.write_all(packed).unwrap();
+            gunzip_at_once(&file, content.len())
+        };
+        let packed = gz(&content);
+        assert_eq!(at_once(&packed).unwrap(), content);
+        // Its first bytes alone, a byte more, two members, padding, nothing, what is not compressed, a wrong checksum, wrong data.
+        let (mut checksum, mut data) = (packed.clone(), packed.clone());
+        checksum[packed.len() - 5] ^= 1;
+        data[packed.len() / 2] ^= 1;
+        let members = [gz(&content[..9]), gz(&content[9..])].concat();
+        for other in [
+            packed[..packed.len() / 2].to_vec(),
+            gz(&[&content[..], &[0]].concat()),
+            members,
+            [&packed[..], &[0; 40]].concat(),
+            vec![],
+            content.clone(),
+            checksum,
+            data,
+        ] {
+            assert!(at_once(&other).is_none());
+        }
+        // Compressed too much, as what claims memory is.
+        let zeros = vec![0; content.len()];
+        assert!(at_once(&gz(&zeros)).is_none());
     }
 
     #[test]

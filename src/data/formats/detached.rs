@@ -82,7 +82,7 @@ pub fn voxels<'a>(
         let files = paths.into_iter();
         Ok(Box::new(Files { files, decode, each, current: None }) as Box<dyn Read>)
     };
-    Ok(Voxels { open: Box::new(open), beside, there: 0 })
+    Ok(Voxels { beside, ..Voxels::from_stream(open) })
 }
 
 /// One file after the other, opened as they are needed.

@@ -233,7 +233,7 @@ fn open(content: Content) -> Result<(Header, Voxels)> {
             skip_bytes(&mut stream, skip)?;
             data.voxels(stream)
         };
-        Voxels { open: Box::new(open), beside: vec![], there: 0 }
+        Voxels::from_stream(open)
     } else {
         let decode = move |mut file: detached::File, bytes: u64| {
             match u64::try_from(data.skip) {

@@ -110,7 +110,7 @@ fn open(content: Content) -> Result<(Header, Voxels)> {
         big_endian: true,
         raw,
     };
-    Ok((header, Voxels::here(stream, 0)))
+    Ok((header, Voxels::here(stream, SIZE, SIZE as u64)))
 }
 
 fn write(like: &Header, made: &mut Made, out: &mut dyn Write) -> Result<()> {

@@ -19,8 +19,8 @@ pub struct Opened<'a> {
     header: Header,
     /// Of all voxels.
     bytes: usize,
-    /// Bytes of the header's file, 0 where that is not known.
-    size: u64,
+    /// The header's.
+    file: Option<File>,
     voxels: Voxels<'a>,
 }
 
@@ -32,12 +32,12 @@ pub fn open(path: &Path) -> Result<Opened<'static>> {
     let open = || -> Result<_> {
         let path = nifti::header_file(path)?;
         let file = File::open(&path)?;
-        let size = file.metadata()?.len();
-        Ok((open_content(Content { stream: decompressed(file)?, path: Some(path) })?, size))
+        let stream = decompressed(file.try_clone()?)?;
+        Ok((open_content(Content { stream, path: Some(path) })?, file))
     };
     let name = path.display().to_string();
-    let ((header, voxels), size) = open().with_context(|| name.clone())?;
-    Ok(Opened { size, ..Opened::new(name, header, voxels)? })
+    let ((header, voxels), file) = open().with_context(|| name.clone())?;
+    Ok(Opened { file: Some(file), ..Opened::new(name, header, voxels)? })
 }
 
 /// As [`open`], of a stream, e.g. a member of an archive, whose voxels must be in it. `name` is for messages.
@@ -78,7 +78,7 @@ impl<'a> Opened<'a> {
             anyhow::Ok(bytes)
         };
         let bytes = check().with_context(|| name.clone())?;
-        Ok(Opened { name, header, bytes, size: 0, voxels })
+        Ok(Opened { name, header, bytes, file: None, voxels })
     }
 
     pub fn header(&self) -> &Header {
@@ -108,10 +108,11 @@ impl<'a> Opened<'a> {
     }
 
     fn turned(self, orientation: Orientation) -> Result<Scan> {
-        let Opened { name, header, bytes, size, voxels } = self;
+        let Opened { name, header, bytes, file, voxels } = self;
+        let own = file.as_ref().and_then(|file| Some(file.metadata().ok()?.len()));
         let beside: u64 = voxels.beside.iter().filter_map(|file| Some(file.metadata().ok()?.len())).sum();
-        let there = size + beside + voxels.there;
-        let raw = read_raw(voxels, &header, bytes, there).with_context(|| name)?;
-        Ok(decode(raw, &header, orientation))
+        let there = own.unwrap_or(0) + beside + voxels.there;
+        let (mut raw, start) = read_raw(voxels, &header, bytes, file.as_ref(), there).with_context(|| name)?;
+        Ok(decode(&mut raw[start..][..bytes], &header, orientation))
     }
 }

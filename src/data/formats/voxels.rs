@@ -1,5 +1,6 @@
 //! Voxels between a file's bytes and memory.
 
+use super::compression::{LIKELY, gunzip_at_once};
 use super::{Header, Stored};
 use crate::data::scan::{self, Channel, Scan};
 use crate::data::volume::{Strides, gather, permute_affine};
@@ -7,6 +8,7 @@ use crate::dim::voxels;
 use crate::transform::spatial::Orientation;
 use anyhow::{Context, Result, ensure};
 use ndarray::ArrayView4;
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::PathBuf;
 
@@ -14,6 +16,8 @@ use std::path::PathBuf;
 pub struct Voxels<'a> {
     /// Gives the bytes from the first voxel on, decompressed, in the stored type; what follows the last voxel does not matter.
     pub open: Box<dyn FnOnce() -> Result<Box<dyn Read + 'a>> + 'a>,
+    /// Where the first voxel is in the content of the header's own file, decompressed, if it is there.
+    pub at: Option<u64>,
     /// The files that hold them, as far as they are there, if it is not the header's.
     pub beside: Vec<PathBuf>,
     /// Bytes of yet other files that hold them.
@@ -21,13 +25,18 @@ pub struct Voxels<'a> {
 }
 
 impl<'a> Voxels<'a> {
-    /// In the header's own file, after this many bytes more.
-    pub fn here(mut stream: impl Read + 'a, skip: u64) -> Voxels<'a> {
+    /// In the header's own file from byte `at` on, of which the stream has passed so many.
+    pub fn here(mut stream: impl Read + 'a, passed: usize, at: u64) -> Voxels<'a> {
         let open = move || {
-            skip_bytes(&mut stream, skip)?;
+            skip_bytes(&mut stream, at - passed as u64)?;
             Ok(Box::new(stream) as Box<dyn Read>)
         };
-        Voxels { open: Box::new(open), beside: vec![], there: 0 }
+        Voxels { at: Some(at), ..Voxels::from_stream(open) }
+    }
+
+    /// As [`Voxels::open`] says.
+    pub fn from_stream(open: impl FnOnce() -> Result<Box<dyn Read + 'a>> + 'a) -> Voxels<'a> {
+        Voxels { open: Box::new(open), at: None, beside: vec![], there: 0 }
     }
 }
 
@@ -40,12 +49,17 @@ pub fn skip_bytes(stream: &mut dyn Read, n: u64) -> Result<()> {
 
 /// Bytes that are read at a time: as many as have come, within these bounds.
 const PIECES: [usize; 2] = [1 << 16, 1 << 20];
-/// By how much a file is expected to be compressed at most.
-const COMPRESSION: usize = 8;
 
-/// The bytes of all voxels. `there`: of the files that hold them, as far as known. The buffer is as large as they warrant, and grows beyond
-/// that with what arrives, so that a header cannot claim memory.
-pub fn read_raw(voxels: Voxels, header: &Header, bytes: usize, there: u64) -> Result<Vec<u8>> {
+/// What holds the bytes of all voxels, and where they begin in it. `file`: the header's own; `there`: bytes of the files that hold them, as far
+/// as known. The buffer is as large as they warrant, and grows beyond that with what arrives, so that a header cannot claim memory.
+pub fn read_raw(voxels: Voxels, header: &Header, bytes: usize, file: Option<&File>, there: u64) -> Result<(Vec<u8>, usize)> {
+    let at_once = || {
+        let at = usize::try_from(voxels.at?).ok()?;
+        Some((gunzip_at_once(file?, at.checked_add(bytes)?)?, at))
+    };
+    if let Some(whole) = at_once() {
+        return Ok(whole);
+    }
     let expected = || {
         let (shape, channels, stored) = (header.shape, header.interleaved.unwrap_or(header.channels), header.stored);
         format!("expected {bytes} bytes of voxels ({shape:?} x {channels} {stored:?})")
@@ -56,12 +70,12 @@ pub fn read_raw(voxels: Voxels, header: &Header, bytes: usize, there: u64) -> Re
         let mut stream = (voxels.open)().with_context(expected)?;
         let mut raw = Vec::new();
         // Where there is no room for as much, what arrives may be less.
-        let _ = raw.try_reserve_exact(bytes.min(COMPRESSION.saturating_mul(there as usize)));
+        let _ = raw.try_reserve_exact(bytes.min(LIKELY.saturating_mul(there as usize)));
         fill(&mut raw, bytes, &mut stream).with_context(|| format!("{}, reading failed after {}", expected(), raw.len()))?;
         ensure!(raw.len() == bytes, "{}, found {}", expected(), raw.len());
         // What follows is padding; reading on to the end checks the checksums.
         io::copy(&mut stream, &mut io::sink()).with_context(|| format!("{}, reading failed at their end", expected()))?;
-        Ok(raw)
+        Ok((raw, 0))
     };
     match beside {
         Some([file]) => read().with_context(|| format!("voxels in {}", file.display())),
@@ -92,23 +106,23 @@ fn fill(raw: &mut Vec<u8>, bytes: usize, stream: &mut dyn Read) -> io::Result<()
 }
 
 /// Stored bytes to voxels in their place; numbers of up to 16 bits stay what they are.
-pub fn decode(mut raw: Vec<u8>, header: &Header, orientation: Orientation) -> Scan {
+pub fn decode(raw: &mut [u8], header: &Header, orientation: Orientation) -> Scan {
     if header.big_endian {
         raw.chunks_exact_mut(header.stored.size()).for_each(<[u8]>::reverse);
     }
     macro_rules! narrow {
         ($t:ty, $voxels:path) => {
-            place(&raw, header, orientation, <$t>::from_le_bytes, |values| Channel::new($voxels(values), header.scale))
+            place(raw, header, orientation, <$t>::from_le_bytes, |values| Channel::new($voxels(values), header.scale))
         };
     }
     // Through float64, as nibabel does, which is exact for all but 64-bit integers.
     macro_rules! wide {
         ($t:ty) => {
             match header.scale {
-                None => place(&raw, header, orientation, |b| <$t>::from_le_bytes(b) as f64 as f32, Channel::float32),
+                None => place(raw, header, orientation, |b| <$t>::from_le_bytes(b) as f64 as f32, Channel::float32),
                 Some((slope, inter)) => {
                     let value = move |b| (<$t>::from_le_bytes(b) as f64 * slope + inter) as f32;
-                    place(&raw, header, orientation, value, Channel::float32)
+                    place(raw, header, orientation, value, Channel::float32)
                 }
             }
         };

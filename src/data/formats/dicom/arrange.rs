@@ -209,13 +209,13 @@ impl Arranged {
     pub fn voxels(&self, revealed: bool) -> Voxels<'_> {
         let open =
             move || Ok(Box::new(pixels::Pixels::new(&self.images, &self.pieces, self.uniform(), revealed)) as Box<dyn Read>);
-        Voxels { open: Box::new(open), beside: vec![], there: self.places().map(Place::bytes).sum() }
+        Voxels { there: self.places().map(Place::bytes).sum(), ..Voxels::from_stream(open) }
     }
 
     pub fn into_voxels<'a>(self) -> Voxels<'a> {
         let (uniform, there) = (self.uniform(), self.places().map(Place::bytes).sum());
         let Arranged { images, pieces, .. } = self;
         let open = move || Ok(Box::new(pixels::Pixels::new(images, pieces, uniform, false)) as Box<dyn Read>);
-        Voxels { open: Box::new(open), beside: vec![], there }
+        Voxels { there, ..Voxels::from_stream(open) }
     }
 }

@@ -48,8 +48,8 @@ fn open(content: Content) -> Result<(Header, Voxels)> {
         return Ok(open_voxels(parsed, &path));
     }
     let Parsed { header, offset, .. } = parsed;
-    let skip = offset - header.raw.len() as u64;
-    Ok((header, Voxels::here(stream, skip)))
+    let passed = header.raw.len();
+    Ok((header, Voxels::here(stream, passed, offset)))
 }
 
 /// The voxels of a pair whose header is `path`.
@@ -62,5 +62,5 @@ fn open_voxels<'a>(parsed: Parsed, path: &Path) -> (Header, Voxels<'a>) {
         skip_bytes(&mut stream, offset)?;
         Ok(Box::new(stream) as Box<dyn Read>)
     };
-    (header, Voxels { open: Box::new(open), beside, there: 0 })
+    (header, Voxels { beside, ..Voxels::from_stream(open) })
 }

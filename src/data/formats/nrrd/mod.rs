@@ -150,7 +150,7 @@ fn open(content: Content) -> Result<(Header, Voxels)> {
         raw,
     };
     let voxels = match fields.get("data file") {
-        None => Voxels { open: Box::new(move || data.voxels(stream)), beside: vec![], there: 0 },
+        None => Voxels::from_stream(move || data.voxels(stream)),
         Some(text) => {
             let decode = move |mut file: detached::File, bytes: u64| {
                 if data.skip < 0 {
