@@ -54,10 +54,17 @@ pub fn gunzip<'a>(stream: impl BufRead + 'a) -> impl Read + 'a {
     Members(Some(GzDecoder::new(stream)))
 }
 
+/// The largest file that is taken into memory to be inflated at once.
+const AT_ONCE: usize = 64 << 20;
+
 /// The whole content of a gzip file that compresses this many bytes, checksum compared: faster than as a stream. `None`: it is something else,
-/// holds more or less, is damaged or compressed so much that its claim is not to be trusted; as a stream it is read or says what is wrong.
+/// is large, holds more or less, is damaged or compressed so much that its claim is not to be trusted; as a stream it is read or says what is
+/// wrong.
 pub fn gunzip_at_once(file: &File, bytes: usize) -> Option<Vec<u8>> {
     let size = usize::try_from(file.metadata().ok()?.len()).ok()?;
+    if size > AT_ONCE {
+        return None;
+    }
     let (mut start, mut end) = ([0; 2], [0; 4]);
     file.read_exact_at(&mut start, 0).ok()?;
     file.read_exact_at(&mut end, size.checked_sub(4)? as u64).ok()?;
