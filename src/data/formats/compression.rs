@@ -16,6 +16,9 @@ const BUFFER: usize = 1 << 17;
 /// By how much a scan's file is expected to be compressed at most.
 pub const LIKELY: usize = 8;
 
+/// How gzip begins.
+const GZIP: [u8; 2] = [0x1f, 0x8b];
+
 /// What names of compressed files end in.
 pub const ENDINGS: [&str; 3] = [".gz", ".bz2", ".zst"];
 
@@ -36,7 +39,7 @@ pub fn decompressed<'a>(mut reader: impl Read + 'a) -> Result<Box<dyn BufRead + 
     let kind: [u8; 4] = start[..].try_into().unwrap_or_default();
     let stream = BufReader::with_capacity(BUFFER, io::Cursor::new(start).chain(reader));
     let inside: Box<dyn Read> = match kind {
-        [0x1f, 0x8b, ..] => Box::new(gunzip(stream)),
+        _ if kind.starts_with(&GZIP) => Box::new(gunzip(stream)),
         [b'B', b'Z', b'h', _] => Box::new(bunzip2(stream)),
         ZSTD => Box::new(Frames::Between(stream)),
         _ => return Ok(Box::new(stream)),
@@ -69,16 +72,17 @@ pub fn gunzip_at_once(file: &File, bytes: usize) -> Option<Vec<u8>> {
     file.read_exact_at(&mut start, 0).ok()?;
     file.read_exact_at(&mut end, size.checked_sub(4)? as u64).ok()?;
     let claimed = u32::from_le_bytes(end) == bytes as u32;
-    if start != [0x1f, 0x8b] || !claimed || bytes / LIKELY > size || size / LIKELY > bytes {
+    if start != GZIP || !claimed || bytes / LIKELY > size || size / LIKELY > bytes {
         return None;
     }
-    let mut packed = Vec::new();
-    packed.try_reserve_exact(size).ok()?;
-    packed.resize(size, 0);
+    let room = |n| {
+        let mut room = Vec::new();
+        room.try_reserve_exact(n).ok()?;
+        room.resize(n, 0);
+        Some(room)
+    };
+    let (mut packed, mut out) = (room(size)?, room(bytes)?);
     file.read_exact_at(&mut packed, 0).ok()?;
-    let mut out = Vec::new();
-    out.try_reserve_exact(bytes).ok()?;
-    out.resize(bytes, 0);
     let n = Decompressor::new().gzip_decompress(&packed, &mut out).ok()?;
     (n == bytes).then_some(out)
 }
@@ -164,14 +168,15 @@ mod tests {
         decompressed(bytes).unwrap().read_to_end(&mut out).map(|_| out)
     }
 
+    fn gz(content: &[u8]) -> Vec<u8> {
+        let mut stream = GzEncoder::new(vec![], flate2::Compression::fast());
+        stream.write_all(content).unwrap();
+        stream.finish().unwrap()
+    }
+
     #[test]
     fn at_once_as_a_stream_or_not_at_all() {
         let content: Vec<u8> = (0..300_000u32).map(|i| (i.wrapping_mul(i).wrapping_mul(0x9e37_79b9) >> 26) as u8).collect();
-        let gz = |content: &[u8]| {
-            let mut stream = GzEncoder::new(vec![], flate2::Compression::fast());
-            stream.write_all(content).unwrap();
-            stream.finish().unwrap()
-        };
         let at_once = |packed: &[u8]| {
             let mut file = tempfile::tempfile().unwrap();
             file.write_all(packed).unwrap();
@@ -205,11 +210,6 @@ mod tests {
     fn several_members_and_what_follows_them() {
         let parts: Vec<Vec<u8>> = [3, 300_000, 1].iter().map(|&n| (0..n).map(|i: u32| (i / 7 % 251) as u8).collect()).collect();
         let whole = parts.concat();
-        let gz = |part: &Vec<u8>| {
-            let mut stream = GzEncoder::new(vec![], flate2::Compression::fast());
-            stream.write_all(part).unwrap();
-            stream.finish().unwrap()
-        };
         let bz2 = |part: &Vec<u8>| {
             let mut stream = BzEncoder::new(vec![], bzip2::Compression::fast());
             stream.write_all(part).unwrap();
