@@ -98,6 +98,7 @@ struct State {
     for (size_t k = 0; k < bucket.members.size(); k++) {
       const auto &gradient = parameters[bucket.members[k]].grad();
       if (gradient.defined()) {
+        if (gradient.is_alias_of(bucket.flat)) continue;
         to.push_back(bucket.views[k]);
         from.push_back(gradient);
       } else {
@@ -106,8 +107,16 @@ struct State {
       }
     }
     if (!to.empty()) at::_foreach_copy_(to, from);
+    // From here on the bucket holds them: one copy less, and half the memory.
+    for (size_t k = 0; k < bucket.members.size(); k++) hand_over(bucket, k);
     group->collective("reducing gradients", [&] { group->flying.push_back(group->add(bucket.flat)); });
     launched++;
+  }
+
+  // A gradient that lies on another device than the bucket stays where it is.
+  void hand_over(const Bucket &bucket, size_t k) {
+    const auto &parameter = parameters[bucket.members[k]];
+    if (parameter.grad().defined() && bucket.flat.device() == parameter.device()) parameter.mutable_grad() = bucket.views[k];
   }
 
   void finish() {
@@ -120,6 +129,7 @@ struct State {
     });
     group->flying.clear();
     for (auto &bucket : buckets) {
+      bucket.flat.div_(group->world);
       std::vector<at::Tensor> to, from;
       for (size_t k = 0; k < bucket.members.size(); k++) {
         const auto &parameter = parameters[bucket.members[k]];
@@ -128,10 +138,11 @@ struct State {
           if (bucket.present()[static_cast<int64_t>(k)].item<double>() == 0) continue;
           parameter.mutable_grad() = at::zeros_like(parameter);
         }
+        hand_over(bucket, k);
+        if (parameter.grad().is_alias_of(bucket.flat)) continue;
         to.push_back(parameter.grad());
         from.push_back(bucket.views[k]);
       }
-      bucket.flat.div_(group->world);
       if (!to.empty()) at::_foreach_copy_(to, from);
     }
   }

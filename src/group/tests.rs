@@ -222,6 +222,21 @@ fn buckets_leave_while_the_backward_pass_still_runs() {
 }
 
 #[test]
+fn gradients_are_left_in_their_bucket() {
+    let beside = ranks(2, |_| {
+        let weights = [2, 3].map(|n| samples(n).set_requires_grad(true));
+        let mut reducer = Reducer::new(&weights).unwrap();
+        reducer.arm().unwrap();
+        (weights[0].sum(Kind::Double) + weights[1].square().sum(Kind::Double)).f_backward().unwrap();
+        reducer.finish().unwrap();
+        let [first, second] = weights.each_ref().map(|w| w.grad().data_ptr() as usize);
+        // From the last to the first, without a gap.
+        (first - second) / size_of::<f64>() == weights[1].numel()
+    });
+    assert_eq!(beside, [true; 2]);
+}
+
+#[test]
 fn a_gradient_that_only_some_ranks_have_counts_as_zero_elsewhere() {
     let found = ranks(2, |rank| {
         let weights = [2f64, 3.].map(|value| Tensor::from(value).set_requires_grad(true));
