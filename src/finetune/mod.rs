@@ -17,7 +17,7 @@ use crate::nn::EncoderConfig;
 use crate::predict::model::DownstreamConfig;
 use crate::print::{self, note};
 use crate::run::folder::{Run, check_folders, object};
-use crate::run::input::Input;
+use crate::run::input::{Input, check_planned};
 use crate::run::seen::{self, Seen};
 use crate::run::split::choose_split;
 use crate::run::weights::Pretrained;
@@ -78,8 +78,8 @@ fn train_and_test(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ende
     }
     let device = config.train.device.resolve()?;
     group::use_device(device)?;
+    check_planned(&store)?;
     let input = Input::of(&store);
-    input.check_planned(&config.train.data)?;
     config.train.check_ranks(&settings::resolved(config), &input)?;
     let reopen = |dir| Run::of_first(|| Run::reopen(dir, settings::resolved(config), &RESUMABLE, &input));
     let run = resume.map(reopen).transpose()?;

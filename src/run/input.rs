@@ -7,10 +7,21 @@ use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::env;
-use std::path::Path;
 
-/// The variable by which a sweep tells a run's process the fingerprint of the store that it was planned with.
-pub const PLANNED_STORE: &str = "PRETEXT3D_PLANNED_STORE";
+/// The variable by which a sweep tells a run's process the fingerprints of the stores that it was planned with, separated by commas.
+pub const PLANNED_STORES: &str = "PRETEXT3D_PLANNED_STORES";
+
+/// Errors in a run of a sweep that was planned with another store than this one is now: it may have been made anew since the sweep looked.
+pub fn check_planned(store: &Store) -> Result<()> {
+    let Some(planned) = env::var_os(PLANNED_STORES) else { return Ok(()) };
+    ensure!(
+        planned.to_string_lossy().split(',').any(|fingerprint| fingerprint == store.index().fingerprint),
+        "{}: the store was made anew or changed while the sweep runs; take the store as it was and run the same command to go on, or give \
+         another --out",
+        store.folder().display()
+    );
+    Ok(())
+}
 
 /// What an encoder expects of its input: how the scans it was trained on were prepared.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -42,17 +53,6 @@ impl Input {
             fingerprint: index.fingerprint.clone(),
             slices: store.slices(),
         }
-    }
-
-    /// Errors in a run of a sweep that was planned with another store than `data` is now: it may have been made anew since the sweep looked.
-    pub fn check_planned(&self, data: &Path) -> Result<()> {
-        ensure!(
-            env::var_os(PLANNED_STORE).is_none_or(|planned| *planned == *self.fingerprint),
-            "{}: the store was made anew or changed while the sweep runs; take the store as it was and run the same command to go on, or give \
-             another --out",
-            data.display()
-        );
-        Ok(())
     }
 
     /// The channels in words.

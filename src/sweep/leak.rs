@@ -5,9 +5,8 @@ use crate::data::split::{Split, subject};
 use crate::data::store::{Entry, Store};
 use crate::print::note;
 use anyhow::{Result, bail};
-use serde_json::Value;
-use std::collections::{BTreeSet, HashMap, HashSet};
-use std::path::{Path, PathBuf};
+use std::collections::{HashMap, HashSet};
+use std::path::Path;
 
 /// Errors if the store `unlabelled`, or one that its pretrainings are probed on, holds a scan or a person that any split that is run holds
 /// out. Scans are known by their images, whatever was done to them since; people, independently, by their ids, unless the user says that
@@ -15,11 +14,7 @@ use std::path::{Path, PathBuf};
 pub fn check(config: &SweepConfig, store: &Store, splits: &[Split]) -> Result<()> {
     let Some(folder) = &config.unlabelled else { return Ok(()) };
     check_folder("unlabelled", folder, config, store, splits)?;
-    let mut probes = BTreeSet::new();
-    for pretraining in config.pretrainings()? {
-        probes.extend(config.pretrain_settings(&pretraining)?.get("probe").and_then(Value::as_str).map(PathBuf::from));
-    }
-    probes.iter().try_for_each(|folder| check_folder("probe", folder, config, store, splits))
+    config.probes()?.iter().try_for_each(|folder| check_folder("probe", folder, config, store, splits))
 }
 
 fn check_folder(key: &str, folder: &Path, config: &SweepConfig, store: &Store, splits: &[Split]) -> Result<()> {

@@ -8,6 +8,8 @@ use crate::study::labels::Labels;
 use crate::study::repetitions::Draw;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value};
+use std::collections::BTreeSet;
+use std::path::PathBuf;
 
 /// Flags that the sweep itself gives to `pretrain`.
 const PRETRAIN_OWN: [&str; 9] = ["data", "task", "fraction", "seed", "split", "weights", "out", "config", "resume"];
@@ -156,6 +158,15 @@ impl SweepConfig {
             }
         }
         Ok(settings)
+    }
+
+    /// The stores that pretrainings are probed on.
+    pub fn probes(&self) -> Result<BTreeSet<PathBuf>> {
+        let mut probes = BTreeSet::new();
+        for pretraining in self.pretrainings()? {
+            probes.extend(self.pretrain_settings(&pretraining)?.get("probe").and_then(Value::as_str).map(PathBuf::from));
+        }
+        Ok(probes)
     }
 
     /// Flags of one pretraining.

@@ -3,7 +3,7 @@
 use crate::ffi;
 use crate::group;
 use crate::machine::COMPUTE_THREADS;
-use crate::run::input::PLANNED_STORE;
+use crate::run::input::PLANNED_STORES;
 use anyhow::{Context, Result};
 use std::fs::{File, OpenOptions};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
@@ -34,9 +34,9 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts this program with `arguments`, its output appended to a log, `lock` held as long as it lives. It refuses another store than
-    /// that of the fingerprint `store`, and computes with `threads`, where they are given.
-    pub fn start(arguments: &[String], store: &str, threads: Option<usize>, log: PathBuf, lock: File) -> Result<Process> {
+    /// Starts this program with `arguments`, its output appended to a log, `lock` held as long as it lives. It refuses other stores than
+    /// those of the fingerprints `stores`, and computes with `threads`, where they are given.
+    pub fn start(arguments: &[String], stores: &[&str], threads: Option<usize>, log: PathBuf, lock: File) -> Result<Process> {
         let open = || OpenOptions::new().create(true).append(true).open(&log).with_context(|| log.display().to_string());
         let mut command = Command::new(PROGRAM);
         command.arg0("pretext3d").args(arguments).stdin(Stdio::null()).stdout(open()?).stderr(open()?);
@@ -44,7 +44,7 @@ impl Process {
         for name in group::VARIABLES {
             command.env_remove(name);
         }
-        command.env(PLANNED_STORE, store);
+        command.env(PLANNED_STORES, stores.join(","));
         if let Some(threads) = threads {
             command.env(COMPUTE_THREADS, threads.to_string());
         }

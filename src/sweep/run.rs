@@ -133,8 +133,8 @@ impl Runner {
             arguments.push(format!("--threads={share}"));
         }
         let compute = (jobs > 1 && std::env::var_os(COMPUTE_THREADS).is_none()).then_some(share);
-        let store = self.stores.planned(matches!(work, Work::Pretrain(_)));
-        let process = Process::start(&arguments, store, compute, dir.join("log.txt"), lock)?;
+        let stores = self.stores.planned(matches!(work, Work::Pretrain(_)));
+        let process = Process::start(&arguments, &stores, compute, dir.join("log.txt"), lock)?;
         Ok(Start::Running(Running { work, process, started: Instant::now() }))
     }
 

@@ -18,6 +18,8 @@ pub struct Stores {
     data: Known,
     /// What is pretrained on, if that is another one.
     unlabelled: Option<Known>,
+    /// What pretrainings are probed on.
+    probes: Vec<Known>,
 }
 
 impl Stores {
@@ -25,12 +27,13 @@ impl Stores {
         let known = |folder: &Path, fingerprint: &str| Known { folder: folder.to_owned(), fingerprint: fingerprint.to_owned() };
         let read = |folder: &PathBuf| anyhow::Ok(known(folder, &Index::read(folder)?.fingerprint));
         let unlabelled = config.unlabelled.as_ref().map(read).transpose()?;
-        Ok(Stores { data: known(store.folder(), &store.index().fingerprint), unlabelled })
+        let probes = config.probes()?.iter().map(read).collect::<Result<_>>()?;
+        Ok(Stores { data: known(store.folder(), &store.index().fingerprint), unlabelled, probes })
     }
 
     /// Errors if a store was made anew or changed since.
     pub fn check(&self) -> Result<()> {
-        for Known { folder, fingerprint } in [&self.data].into_iter().chain(&self.unlabelled) {
+        for Known { folder, fingerprint } in [&self.data].into_iter().chain(&self.unlabelled).chain(&self.probes) {
             ensure!(
                 Index::read(folder)?.fingerprint == *fingerprint,
                 "{}: the store was made anew or changed while the sweep runs, whose runs would not be comparable; what is done is kept, what \
@@ -41,14 +44,15 @@ impl Stores {
         Ok(())
     }
 
-    /// What a run reads.
-    fn read_by(&self, pretraining: bool) -> &Known {
+    /// What a run trains on.
+    fn trained_on(&self, pretraining: bool) -> &Known {
         self.unlabelled.as_ref().filter(|_| pretraining).unwrap_or(&self.data)
     }
 
-    /// The fingerprint of what a run must read.
-    pub fn planned(&self, pretraining: bool) -> &str {
-        &self.read_by(pretraining).fingerprint
+    /// The fingerprints of what a run may read.
+    pub fn planned(&self, pretraining: bool) -> Vec<&str> {
+        let probes = self.probes.iter().filter(|_| pretraining);
+        [self.trained_on(pretraining)].into_iter().chain(probes).map(|known| known.fingerprint.as_str()).collect()
     }
 
     /// Errors if a run of an earlier start, if there is one in `dir`, was begun with another store.
@@ -56,16 +60,19 @@ impl Stores {
         if !dir.join(CONFIG).is_file() {
             return Ok(());
         }
-        let Known { folder, fingerprint } = self.read_by(pretraining);
         let description = Run::at(dir).description()?;
-        let before = description.get("input").and_then(|input| input.get("fingerprint")?.as_str());
-        ensure!(
-            before.is_none_or(|before| before == fingerprint),
-            "{}: was begun with another store than {} is now, and is not comparable with new runs; take the store as it was, or give another \
-             --out",
-            dir.display(),
-            folder.display()
-        );
+        let trained_on = self.trained_on(pretraining);
+        let probes: Vec<&Known> = self.probes.iter().filter(|_| pretraining).collect();
+        for (what, now) in [("input", &[trained_on][..]), ("probe", &probes)] {
+            let before = description.get(what).and_then(|store| store.get("fingerprint")?.as_str());
+            ensure!(
+                before.is_none_or(|before| now.is_empty() || now.iter().any(|known| known.fingerprint == before)),
+                "{}: was begun with another store than {} is now, and is not comparable with new runs; take the store as it was, or give \
+                 another --out",
+                dir.display(),
+                now.iter().map(|known| known.folder.display().to_string()).collect::<Vec<_>>().join(" or ")
+            );
+        }
         Ok(())
     }
 }

@@ -15,7 +15,7 @@ use crate::nn::{EncoderConfig, EncoderFlags};
 use crate::predict::export;
 use crate::print::{self, note};
 use crate::run::folder::{Run, check_folders, object};
-use crate::run::input::Input;
+use crate::run::input::{Input, check_planned};
 use crate::run::record::{self, PretrainResult};
 use crate::run::seen::Seen;
 use crate::run::split::{Needs, TestSide, choose_split, scans_of};
@@ -186,8 +186,8 @@ fn train(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended> {
     let device = config.train.device.resolve()?;
     group::use_device(device)?;
 
+    check_planned(&store)?;
     let input = Input::of(&store);
-    input.check_planned(&config.train.data)?;
     config.train.check_ranks(&settings::resolved(config), &input)?;
     let resumable: Vec<&str> = RESUMABLE.into_iter().chain(["weights"]).collect();
     let reopen = |dir| Run::of_first(|| Run::reopen(dir, settings::resolved(config), &resumable, &input));

@@ -18,7 +18,7 @@ use crate::readout::cross::{CrossValidation, Readout, Scan};
 use crate::readout::truth::Truth;
 use crate::readout::voxels::{Maps, VoxelReadout};
 use crate::rng::{Stream, rng};
-use crate::run::input::{Input, positions};
+use crate::run::input::{Input, check_planned, positions};
 use crate::run::split::Needs;
 use crate::run::tensors::ENCODER;
 use crate::train::network::Network;
@@ -122,6 +122,7 @@ impl Probe {
     ) -> Result<Option<Probe>> {
         let Some(folder) = &config.probe else { return Ok(None) };
         let own = Store::open(folder)?.sliced(store.slices())?;
+        check_planned(&own)?;
         let probe = Probe::new(config, own, store, split, network, device, bf16);
         probe.map(Some).with_context(|| format!("--probe {}", folder.display()))
     }

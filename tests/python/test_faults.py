@@ -127,9 +127,26 @@ def test_a_store_made_anew_under_a_sweep(brains, own, tmp_path):
     assert len(list(out.glob("cells/*/result.json"))) == 2
 
 
-def test_a_store_made_anew_before_a_run_of_a_sweep_opens_it(own, tmp_path):
-    store, out = own[0], tmp_path / "out"
-    (tmp_path / "sweep.toml").write_text(SWEEP)
+PROBED = SWEEP.replace("tasks = []", 'tasks = ["rot"]').replace('"scratch"', '"frozen"').replace("[0, 1]", "[0]") + """
+[pretrain]
+probe = "probe"
+filters = 2
+levels = 2
+epochs = 1
+steps = 1
+batch-size = 2
+device = "cpu"
+threads = 1
+rot-head = "gap"
+"""
+
+
+@pytest.mark.parametrize("name, plan, runs", [("store", SWEEP, "cells/*"), ("probe", PROBED, "pretrain/*")])
+def test_a_store_made_anew_before_a_run_of_a_sweep_opens_it(own, tmp_path, name, plan, runs):
+    store, out = tmp_path / name, tmp_path / "out"
+    if name == "probe":
+        shutil.copytree(own[0], store)
+    (tmp_path / "sweep.toml").write_text(plan)
     sweep = ["sweep", "--config", "sweep.toml", "--out", "out"]
     process = subprocess.Popen(command(*sweep), cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     while not (cells := Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()):
@@ -140,10 +157,14 @@ def test_a_store_made_anew_before_a_run_of_a_sweep_opens_it(own, tmp_path):
     index, fingerprint = (store / "index.json").read_text(), read_json(store / "index.json")["fingerprint"]
     (store / "index.json").write_text(index.replace(fingerprint, "0" * 64))
     os.kill(int(cells[0]), signal.SIGCONT)
-    fails(process, "error: store: ", "made anew or changed while the sweep runs")
+    fails(process, f"{name}: the store was made anew or changed while the sweep runs")
     (store / "index.json").write_text(index)
     pretext3d(*sweep, cwd=tmp_path)
-    assert [read_json(path)["input"]["fingerprint"] for path in out.glob("cells/*/config.json")] == [fingerprint] * 2
+    ran = list(out.glob(f"{runs}/config.json"))
+    assert ran and all(read_json(path)["probe" if name == "probe" else "input"]["fingerprint"] == fingerprint for path in ran)
+    # Nor do runs of before go together with new ones.
+    (store / "index.json").write_text(index.replace(fingerprint, "0" * 64))
+    refused(*sweep, cwd=tmp_path, says=[ran[0].parent.relative_to(tmp_path).parent, f"another store than {name} is now"])
 
 
 def test_an_export_to_another_program_that_was_killed(trained, tmp_path):
