@@ -24,7 +24,7 @@ help: ## List the targets
 	sed -n 's/^#: \?//p' $(MAKEFILE_LIST)
 
 #:
-#: make pretrain TASK=rot|rpl|jig|cpc|exe [DATA=dir|manifest.csv] [GPUS=N] [ARGS="--epochs 50 ..."]
+#: make pretrain TASK=rot|rpl|jig|cpc|exe|mae|gen|vf|simclr [DATA=dir|manifest.csv] [GPUS=N] [ARGS="--epochs 50 ..."]
 #:   TASK             one task, or several separated by commas, trained jointly on one encoder
 #:   DATA             your scans; without it 64 generated brains
 #:   GPUS             processes that train together, each on a GPU of this machine; without GPUs, on a share of its cores

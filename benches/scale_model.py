@@ -8,8 +8,10 @@ import math
 from pathlib import Path
 
 RESULTS = Path(__file__).parent / "results/2026-11-23-nvidia-h100-80gb-hbm3.json"
-# The U-Net with 16 filters and 4 levels, float32 gradients, and a bucket of the reducer.
-PARAMETERS, BYTES, BUCKET = 3_536_736, 4, 25 * 2**20
+# The U-Net with 16 filters and 5 levels on one channel, its deepest features, the hidden layers of a task's head, and its classes.
+ENCODER, DEEPEST, HIDDEN, CLASSES = 3_536_736, 256, (2048, 1024), {"rot": 10, "jig": 100}
+# Of float32 gradients, and a bucket of the reducer.
+BYTES, BUCKET = 4, 25 * 2**20
 # Of a step, the share of the backward pass, in which buckets travel.
 BACKWARD = 2 / 3
 GPUS_A_NODE = 8
@@ -23,6 +25,14 @@ LATENCY = 47.5e-6
 # rank over TCP, in seconds a rank: an assumption.
 GATHERS, HOP = 3, 50e-6
 COUNTS = [8, 16, 64, 512]
+
+
+def parameters(task, window):
+    """Of encoder and head. `rot` pools the deepest map by 2, `jig` has 27 patches that end as one voxel each."""
+    inputs = DEEPEST * ((window // 32) ** 3 if task == "rot" else 27)
+    widths = [inputs, *HIDDEN, CLASSES[task]]
+    linear = sum((a + 1) * b for a, b in zip(widths, widths[1:]))
+    return ENCODER + linear + 2 * sum(HIDDEN)
 
 
 def latency(gpus):
@@ -49,9 +59,9 @@ def table():
     heads = [f"{gpus} GPUs" for gpus in COUNTS]
     lines = ["| step on one GPU | network | " + " | ".join(heads) + " |", "| --- | --- |" + " --- |" * len(COUNTS)]
     for case in cases:
-        alone = case["seconds_a_step"]
+        alone, size = case["seconds_a_step"], BYTES * parameters(case["task"], case["window"])
         for name, network in NETWORKS.items():
-            efficiencies = [alone / step(alone, PARAMETERS * BYTES, gpus, network) for gpus in COUNTS]
+            efficiencies = [alone / step(alone, size, gpus, network) for gpus in COUNTS]
             cells = " | ".join(f"{100 * share:.0f} %" for share in efficiencies)
             lines.append(f"| `{case['task']}`, {case['batch']} x {case['window']}^3, {1000 * alone:.1f} ms | {name} | {cells} |")
     return "\n".join(lines)

@@ -50,9 +50,9 @@ fn check_store(folder: &Path) -> Result<()> {
     let wrong = wrong?;
     wrong.iter().for_each(|line| note!("bad: {line}"));
     let of = index.subjects.len();
-    ensure!(wrong.is_empty(), "{}: {} files of {of} subjects are not as they were written", folder.display(), wrong.len());
+    ensure!(wrong.is_empty(), "{}: {} files of {of} scans are not as they were written", folder.display(), wrong.len());
     let bytes = HumanBytes(index.subjects.iter().map(|s| s.bytes).sum());
-    say!("{}: {of} subjects, {bytes}, all as they were written, {:.1} s", folder.display(), start.elapsed().as_secs_f64());
+    say!("{}: {of} scans, {bytes}, all as they were written, {:.1} s", folder.display(), start.elapsed().as_secs_f64());
     Ok(())
 }
 

@@ -285,7 +285,7 @@ pub fn run(args: Args) -> Result<()> {
         None => format!("{} with labels", dataset.subjects.iter().filter(|s| s.label.is_some()).count()),
     };
     note!(
-        "{}: layout {}, {} subjects ({with_label}), channels {}",
+        "{}: layout {}, {} scans ({with_label}), channels {}",
         args.data.display(),
         dataset.layout,
         dataset.subjects.len(),

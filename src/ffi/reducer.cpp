@@ -15,7 +15,7 @@ namespace {
 
 struct Bucket {
   std::vector<size_t> members;
-  // One after the other as they lie in memory, then for each how many ranks have a gradient for it.
+  // One after the other as they lie in memory, then for each how many ranks have a gradient for it (a share, when divided).
   at::Tensor flat;
   std::vector<at::Tensor> views;
   size_t missing = 0;
@@ -107,7 +107,7 @@ struct State {
       }
     }
     if (!to.empty()) at::_foreach_copy_(to, from);
-    // From here on the bucket holds them: one copy less, and half the memory.
+    // From here on the bucket holds them: one copy less, and no second one in memory.
     for (size_t k = 0; k < bucket.members.size(); k++) hand_over(bucket, k);
     group->collective("reducing gradients", [&] { group->flying.push_back(group->add(bucket.flat)); });
     launched++;
@@ -136,9 +136,9 @@ struct State {
         if (!parameter.grad().defined()) {
           // Only here does a GPU have to be waited for.
           if (bucket.present()[static_cast<int64_t>(k)].item<double>() == 0) continue;
-          parameter.mutable_grad() = at::zeros_like(parameter);
+          parameter.mutable_grad() = at::empty_like(parameter);
+          hand_over(bucket, k);
         }
-        hand_over(bucket, k);
         if (parameter.grad().is_alias_of(bucket.flat)) continue;
         to.push_back(parameter.grad());
         from.push_back(bucket.views[k]);

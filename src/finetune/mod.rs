@@ -142,6 +142,12 @@ fn train_and_test(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ende
         mirror_zoom: None,
         given: encoder_training,
     })?;
+    if let Some(run) = &run
+        && work::of_first(|| run.is_complete(epochs))?
+    {
+        run.note_complete(epochs, &format!("its scores are in {}", run.dir.join("result.json").display()));
+        return Ok(Ended::Finished);
+    }
     let batch = trainer.tasks[0].batch;
     resolved.train.batch_size = Some(batch);
     // Batch normalisation of one value has no variance: its running one becomes NaN, and every prediction background.

@@ -5,9 +5,11 @@ use crate::dim::Shape;
 use crate::fs::{Lock, check_folder, lock_folder, make_numbered, remove_temporaries, write_atomic, write_atomic_path};
 use crate::group::work::of_first;
 use crate::nn::EncoderConfig;
+use crate::print::note;
 use crate::run::history::History;
 use crate::run::input::Input;
 use crate::run::means::Means;
+use crate::run::record::read_json;
 use crate::run::seen::Seen;
 use crate::run::tensors::{self, Tensors, VERSION, split_checkpoint};
 use crate::settings::{self, CONFIG};
@@ -240,6 +242,21 @@ impl Run {
         self.checkpoint("last").exists()
     }
 
+    /// Whether it was trained for so many epochs and what follows was done, too: the result is there, and is of as many.
+    pub fn is_complete(&self, epochs: u64) -> Result<bool> {
+        let (result, last) = (self.dir.join("result.json"), self.checkpoint("last"));
+        if !result.exists() || !last.exists() || Progress::read(&last)?.epoch < epochs {
+            return Ok(false);
+        }
+        let result: Value = read_json(&result)?;
+        Ok(result["epochs"].as_u64() >= Some(epochs))
+    }
+
+    /// Says of a complete run how to go on from it.
+    pub fn note_complete(&self, epochs: u64, done: &str) {
+        note!("{}: finished before, {epochs} epochs; {done}, and --epochs with a larger number trains on", self.dir.display());
+    }
+
     /// Writes `<which>.safetensors`, atomically: weights, optimizer state and progress.
     pub fn save(&self, which: &str, model: &Tensors, optimizer: &Tensors, progress: &Progress) -> Result<()> {
         let metadata = HashMap::from([
@@ -305,6 +322,7 @@ pub fn locate(path: &Path) -> Result<(Run, String)> {
         if path.extension().is_some_and(|e| e == "safetensors") { path.to_owned() } else { path.with_extension("safetensors") };
     let (dir, which) = (file.parent().map(PathBuf::from), file.file_stem().map(|s| s.to_string_lossy().into_owned()));
     let run = dir.filter(|dir| dir.join(CONFIG).is_file()).map(|dir| Run::at(&dir));
+    ensure!(run.is_some() || file.exists(), "{}: no such file or folder", path.display());
     run.zip(which)
         .with_context(|| format!("{}: expected a run's folder, a checkpoint in one, or exported weights", path.display()))
 }

@@ -217,6 +217,13 @@ fn train(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended> {
     size::note_padded("window", &store, rank, window);
     let windows = Windows { scans: Padded::around(train.clone(), window), rank, shape: window, seed: config.train.seed };
     let trainer = config.trainer(device, rank, window, train, valid)?;
+    if let Some(run) = &run
+        && work::of_first(|| run.is_complete(trainer.epochs))?
+    {
+        let again = print::command_line(["export", "--run", &run.dir.to_string_lossy()]);
+        run.note_complete(trainer.epochs, &format!("its weights are written again by: {again}"));
+        return Ok(Ended::Finished);
+    }
     if run.is_none() && init.is_none() {
         config.network.note_spacing(&trainer.network.config, input.mean_spacing);
     }

@@ -382,6 +382,9 @@ def test_more_epochs_later_leave_the_warmup_as_it_was(folder, four, tmp_path):
     pretext3d("finetune", "--resume", run, "--epochs", 5)
     settings = read_json(run / "config.json")["settings"]
     assert (settings["epochs"], settings["frozen-epochs"]) == (5, 1)
+    before = (run / "result.json").stat().st_mtime_ns
+    assert "finished before, 5 epochs" in pretext3d("finetune", "--resume", run).stderr
+    assert (run / "result.json").stat().st_mtime_ns == before, "tested again"
 
 
 # Bad input: what is refused, and what the message says. `None` stands for the pretrained weights.

@@ -104,7 +104,7 @@ def index(store):
 @pytest.mark.parametrize("dtype,tolerance", [("f32", 2e-5), ("f16", 6e-4)])
 def test_paper_protocol(decathlon, tmp_path, dtype, tolerance):
     text = preprocess(decathlon, tmp_path / "s", "--size", SIDE, "--dtype", dtype, "--threads", 2)
-    assert "4 subjects" in text and f"{SIDE} x {SIDE} x {SIDE}" in text
+    assert "4 scans" in text and f"{SIDE} x {SIDE} x {SIDE}" in text
     found = index(tmp_path / "s")
     assert found["complete"] and [e["id"] for e in found["subjects"]] == [f"case_{n}" for n in range(4)]
     assert [label["value"] for label in found["labels"]] == [0, 1, 2]
@@ -264,7 +264,7 @@ def test_broken_scans(tmp_path):
     assert not index(store)["complete"]
 
     text = preprocess(data, store, "--size", 16, "--skip-bad")
-    assert "2 subjects (2 kept, 4 left out)" in text
+    assert "2 scans (2 kept, 4 left out)" in text
     found = index(store)
     assert found["complete"] and len(found["left_out"]) == 4 and len(found["subjects"]) == 2
     assert any("NaN" in entry["reason"] for entry in found["left_out"])
@@ -468,7 +468,7 @@ def test_labels_by_their_names_and_scans_that_look_like_labels(tmp_path):
         save(image, numpy.eye(4), data / f"volume-{n}.nii")
         save(label, numpy.eye(4), data / f"segmentation-{n}.nii")
     text = preprocess(data, tmp_path / "s", "--size", 8, "--labels", "0,1,2")
-    assert "2 subjects (2 with labels)" in text and "warning" not in text
+    assert "2 scans (2 with labels)" in text and "warning" not in text
     for n in range(2):
         (data / f"segmentation-{n}.nii").rename(data / f"volume-{n}_by_ann.nii")
     # A parcellation has too many values to be a few; an image of 8 bits has whole numbers too.

@@ -169,7 +169,7 @@ def test_what_fails_on_one_rank_is_said_once(data, tmp_path):
 
 
 def test_what_is_refused_is_refused_once(data, brains, tmp_path):
-    once(ended(ranks(2, *ROT, "--data", tmp_path / "none"), 1), "not a store")
+    once(ended(ranks(2, *ROT, "--data", tmp_path / "none"), 1), "no such folder")
     once(ended(ranks(2, *ROT, "--data", data, "--dropout", 2), 1), "--dropout must be")
     assert "--no-such-flag" in ended(ranks(2, *ROT, "--data", data, "--no-such-flag"), 2)
     once(ended(ranks(3, *ROT, "--data", data, "--batch-size", 2, "--out", tmp_path / "run"), 1), "--batch-size 2", "3 processes")

@@ -94,6 +94,24 @@ def test_more_epochs_later_equal_all_at_once(store, tmp_path, task):
     assert_same(tmp_path / "twice/run", tmp_path / "once/run")
 
 
+def test_a_finished_run_is_left_alone_until_it_is_given_more_epochs(store, tmp_path):
+    """Its export may have been replaced by that of a later run."""
+    run, weights = tmp_path / "run", tmp_path / "w.pt"
+    pretext3d(*arguments(store, tmp_path, extra=["--schedule", "constant"]))
+    weights.write_text("those of another run")
+    done = pretext3d("pretrain", "--resume", run)
+    epochs = len(rows(run / "metrics.csv"))
+    assert f"finished before, {epochs} epochs" in done.stderr and f"export --run {run}" in done.stderr
+    assert weights.read_text() == "those of another run"
+    pretext3d("pretrain", "--resume", run, "--epochs", epochs + 1)
+    assert len(rows(run / "metrics.csv")) == epochs + 1 and weights.read_bytes()[:2] == b"PK"
+    # Killed after its last epoch: what follows it is not done yet.
+    (run / "result.json").unlink()
+    weights.unlink()
+    pretext3d("pretrain", "--resume", run)
+    assert weights.exists() and (run / "result.json").exists()
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signal_saves_and_tells_how_to_resume(store, straight, tmp_path, number):
     process = start(*arguments(store, tmp_path))

@@ -19,7 +19,7 @@ pub fn finish_shard(args: &Args, all: usize, part: &Part, took: Duration) -> Res
     let Part { stored, kept, left_out, stopped, missing } = part;
     let (shard, out, bad) = (args.shard, args.out.display(), left_out.len());
     if *stopped {
-        bail!("interrupted: {stored} subjects of shard {shard} are in {out}; run the same command to go on");
+        bail!("interrupted: {stored} scans of shard {shard} are in {out}; run the same command to go on");
     }
     ensure!(
         bad == 0 || args.skip_bad,
@@ -29,7 +29,7 @@ pub fn finish_shard(args: &Args, all: usize, part: &Part, took: Duration) -> Res
     let missing: Vec<String> = missing.iter().map(Shard::to_string).collect();
     let missing: Vec<&str> = missing.iter().map(String::as_str).collect();
     say!(
-        "{out}: shard {shard}: {stored} of all {all} subjects ({kept} kept{}), {:.1} s; {}",
+        "{out}: shard {shard}: {stored} of all {all} scans ({kept} kept{}), {:.1} s; {}",
         if bad > 0 { format!(", {bad} left out") } else { String::new() },
         took.as_secs_f64(),
         match missing.len() {
@@ -45,7 +45,7 @@ pub fn finish(args: &Args, dataset: &Dataset, filled: &Filled, took: Duration) -
     let &Filled { ref index, kept, stopped, .. } = filled;
     let (stored, out) = (index.subjects.len(), args.out.display());
     if stopped {
-        bail!("interrupted: {stored} of {} subjects are in {out}; run the same command to go on", dataset.subjects.len());
+        bail!("interrupted: {stored} of {} scans are in {out}; run the same command to go on", dataset.subjects.len());
     }
     let bad = index.left_out.len();
     if bad > 0 {
@@ -118,7 +118,7 @@ pub fn finish(args: &Args, dataset: &Dataset, filled: &Filled, took: Duration) -
         (low, high) => format!("{low}-{high}"),
     });
     say!(
-        "{out}: {stored} subjects ({kept} kept{}), channels {}, {} voxels, {}, {:.1} s",
+        "{out}: {stored} scans ({kept} kept{}), channels {}, {} voxels, {}, {:.1} s",
         if bad > 0 { format!(", {bad} left out") } else { String::new() },
         index.channels.join(", "),
         size.join(" x "),

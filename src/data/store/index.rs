@@ -183,6 +183,7 @@ impl Index {
     /// Reads a store's index; it may be of a store that is not complete.
     pub fn read(folder: &Path) -> Result<Index> {
         let path = folder.join(INDEX);
+        ensure!(folder.exists(), "{}: no such folder", folder.display());
         ensure!(path.is_file(), "{}: not a store (no {INDEX}); make one with `pretext3d preprocess`", folder.display());
         let text = std::fs::read(&path).with_context(|| path.display().to_string())?;
 
