@@ -114,15 +114,18 @@ def test_commands_and_flags_exist(page):
                 assert known, f"{page}: no command knows {flag}: {text}"
 
 
-def test_files_of_settings_are_accepted(store, tmp_path):
+def test_files_of_settings_are_accepted(tmp_path):
+    # Of the size of the store that the pages name.
+    pretext3d("phantom", "--kind", "brain", "--subjects", 12, "--size", 64, "--seed", 0, "--out", tmp_path / "brains")
+    pretext3d("preprocess", "--data", tmp_path / "brains", "--out", tmp_path / "store", "--size", 64)
     files = [text for page in GUIDE for language, text in parts(page)[1] if language == "toml"]
     sweeps = [text for text in files if "arms =" in text]
     assert sweeps and len(files) > len(sweeps)
     for text in files:
         (tmp_path / "file.toml").write_text(text)
         if text in sweeps:
-            planned = pretext3d("sweep", "--config", tmp_path / "file.toml", "--data", store, "--dry-run", cwd=tmp_path).stdout
-            assert " finetune " in planned
+            planned = pretext3d("sweep", "--config", "file.toml", "--data", "store", "--dry-run", cwd=tmp_path)
+            assert " finetune " in planned.stdout and "refused" not in planned.stderr, planned.stderr
         else:
             assert {f"--{key}" for key in tomllib.loads(text)} <= commands()["pretrain"], text
 
