@@ -17,8 +17,8 @@ const INPUTS: [(i64, i64); 8] = [(19, 32), (24, 32), (29, 32), (30, 32), (32, 8)
 /// and the number of threads does.
 const WHOLE: [(i64, i64); 3] = [(32, 8), (39, 8), (64, 2)];
 
-/// Sides of the patches that segmentation trains on.
-const PATCHES: [(i64, i64); 3] = [(32, 2), (48, 2), (64, 2)];
+/// Sides of the patches that segmentation trains on, and batches as those of `WHOLE`.
+const PATCHES: [(i64, i64); 3] = [(32, 8), (48, 4), (64, 2)];
 
 static GENERATOR: Mutex<()> = Mutex::new(());
 
@@ -29,9 +29,11 @@ struct Setting {
     kind: Kind,
     bf16: bool,
     format: MemoryFormat,
+    /// Draws weights, input and projection.
+    seed: i64,
 }
 
-const CPU: Setting = Setting { device: Device::Cpu, kind: Kind::Float, bf16: false, format: MemoryFormat::Contiguous };
+const CPU: Setting = Setting { device: Device::Cpu, kind: Kind::Float, bf16: false, format: MemoryFormat::Contiguous, seed: 5 };
 const DOUBLE: Setting = Setting { kind: Kind::Double, ..CPU };
 const BF16: Setting = Setting { bf16: true, format: MemoryFormat::ChannelsLast, ..CPU };
 
@@ -48,8 +50,8 @@ enum Part {
 fn gradients(setting: Setting, part: Part, rank: Rank, (side, batch): (i64, i64), filters: i64) -> BTreeMap<String, Tensor> {
     // Tests share libtorch's generator.
     let _alone = GENERATOR.lock().unwrap_or_else(|e| e.into_inner());
-    let Setting { device, kind, bf16, format } = setting;
-    tch::manual_seed(5);
+    let Setting { device, kind, bf16, format, seed } = setting;
+    tch::manual_seed(seed);
     let mut vs = VarStore::new(Device::Cpu);
     let encoder = UNet::new(&vs.root() / "encoder", UNetConfig { filters, ..UNetConfig::paper(rank, 1) });
     let decoder = match part {
@@ -149,17 +151,26 @@ fn assert_bf16_layers_follow(device: Device) {
 }
 
 /// A broken layer has a cosine near 0 or a wild length. Rounding to 8 bits grows on the way back through the batch normalisations
-/// (PyTorch's own figures are the same), so that only the last convolution is near; each alone is held to more above.
+/// (PyTorch's own figures are the same), so that only the last convolution is near; each alone is held to more above. What rounding
+/// makes of one draw is chance: medians of some.
 fn assert_bf16_follows(setting: Setting, part: Part, input: (i64, i64)) {
-    let exact = gradients(CPU, part, Rank::Three, input, 16);
-    let rough = gradients(setting, part, Rank::Three, input, 16);
+    let draws = [5, 6, 7].map(|seed| {
+        let [rough, exact] = [setting, CPU].map(|s| gradients(Setting { seed, ..s }, part, Rank::Three, input, 16));
+        // Of convolutions, transposed ones included.
+        let convolutions = exact.into_iter().filter(|(_, gradient)| gradient.dim() == 5);
+        convolutions.map(|(name, exact)| (name.clone(), agreement(&rough[&name], &exact))).collect::<BTreeMap<_, _>>()
+    });
     let last = match part {
         Part::Encoder => "level4.conv1",
         Part::Segmentation(_) => "decoder.output",
     };
-    // Of convolutions, transposed ones included.
-    for (name, exact) in exact.iter().filter(|(_, gradient)| gradient.dim() == 5) {
-        let (cosine, ratio) = agreement(&rough[name], exact);
+    for name in draws[0].keys() {
+        let median = |of: fn(&(f64, f64)) -> f64| {
+            let mut found = draws.each_ref().map(|draw| of(&draw[name]));
+            found.sort_by(f64::total_cmp);
+            found[1]
+        };
+        let (cosine, ratio) = (median(|agreement| agreement.0), median(|agreement| agreement.1));
         let least = if name.contains(last) { 0.9 } else { 0.4 };
         assert!(cosine > least && (0.5..2.).contains(&ratio), "{input:?}, {name}: cosine {cosine}, length {ratio}");
     }
