@@ -68,11 +68,12 @@ impl Conv {
     }
 
     pub fn forward(&self, x: &Tensor) -> Tensor {
+        let padding = self.padding();
         if x.device() == Device::Cpu && self.defeats_padding(&x.size()[2..]) {
-            let around: Vec<i64> = self.padding().into_iter().rev().flat_map(|n| [n, n]).collect();
-            return self.padded(&x.constant_pad_nd(around), &vec![0; self.padding().len()]);
+            let around: Vec<i64> = padding.iter().rev().flat_map(|&n| [n, n]).collect();
+            return self.convolve(&x.constant_pad_nd(around), &vec![0; padding.len()]);
         }
-        self.padded(x, &self.padding())
+        self.convolve(x, &padding)
     }
 
     /// Whether zeros must be put around an input of this extent by hand. Where an axis is short against its kernel, torch 2.11 (oneDNN 3.10)
@@ -82,7 +83,7 @@ impl Conv {
         extent.iter().zip(self.kernel.values()).any(|(&n, &kernel)| kernel > 1 && n < 2 * kernel)
     }
 
-    fn padded(&self, x: &Tensor, padding: &[i64]) -> Tensor {
+    fn convolve(&self, x: &Tensor, padding: &[i64]) -> Tensor {
         let (bias, stride) = (self.bias.as_ref(), self.stride.values());
         match self.rank {
             Rank::Two => x.conv2d(&self.weight, bias, stride, padding, 1, 1),
@@ -347,7 +348,7 @@ mod tests {
             let gradients = |map: Tensor, of: [&Tensor; 2]| {
                 Tensor::run_backward(&[(map * &projection).sum(Kind::Double)], &of, false, false)
             };
-            let wanted = gradients(exact.padded(&wide, &exact.padding()), [&exact.weight, &wide]);
+            let wanted = gradients(exact.convolve(&wide, &exact.padding()), [&exact.weight, &wide]);
             for (bf16, kind, near) in [(true, Kind::BFloat16, 0.02), (false, Kind::Float, 1e-5)] {
                 let map = ffi::with_autocast(Device::Cpu, bf16, || conv.forward(&x));
                 assert_eq!((map.kind(), map.size()), (kind, size.clone()));

@@ -49,10 +49,18 @@ impl Stores {
         self.unlabelled.as_ref().filter(|_| pretraining).unwrap_or(&self.data)
     }
 
+    /// What a run may be probed on.
+    fn probed_on(&self, pretraining: bool) -> impl Iterator<Item = &Known> {
+        self.probes.iter().filter(move |_| pretraining)
+    }
+
     /// The fingerprints of what a run may read.
     pub fn planned(&self, pretraining: bool) -> Vec<&str> {
-        let probes = self.probes.iter().filter(|_| pretraining);
-        [self.trained_on(pretraining)].into_iter().chain(probes).map(|known| known.fingerprint.as_str()).collect()
+        [self.trained_on(pretraining)]
+            .into_iter()
+            .chain(self.probed_on(pretraining))
+            .map(|known| known.fingerprint.as_str())
+            .collect()
     }
 
     /// Errors if a run of an earlier start, if there is one in `dir`, was begun with another store.
@@ -62,7 +70,7 @@ impl Stores {
         }
         let description = Run::at(dir).description()?;
         let trained_on = self.trained_on(pretraining);
-        let probes: Vec<&Known> = self.probes.iter().filter(|_| pretraining).collect();
+        let probes: Vec<&Known> = self.probed_on(pretraining).collect();
         for (what, now) in [("input", &[trained_on][..]), ("probe", &probes)] {
             let before = description.get(what).and_then(|store| store.get("fingerprint")?.as_str());
             ensure!(
