@@ -18,6 +18,7 @@ use crate::predict::model::DownstreamConfig;
 use crate::print::{self, note};
 use crate::run::folder::{Run, check_folders, object};
 use crate::run::input::{Input, check_planned};
+use crate::run::record::RESULT;
 use crate::run::seen::{self, Seen};
 use crate::run::split::choose_split;
 use crate::run::weights::Pretrained;
@@ -145,7 +146,7 @@ fn train_and_test(config: &FinetuneConfig, resume: Option<&Path>) -> Result<Ende
     if let Some(run) = &run
         && work::of_first(|| run.is_complete(epochs))?
     {
-        run.note_complete(epochs, &format!("its scores are in {}", run.dir.join("result.json").display()));
+        run.note_complete(epochs, &format!("its scores are in {}", run.dir.join(RESULT).display()));
         return Ok(Ended::Finished);
     }
     let batch = trainer.tasks[0].batch;

@@ -25,7 +25,7 @@ use crate::report::progress::Counter;
 use crate::report::scores::{table, write_scores};
 use crate::run::folder::{Progress, Run, TEST};
 use crate::run::history::History;
-use crate::run::record::{self, CellResult};
+use crate::run::record::{self, CellResult, RESULT};
 use crate::tasks::classification::Score;
 use crate::tasks::segmentation::Predicted;
 use crate::train::session::Ended;
@@ -82,8 +82,8 @@ pub fn test(config: &FinetuneConfig, run: &Run, split: &Split, sides: &Sides, me
         TestEnd::Scored(tested) => tested,
     };
     let summary = tested.summary.clone();
-    run.write("result.json", &record(config, run, split, sides, metric, tested)?)?;
-    say!("{summary}\n{}: scores in {}", run.dir.join("result.json").display(), folder.display());
+    run.write(RESULT, &record(config, run, split, sides, metric, tested)?)?;
+    say!("{summary}\n{}: scores in {}", run.dir.join(RESULT).display(), folder.display());
     Ok(Ended::Finished)
 }
 

@@ -9,7 +9,7 @@ use crate::print::note;
 use crate::run::history::History;
 use crate::run::input::Input;
 use crate::run::means::Means;
-use crate::run::record::read_json;
+use crate::run::record::{RESULT, read_json};
 use crate::run::seen::Seen;
 use crate::run::tensors::{self, Tensors, VERSION, split_checkpoint};
 use crate::settings::{self, CONFIG};
@@ -244,7 +244,7 @@ impl Run {
 
     /// Whether it was trained for so many epochs and what follows was done, too: the result is there, and is of as many.
     pub fn is_complete(&self, epochs: u64) -> Result<bool> {
-        let (result, last) = (self.dir.join("result.json"), self.checkpoint("last"));
+        let (result, last) = (self.dir.join(RESULT), self.checkpoint("last"));
         if !result.exists() || !last.exists() || Progress::read(&last)?.epoch < epochs {
             return Ok(false);
         }

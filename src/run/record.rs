@@ -91,6 +91,9 @@ pub struct PretrainResult {
     pub epochs: usize,
 }
 
+/// Where a run's record is; written when all else is done.
+pub const RESULT: &str = "result.json";
+
 /// Reads a record; errors on another version, and on unknown or missing fields.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
     let text = std::fs::read_to_string(path).with_context(|| path.display().to_string())?;

@@ -2,7 +2,7 @@
 
 use super::cell::Cell;
 use crate::run::history::History;
-use crate::run::record::{CellResult, VERSION, read_json};
+use crate::run::record::{CellResult, RESULT, VERSION, read_json};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -74,7 +74,7 @@ pub fn at_rate(cell: &Cell, lr: f64) -> Cell {
 
 /// The best validation score of a finished run, that of the epoch which is tested.
 pub fn validation_score(folder: &Path) -> Result<f64> {
-    let result: CellResult = read_json(&folder.join("result.json"))?;
+    let result: CellResult = read_json(&folder.join(RESULT))?;
     let column = format!("val/{}", result.validation_metric);
     let history = History::read(folder)?;
     let score = history.iter().find(|row| row.epoch == result.best_epoch).and_then(|row| row.get(&column));

@@ -4,7 +4,7 @@ use super::cell::Cell;
 use super::rates::{Rates, at_rate};
 use super::repetitions::Repetitions;
 use crate::run::history::{History, Row};
-use crate::run::record::{CellResult, PretrainResult, SCRATCH, read_json};
+use crate::run::record::{CellResult, PretrainResult, RESULT, SCRATCH, read_json};
 use anyhow::{Context, Result, bail, ensure};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -87,7 +87,7 @@ impl Records {
         let first = first.with_context(|| format!("{}: no finished cell, found no cells/*/result.json", folder.display()))?;
         for (cell, f) in sweep.cells.iter().zip(&finished).filter_map(|(c, f)| Some((c, f.as_ref()?))) {
             let (found, expected) = (&f.result.metric, &first.result.metric);
-            let path = folder.join("cells").join(&cell.id).join("result.json");
+            let path = folder.join("cells").join(&cell.id).join(RESULT);
             ensure!(found == expected, "{}: metric {found:?}, other cells have {expected:?}", path.display());
         }
         let pretraining = read_pretraining(&folder.join("pretrain"))?;
@@ -179,7 +179,7 @@ pub fn check_places(cells: &[Cell]) -> Result<()> {
 }
 
 fn read_cell(folder: &Path, cell: &Cell) -> Result<Option<Finished>> {
-    let path = folder.join("result.json");
+    let path = folder.join(RESULT);
     if !path.exists() {
         return Ok(None);
     }
@@ -220,7 +220,7 @@ fn read_pretraining(folder: &Path) -> Result<Vec<(String, PretrainResult)>> {
     let mut runs = Vec::new();
     for entry in std::fs::read_dir(folder).with_context(|| folder.display().to_string())? {
         let entry = entry.with_context(|| folder.display().to_string())?;
-        let path = entry.path().join("result.json");
+        let path = entry.path().join(RESULT);
         if path.exists() {
             runs.push((entry.file_name().to_string_lossy().into_owned(), read_json(&path)?));
         }

@@ -21,7 +21,7 @@ use crate::nn::EncoderConfig;
 use crate::print::{self, note};
 use crate::report::study::write_report;
 use crate::run::input::Input;
-use crate::run::record;
+use crate::run::record::{self, RESULT};
 use crate::shard::Shard;
 use crate::study::cell::Cell;
 use crate::study::rates::{Rates, TUNING};
@@ -268,9 +268,9 @@ impl Runner {
         match work {
             Work::Own(i) => match self.own_cell(i) {
                 None => false,
-                Some(own) => own.lr == self.finetunings[i].cell.lr || self.dir(work).join("result.json").is_file(),
+                Some(own) => own.lr == self.finetunings[i].cell.lr || self.dir(work).join(RESULT).is_file(),
             },
-            _ => self.dir(work).join("result.json").is_file(),
+            _ => self.dir(work).join(RESULT).is_file(),
         }
     }
 

@@ -6,7 +6,7 @@ use super::{Runner, Work};
 use crate::fs::try_lock;
 use crate::machine::{COMPUTE_THREADS, cores};
 use crate::print::{note, say};
-use crate::run::record::{CellResult, read_json};
+use crate::run::record::{CellResult, RESULT, read_json};
 use crate::settings::CONFIG;
 use crate::study::rates::validation_score;
 use crate::train::session::Ended;
@@ -145,7 +145,7 @@ impl Runner {
 
     /// Says what a finished run reached, or why it cannot have finished.
     fn finish(&self, run: &Running) -> Result<(), String> {
-        let path = self.dir(run.work).join("result.json");
+        let path = self.dir(run.work).join(RESULT);
         let score = match run.work {
             _ if !path.is_file() => return Err("ended without a result.json".into()),
             Work::Pretrain(_) => "pretrained".to_owned(),

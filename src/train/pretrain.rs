@@ -16,7 +16,7 @@ use crate::predict::export;
 use crate::print::{self, note};
 use crate::run::folder::{Run, check_folders, object};
 use crate::run::input::{Input, check_planned};
-use crate::run::record::{self, PretrainResult};
+use crate::run::record::{self, PretrainResult, RESULT};
 use crate::run::seen::Seen;
 use crate::run::split::{Needs, TestSide, choose_split, scans_of};
 use crate::run::weights::{Pretrained, Transfer};
@@ -305,7 +305,7 @@ fn train(config: &PretrainConfig, resume: Option<&Path>) -> Result<Ended> {
     }
     let written = export::export_run(&run, "best", &prefix, Some((&windows, device)))?;
     note!("exported {} from {}", written.join(", "), run.dir.display());
-    run.write("result.json", &record(&config, &session, rank, run.warnings()?))?;
+    run.write(RESULT, &record(&config, &session, rank, run.warnings()?))?;
     Ok(Ended::Finished)
 }
 
